@@ -1,0 +1,51 @@
+"""Runnel: recurrent models on live data, state carried, every chunk applied once."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .errors import RunnelError
+    from .plugins import hookimpl
+    from .serve.client import Client
+    from .spec import Framing, Signal, TensorSpec
+    from .stage import Stage
+    from .stream import Stream
+
+__version__ = "0.1.0"
+__all__ = [
+    "Client",
+    "Engine",
+    "Framing",
+    "RunnelError",
+    "Signal",
+    "Stage",
+    "Stream",
+    "TensorSpec",
+    "hookimpl",
+]
+
+# Loaded when first named, so that `import runnel` costs a device next to nothing (PEP 562).
+_HOMES = {
+    "Client": "serve.client",
+    "Engine": "engine",
+    "Framing": "spec",
+    "RunnelError": "errors",
+    "Signal": "spec",
+    "Stage": "stage",
+    "Stream": "stream",
+    "TensorSpec": "spec",
+    "hookimpl": "plugins",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'runnel' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,137 @@
+"""The model file as bytes: its description, and the hash that a certificate vouches for.
+
+An ONNX file is a protobuf message. Only its outermost fields are walked here, so that a device can
+check a file without the onnx package. The hash covers every byte of the message but the `runnel`
+entry itself, and that entry's document but for the hash in it: one flipped bit anywhere is seen.
+(Protobuf wire format: https://protobuf.dev/programming-guides/encoding/; field numbers: onnx.proto.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+
+KEY = "runnel"  # the metadata entry that holds the document
+MAX_FILE = 2**31 - 1  # bytes: protobuf's own limit for one message
+MAX_DOCUMENT = 16 * 2**20  # bytes of JSON
+
+_METADATA_PROPS = 14  # ModelProto.metadata_props: StringStringEntryProto {1: key, 2: value}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def read(path: str | Path) -> bytes:
+    """The file's bytes; ModelError where it is missing, empty or too large."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise ModelError(f"{path}: {size} bytes; an ONNX file holds at most {MAX_FILE}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from None
+    if not data:
+        raise ModelError(f"{path}: the file is empty")
+    return data
+
+
+def document(data: bytes, where: str) -> dict[str, Any] | None:
+    """The model's own description, or None for a file that has none."""
+    for field, wire, start, end in _fields(data, where):
+        entry = _entry(data[start:end], where) if (field, wire) == (_METADATA_PROPS, _BYTES) else None
+        if entry is not None:
+            try:
+                found = json.loads(entry)
+            except ValueError as error:
+                raise ModelError(
+                    f"{where}: its description is not JSON ({error}): the file is damaged"
+                ) from None
+            if not isinstance(found, dict):
+                raise ModelError(f"{where}: its description is not a JSON object: the file is damaged")
+            return found
+    return None
+
+
+def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
+    """What certificate.hash must be: SHA-256 over the file without its description, then over that."""
+    found = hashlib.sha256()
+    for field, wire, start, end in _fields(data, where):
+        if (field, wire) == (_METADATA_PROPS, _BYTES) and _entry(data[start:end], where) is not None:
+            continue
+        found.update(f"{field}:{wire}:{end - start};".encode())
+        found.update(memoryview(data)[start:end])
+    unsigned = dict(description)
+    if isinstance(unsigned.get("certificate"), Mapping):
+        unsigned["certificate"] = {k: v for k, v in unsigned["certificate"].items() if k != "hash"}
+    found.update(json.dumps(unsigned, sort_keys=True, separators=(",", ":")).encode())
+    return "sha256:" + found.hexdigest()
+
+
+def seal(graph: bytes, description: Mapping[str, Any]) -> bytes:
+    """The model file: `graph` (an ONNX file without a description) and `description` with its hash.
+
+    `description["certificate"]`, where there is one, gets the key ``hash``.
+    """
+    final = dict(description)
+    if final.get("certificate") is not None:
+        final["certificate"] = {**final["certificate"], "hash": digest(graph, description, "the model")}
+    text = json.dumps(final, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > MAX_DOCUMENT:
+        raise ModelError(f"the model's description takes {len(text)} bytes; at most {MAX_DOCUMENT}")
+    entry = _tagged(1, KEY.encode()) + _tagged(2, text)
+    return graph + _tagged(_METADATA_PROPS, entry)  # a repeated field may be appended
+
+
+def _tagged(field: int, payload: bytes) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _entry(payload: bytes, where: str) -> bytes | None:
+    """The value of a metadata entry whose key is ours."""
+    parts = {f: payload[s:e] for f, w, s, e in _fields(payload, where) if w == _BYTES}
+    return parts.get(2, b"") if parts.get(1) == KEY.encode() else None
+
+
+def _fields(data: bytes, where: str) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, start, end of the payload) of a message's outermost fields."""
+    at, size = 0, len(data)
+    while at < size:
+        tag, at = _read_varint(data, at, where)
+        field, wire = tag >> 3, tag & 7
+        if wire == _BYTES:
+            length, at = _read_varint(data, at, where)
+            end = at + length
+        elif wire == _VARINT:
+            _, end = _read_varint(data, at, where)
+        elif wire in (_FIXED64, _FIXED32):
+            end = at + (8 if wire == _FIXED64 else 4)
+        else:
+            raise ModelError(f"{where}: not an ONNX file (wire type {wire} at byte {at})")
+        if field == 0 or end > size:
+            raise ModelError(f"{where}: not an ONNX file, or cut off at byte {size}")
+        yield field, wire, at, end
+        at = end
+
+
+def _read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise ModelError(f"{where}: not an ONNX file, or cut off at byte {at}")

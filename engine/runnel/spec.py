@@ -1,0 +1,358 @@
+"""What a model takes, gives and carries: the document inside a model file, as checked types.
+
+Two kinds of shape, kept apart. A *model tensor* has the shape of the ONNX value, with the words
+``"time"`` and ``"slot"`` in place of the free axes: ``("time", "slot", 80)``. A *chunk tensor*
+(`TensorSpec`) has the shape of one time step only: ``(80,)``, and a chunk holds ``(T, 80)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import ModelError, nearest
+
+FORMAT = 1
+TIME, SLOT = "time", "slot"
+MAX_RANK = 8
+MAX_STATES = 1024
+DTYPES = ("float32", "float16", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+Dim = int | str
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named array of a chunk: ``shape`` is that of one time step, without the time axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    def empty(self) -> Array:
+        """Zero time steps of it: shape (0, *shape)."""
+        return np.zeros((0, *self.shape), self.dtype)
+
+    def __str__(self) -> str:
+        inner = ", ".join(map(str, ("T", *self.shape)))
+        return f"{self.name}: {self.dtype} ({inner})"
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What flows between two stages: the arrays of a chunk and, where it is known, their rate in Hz."""
+
+    tensors: tuple[TensorSpec, ...]
+    rate: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.tensors)
+
+    def empty(self) -> dict[str, Array]:
+        """A chunk of zero time steps."""
+        return {t.name: t.empty() for t in self.tensors}
+
+    def __str__(self) -> str:
+        text = "; ".join(map(str, self.tensors)) or "nothing"
+        return text + (f" at {self.rate:g} Hz" if self.rate else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """An ONNX input or output that is part of the signal."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def slot_axis(self) -> int:
+        return self.shape.index(SLOT)
+
+    @property
+    def time_axis(self) -> int | None:
+        return self.shape.index(TIME) if TIME in self.shape else None
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """One time step of one stream: the shape without time and slot."""
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    def sized(self, slots: int, ticks: int) -> tuple[int, ...]:
+        """The concrete shape for so many streams and time steps."""
+        return tuple({SLOT: slots, TIME: ticks}[d] if isinstance(d, str) else d for d in self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelState:
+    """An ONNX input and the output that becomes it at the next step, paired by name."""
+
+    input: str
+    output: str
+    dtype: str
+    shape: tuple[Dim, ...]  # ints and one "slot"
+    initial: Array  # one stream's row, without the slot axis; read-only
+
+    @property
+    def slot_axis(self) -> int:
+        return self.shape.index(SLOT)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+    def sized(self, slots: int) -> tuple[int, ...]:
+        return tuple(slots if isinstance(d, str) else d for d in self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How samples become the windows that the model sees, one a step.
+
+    Step k sees samples ``[k*hop - (window - hop), k*hop + hop)``, zeros before the first. Worked
+    example: window 576, hop 512 keeps 64 samples of context; after 1024 samples there are two steps.
+    """
+
+    window: int
+    hop: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.hop <= self.window):
+            raise ModelError(
+                f"framing: hop must be in 1..window, but hop is {self.hop} and window is {self.window}"
+            )
+
+    @property
+    def context(self) -> int:
+        return self.window - self.hop
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A step model: its signal, its states, and what is known of it."""
+
+    inputs: tuple[ModelTensor, ...]
+    outputs: tuple[ModelTensor, ...]
+    states: tuple[ModelState, ...]
+    framing: Framing | None = None
+    rate: float | None = None  # Hz of the input's time axis: samples a second, or ticks
+    latency: int = 0  # input time steps
+    any_ticks: bool = True  # a call may hold any number of time steps; else exactly one
+    constants: Mapping[str, Array] = field(default_factory=dict)  # inputs that never change
+    certificate: Mapping[str, Any] | None = None
+    graph: Mapping[str, Any] | None = None  # ops, parameters, flops: as counted at export
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(s.row_bytes for s in self.states)
+
+
+def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) -> Array:
+    """A state's initial row from a number or a nested list; read-only."""
+    try:
+        row = np.array(np.broadcast_to(np.asarray(value, dtype=dtype), row_shape))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{where}: initial value does not fit shape {row_shape} of {dtype}: {error}"
+        ) from None
+    if row.dtype.kind == "f" and not np.isfinite(row).all():
+        raise ModelError(f"{where}: initial value is not finite")
+    row.setflags(write=False)
+    return row
+
+
+def to_document(spec: ModelSpec) -> dict[str, Any]:
+    """The JSON document of design format 1. Inverse of `from_document`."""
+
+    def tensor(t: ModelTensor) -> dict[str, Any]:
+        return {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
+
+    def state(s: ModelState) -> dict[str, Any]:
+        flat = s.initial.ravel()
+        same = flat.size == 0 or bool((flat == flat[0]).all())
+        return {
+            "input": s.input,
+            "output": s.output,
+            "dtype": s.dtype,
+            "shape": list(s.shape),
+            "slot_axis": s.slot_axis,
+            "initial": (flat[0].item() if flat.size else 0) if same else s.initial.tolist(),
+        }
+
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "inputs": [tensor(t) for t in spec.inputs],
+        "outputs": [tensor(t) for t in spec.outputs],
+        "states": [state(s) for s in spec.states],
+        "latency": spec.latency,
+        "ticks": "any" if spec.any_ticks else 1,
+    }
+    if spec.framing:
+        document["framing"] = {"window": spec.framing.window, "hop": spec.framing.hop}
+    if spec.rate:
+        document["rate"] = spec.rate
+    if spec.graph:
+        document["graph"] = dict(spec.graph)
+    if spec.certificate is not None:
+        document["certificate"] = dict(spec.certificate)
+    return document
+
+
+_KEYS = (
+    "format",
+    "inputs",
+    "outputs",
+    "states",
+    "framing",
+    "rate",
+    "latency",
+    "ticks",
+    "graph",
+    "certificate",
+)
+
+
+def from_document(document: Any, where: str) -> ModelSpec:
+    """Read a model's document strictly.
+
+    Raises ModelError, naming `where` and the part of the document, for anything unknown or unfit.
+    """
+    doc = _mapping(document, where)
+    for key in doc:
+        if key not in _KEYS:
+            raise ModelError(f"{where}: unknown key {key!r}{nearest(str(key), _KEYS)}")
+    if doc.get("format") != FORMAT:
+        raise ModelError(
+            f"{where}: format {doc.get('format')!r}; this version of runnel reads format {FORMAT}: "
+            "export the model again, or upgrade runnel"
+        )
+    inputs = tuple(_tensor(t, f"{where}: inputs[{i}]") for i, t in enumerate(_items(doc, "inputs", where)))
+    outputs = tuple(_tensor(t, f"{where}: outputs[{i}]") for i, t in enumerate(_items(doc, "outputs", where)))
+    states = tuple(_state(s, f"{where}: states[{i}]") for i, s in enumerate(_items(doc, "states", where)))
+    framing = None
+    if doc.get("framing") is not None:
+        part = _mapping(doc["framing"], f"{where}: framing")
+        framing = Framing(_count(part, "window", where), _count(part, "hop", where))
+    latency, rate, ticks = doc.get("latency", 0), doc.get("rate"), doc.get("ticks", "any")
+    if not isinstance(latency, int) or latency < 0:
+        raise ModelError(f"{where}: latency must be a count of input time steps, not {latency!r}")
+    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+        raise ModelError(f"{where}: rate must be a positive number of Hz, not {rate!r}")
+    if ticks not in ("any", 1):
+        raise ModelError(f"{where}: ticks must be 'any' or 1, not {ticks!r}")
+    spec = ModelSpec(
+        inputs, outputs, states, framing, rate, latency, ticks == "any",
+        certificate=doc.get("certificate"), graph=doc.get("graph"),
+    )  # fmt: skip
+    check(spec, where)
+    return spec
+
+
+def check(spec: ModelSpec, where: str) -> None:
+    """The rules that tie a spec's parts together; raises ModelError."""
+    if not spec.inputs or not spec.outputs:
+        raise ModelError(f"{where}: a step model has at least one input and one output")
+    ins = [t.name for t in spec.inputs] + [s.input for s in spec.states] + list(spec.constants)
+    outs = [t.name for t in spec.outputs] + [s.output for s in spec.states]
+    for names, what in ((ins, "input"), (outs, "output")):
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            raise ModelError(f"{where}: {what} {sorted(twice)[0]!r} is named twice")
+    for t in (*spec.inputs, *spec.outputs):
+        if t.shape.count(SLOT) != 1 or t.shape.count(TIME) > 1:
+            raise ModelError(
+                f"{where}: {t.name!r} has shape {list(t.shape)}: one 'slot' and at most one 'time'"
+            )
+    if spec.any_ticks and any(t.time_axis is None for t in (*spec.inputs, *spec.outputs)):
+        raise ModelError(f"{where}: ticks is 'any', but not every input and output has a 'time' axis")
+    if spec.framing and len(spec.inputs) != 1:
+        raise ModelError(f"{where}: framing needs a model with one input, this one has {len(spec.inputs)}")
+    if spec.framing and (spec.inputs[0].step_shape[:1] != (spec.framing.window,)):
+        raise ModelError(
+            f"{where}: window is {spec.framing.window}, but {spec.inputs[0].name!r} takes "
+            f"{list(spec.inputs[0].step_shape)} a step"
+        )
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{where}: expected an object, not {type(value).__name__}")
+    return value
+
+
+def _items(doc: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    items = doc.get(key, [])
+    if not isinstance(items, list) or len(items) > MAX_STATES:
+        raise ModelError(f"{where}: {key} must be a list of at most {MAX_STATES}")
+    return items
+
+
+def _count(part: Mapping[str, Any], key: str, where: str) -> int:
+    value = part.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _name(part: Mapping[str, Any], key: str, where: str) -> str:
+    value = part.get(key)
+    if not isinstance(value, str) or not value:
+        raise ModelError(f"{where}: {key} must be a name, not {value!r}")
+    return value
+
+
+def dtype_of(value: Any, where: str) -> str:
+    if value not in DTYPES:
+        raise ModelError(f"{where}: dtype {value!r} is not one of {', '.join(DTYPES)}")
+    return str(value)
+
+
+def shape_of(value: Any, where: str, words: tuple[str, ...]) -> tuple[Dim, ...]:
+    """A shape of positive ints and the given words."""
+    good = (
+        isinstance(value, list | tuple)
+        and len(value) <= MAX_RANK
+        and all(
+            d in words if isinstance(d, str) else isinstance(d, int) and not isinstance(d, bool) and d > 0
+            for d in value
+        )
+    )
+    if not good:
+        quoted = " or ".join(repr(w) for w in words)
+        raise ModelError(f"{where}: shape {value!r}: at most {MAX_RANK} positive whole numbers or {quoted}")
+    return tuple(value)
+
+
+def _tensor(value: Any, where: str) -> ModelTensor:
+    part = _mapping(value, where)
+    return ModelTensor(
+        _name(part, "name", where), dtype_of(part.get("dtype"), where),
+        shape_of(part.get("shape"), where, (TIME, SLOT)),
+    )  # fmt: skip
+
+
+def _state(value: Any, where: str) -> ModelState:
+    part = _mapping(value, where)
+    shape = shape_of(part.get("shape"), where, (SLOT,))
+    if shape.count(SLOT) != 1:
+        raise ModelError(f"{where}: shape {list(shape)} must hold 'slot' once")
+    if part.get("slot_axis", shape.index(SLOT)) != shape.index(SLOT):
+        raise ModelError(
+            f"{where}: slot_axis {part['slot_axis']!r} is not where 'slot' stands in {list(shape)}"
+        )
+    dtype = dtype_of(part.get("dtype"), where)
+    row_shape = tuple(d for d in shape if isinstance(d, int))
+    return ModelState(
+        _name(part, "input", where), _name(part, "output", where), dtype, shape,
+        initial_row(part.get("initial", 0), row_shape, dtype, where),
+    )  # fmt: skip

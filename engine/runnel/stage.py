@@ -1,0 +1,112 @@
+"""The contract of everything on a stream's path: ``(state, chunk) -> (state, chunk)``.
+
+A stage object is immutable once made and knows no stream. All that it must remember of one is in the
+`State` that it is given and gives back: named arrays, never changed in place. That is what makes
+reset, snapshot, restore, roll-back and batching work for every stage alike.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import NonFiniteError, RunnelError, StageError
+from .spec import Array, Signal
+
+Chunk = Mapping[str, Array]
+"""Named arrays that share a leading time axis, of any length, zero included. No batch axis."""
+
+State = Any
+"""What a stage carries for one stream. For all stages but the model: a dict of arrays."""
+
+Arrays = Mapping[str, Array]
+"""A state laid open: names to arrays."""
+
+
+class Stage(abc.ABC):
+    """A pre-processor, a model or a post-processor.
+
+    A subclass sets `name`, `inputs`, `outputs` and `latency` in ``__init__`` and defines `initial` and
+    `step`; `flush` where it holds something back, `step_many` where it can do better than a loop.
+    """
+
+    name: str
+    inputs: Signal
+    outputs: Signal
+    latency: int = 0  # in its own input time steps: at stream time t, outputs describe t - latency
+    ratio: tuple[int, int] = (1, 1)  # output time steps for so many input time steps: (up, down)
+
+    @abc.abstractmethod
+    def initial(self) -> Arrays:
+        """A new stream's state."""
+
+    @abc.abstractmethod
+    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        """The next state, and what this chunk makes.
+
+        `chunk` has the names and dtypes of `inputs`, shapes (T, ...) with T >= 0. Neither `state` nor
+        `chunk` may be changed. Raises: anything; the engine wraps it and the old state stays.
+        """
+
+    def flush(self, state: State) -> tuple[State, Chunk]:
+        """The end of the stream: what is still inside. Default: nothing is."""
+        return state, self.outputs.empty()
+
+    def step_many(
+        self, states: Sequence[State], chunks: Sequence[Chunk]
+    ) -> list[tuple[State, Chunk] | RunnelError]:
+        """`step` for several streams; an error stands in the place of the stream that it belongs to."""
+        results: list[tuple[State, Chunk] | RunnelError] = []
+        for state, chunk in zip(states, chunks, strict=True):
+            try:
+                results.append(self.step(state, chunk))
+            except Exception as error:
+                results.append(as_error(self.name, error))
+        return results
+
+    # Where the state lives. Only a stage that keeps it elsewhere (the model, in slots) overrides these.
+
+    def open(self) -> State:
+        """A place for a new stream's state, with the initial state in it."""
+        return self.initial()
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        """`state`'s place with these arrays in it: restore and reset. `state` itself stays valid."""
+        return dict(arrays)
+
+    def dump(self, state: State) -> Arrays:
+        """The state laid open; the arrays may be views and are not to be written to."""
+        arrays: Arrays = state
+        return arrays
+
+    def close(self, state: State) -> None:
+        """The stream is gone: give its place back."""
+
+
+def as_error(name: str, error: Exception) -> RunnelError:
+    """An error of the tree: itself, or a StageError that names the stage and the cause."""
+    if isinstance(error, RunnelError):
+        return error
+    wrapped = StageError(f"stage {name!r} failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def require_finite(name: str, array: Array, stage: str) -> None:
+    """Raise NonFiniteError if a float array holds a NaN or an infinity.
+
+    A stage that keeps samples back must call this before it keeps them: a NaN in its state would stay.
+    """
+    if array.dtype.kind != "f":
+        return
+    finite = np.isfinite(array)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise NonFiniteError(
+            f"{stage}: {name!r} has {array[where]} at time step {where[0]}"
+            + (f", element {where[1:]}" if len(where) > 1 else "")
+            + "; the chunk was not applied"
+        )
