@@ -1,4 +1,4 @@
-"""Real recorded human speech, for tests and benchmarks: see recordings.sh. None of it is in the repository."""
+"""Recorded human speech, for tests and benchmarks: see recordings.sh. None of it is in the repository."""
 
 from __future__ import annotations
 
