@@ -43,8 +43,13 @@ class Option:
     def required(self) -> bool:
         return self.default is REQUIRED
 
+    @property
+    def kind_text(self) -> str:
+        """What a value must be, in words."""
+        return _kind_text(self.kind)
+
     def __str__(self) -> str:
-        return f"{self.name}: {_kind_text(self.kind)}" + ("" if self.required else f" = {self.default!r}")
+        return f"{self.name}: {self.kind_text}" + ("" if self.required else f" = {self.default!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +146,13 @@ def check_options(plugin: Plugin, options: Mapping[str, Any], where: str) -> dic
         if key not in known:
             takes = nearest(key, list(known)) or " (it has none)"
             close = next((o for o in plugin.options if f"{o.name!r}?" in takes), None)
-            of_type = f", {_kind_text(close.kind)}" if close else ""
+            of_type = f", {close.kind_text}" if close else ""
             raise PipelineError(f"{where}: stage {plugin.name!r} has no option {key!r}{takes}{of_type}")
         try:
             checked[key] = _convert(value, known[key].kind)
         except TypeError:
             raise PipelineError(
-                f"{where}: option {key!r} of stage {plugin.name!r} takes {_kind_text(known[key].kind)}, "
+                f"{where}: option {key!r} of stage {plugin.name!r} takes {known[key].kind_text}, "
                 f"not {value!r} ({type(value).__name__})"
             ) from None
     for option in plugin.options:

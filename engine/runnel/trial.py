@@ -56,7 +56,7 @@ class Trial:
 
 
 def noise(stage: Stage, seed: int) -> dict[str, Array]:
-    """`STEPS` time steps for the stage's inputs: normal floats, and zeros and ones where they are not floats."""
+    """`STEPS` time steps for the stage: normal floats; zeros and ones where they are not floats."""
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for t in stage.inputs.tensors:

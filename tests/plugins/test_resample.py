@@ -41,16 +41,16 @@ def test_it_keeps_the_laws(from_rate, rate, shape):
     up=st.integers(1, 40),
     down=st.integers(1, 40),
     half_width=st.integers(1, 20),
-    beta=st.floats(0, 12),
+    beta=st.sampled_from([0.0, 0.5, 5.0, 8.6, 14.0]),
     length=st.integers(0, 700),
-    cuts=st.lists(st.floats(0, 1), max_size=8),
+    cuts=st.lists(st.integers(0, 100), max_size=8),
     shape=st.sampled_from([(), (2,)]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_it_equals_scipy_at_any_ratio_and_any_cuts(up, down, half_width, beta, length, cuts, shape, seed):
     stage = make(down, up, shape, half_width=half_width, beta=beta)
     x = np.random.default_rng(seed).standard_normal((length, *shape)).astype(np.float32)
-    got = play(stage, x, [int(c * length) for c in cuts])
+    got = play(stage, x, [c * length // 100 for c in cuts])
     g = np.gcd(up, down)
     up, down = up // g, down // g
     assert len(got) == -(-length * up // down)
