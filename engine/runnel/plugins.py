@@ -259,8 +259,9 @@ def _check_made(stage: Any, where: str) -> None:
         value = getattr(stage, part, None)
         if not isinstance(value, kind):
             raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
-    up, down = stage.ratio
-    if stage.latency < 0 or up < 1 or down < 1:
+    ratio = tuple(stage.ratio) if isinstance(stage.ratio, list | tuple) else ()
+    if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
         raise PluginError(
-            f"{where}: latency {stage.latency} and ratio {stage.ratio} must not be negative or zero"
+            f"{where}: latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, "
+            f"not {stage.ratio!r}"
         )

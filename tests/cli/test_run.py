@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 
 from runnel import Engine, Signal, TensorSpec
 from runnel.cli import run as command
-from runnel.cli.progress import Progress
-from runnel.cli.run import chunk_steps, paced
+from runnel.cli.run import chunk_steps
 from runnel.cli.sinks import open_sink
+from runnel.cli.sources import open_source
 from runnel.errors import ModelError, NonFiniteError, UsageError
 
 STATE = """
@@ -243,6 +243,44 @@ def test_numbers_survive_a_table_and_json_says_null_for_what_it_cannot_say(tmp_p
     assert lines[0]["c"] == 2**62 + 1
 
 
+TWO = Signal((TensorSpec("token", "int64"), TensorSpec("v", "float32", (2,))))
+
+
+def read_all(path, spec, block=3):
+    with open_source(str(path), spec, block) as source:
+        chunks = list(source.chunks)
+    assert all(1 <= len(c["token"]) <= block for c in chunks)
+    return {n: np.concatenate([c[n] for c in chunks]) for n in spec.names}
+
+
+def test_two_inputs_from_a_table_and_from_records(tmp_path):
+    token, v = np.array([2**60 + 1, -2, 3, 4]), np.arange(8, dtype=np.float32).reshape(4, 2)
+    rows = [(b, t, a) for t, (a, b) in zip(token, v, strict=True)]
+    records = np.zeros(4, [("v", ">f8", (2,)), ("token", "i8")])
+    records["token"], records["v"] = token, v
+    np.save(tmp_path / "in.npy", records)
+    for path in (write_csv(tmp_path / "in.csv", ["v.1", "token", "v.0"], rows), tmp_path / "in.npy"):
+        got = read_all(path, TWO)
+        assert {n: a.dtype.str for n, a in got.items()} == {"token": "<i8", "v": "<f4"}
+        np.testing.assert_array_equal(got["token"], token)
+        np.testing.assert_array_equal(got["v"], v)
+
+
+def test_two_inputs_need_their_names(tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros((4, 2), np.float32))
+    with pytest.raises(UsageError, match="one array, but the pipeline has several inputs"):
+        read_all(tmp_path / "in.npy", TWO)
+    with pytest.raises(UsageError, match=r"no column 'token' \(known: a, b, c\)\. Choose with --columns"):
+        read_all(write_csv(tmp_path / "in.csv", ["a", "b", "c"], [(1, 2, 3)]), TWO)
+
+
+@pytest.mark.parametrize(("cell", "says"), [("2.5", "not a whole number"), (str(2**70), "too (large|big)")])
+def test_a_cell_that_is_no_int64(tmp_path, cell, says):
+    source = write_csv(tmp_path / "in.csv", ["token", "v.0", "v.1"], [(1, 2, 3), (cell, 2, 3)])
+    with pytest.raises(UsageError, match=says):
+        read_all(source, TWO)
+
+
 # What cannot be
 
 
@@ -352,7 +390,7 @@ def test_a_pipeline_that_is_missing(tmp_path):
         runnel_run(tmp_path / "no.onnx", "-", "--quiet")
 
 
-# Interrupts, pace, progress
+# Interrupts, lengths, the last line
 
 PROGRAM = """
 import argparse, sys
@@ -400,25 +438,6 @@ def test_an_output_that_is_a_device_is_written_and_not_replaced(pipeline, tmp_pa
     assert fifo.is_fifo()
 
 
-class Clock:
-    def __init__(self):
-        self.now = 50.0
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
-
-
-def test_a_chunk_is_fed_when_its_last_time_step_would_have_arrived():
-    clock, fed = Clock(), []
-    for chunk in paced(({"x": np.zeros(n)} for n in (10, 5, 5, 20)), 10.0, clock, clock.sleep):
-        fed.append((len(chunk["x"]), clock.now - 50))
-        clock.now += 1.2 if len(fed) == 2 else 0  # a slow step: the next chunk follows at once
-    assert fed == [(10, 1.0), (5, 1.5), (5, pytest.approx(2.7)), (20, 4.0)]
-
-
 def test_realtime_needs_a_rate(pipeline, tmp_path):
     np.save(tmp_path / "in.npy", np.zeros((4, 2), np.float32))
     pipeline.write_text(pipeline.read_text().replace("rate = 100.0\n", ""))
@@ -441,38 +460,6 @@ def test_realtime_needs_a_rate(pipeline, tmp_path):
 )
 def test_chunk_lengths(text, rate, realtime, steps):
     assert chunk_steps(text, rate, realtime) == steps
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_on_a_terminal_is_one_line_rewritten():
-    clock, stream = Clock(), Terminal()
-    progress = Progress(1000, 100.0, stream=stream, clock=clock)
-    for _ in range(4):
-        clock.now += 0.06
-        progress.add(250)
-    progress.close(progress.summary())
-    shown = stream.getvalue().split("\r\x1b[K")
-    assert len(shown) == 4  # nothing, twice while it ran, and the end
-    assert shown[1].startswith("[###############...............]  50%  500 time steps, 0.12 s")
-    assert shown[-1] == "1000 time steps, 0.24 s, 4167 steps/s, 41.7 × real time\n"
-
-
-def test_progress_in_a_log_is_a_line_now_and_then():
-    clock, stream = Clock(), io.StringIO()
-    progress = Progress(None, None, stream=stream, clock=clock)
-    for _ in range(12):
-        clock.now += 1
-        progress.add(10)
-    progress.close(progress.summary())
-    assert stream.getvalue().splitlines() == [
-        "50 time steps, 5.00 s, 10 steps/s",
-        "100 time steps, 10.00 s, 10 steps/s",
-        "120 time steps, 12.00 s, 10 steps/s",
-    ]
 
 
 def test_quiet_is_quiet_and_else_the_last_line_says_what_was_done(pipeline, tmp_path, x, capsys):

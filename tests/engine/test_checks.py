@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runnel import Framing, Signal, Stage, TensorSpec
+from runnel import Engine, Framing, Signal, Stage, TensorSpec
 from runnel.checks import LAWS, LawBroken, check_stage
 from runnel.framing import Frame
 from runnel.stage import require_finite
+from tests import models
 
 SIGNAL = Signal((TensorSpec("x", "float32", (2,)),), 100.0)
 
@@ -286,6 +287,14 @@ def test_a_stage_that_keeps_them_passes(good, seed):
 @pytest.mark.parametrize(("window", "hop"), [(5, 5), (9, 4), (16, 1)])
 def test_the_engines_own_framing_keeps_the_laws(window, hop):
     check_stage(lambda: Frame(TensorSpec("x", "float32"), "frames", Framing(window, hop), 16000.0))
+
+
+@pytest.mark.parametrize("model", [models.lstm, models.counter, models.embedding, models.stateless])
+def test_the_model_as_a_stage_keeps_the_laws(model, tmp_path):
+    hand = model(tmp_path / "model.onnx")
+    check_stage(
+        lambda: Engine.load(hand.path, max_streams=64, trust=True).pipeline.stages[0], models.data(hand, 64)
+    )
 
 
 def test_a_stage_that_only_raises_breaks_a_law_with_its_own_error_as_cause():

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import firwin, resample_poly
 
@@ -36,7 +36,6 @@ def test_it_keeps_the_laws(from_rate, rate, shape):
     check_stage(lambda: make(from_rate, rate, shape))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     up=st.integers(1, 40),
     down=st.integers(1, 40),

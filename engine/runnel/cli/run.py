@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from ..engine import Engine
-from ..errors import ChunkError, UsageError
+from ..errors import RunnelError, UsageError
 from ..stage import Chunk
 from .progress import Progress
 from .sinks import STDOUT, open_sink
@@ -20,7 +20,9 @@ HELP = "run a file, or standard input, through a pipeline"
 _EXAMPLE = """examples:
   runnel run vad.toml speech.wav -o segments.csv
   runnel run model.onnx sensors.csv --columns temperature,pressure -o out.jsonl
-  arecord -t raw -f FLOAT_LE -r 16000 | runnel run vad.toml - --chunk 20ms
+  arecord -t raw -f FLOAT_LE -r 16000 -d 10 | runnel run vad.toml - --chunk 20ms
+
+An output appears when it is whole; a run that fails, or is broken off with Ctrl-C, leaves none.
 """
 
 _CHUNK_STEPS = 4096  # time steps fed at once: enough for the model's blocks, little memory
@@ -92,7 +94,7 @@ def _feed(
         for chunk in chunks:
             try:
                 out = stream.feed(chunk)
-            except ChunkError as error:
+            except RunnelError as error:
                 raise type(error)(
                     f"{name}: in the chunk that begins at time step {progress.steps}: {error}"
                 ) from error

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def _open(name: str, signal: Signal, block: int, columns: Sequence[str] | None, 
     if columns is not None and kind in (STDIN, ".npy"):
         raise UsageError(f"{name}: --columns is for tables and sound files")
     if kind == STDIN:
-        return Source(_raw(sys.stdin.buffer, signal, block))
+        return Source(_raw(cast(BufferedReader, sys.stdin.buffer), signal, block))
     try:
         if kind in TABLE:
             text = stack.enter_context(path.open(newline="", encoding="utf-8-sig"))
@@ -240,14 +241,13 @@ def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
 # Raw numbers
 
 
-def _raw(stream: BinaryIO, signal: Signal, block: int) -> Iterator[Chunk]:
+def _raw(stream: BufferedReader, signal: Signal, block: int) -> Iterator[Chunk]:
     """Little-endian numbers in C order, given on as they arrive."""
     tensor = _only("standard input", signal)
     dtype = np.dtype(tensor.dtype).newbyteorder("<")
     size = dtype.itemsize * math.prod(tensor.shape)
     held, steps = b"", 0
-    read = getattr(stream, "read1", stream.read)  # read1 does not wait for a full block
-    while data := read(block * size - len(held)):
+    while data := stream.read1(block * size - len(held)):  # what is there: it waits for no full block
         held += data
         ready = len(held) // size
         if ready:
