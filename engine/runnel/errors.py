@@ -81,6 +81,12 @@ class GapError(StreamError):
     code = "GAP"
 
 
+class FencedError(StreamError):
+    """An epoch that is not the stream's: it is in other hands."""
+
+    code = "FENCED"
+
+
 class LimitError(RunnelError):
     """A bound was met: too many streams, too large a message."""
 
