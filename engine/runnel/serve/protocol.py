@@ -1,8 +1,8 @@
 """The daemon's half of the protocol, sans-IO: messages and the time in, replies out.
 
-Rules of this file: no socket, no clock, no thread, no randomness; every pair of a stream's phase and
-an event is in `TRANSITIONS`; an error is answered to the request that it belongs to and touches no
-other; a request that was taken is answered exactly once.
+Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in
+`transitions.TRANSITIONS` and nowhere else; an error is answered to the request that it belongs to and
+touches no other; every request is answered exactly once.
 
 Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
 arrival. `run` takes from each queue what can be done now: calls on the stream up to and including its
@@ -12,7 +12,6 @@ a stream holds for feed, flush, reset and close alike, and the batch grows with 
 
 from __future__ import annotations
 
-import enum
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,87 +20,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .. import __version__
-from ..errors import (
-    FencedError, GapError, LimitError, RunnelError, ShutdownError, StreamEndedError, StreamError,
-    StreamExistsError, UnknownStreamError, WireError,
-)  # fmt: skip
+from ..errors import FencedError, GapError, LimitError, RunnelError, ShutdownError
 from ..spec import Array
 from ..stage import as_error
 from . import wire
 from .tensors import describe, pack, unpack
+from .transitions import LIKELY, TRANSITIONS, Event, Phase, event_of
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..stream import Stream
-
-
-class Phase(enum.Enum):
-    """Where a stream stands."""
-
-    ABSENT = "absent"  # not open: never was, or closed
-    LIVE = "live"
-    ENDED = "ended"  # flushed
-
-
-class Event(enum.Enum):
-    """What a request does to a stream; a feed's two flags make four events of it."""
-
-    OPEN = "open"
-    FEED = "feed"
-    FEED_FIRST = "feed, start"
-    FEED_LAST = "feed, end"
-    FEED_ONLY = "feed, start and end"
-    FLUSH = "flush"
-    RESET = "reset"
-    CLOSE = "close"
-
-
-# The phase after success, or the error that leaves everything as it was. A feed that opens a stream and
-# fails leaves it absent; one that ends it and fails leaves it live, the chunk not applied.
-TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | type[StreamError]]]] = {
-    Phase.ABSENT: {
-        Event.OPEN: Phase.LIVE,
-        Event.FEED: UnknownStreamError,  # never silently from zeros
-        Event.FEED_FIRST: Phase.LIVE,
-        Event.FEED_LAST: UnknownStreamError,
-        Event.FEED_ONLY: Phase.ABSENT,
-        Event.FLUSH: UnknownStreamError,
-        Event.RESET: UnknownStreamError,
-        Event.CLOSE: UnknownStreamError,
-    },
-    Phase.LIVE: {
-        Event.OPEN: StreamExistsError,
-        Event.FEED: Phase.LIVE,
-        Event.FEED_FIRST: StreamExistsError,  # nor is a live stream silently restarted
-        Event.FEED_LAST: Phase.ABSENT,
-        Event.FEED_ONLY: StreamExistsError,
-        Event.FLUSH: Phase.ENDED,
-        Event.RESET: Phase.LIVE,
-        Event.CLOSE: Phase.ABSENT,
-    },
-    Phase.ENDED: {
-        Event.OPEN: StreamExistsError,
-        Event.FEED: StreamEndedError,
-        Event.FEED_FIRST: StreamExistsError,
-        Event.FEED_LAST: StreamEndedError,
-        Event.FEED_ONLY: StreamExistsError,
-        Event.FLUSH: StreamEndedError,
-        Event.RESET: Phase.LIVE,
-        Event.CLOSE: Phase.ABSENT,
-    },
-}
-
-_FEEDS: Final = {
-    (False, False): Event.FEED,
-    (True, False): Event.FEED_FIRST,
-    (False, True): Event.FEED_LAST,
-    (True, True): Event.FEED_ONLY,
-}
-_LIKELY: Final[Mapping[type[StreamError], str]] = {
-    UnknownStreamError: "is not open: it was never opened, or was closed, or the daemon was restarted; open it",
-    StreamExistsError: "is open already: choose another id, or close it first",
-    StreamEndedError: "was flushed: reset it, or close it",
-}
 
 EPOCH: Final = 1  # every stream's, until streams can be resumed elsewhere
 
@@ -118,7 +46,7 @@ class Outgoing:
     """A reply and where it goes."""
 
     peer: Peer
-    frames: list[wire.Buffer]
+    frames: list[bytes]
 
 
 @dataclass(slots=True)
@@ -136,7 +64,7 @@ class Counts:
 class _Pending:
     peer: Peer
     request: wire.Request
-    buffers: Sequence[wire.Buffer]
+    buffers: Sequence[bytes]
     event: Event
     nbytes: int
     arrived: float
@@ -183,12 +111,17 @@ class _Step:
 
 
 class Server:
-    """One engine's streams, served to peers. `boot_id` tells this start of the daemon from all others."""
+    """One engine's streams, served to peers.
+
+    `boot_id` tells this start of the daemon from all others. Raises PipelineError for a pipeline whose
+    signals the wire has no datatype for.
+    """
 
     def __init__(self, engine: Engine, boot_id: str) -> None:
         self.counts = Counts()
         self._engine = engine
         self._boot_id = boot_id
+        self._description = _describe(engine, boot_id)
         self._sequences: dict[str, _Sequence] = {}
         self._ready: dict[str, _Sequence] = {}  # those whose queue is not empty, oldest first
         self._per_peer: Counter[Peer] = Counter()
@@ -211,7 +144,7 @@ class Server:
         """From now on every request is answered ShutdownError; what was taken is still run."""
         self._stopping = True
 
-    def receive(self, peer: Peer, frames: Sequence[wire.Buffer], now: float) -> list[Outgoing]:
+    def receive(self, peer: Peer, frames: Sequence[bytes], now: float) -> list[Outgoing]:
         """Take a message, whatever its bytes. Returns what can be answered at once: hello, refusals."""
         self.counts.requests += 1
         try:
@@ -223,7 +156,7 @@ class Server:
             if self._stopping:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
             if request.op == "hello":
-                return [self._reply(peer, request, server=self._describe())]
+                return [self._reply(peer, request, server=self._description)]
             self._take(peer, request, buffers, now)
         except RunnelError as error:
             return [self._reply(peer, request, error=error)]
@@ -253,14 +186,14 @@ class Server:
 
     # Taking a request.
 
-    def _take(self, peer: Peer, request: wire.Request, buffers: Sequence[wire.Buffer], now: float) -> None:
-        event = _event(request)
+    def _take(self, peer: Peer, request: wire.Request, buffers: Sequence[bytes], now: float) -> None:
+        event = event_of(request)
         nbytes = sum(map(len, buffers))
         if self.full:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
         if self._per_peer[peer] >= MAX_PENDING_PER_PEER:
             raise LimitError(
-                f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies before sending more"
+                f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies first"
             )
         name = request.sequence_id or self._new_name()
         sequence = self._sequences.get(name)
@@ -298,7 +231,7 @@ class Server:
         request = pending.request
         after = TRANSITIONS[sequence.phase][pending.event]
         if not isinstance(after, Phase):
-            raise after(f"stream {sequence.name!r} {_LIKELY[after]}")
+            raise after(f"stream {sequence.name!r} {LIKELY[after]}")
         if request.epoch not in (0, EPOCH):
             raise FencedError(f"stream {sequence.name!r} is in epoch {EPOCH}, not {request.epoch}")
         if request.seq not in (0, sequence.applied + 1):
@@ -335,10 +268,13 @@ class Server:
             results = self._engine.feed_many([(step.stream, step.chunk) for step in batch])
         except Exception as error:  # a fault of the engine's own: it committed nothing
             results = [as_error("engine", error)] * len(batch)
-        return [
-            self._answer(step.sequence, step.pending, *self._finish(step, result))
-            for step, result in zip(batch, results, strict=True)
-        ]
+        replies: list[Outgoing] = []
+        for step, result in zip(batch, results, strict=True):
+            try:
+                replies.append(self._answer(step.sequence, step.pending, *self._finish(step, result)))
+            except Exception as error:
+                replies.append(self._answer(step.sequence, step.pending, as_error("engine", error)))
+        return replies
 
     def _finish(self, step: _Step, result: Outputs | RunnelError) -> tuple[Outputs | RunnelError, int]:
         """What is left to do after a step, by the feed's flags; the result and the seq applied."""
@@ -379,7 +315,7 @@ class Server:
         applied: int | None = None,
     ) -> Outgoing:
         """The reply to a request that was taken."""
-        where = {
+        where: dict[str, Any] = {
             "sequence_id": sequence.name,
             "epoch": EPOCH,
             "applied_seq": sequence.applied if applied is None else applied,
@@ -393,7 +329,7 @@ class Server:
         self,
         peer: Peer,
         request: wire.Request,
-        buffers: Sequence[wire.Buffer] = (),
+        buffers: Sequence[bytes] = (),
         error: RunnelError | None = None,
         **fields: Any,
     ) -> Outgoing:
@@ -403,34 +339,16 @@ class Server:
         fields = {"op": request.op, "id": request.id, **fields}
         return Outgoing(peer, wire.encode_reply(wire.Reply(v=wire.VERSION, **fields), buffers))
 
-    def _describe(self) -> wire.Description:
-        pipeline = self._engine.pipeline
-        return wire.Description(
-            version=__version__,
-            boot_id=self._boot_id,
-            inputs=describe(pipeline.inputs),
-            outputs=describe(pipeline.outputs),
-            input_rate=pipeline.inputs.rate or 0.0,
-            output_rate=pipeline.outputs.rate or 0.0,
-            latency=pipeline.latency,
-            limits=wire.Limits(streams=self._engine.max_streams, pending_per_peer=MAX_PENDING_PER_PEER),
-        )
 
-
-def _event(request: wire.Request) -> Event:
-    """The event that a request stands for; raises WireError where its fields do not go together."""
-    start, end = request.sequence_start, request.sequence_end
-    if request.op == "feed":
-        if not request.sequence_id and not start:
-            raise WireError(
-                "a feed without sequence_id: it names the stream, unless sequence_start opens one"
-            )
-        return _FEEDS[start, end]
-    if start or end or request.seq or request.inputs:
-        raise WireError(
-            f"sequence_start, sequence_end, seq and inputs belong to a feed, not to {request.op!r}"
-        )
-    event = Event(request.op)
-    if not request.sequence_id and event is not Event.OPEN:
-        raise WireError(f"{request.op!r} without sequence_id: it names the stream")
-    return event
+def _describe(engine: Engine, boot_id: str) -> wire.Description:
+    pipeline = engine.pipeline
+    return wire.Description(
+        version=__version__,
+        boot_id=boot_id,
+        inputs=describe(pipeline.inputs),
+        outputs=describe(pipeline.outputs),
+        input_rate=pipeline.inputs.rate or 0.0,
+        output_rate=pipeline.outputs.rate or 0.0,
+        latency=pipeline.latency,
+        limits=wire.Limits(streams=engine.max_streams, pending_per_peer=MAX_PENDING_PER_PEER),
+    )

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..errors import ChunkError
+from ..errors import ChunkError, PipelineError
 from ..spec import Array, Signal, TensorSpec
-from .wire import Buffer, Datatype, TensorInfo, TensorMetadata
+from .wire import Datatype, TensorInfo, TensorMetadata
 
 DATATYPES: Mapping[str, Datatype] = {
     "bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
@@ -18,13 +18,13 @@ _NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 _LITTLE = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items()}
 
 
-def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[Buffer]]:
+def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
     """Describe the arrays and lay them out: little-endian, C order.
 
     Raises ChunkError for what is no array, or of a dtype that the wire has no name for.
     """
     infos: list[TensorInfo] = []
-    buffers: list[Buffer] = []
+    buffers: list[bytes] = []
     for name, array in chunk.items():
         if not isinstance(array, np.ndarray):
             raise ChunkError(f"{name!r} is a {type(array).__name__}; expected a numpy array, time axis first")
@@ -36,7 +36,7 @@ def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[Buffer]]:
     return infos, buffers
 
 
-def unpack(infos: Sequence[TensorInfo], buffers: Sequence[Buffer]) -> dict[str, Array]:
+def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, Array]:
     """The arrays that `wire` checked against their descriptions: read-only views of the buffers.
 
     Raises ChunkError for a BOOL that is neither 0 nor 1: such a byte is no truth value to numpy.
@@ -55,12 +55,16 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[Buffer]) -> dict[str, 
 
 
 def describe(signal: Signal) -> list[TensorMetadata]:
-    """What hello says of a signal's tensors."""
+    """What hello says of a signal's tensors; raises PipelineError for a dtype that the wire lacks."""
+    for t in signal.tensors:
+        if t.dtype not in DATATYPES:
+            raise PipelineError(
+                f"{t.name!r} is {t.dtype}, which cannot be served; expected one of {', '.join(DATATYPES)}"
+            )
     return [TensorMetadata(t.name, DATATYPES[t.dtype], [-1, *t.shape]) for t in signal.tensors]
 
 
 def undescribe(tensors: Sequence[TensorMetadata], rate: float) -> Signal:
     """Inverse of `describe`."""
-    return Signal(
-        tuple(TensorSpec(t.name, _NAMES[t.datatype], tuple(t.shape[1:])) for t in tensors), rate or None
-    )
+    specs = tuple(TensorSpec(t.name, _NAMES[t.datatype], tuple(t.shape[1:])) for t in tensors)
+    return Signal(specs, rate or None)

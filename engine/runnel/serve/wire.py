@@ -39,7 +39,6 @@ ITEM_BYTES: Final = {
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
 Op = Literal["hello", "open", "feed", "flush", "reset", "close"]
-Buffer = bytes | bytearray | memoryview
 
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Id = Annotated[str, Meta(max_length=MAX_ID)]
@@ -140,7 +139,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _H = TypeVar("_H", Request, Reply)
 
 
-def encode_request(header: Request, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+def encode_request(header: Request, buffers: Sequence[bytes] = ()) -> list[bytes]:
     """The message's frames. Raises as `decode_request` does, so that a fault is seen where it is made."""
     frames = [_encode(header), *buffers]
     _check_size(frames)
@@ -148,7 +147,7 @@ def encode_request(header: Request, buffers: Sequence[Buffer] = ()) -> list[Buff
     return frames
 
 
-def decode_request(frames: Sequence[Buffer]) -> tuple[Request, Sequence[Buffer]]:
+def decode_request(frames: Sequence[bytes]) -> tuple[Request, Sequence[bytes]]:
     """Header and tensors' buffers of a request.
 
     Whatever the bytes are: raises WireError for what is no message of version 1, LimitError for one
@@ -160,12 +159,12 @@ def decode_request(frames: Sequence[Buffer]) -> tuple[Request, Sequence[Buffer]]
     return header, frames[1:]
 
 
-def encode_reply(header: Reply, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+def encode_reply(header: Reply, buffers: Sequence[bytes] = ()) -> list[bytes]:
     """The reply's frames. Its size is not bounded here: it follows from the request's."""
     return [_encode(header), *buffers]
 
 
-def decode_reply(frames: Sequence[Buffer]) -> tuple[Reply, Sequence[Buffer]]:
+def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
     """Header and tensors' buffers of a reply; raises WireError."""
     if not frames:
         raise WireError("a reply has at least one frame, the header; this one has none")
@@ -174,14 +173,14 @@ def decode_reply(frames: Sequence[Buffer]) -> tuple[Reply, Sequence[Buffer]]:
     return header, frames[1:]
 
 
-def salvage_id(frames: Sequence[Buffer]) -> str:
+def salvage_id(frames: Sequence[bytes]) -> str:
     """The correlation id of a message that could not be decoded, so that its error finds its sender."""
     envelope = _peek(frames[0]) if frames else None
     found = envelope.id if envelope else ""
     return found if isinstance(found, str) and len(found) <= MAX_ID else ""
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: Buffer) -> _H:
+def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: bytes) -> _H:
     try:
         header = decoder.decode(frame)
     except _UNREADABLE as error:
@@ -195,7 +194,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: Buffer) -> _H:
     return header
 
 
-def _peek(frame: Buffer) -> _Envelope | None:
+def _peek(frame: bytes) -> _Envelope | None:
     if len(frame) > MAX_HEADER:
         return None
     try:
@@ -208,17 +207,17 @@ def _other_version(v: int) -> WireError:
     return WireError(f"the header says version {v:.6g}; this end speaks version {VERSION}")
 
 
-def _check_size(frames: Sequence[Buffer]) -> None:
+def _check_size(frames: Sequence[bytes]) -> None:
     if not 1 <= len(frames) <= 1 + MAX_TENSORS:
         raise WireError(f"{len(frames)} frames; a message has a header and at most {MAX_TENSORS} tensors")
     if len(frames[0]) > MAX_HEADER:
         raise LimitError(f"the header has {len(frames[0])} bytes; at most {MAX_HEADER}")
-    total = sum(map(_size, frames))
+    total = sum(map(len, frames))
     if total > MAX_MESSAGE_BYTES:
         raise LimitError(f"the message has {total} bytes; at most {MAX_MESSAGE_BYTES}: send smaller chunks")
 
 
-def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[Buffer], most: int) -> None:
+def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: int) -> None:
     if len(infos) != len(buffers):
         raise WireError(f"the header describes {len(infos)} tensors, but {len(buffers)} frames follow it")
     if len({info.name for info in infos}) != len(infos):
@@ -227,7 +226,7 @@ def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[Buffer], most:
         item = ITEM_BYTES[info.datatype]
         # An empty array with a huge axis, (0, 2**62), has no bytes and yet no library can hold it.
         span = item * math.prod(d for d in info.shape if d)
-        size = _size(buffer)
+        size = len(buffer)
         if span > most:
             raise LimitError(
                 f"tensor {info.name!r} of shape {info.shape} is too large: "
@@ -238,7 +237,3 @@ def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[Buffer], most:
                 f"tensor {info.name!r}: {info.datatype} of shape {info.shape} takes "
                 f"{0 if 0 in info.shape else span} bytes, but its frame has {size}"
             )
-
-
-def _size(buffer: Buffer) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
