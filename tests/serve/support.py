@@ -64,6 +64,11 @@ class SpyEngine(Engine):
         return super().feed_many(pairs)
 
 
+def plain_engine() -> Engine:
+    """The oracle: the engine, called by nobody but the test."""
+    return Engine(Pipeline([Tally()], None, {}))
+
+
 def tally_engine(max_streams: int = 1024) -> SpyEngine:
     return SpyEngine(Pipeline([Tally()], None, {}), max_streams)
 

@@ -59,6 +59,12 @@ class Counts:
     feeds: int = 0
     longest_wait: float = 0.0  # from receive to run
 
+    def __str__(self) -> str:
+        return (
+            f"{self.requests} requests, {self.errors} errors, {self.feeds} chunks in {self.batches} batches, "
+            f"longest wait {self.longest_wait * 1e3:.1f} ms"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
