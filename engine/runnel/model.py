@@ -74,8 +74,12 @@ def load_session(
 
 def placement(session: ort.InferenceSession) -> dict[str, Counter[str]]:
     """Which provider runs which operators, counted, after onnxruntime's own optimisations."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except AttributeError:
+        raise ModelError(f"onnxruntime {ort.__version__} cannot tell which provider runs what") from None
     placed: dict[str, Counter[str]] = {}
-    for part in session.get_provider_graph_assignment_info():
+    for part in parts:
         ops = placed.setdefault(part.ep_name, Counter())
         ops.update(node.op_type for node in part.get_nodes())
     return placed
@@ -168,7 +172,7 @@ class ModelStage(Stage):
         self._run = session.run_with_iobinding
         self._buffers: dict[str, Array] = {}
         self._calls: dict[tuple[int, int], _Call] = {}
-        self._direct: dict[int, _Call] = {}
+        self._bound: dict[int, _Call] = {}
 
     def chunk_name(self, name: str) -> str:
         """What a chunk calls the model's input or output of this name."""
@@ -195,20 +199,24 @@ class ModelStage(Stage):
     # One stream
 
     def step(self, state: int, chunk: Chunk) -> tuple[int, Chunk]:
-        if len(chunk[self._lead]) == 1 and (call := self._direct.get(state) or self._bind_rows(state)):
-            return self._step_direct(call, state, chunk)
-        result = self.step_many([state], [chunk])[0]
-        if isinstance(result, RunnelError):
-            raise result
-        return result
+        if len(chunk[self._lead]) != 1:
+            result = self.step_many([state], [chunk])[0]
+            if isinstance(result, RunnelError):
+                raise result
+            return result
+        if state < 2 * DIRECT_SLOTS:
+            return state ^ 1, self._step_bound(state, chunk)
+        scratch = self.arena.scratch
+        self.arena.copy(state, scratch)
+        out = self._step_bound(scratch, chunk)
+        self.arena.copy(scratch ^ 1, state ^ 1)
+        return state ^ 1, out
 
-    def _bind_rows(self, row: int) -> _Call | None:
-        if row >= 2 * DIRECT_SLOTS:
-            return None
-        call = self._direct[row] = _Call(self, 1, 1, row)
-        return call
-
-    def _step_direct(self, call: _Call, row: int, chunk: Chunk) -> tuple[int, Chunk]:
+    def _step_bound(self, row: int, chunk: Chunk) -> Chunk:
+        """One tick from `row` to its twin, both bound."""
+        call = self._bound.get(row)
+        if call is None:
+            call = self._bound[row] = _Call(self, 1, 1, row)
         for name, view in call.first_in:
             view[...] = chunk[name]
         for name, flat in call.flats:
@@ -222,7 +230,7 @@ class ModelStage(Stage):
         after = call.next_state
         if after is None or not math.isfinite(after.dot(after)):
             self.arena.check(row ^ 1, self.name)
-        return row ^ 1, {name: view.copy() for name, view in call.first_out}
+        return {name: view.copy() for name, view in call.first_out}
 
     # Many streams
 
@@ -364,8 +372,8 @@ def output_shapes(
         for state, value in zip(spec.states, found[len(names) :], strict=True):
             if value.shape != state.sized(slots) or value.dtype != state.dtype:
                 raise ModelError(
-                    f"{where}: state {state.input!r} is declared as {state.dtype} {list(state.shape)}, but output "
-                    f"{state.output!r} is {value.dtype} of shape {value.shape} for {slots} streams"
+                    f"{where}: state {state.input!r} is declared as {state.dtype} {list(state.shape)}, but "
+                    f"output {state.output!r} is {value.dtype} of shape {value.shape} for {slots} streams"
                 )
         return [value.shape for value in found[: len(names)]]
 
