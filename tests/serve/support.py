@@ -18,8 +18,8 @@ from runnel.serve.wire import Reply, Request, decode_reply, encode_request
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
 
-UNLUCKY = 13.0  # a step on it fails
-POISON = 666.0  # a flush after it fails
+UNLUCKY = -777.0  # a step on it fails
+POISON = 1e6  # a flush after it fails
 
 
 class Tally(Stage):

@@ -105,11 +105,13 @@ class Client:
 
         Returns what `RemoteStream.feed` returns for each, in the same order; in place of a failed
         chunk's output stands its error. A stream may occur more than once: its chunks are applied in
-        order, those after one that failed too. Replies are waited for as long as they keep coming.
+        order, and after one that failed its later ones fail too (GapError), so that none is skipped.
+        Replies are waited for as long as they keep coming.
         """
         results: list[Any] = [None] * len(pairs)
         flying: deque[tuple[int, str]] = deque()
         window = min(WINDOW, self.describe().limits["pending_per_peer"])
+        stated: dict[RemoteStream, int] = {}
         silence: TimeoutError | None = None
 
         def land() -> None:
@@ -126,10 +128,11 @@ class Client:
         for at, (stream, chunk) in enumerate(pairs):
             if len(flying) == window:
                 land()
+            seq = stated[stream] = stated.get(stream, stream.seq) + 1
             try:
                 if silence:
                     raise silence
-                flying.append((at, stream._post("feed", chunk)))
+                flying.append((at, stream._post("feed", chunk, seq)))
             except RunnelError as error:
                 results[at] = error
         while flying:
@@ -232,7 +235,7 @@ class RemoteStream:
         must be opened anew; LimitError, TimeoutError. After a TimeoutError the chunk may or may not have
         been applied: feed it again, and a GapError says that it was, `seq` then being what is true.
         """
-        return self._result(self._post("feed", chunk, seq=self.seq + 1), chunk)
+        return self._result(self._post("feed", chunk, self.seq + 1), chunk)
 
     def flush(self) -> Out:
         """End the stream: return what is still inside (an array where there is one output)."""
