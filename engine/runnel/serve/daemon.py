@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -61,22 +62,24 @@ class Daemon:
     def counts(self) -> Counts:
         return self._server.counts
 
-    @property
-    def wakeup_fd(self) -> int:
-        """For signal.set_wakeup_fd: every byte written there asks to stop, as `stop` does."""
-        return self._teller.fileno()
-
     def stop(self) -> None:
         """Ask to stop: what has arrived is answered first. Asked twice, it is not. From any thread."""
         with suppress(BlockingIOError, OSError):  # full of such requests, or already stopped
             self._teller.send(b"\0")
 
-    def serve(self) -> bool:
+    def serve(self, signals: Sequence[int] = ()) -> bool:
         """Serve until told to stop. Returns whether all that had arrived was answered.
 
-        Raises UsageError where the address cannot be bound. The socket file is removed on the way out.
+        `signals`: those that ask to stop, as `stop` does; only the main thread may name any. Raises
+        UsageError where the address cannot be bound. The socket file is removed on the way out.
         """
-        with self._told, self._teller, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        with (
+            self._told,
+            self._teller,
+            _heard(signals, self._teller),
+            zmq.Context() as context,
+            context.socket(zmq.ROUTER) as router,
+        ):
             _configure(router)
             with _bind(router, self._bound) as self.address:
                 log.info("serving on %s: %s", self.address, self._about)
@@ -134,6 +137,25 @@ class Daemon:
                 if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                     raise
                 self.dropped += 1
+
+
+@contextmanager
+def _heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
+    """Within it each of the signals is a byte on `teller`, written in C.
+
+    A handler in Python would wait for the poll to return when the signal comes just before it.
+    """
+    if not signals:
+        yield
+        return
+    handlers = [(number, signal.signal(number, lambda *_: None)) for number in signals]
+    before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 def _configure(router: zmq.Socket[bytes]) -> None:
