@@ -46,26 +46,23 @@ class Run:
 class Original:
     """A module, and how to run it on one stream's sequence. The user's own module is not changed."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, call: Call) -> None:
-        """Raises ExportError where the module cannot be run on a batch of one, or not twice alike."""
+    def __init__(self, module: nn.Module, spec: ModelSpec, call: Call, double: bool = True) -> None:
+        """Raises ExportError where the module cannot be copied, or not be run on a batch of one."""
         self._spec, self._call = spec, call
-        probe = {
-            t.name: np.zeros((max(_PROBES), *t.step_shape), t.dtype)
-            for t in spec.inputs
-        }  # fmt: skip
-        self.module, self.dtype = _doubled(module), torch.float64
-        try:
-            self._axes = self._time_axes(probe)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as first:
-            # Not every module can be doubled: one that makes float32 tensors in forward cannot.
-            self.module, self.dtype = copy.deepcopy(module).eval(), torch.float32
+        probe = {t.name: np.zeros((max(_PROBES), *t.step_shape), t.dtype) for t in spec.inputs}
+        failures: list[str] = []
+        # Not every module can be doubled: one that makes float32 tensors in forward cannot.
+        for self.dtype in (torch.float64, torch.float32) if double else (torch.float32,):
+            self.module = _copied(module).to(self.dtype)
             try:
                 self._axes = self._time_axes(probe)
+                return
             except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
-                raise ExportError(
-                    f"{type(module).__name__}: cannot be run on a batch of one and "
-                    f"{_PROBES[0]} or {_PROBES[1]} ticks: {error}; in float64: {first}"
-                ) from error
+                failures.append(f"in {self.reference}: {error}")
+        raise ExportError(
+            f"{type(module).__name__}: cannot be run on a batch of one and {_PROBES[0]} or {_PROBES[1]} "
+            f"ticks, so there is nothing to compare with: {'; '.join(failures)}"
+        )
 
     @property
     def reference(self) -> str:
@@ -97,26 +94,24 @@ class Original:
     def batch(self, chunks: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """The module on several streams of equal length in one call, as it was trained.
 
-        Outputs at the last tick only, (1, ...) each: enough to see whether rows of a batch mix.
-        An output whose batch axis cannot be told is left out.
+        Gives each stream's outputs at the last tick, (1, ...): enough to see whether rows of a batch
+        mix. An output whose batch axis cannot be told is left out.
         """
         framed = [self._framed(c) for c in chunks]
+        if self._call.time_axis is None:
+            framed = [{n: a[0] for n, a in frames.items()} for frames in framed]
         alone, _ = self._forward(framed[:1], None)
-        whole, _ = self._forward(framed, None)
+        together, _ = self._forward(framed, None)
         found: list[dict[str, Array]] = [{} for _ in chunks]
-        for name, together in whole.items():
-            one = alone[name]
-            axes = [
-                i
-                for i, (a, b) in enumerate(zip(one.shape, together.shape, strict=False))
-                if (a, b) == (1, len(chunks))
-            ]
-            if one.dim() != together.dim() or len(axes) != 1 or axes[0] == self._axes[name]:
+        for name, value in together.items():
+            sizes = list(zip(alone[name].shape, value.shape, strict=False))
+            axes = [i for i, pair in enumerate(sizes) if pair == (1, len(chunks))]
+            if value.dim() != alone[name].dim() or len(axes) != 1:
                 continue
-            for row, part in enumerate(together.split(1, dim=axes[0])):
-                axis = self._axes[name]
+            for row in range(len(chunks)):
+                part, axis = value.narrow(axes[0], row, 1), self._axes[name]
                 last = part if axis is None else part.select(axis, -1)
-                found[row][name] = self._shaped({name: _numpy(last)[None]}, 1)[name]
+                found[row] |= self._shaped({name: _numpy(last)}, 1)
         return found
 
     # Calling the module.
@@ -243,7 +238,7 @@ class Original:
 
     def _rows(self, states: Mapping[str, Tensor]) -> dict[str, Array]:
         """The spec's rows from explicit states of a batch of one."""
-        rows = {}
+        rows: dict[str, Array] = {}
         for name, value in states.items():
             parts = self._parts(name)
             values = _numpy(value)
@@ -256,7 +251,7 @@ class Original:
         states = {s.input: s for s in self._spec.states}
         if name in states:
             return [states[name]]
-        parts = []
+        parts: list[ModelState] = []
         while f"{name}.{len(parts)}" in states:
             parts.append(states[f"{name}.{len(parts)}"])
         if not parts:
@@ -298,8 +293,14 @@ def first_parameter(module: nn.Module) -> str:
     raise ExportError(f"{type(module).__name__}.forward has no named parameter; give one to call it by")
 
 
-def _doubled(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).eval().double()
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module).eval()
+    except RuntimeError as error:
+        raise ExportError(
+            f"{type(module).__name__}: cannot be copied ({error}). With torch.nn.utils.weight_norm, use "
+            "torch.nn.utils.parametrizations.weight_norm instead, or remove_weight_norm before the export"
+        ) from error
 
 
 def _cut(frames: Mapping[str, Array], ticks: int) -> dict[str, Array]:
