@@ -15,8 +15,18 @@ from typing import Any
 
 from runnel.errors import ModelError
 
-FLOAT32_TOLERANCE = 1e-4  # of the output's peak: far above rounding, far below any wiring mistake
-INT8_TOLERANCE = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a check may show: the error relative to the output's peak, and for outputs of integers the
+    share of elements that differ."""
+
+    tolerance: float
+    mismatched: float
+
+
+FLOAT32 = Limits(1e-4, 0.0)  # far above rounding, far below any wiring mistake
+INT8 = Limits(0.1, 0.1)  # what eight bits do to weights and activations, several layers deep
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +53,9 @@ class Error:
             self.mismatches + other.mismatches, self.elements + other.elements,
         )  # fmt: skip
 
-    def within(self, tolerance: float, mismatched: float) -> bool:
+    def within(self, limits: Limits) -> bool:
         """Whether both the relative error and the share of mismatches are small enough."""
-        return self.relative <= tolerance and self.mismatches <= mismatched * self.elements
+        return self.relative <= limits.tolerance and self.mismatches <= limits.mismatched * self.elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +154,19 @@ class Certificate:
         return "\n".join(lines)
 
 
-def judged(check: Check, peaks: Mapping[str, float], tolerance: float, mismatched: float) -> Check:
-    """`check` with its verdict: errors relative to the peak that each output has anywhere.
+def judge(checks: Iterable[Check], limits: Limits) -> tuple[Check, ...]:
+    """The checks with their verdicts: errors relative to the peak that each output has in any of them.
 
     One check's own peak would turn silence into a division by almost nothing.
     """
-    errors = {n: replace(e, peak=max(e.peak, peaks.get(n, 0.0))) for n, e in check.errors.items()}
-    passed = check.passed and all(e.within(tolerance, mismatched) for e in errors.values())
-    return replace(check, errors=errors, passed=passed, tolerance=tolerance)
+    checks = tuple(checks)
+    peaks = totals(checks)
+    judged = []
+    for check in checks:
+        errors = {name: replace(error, peak=peaks[name].peak) for name, error in check.errors.items()}
+        passed = check.passed and all(error.within(limits) for error in errors.values())
+        judged.append(replace(check, errors=errors, passed=passed, tolerance=limits.tolerance))
+    return tuple(judged)
 
 
 def totals(checks: Iterable[Check]) -> dict[str, Error]:

@@ -73,8 +73,25 @@ class Original:
         """The outputs that have a time axis of their own; the others are many-to-one."""
         return tuple(name for name, axis in self._axes.items() if axis is not None)
 
-    def run(self, chunk: Mapping[str, Array], start: Mapping[str, Array] | None = None) -> Run:
-        """The module on one stream's whole sequence, from its own initial state or from `start`."""
+    @property
+    def streams_all(self) -> bool:
+        """Whether one call gives every tick: no output needs a run for each prefix."""
+        return self._call.time_axis is None or None not in self._axes.values()
+
+    @property
+    def doubled(self) -> bool:
+        return self.dtype == torch.float64
+
+    def run(
+        self,
+        chunk: Mapping[str, Array],
+        start: Mapping[str, Array] | None = None,
+        sequences_only: bool = False,
+    ) -> Run:
+        """The module on one stream's whole sequence, from its own initial state or from `start`.
+
+        `sequences_only` leaves the many-to-one outputs out.
+        """
         frames = self._framed(chunk)
         ticks = len(next(iter(frames.values())))
         if self._call.time_axis is None:
@@ -84,7 +101,7 @@ class Original:
         for name, axis in self._axes.items():
             if axis is not None:
                 outputs[name] = _numpy(whole[name].movedim(axis, 0))
-        if len(outputs) < len(self._axes):
+        if len(outputs) < len(self._axes) and not sequences_only:
             prefixes = [self._forward([_cut(frames, t + 1)], start)[0] for t in range(ticks)]
             for name, axis in self._axes.items():
                 if axis is None:

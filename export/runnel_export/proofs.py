@@ -6,7 +6,7 @@ must come out is part of a `Trial`, so that `verify` runs the very same checks w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from runnel import state as snapshots
 from runnel.errors import RunnelError
 from runnel.spec import Array
 
-from .certificate import Check, Error
+from .certificate import Check, Error, Limits, judge
 
 Rows = Mapping[str, Array]  # a model's states by input name
 
@@ -50,23 +50,6 @@ class Tally:
         return Check(name, about, passed, self.errors)
 
 
-def _error(got: Array, expected: Array, doubtful: Array | None) -> Error:
-    if got.shape != expected.shape:
-        return Error(absolute=float("inf"), elements=expected.size)
-    if expected.dtype.kind not in "fc":
-        wrong = got != expected
-        if doubtful is not None:
-            wrong &= ~doubtful
-        return Error(mismatches=int(wrong.sum()), elements=expected.size)
-    finite = np.isfinite(expected)
-    same_elsewhere = np.array_equal(got[~finite], expected[~finite].astype(got.dtype), equal_nan=True)
-    difference = np.abs(got[finite].astype(np.float64) - expected[finite])
-    absolute = float(difference.max(initial=0.0)) if same_elsewhere else float("inf")
-    if not np.isfinite(absolute):
-        absolute = float("inf")
-    return Error(absolute, float(np.abs(expected[finite]).max(initial=0.0)), 0, expected.size)
-
-
 class Prover:
     """Runs one engine through the checks. `unit` is the chunk length of one tick: the hop, or 1."""
 
@@ -78,15 +61,16 @@ class Prover:
 
     # The checks
 
-    def stepped(self, trials: Sequence[Trial]) -> Check:
-        """One tick at a time, each stream alone."""
+    def stepped(self, trials: Sequence[Trial], name: str, about: str) -> Check:
+        """One tick at a time, each stream alone; its last states too, where the trial has them."""
         tally = Tally()
         for trial in trials:
             with self._opened(trial) as stream:
                 tally.outputs(self._feed(stream, trial.chunk, self._evenly(trial.chunk)), trial)
-                for name, expected in trial.final.items():
-                    tally.add(name, self.states(stream)[name], expected)
-        return tally.check("stepped", "one tick at a time against the module on the whole sequence")
+                states = self.states(stream)
+                for state, expected in trial.final.items():
+                    tally.add(f"state {state}", states[state], expected)
+        return tally.check(name, about)
 
     def cuts(self, trials: Sequence[Trial]) -> Check:
         """Random cuts, each stream alone."""
@@ -200,6 +184,17 @@ class Prover:
         _, arrays = snapshots.decode(stream.snapshot()).stages[-1]  # the model is the last stage of its file
         return dict(arrays)
 
+    def whole(self, chunk: Mapping[str, Array]) -> dict[str, Array]:
+        """What a new stream gives for a chunk fed in one piece."""
+        with self.engine.open() as stream:
+            return self._feed(stream, chunk, [])
+
+    def final(self, trial: Trial) -> dict[str, Array]:
+        """The model's states at the end of a trial."""
+        with self._opened(trial) as stream:
+            self._feed(stream, trial.chunk, [])
+            return self.states(stream)
+
     def replaced(self, blob: bytes, rows: Rows) -> Stream:
         """A stream from a snapshot with some of the model's states replaced."""
         snapshot = snapshots.decode(blob)
@@ -246,6 +241,50 @@ class Prover:
     def _middle(self, trial: Trial) -> int:
         """A whole number of ticks near the middle."""
         return max(1, _length(trial.chunk) // self.unit // 2) * self.unit
+
+
+def prove(
+    engine: Engine,
+    trials: Sequence[Trial],
+    given: Sequence[Trial],
+    rng: np.random.Generator,
+    limits: Limits,
+    report: Callable[[str], None],
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """All checks of a loaded file, judged, and the names of the states that are alive.
+
+    `trials` are random, at least two of them without a `start`; `given` is the user's own data.
+    """
+    prover = Prover(engine, rng)
+    fresh, started = [t for t in trials if t.start is None], [t for t in trials if t.start is not None]
+    report("one tick at a time")
+    checks = [prover.stepped(fresh, "stepped", "one tick at a time against the whole sequence")]
+    if started:
+        checks.append(prover.stepped(started, "started", "from random states given to both"))
+    if given:
+        checks.append(prover.stepped(given, "given", "given data against the original's own numbers"))
+    report("cut at random, batched, reset, restored")
+    checks += [prover.cuts(trials), *prover.batched(trials), prover.reset(fresh), prover.restored(trials)]
+    report("whether each state is alive")
+    alive, names = prover.alive(trials)
+    return (*judge(checks, limits), alive), names
+
+
+def _error(got: Array, expected: Array, doubtful: Array | None) -> Error:
+    if got.shape != expected.shape:
+        return Error(absolute=float("inf"), elements=expected.size)
+    if expected.dtype.kind not in "fc":
+        wrong = got != expected
+        if doubtful is not None:
+            wrong &= ~doubtful
+        return Error(mismatches=int(wrong.sum()), elements=expected.size)
+    finite = np.isfinite(expected)
+    same_elsewhere = np.array_equal(got[~finite], expected[~finite].astype(got.dtype), equal_nan=True)
+    difference = np.abs(got[finite].astype(np.float64) - expected[finite])
+    absolute = float(difference.max(initial=0.0)) if same_elsewhere else float("inf")
+    if not np.isfinite(absolute):
+        absolute = float("inf")
+    return Error(absolute, float(np.abs(expected[finite]).max(initial=0.0)), 0, expected.size)
 
 
 def _length(chunk: Mapping[str, Array]) -> int:
