@@ -142,6 +142,7 @@ def model_pipeline(folder: Path) -> Path:
     path = folder / "tally.toml"
     path.write_text(
         '[model]\npath = "tally.onnx"\n'
+        '[model.shapes]\nx = ["time", "slot", 2]\n'
         '[[model.state]]\ninput = "s"\noutput = "s_next"\nshape = [1, "slot", 2]\n'
     )
     return path

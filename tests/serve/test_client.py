@@ -71,7 +71,7 @@ def test_describe_gives_the_pipelines_signals(client: Client, engine: SpyEngine)
         ({"x": [1.0]}, errors.ChunkError),
         (rows(1).astype("complex64"), errors.ChunkError),
         (rows(UNLUCKY), errors.StageError),
-        (np.zeros((2**21 + 1, 2), "float32"), errors.LimitError),
+        (np.zeros((2**21 + 1, 2), "float32"), errors.TooLargeError),
     ],
 )
 def test_a_chunk_that_is_refused_changes_nothing(client: Client, chunk: Any, error: type[Exception]) -> None:

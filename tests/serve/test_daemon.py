@@ -97,7 +97,7 @@ def test_what_arrives_during_a_batch_is_the_next_batch(daemon: Daemon, engine: S
 def test_any_message_gets_a_typed_error_and_the_daemon_lives(daemon: Daemon, frames: list[bytes]) -> None:
     with dealer(daemon.address) as sock:
         sock.send_multipart(frames)
-        assert code(reply_of(sock)) in ("BAD_MESSAGE", "LIMIT")
+        assert code(reply_of(sock)) in ("BAD_MESSAGE", "TOO_LARGE")
         assert code(ask(sock, "hello")) == "ok"
 
 
@@ -210,6 +210,7 @@ def test_told_twice_it_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_it_does_not_finish_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(daemon_module, "FINISH_SECONDS", 0.0)
     engine = tally_engine()
     daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")

@@ -67,8 +67,7 @@ def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
         assert process.wait(20) == 0
         assert process.stderr
         log = process.stderr.read()
-    assert {code(reply) for reply in replies} <= {"ok", "SHUTDOWN"}
-    assert sum(code(reply) == "ok" for reply in replies) == 200
+    assert [code(reply) for reply in replies] == ["ok"] * 200
     assert "stopped: 400 requests, 0 errors, 200 chunks" in log
     assert not path.exists()
 
@@ -85,7 +84,7 @@ def test_it_serves_the_model_over_loopback(pipeline: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_a_daemon_that_was_killed_is_started_again_at_the_same_address(pipeline: Path, tmp_path: Path) -> None:
+def test_a_daemon_that_was_killed_starts_again_at_the_same_address(pipeline: Path, tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/d.sock"
     with command(str(pipeline), "--bind", address) as process:
         ready(process)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runnel.errors import ChunkError, LimitError, RunnelError, WireError
+from runnel.errors import ChunkError, RunnelError, TooLargeError, WireError
 from runnel.serve import tensors, wire
 from runnel.serve.wire import Request, TensorInfo
 from runnel.spec import DTYPES
@@ -130,8 +130,9 @@ def test_the_message_that_the_refused_ones_differ_from_is_good() -> None:
     ],
 )
 def test_what_is_no_message(frames: list[bytes], words: str) -> None:
-    with pytest.raises(WireError, match=words):
+    with pytest.raises(WireError, match=words) as caught:
         wire.decode_request(frames)
+    assert type(caught.value) is WireError
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_what_is_no_message(frames: list[bytes], words: str) -> None:
     ],
 )
 def test_what_passes_a_bound(frames: list[bytes], words: str) -> None:
-    with pytest.raises(LimitError, match=words) as caught:
+    with pytest.raises(TooLargeError, match=words) as caught:
         wire.decode_request(frames)
     assert len(caught.value.message) < 300
 
@@ -160,7 +161,7 @@ def test_a_sender_is_told_of_its_own_fault() -> None:
     header = Request(v=1, op="feed", sequence_id="a", inputs=[TensorInfo("x", "FP32", [2])])
     with pytest.raises(WireError, match="takes 8 bytes"):
         wire.encode_request(header, [bytes(4)])
-    with pytest.raises(LimitError, match="smaller chunks"):
+    with pytest.raises(TooLargeError, match="smaller chunks"):
         wire.encode_request(header, [bytes(wire.MAX_MESSAGE_BYTES + 1)])
 
 

@@ -31,6 +31,7 @@ QUEUED_REQUESTS: Final = MAX_PENDING_PER_PEER  # a peer's, in libzmq, before its
 QUEUED_REPLIES: Final = 2 * MAX_PENDING_PER_PEER  # a peer's: more than it may have requests
 HANDSHAKE_MS: Final = 2000  # a peer that connects and says nothing holds a descriptor no longer
 LINGER_MS: Final = 2000  # for replies on their way when the daemon stops
+SETTLE_SECONDS: Final = 0.05  # after being told to stop: for libzmq to read what the kernel holds
 FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
 
 log = logging.getLogger("runnel.serve")
@@ -99,21 +100,25 @@ class Daemon:
         poller.register(self._told, zmq.POLLIN)
         while not self._stops:
             poller.poll(0 if self._server.pending else None)
-            self._listen()
-            self._take(router)
-            self._send(router, self._server.run(time.monotonic()))
+            self._turn(router)
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
-        """Answer what had arrived; refuse what arrives meanwhile. False if forced, or out of time."""
-        deadline = time.monotonic() + FINISH_SECONDS
+        """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
         log.info("stopping: %d requests wait", self._server.pending)
-        self._take(router)
+        began = time.monotonic()
+        while self._stops < 2 and (left := began + SETTLE_SECONDS - time.monotonic()) > 0:
+            router.poll(0 if self._server.pending else int(left * 1000) + 1)
+            self._turn(router)
         self._server.stop()
-        while self._server.pending and self._stops < 2 and time.monotonic() < deadline:
-            self._send(router, self._server.run(time.monotonic()))
-            self._take(router)
-            self._listen()
+        while self._server.pending and self._stops < 2 and time.monotonic() < began + FINISH_SECONDS:
+            self._turn(router)
         return not self._server.pending
+
+    def _turn(self, router: zmq.Socket[bytes]) -> None:
+        """Take what has arrived, run one batch of it, reply."""
+        self._listen()
+        self._take(router)
+        self._send(router, self._server.run(time.monotonic()))
 
     def _listen(self) -> None:
         """Count the requests to stop."""

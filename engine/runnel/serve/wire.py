@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ..errors import LimitError, WireError
+from ..errors import TooLargeError, WireError
 
 VERSION: Final = 1
 
@@ -150,8 +150,8 @@ def encode_request(header: Request, buffers: Sequence[bytes] = ()) -> list[bytes
 def decode_request(frames: Sequence[bytes]) -> tuple[Request, Sequence[bytes]]:
     """Header and tensors' buffers of a request.
 
-    Whatever the bytes are: raises WireError for what is no message of version 1, LimitError for one
-    that passes a bound of this module, and nothing else.
+    Whatever the bytes are: raises WireError for what is no message of version 1, of which TooLargeError
+    for one that passes a bound of size, and nothing else.
     """
     _check_size(frames)
     header = _decode(_requests, frames[0])
@@ -211,10 +211,12 @@ def _check_size(frames: Sequence[bytes]) -> None:
     if not 1 <= len(frames) <= 1 + MAX_TENSORS:
         raise WireError(f"{len(frames)} frames; a message has a header and at most {MAX_TENSORS} tensors")
     if len(frames[0]) > MAX_HEADER:
-        raise LimitError(f"the header has {len(frames[0])} bytes; at most {MAX_HEADER}")
+        raise TooLargeError(f"the header has {len(frames[0])} bytes; at most {MAX_HEADER}")
     total = sum(map(len, frames))
     if total > MAX_MESSAGE_BYTES:
-        raise LimitError(f"the message has {total} bytes; at most {MAX_MESSAGE_BYTES}: send smaller chunks")
+        raise TooLargeError(
+            f"the message has {total} bytes; at most {MAX_MESSAGE_BYTES}: send smaller chunks"
+        )
 
 
 def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: int) -> None:
@@ -228,7 +230,7 @@ def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: 
         span = item * math.prod(d for d in info.shape if d)
         size = len(buffer)
         if span > most:
-            raise LimitError(
+            raise TooLargeError(
                 f"tensor {info.name!r} of shape {info.shape} is too large: "
                 f"at most {most} bytes a tensor; send smaller chunks"
             )
