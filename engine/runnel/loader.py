@@ -221,8 +221,8 @@ def _input_shape(
         return (SLOT, *(d for d in dims[1:] if d is not None))
     raise PipelineError(
         f"{where}: input {name!r} has shape {list(shape)} in the file, which leaves open what is what: "
-        f'say it under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, declare it '
-        "under [[model.state]], if it never changes, under [model.constants]"
+        f'say it under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, '
+        "declare it under [[model.state]], if it never changes, under [model.constants]"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -39,10 +39,16 @@ class Pipeline:
         # A snapshot continues only in a pipeline with this model, these stages and these options.
         text = json.dumps([identity, [s.name for s in stages]], sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._single = stages[0] if len(stages) == 1 else None
+        # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
+        self.step: Callable[[States, Chunk], tuple[States, Chunk]]
+        self.step = self._step_only if len(stages) == 1 else self._step_all
+        self._step_of_only = stages[0].step
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self._only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
-        self._dtype = np.dtype(self._only_in.dtype) if self._only_in else None
+        # What the shortest path at the door compares with: one tick of the only input.
+        self.tick_name = self._only_in.name if self._only_in else ""
+        self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
+        self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
 
     # At the door
 
@@ -54,7 +60,7 @@ class Pipeline:
         only = self._only_in
         if only is not None and isinstance(chunk, np.ndarray):
             shape = chunk.shape
-            if chunk.dtype is self._dtype and shape[1:] == only.shape and shape[0]:
+            if chunk.dtype is self.tick_dtype and shape[1:] == only.shape and shape[0]:
                 return {only.name: chunk}
             chunk = {only.name: chunk}
         return self._accept(chunk)
@@ -118,14 +124,15 @@ class Pipeline:
         for stage, state in zip(self.stages, states, strict=True):
             stage.close(state)
 
-    def step(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
-        """The next states, and what the chunk makes; raises an error of the tree."""
-        if self._single is not None:  # the model alone: the shortest path of all
-            try:
-                state, out = self._single.step(states[0], chunk)
-            except Exception as error:
-                raise as_error(f"0: {self._single.name}", error) from error
-            return (_freeze(state),), out
+    def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
+        """`step` where there is one stage: the shortest path of all."""
+        try:
+            state, out = self._step_of_only(states[0], chunk)
+        except Exception as error:
+            raise as_error(f"0: {self.stages[0].name}", error) from error
+        return (_freeze(state),), out
+
+    def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         after = list(states)
         for i, stage in enumerate(self.stages):
             try:
@@ -187,10 +194,10 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
-        if self._single is not None:
+        if len(self.stages) == 1:
             return [
                 r if isinstance(r, RunnelError) else ((_freeze(r[0]),), r[1])
-                for r in _many(0, self._single, [s[0] for s in states], chunks)
+                for r in _many(0, self.stages[0], [s[0] for s in states], chunks)
             ]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
@@ -242,7 +249,7 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 def _freeze(state: State) -> State:
     """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
-    if isinstance(state, dict):
+    if state.__class__ is dict:
         for array in state.values():
             array.setflags(write=False)
     return state
