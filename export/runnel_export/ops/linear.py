@@ -23,7 +23,9 @@ def product(low: Lowering, v: Value, axis: int, weight: Tensor) -> Value:
         low.refuse("a matrix product over the time axis mixes all ticks", INSTEAD)
     if label == BATCH or label in MERGED:
         low.refuse("a matrix product over the batch axis mixes streams", "contract features")
-    v = low.arrange(v, [*[o for o in v.order if o != axis], axis])
+    if axis not in v.order or v.order[-1] != axis:  # a Transpose is due: then to the usual order
+        lead = low.leading(v)
+        v = low.arrange(v, [*lead, *sorted(o for o in v.order if o not in lead and o != axis), axis])
     name = low.node("MatMul", v.name, low.constant(weight))
     axes = tuple(a for i, a in enumerate(v.axes) if i != axis)
     new = {o: o - (o > axis) for o in v.order if o not in (HIDDEN, axis)}

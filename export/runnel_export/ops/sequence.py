@@ -265,6 +265,8 @@ def widen_span(low: Lowering, x: Data, dim: int, left: int, right: int, fill: fl
 
 def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Value:
     """Along an axis that is neither time nor batch."""
+    if len(parts) == 1 and isinstance(parts[0], Value):
+        return parts[0]
     values = [p for p in parts if isinstance(p, Value)]
     tick = low.same_tick(values)
     for v in values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..lowering import Lowering, merged_label
-from ..values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Data, Given, Stack, Value
+from ..values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Data, Given, Span, Stack, Value
 from .registry import handles
-from .sequence import axes_of
+from .sequence import axes_of, select, widen_span
 
 
 @handles(
@@ -71,8 +71,6 @@ def squeeze(low: Lowering, x: Data, dims: int | Sequence[int] | None = None) -> 
         dims = range(len(axes))
     chosen = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)}
     if isinstance(x, Stack) and chosen == {0} and len(x.parts) == 1:
-        from .sequence import select
-
         squeezed = select(low, x, 0, 0)
         assert not isinstance(squeezed, Tensor)
         return squeezed
@@ -282,44 +280,47 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 @handles("aten::pad", lazy=True)
 def pad(low: Lowering, x: Data, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Data:
-    from .sequence import widen_span
-
     axes = axes_of(x)
     rank = len(axes)
     by_axis = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
     by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     if mode not in _MODES:
         low.unsupported(f"padding of mode {mode!r}")
+    along_time = axes_of_time(x)
     for d, (left, right) in by_axis.items():
-        is_time = axes[d] == TIME or (not isinstance(x, Value) and d == axes_of_time(x))
-        if is_time:
-            if mode != "constant":
-                low.refuse(f"{mode} padding along time needs ticks that are not there yet or were long ago",
-                           f"constant padding on the left: F.pad(x, ({left + right}, 0))")  # fmt: skip
-            x = widen_span(low, x, d, left, right, float(value or 0.0))
-        elif not isinstance(axes[d], int):
+        if d != along_time and not isinstance(axes[d], int):
             low.refuse(f"pads the {axes[d]} axis", "pad features only")
-    features = {d: w for d, w in by_axis.items() if isinstance(axes_of(x)[d], int) and d != axes_of_time(x)}
-    if not features:
-        return x
-    v = low.canonical(low.value(x), full=True)
-    begins = [features.get(o, (0, 0))[0] for o in v.order]
-    ends = [features.get(o, (0, 0))[1] for o in v.order]
+        if d == along_time and mode != "constant":
+            low.refuse(f"{mode} padding along time needs ticks that are not there yet or were long ago",
+                       f"constant padding on the left: F.pad(x, ({left + right}, 0))")  # fmt: skip
+    features = {d: w for d, w in by_axis.items() if d != along_time}
+    if features:
+        x = _pad_features(low, low.value(x), features, mode, value)
+    if along_time in by_axis:
+        x = widen_span(low, x, along_time, *by_axis[along_time], float(value or 0.0))
+    return x
+
+
+def _pad_features(
+    low: Lowering, v: Value, widths: Mapping[int, tuple[int, int]], mode: str, fill: float | None
+) -> Value:
+    v = low.canonical(v, full=True)
+    begins = [widths.get(o, (0, 0))[0] for o in v.order]
+    ends = [widths.get(o, (0, 0))[1] for o in v.order]
     inputs = [v.name, low.graph.ints(*begins, *ends)]
     if mode == "constant":
-        inputs.append(low.constant(value or 0, v.dtype))
+        inputs.append(low.constant(fill or 0, v.dtype))
     name = low.node("Pad", *inputs, mode=_MODES[mode])
-    grown = tuple(
-        low.size(a) + sum(features[i]) if i in features else a for i, a in enumerate(v.axes)
-    )
-    return replace(v, name=name, axes=grown)
+    axes = tuple(low.size(a) + sum(widths[i]) if i in widths else a for i, a in enumerate(v.axes))
+    return replace(v, name=name, axes=axes)
 
 
 def axes_of_time(x: Data) -> int | None:
-    """The axis of a Span that is time."""
-    from ..values import Span
-
-    return x.axis if isinstance(x, Span) else None
+    """The axis that is time."""
+    if isinstance(x, Span):
+        return x.axis
+    axes = axes_of(x)
+    return axes.index(TIME) if TIME in axes else None
 
 
 @handles("aten::constant_pad_nd", lazy=True)
