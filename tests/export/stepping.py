@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from runnel_export.lift import Lifted, lift
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from runnel_export.lift import Lifted, lift
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TICKS, STREAMS = 9, 3
