@@ -31,6 +31,11 @@ from .verifier import verify
 
 Example = Tensor | Mapping[str, Tensor]
 
+# onnxruntime takes one scale for the activations of a whole call.
+_SHARED_SCALE = (
+    "int8: what a stream gives depends a little on the ticks and on the streams that it is run with "
+    "(the check 'isolated' says how much)"
+)
 _OTHERWISE_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
@@ -125,7 +130,7 @@ def export(
             versions=versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             quantize=account,
-            notes=(*lifted.notes, *subject.notes),
+            notes=(*lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
         )
         say("verifying the file as it is written")
         document = to_document(replace(spec, certificate=certificate.to_json()))
