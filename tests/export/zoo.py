@@ -164,7 +164,7 @@ class LSTMModel(nn.Module):
         self.fc = nn.Linear(hidden_size, 1)
 
     def forward(self, x):
-        out, (h_n, c_n) = self.lstm(x)
+        out, (h_n, c_n) = self.lstm(x)  # noqa: RUF059 - verbatim
         return self.fc(out[:, -1, :])
 
 
