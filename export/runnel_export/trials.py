@@ -23,6 +23,7 @@ from .samples import Source, draw
 
 STREAMS = 5
 TICKS = 40  # beyond what the convolutions remember: enough for every state to matter
+TICKS_BY_PREFIX = 24  # fewer, where each tick is a run of the original on its prefix
 MAX_TICKS = 4096
 _EXACT = 1e-9  # of the peak, for two float64 runs of the same arithmetic
 _GIVEN_STREAMS, _GIVEN_TICKS, _GIVEN_PREFIXES = 4, 512, 64  # how much of the user's data is used
@@ -53,7 +54,8 @@ def make_trials(
     compared: it is not repeatable, it mixes the streams of a batch, it gives NaN.
     """
     unit = spec.framing.hop if spec.framing else 1
-    ticks = min(MAX_TICKS, TICKS + sum(s.row_shape[-1] for s in spec.states if s.input.endswith(".cache")))
+    remembered = sum(s.row_shape[-1] for s in spec.states if s.input.endswith(".cache"))
+    ticks = min(MAX_TICKS, remembered + (TICKS if original.streams_all else TICKS_BY_PREFIX))
     chunks = [draw(sources, rng, (ticks - 3 * i) * unit) for i in range(STREAMS)]
     random = [_case(original, single, chunk, None) for chunk in chunks]
     if random[0].trial.final:  # started elsewhere than at the initial value
