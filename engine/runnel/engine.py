@@ -19,7 +19,7 @@ from .stream import Stream
 
 MAX_ID = 256  # characters of a stream's name: it is kept per stream and repeated in messages
 MAX_STREAMS = 10_000_000
-_ID = re.compile(r"[^\x00-\x1f\x7f]{1,%d}\Z" % MAX_ID)
+_ID = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_ID}}}\Z")
 
 
 class Engine:
@@ -95,15 +95,16 @@ class Engine:
         are applied in order, and after one that failed its later ones fail too, so that none is skipped.
         """
         results: list[Any] = [None] * len(pairs)
-        waiting: Sequence[int] = range(len(pairs))
+        pipeline = self.pipeline
+        accept, answer = pipeline.accept, pipeline.answer
         broken: set[Stream] = set()
+        waiting: Sequence[int] = range(len(pairs))
         while waiting:
             seen: set[Stream] = set()
-            later: list[int] = []
             now: list[int] = []
-            chunks: list[Chunk] = []
+            later: list[int] = []
             states: list[States] = []
-            pipeline = self.pipeline
+            chunks: list[Chunk] = []
             for i in waiting:
                 stream, chunk = pairs[i]
                 if stream in seen:
@@ -111,13 +112,9 @@ class Engine:
                     continue
                 seen.add(stream)
                 try:
-                    if broken and stream in broken:
-                        raise StreamError(f"stream {stream.id!r}: an earlier chunk in this call failed")
-                    if stream._ended or stream._closed:
-                        stream._check_live()
-                    if stream._engine is not self:
-                        raise StreamError(f"stream {stream.id!r} belongs to another engine")
-                    chunks.append(pipeline.accept(chunk))
+                    if stream._engine is not self or stream._ended or stream._closed or stream in broken:
+                        self._refuse(stream)
+                    chunks.append(accept(chunk))
                 except RunnelError as error:
                     results[i] = error
                     broken.add(stream)
@@ -125,16 +122,22 @@ class Engine:
                 now.append(i)
                 states.append(stream._states)
             for i, done in zip(now, pipeline.step_many(states, chunks), strict=True):
+                stream, chunk = pairs[i]
                 if isinstance(done, RunnelError):
                     results[i] = done
-                    broken.add(pairs[i][0])
+                    broken.add(stream)
                     continue
-                stream, chunk = pairs[i]
-                stream._states = done[0]
+                stream._states, out = done
                 stream.seq += 1
-                results[i] = pipeline.answer(chunk, done[1])
+                results[i] = answer(chunk, out)
             waiting = later
         return results
+
+    def _refuse(self, stream: Stream) -> None:
+        stream._check_live()
+        if stream._engine is not self:
+            raise StreamError(f"stream {stream.id!r} belongs to another engine")
+        raise StreamError(f"stream {stream.id!r}: an earlier chunk of it in this call failed")
 
     def placement(self) -> dict[str, Counter[str]]:
         """Which onnxruntime provider runs which operators of the model, counted."""

@@ -122,7 +122,8 @@ def _vouch(data: bytes, described: Mapping[str, Any], file: Path, trust: bool) -
     certificate = described.get("certificate")
     if not isinstance(certificate, Mapping) or "hash" not in certificate:
         raise CertificateError(
-            f"{file}: it has no certificate. Export it with runnel_export; to run it all the same: trust=True (--trust)"
+            f"{file}: it has no certificate. Export it with runnel_export; "
+            "to run it all the same: trust=True (--trust)"
         )
     found = container.digest(data, described, str(file))
     if found != certificate["hash"]:
@@ -219,9 +220,9 @@ def _input_shape(
     if dims and dims[0] is None and all(d is not None for d in dims[1:]):
         return (SLOT, *(d for d in dims[1:] if d is not None))
     raise PipelineError(
-        f"{where}: input {name!r} has shape {list(shape)} in the file, which leaves open what is what: say it "
-        f'under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, declare it '
-        "under [[model.state]], if it never changes, under [model.constants]"
+        f"{where}: input {name!r} has shape {list(shape)} in the file, which leaves open what is what: "
+        f'say it under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, '
+        "declare it under [[model.state]], if it never changes, under [model.constants]"
     )
 
 

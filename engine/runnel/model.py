@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from .errors import ChunkError, ModelError, ProviderError, RunnelError, StageError, nearest
+from .errors import ChunkError, ModelError, NonFiniteError, ProviderError, RunnelError, StageError, nearest
 from .slots import Arena
 from .spec import Array, ModelSpec, Signal, TensorSpec
 from .stage import Arrays, Chunk, Stage, require_finite
@@ -74,8 +74,12 @@ def load_session(
 
 def placement(session: ort.InferenceSession) -> dict[str, Counter[str]]:
     """Which provider runs which operators, counted, after onnxruntime's own optimisations."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except AttributeError:
+        raise ModelError(f"onnxruntime {ort.__version__} cannot tell which provider runs what") from None
     placed: dict[str, Counter[str]] = {}
-    for part in session.get_provider_graph_assignment_info():
+    for part in parts:
         ops = placed.setdefault(part.ep_name, Counter())
         ops.update(node.op_type for node in part.get_nodes())
     return placed
@@ -91,26 +95,28 @@ class _Call:
 
     def __init__(self, stage: ModelStage, slots: int, ticks: int, row: int | None) -> None:
         spec, arena = stage.spec, stage.arena
-        self.binding = stage.session.io_binding()
-        self.keep: list[Any] = []  # what onnxruntime holds by address must not be freed
+        binding = stage.session.io_binding()
+        self.binding = binding._iobinding
+        self.keep: list[Any] = [binding]  # what onnxruntime holds by address must not be freed
         self.inputs: list[tuple[str, Array]] = []  # (name in a chunk, view with axes slot, time, ...)
         self.outputs: list[tuple[str, Array]] = []
-        self.flats: list[tuple[str, Array]] = []  # float inputs, flat, to be checked
+        self.flats: list[tuple[str, Array, Array]] = []  # (name, float input, zeros), flat, to be checked
         self.states_in: list[tuple[str, Array]] = []  # (name, view with the slot axis first)
         self.states_out: list[tuple[str, Array]] = []
         self.next_state: Array | None = None  # the next row, flat, where a step writes it directly
         for name, value in spec.constants.items():
-            self._bind(name, value, self.binding.bind_ortvalue_input)
+            self._bind(name, value, binding.bind_ortvalue_input)
         for tensor in spec.inputs:
             buffer = stage.buffer(tensor.name, tensor.dtype, tensor.sized(slots, ticks))
-            self._bind(tensor.name, buffer, self.binding.bind_ortvalue_input)
+            self._bind(tensor.name, buffer, binding.bind_ortvalue_input)
             view = _slot_time(buffer, tensor.slot_axis, tensor.time_axis)
             self.inputs.append((stage.chunk_name(tensor.name), view))
             if buffer.dtype.kind == "f":
-                self.flats.append((stage.chunk_name(tensor.name), buffer.reshape(-1)))
+                flat = buffer.reshape(-1)
+                self.flats.append((stage.chunk_name(tensor.name), flat, stage.zeros(flat)))
         for tensor in spec.outputs:
             buffer = stage.buffer(tensor.name, tensor.dtype, tensor.sized(slots, ticks))
-            self._bind(tensor.name, buffer, self.binding.bind_ortvalue_output)
+            self._bind(tensor.name, buffer, binding.bind_ortvalue_output)
             view = _slot_time(buffer, tensor.slot_axis, tensor.time_axis)
             self.outputs.append((stage.chunk_name(tensor.name), view))
         for state in spec.states:
@@ -121,8 +127,8 @@ class _Call:
             else:
                 now = arena.columns[state.input][row].reshape(shape)
                 then = arena.columns[state.input][row ^ 1].reshape(shape)
-            self._bind(state.input, now, self.binding.bind_ortvalue_input)
-            self._bind(state.output, then, self.binding.bind_ortvalue_output)
+            self._bind(state.input, now, binding.bind_ortvalue_input)
+            self._bind(state.output, then, binding.bind_ortvalue_output)
             self.states_in.append((state.input, np.moveaxis(now, state.slot_axis, 0)))
             self.states_out.append((state.input, np.moveaxis(then, state.slot_axis, 0)))
         self.first_in = [(name, view[0]) for name, view in self.inputs]
@@ -165,10 +171,13 @@ class ModelStage(Stage):
         )
         self.latency = 0 if spec.framing else spec.latency
         self._lead = self.inputs.names[0]
-        self._run = session.run_with_iobinding
+        # The compiled method under the public one, whose Python wrapper costs 0.7 µs of a step of 10.
+        self._run: Callable[[Any, None], None] = session._sess.run_with_iobinding
         self._buffers: dict[str, Array] = {}
+        self._zeros: dict[np.dtype[Any], Array] = {}
+        self._zero_row = self.zeros(self.arena.floats[0]) if self.arena.floats is not None else None
         self._calls: dict[tuple[int, int], _Call] = {}
-        self._direct: dict[int, _Call] = {}
+        self._bound: dict[int, _Call] = {}
 
     def chunk_name(self, name: str) -> str:
         """What a chunk calls the model's input or output of this name."""
@@ -195,34 +204,38 @@ class ModelStage(Stage):
     # One stream
 
     def step(self, state: int, chunk: Chunk) -> tuple[int, Chunk]:
-        if len(chunk[self._lead]) == 1 and (call := self._direct.get(state) or self._bind_rows(state)):
-            return self._step_direct(call, state, chunk)
-        result = self.step_many([state], [chunk])[0]
-        if isinstance(result, RunnelError):
-            raise result
-        return result
+        if len(chunk[self._lead]) != 1:
+            result = self.step_many([state], [chunk])[0]
+            if isinstance(result, RunnelError):
+                raise result
+            return result
+        if state < 2 * DIRECT_SLOTS:
+            return state ^ 1, self._step_bound(state, chunk)
+        scratch = self.arena.scratch
+        self.arena.copy(state, scratch)
+        out = self._step_bound(scratch, chunk)
+        self.arena.copy(scratch ^ 1, state ^ 1)
+        return state ^ 1, out
 
-    def _bind_rows(self, row: int) -> _Call | None:
-        if row >= 2 * DIRECT_SLOTS:
-            return None
-        call = self._direct[row] = _Call(self, 1, 1, row)
-        return call
-
-    def _step_direct(self, call: _Call, row: int, chunk: Chunk) -> tuple[int, Chunk]:
+    def _step_bound(self, row: int, chunk: Chunk) -> Chunk:
+        """One tick from `row` to its twin, both bound."""
+        call = self._bound.get(row)
+        if call is None:
+            call = self._bound[row] = _Call(self, 1, 1, row)
         for name, view in call.first_in:
             view[...] = chunk[name]
-        for name, flat in call.flats:
-            # A sum of squares is finite only if every element is; the reverse is checked exactly.
-            if not math.isfinite(flat.dot(flat)):
+        for name, flat, zeros in call.flats:
+            # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
+            if np.vdot(flat, zeros) != 0:
                 require_finite(name, chunk[name], self.name)
         try:
-            self._run(call.binding)
+            self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
         after = call.next_state
-        if after is None or not math.isfinite(after.dot(after)):
+        if after is None or np.vdot(after, self._zero_row) != 0:
             self.arena.check(row ^ 1, self.name)
-        return row ^ 1, {name: view.copy() for name, view in call.first_out}
+        return {name: view.copy() for name, view in call.first_out}
 
     # Many streams
 
@@ -246,9 +259,18 @@ class ModelStage(Stage):
             return results
         except RunnelError as error:
             if len(states) == 1:
-                return [error]
+                return [self._located(error, chunks[0])]
         # Somebody's chunk made the whole group fail: each alone, so that only that one does.
         return [self.step_many([row], [chunk])[0] for row, chunk in zip(states, chunks, strict=True)]
+
+    def _located(self, error: RunnelError, chunk: Chunk) -> RunnelError:
+        """The error, with the chunk's own time step where the input is at fault."""
+        try:
+            for name in self.inputs.names:
+                require_finite(name, chunk[name], self.name)
+        except NonFiniteError as exact:
+            return exact
+        return error
 
     def _step_group(
         self, rows: Sequence[int], chunks: Sequence[Chunk]
@@ -299,21 +321,28 @@ class ModelStage(Stage):
 
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:
         """Check the bound input, gather rows `now`, run, check and scatter rows `then`; raises on failure."""
-        for name, flat in call.flats:
-            if not math.isfinite(flat.dot(flat)):
+        for name, flat, zeros in call.flats:
+            if np.vdot(flat, zeros) != 0:
                 require_finite(name, flat, self.name)
         columns = self.arena.columns
         for name, view in call.states_in:
             view[...] = columns[name][now]
         try:
-            self._run(call.binding)
+            self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
         for name, view in call.states_out:
             columns[name][then] = view
-            if view.dtype.kind == "f" and not math.isfinite(np.vdot(view, view)):
+            if view.dtype.kind == "f" and np.vdot(view, self.zeros(view)) != 0:
                 for row in then.tolist():
                     self.arena.check(row, self.name)
+
+    def zeros(self, like: Array) -> Array:
+        """As many zeros, flat; one array a dtype, shared and grown by doubling."""
+        held = self._zeros.get(like.dtype)
+        if held is None or held.size < like.size:
+            held = self._zeros[like.dtype] = np.zeros(1 << max(0, like.size - 1).bit_length(), like.dtype)
+        return held[: like.size]
 
     def _block(self, slots: int, ticks: int) -> int:
         """How many ticks the next call takes: a power of two, so that few bindings serve all lengths."""
@@ -364,8 +393,8 @@ def output_shapes(
         for state, value in zip(spec.states, found[len(names) :], strict=True):
             if value.shape != state.sized(slots) or value.dtype != state.dtype:
                 raise ModelError(
-                    f"{where}: state {state.input!r} is declared as {state.dtype} {list(state.shape)}, but output "
-                    f"{state.output!r} is {value.dtype} of shape {value.shape} for {slots} streams"
+                    f"{where}: state {state.input!r} is declared as {state.dtype} {list(state.shape)}, but "
+                    f"output {state.output!r} is {value.dtype} of shape {value.shape} for {slots} streams"
                 )
         return [value.shape for value in found[: len(names)]]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Pipeline:
     def __init__(self, stages: Sequence[Stage], model: ModelSpec | None, identity: Mapping[str, Any]) -> None:
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in pairwise(stages):
             _check_fit(before, after)
         self.stages = tuple(stages)
         self.model = model
@@ -38,9 +39,16 @@ class Pipeline:
         # A snapshot continues only in a pipeline with this model, these stages and these options.
         text = json.dumps([identity, [s.name for s in stages]], sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
+        self.step: Callable[[States, Chunk], tuple[States, Chunk]]
+        self.step = self._step_only if len(stages) == 1 else self._step_all
+        self._step_of_only = stages[0].step
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self._only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
-        self._dtype = np.dtype(self._only_in.dtype) if self._only_in else None
+        # What the shortest path at the door compares with: one tick of the only input.
+        self.tick_name = self._only_in.name if self._only_in else ""
+        self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
+        self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
 
     # At the door
 
@@ -51,7 +59,8 @@ class Pipeline:
         """
         only = self._only_in
         if only is not None and isinstance(chunk, np.ndarray):
-            if chunk.dtype == self._dtype and chunk.shape[1:] == only.shape and chunk.shape[:1] > (0,):
+            shape = chunk.shape
+            if chunk.dtype is self.tick_dtype and shape[1:] == only.shape and shape[0]:
                 return {only.name: chunk}
             chunk = {only.name: chunk}
         return self._accept(chunk)
@@ -77,7 +86,8 @@ class Pipeline:
                 )
             if array.dtype != spec.dtype:
                 raise ChunkError(
-                    f"{spec.name!r} is {array.dtype}, expected {spec.dtype}: convert it with .astype({spec.dtype!r})"
+                    f"{spec.name!r} is {array.dtype}, expected {spec.dtype}: "
+                    f"convert it with .astype({spec.dtype!r})"
                 )
             if array.ndim != 1 + len(spec.shape) or array.shape[1:] != spec.shape:
                 raise ChunkError(
@@ -92,7 +102,7 @@ class Pipeline:
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
         """What the caller gets: a bare array for a bare array (or for none), if there is one output."""
-        if self._only_out is not None and not isinstance(chunk, Mapping):
+        if self._only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
             return out[self._only_out]
         return out
 
@@ -103,7 +113,7 @@ class Pipeline:
         made: list[State] = []
         try:
             for stage in self.stages:
-                made.append(_freeze(stage.open()))
+                made.append(_freeze(stage.open()))  # noqa: PERF401 - what was opened must be known
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
@@ -114,8 +124,15 @@ class Pipeline:
         for stage, state in zip(self.stages, states, strict=True):
             stage.close(state)
 
-    def step(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
-        """The next states, and what the chunk makes; raises an error of the tree."""
+    def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
+        """`step` where there is one stage: the shortest path of all."""
+        try:
+            state, out = self._step_of_only(states[0], chunk)
+        except Exception as error:
+            raise as_error(f"0: {self.stages[0].name}", error) from error
+        return (_freeze(state),), out
+
+    def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         after = list(states)
         for i, stage in enumerate(self.stages):
             try:
@@ -177,11 +194,10 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
-        if len(self.stages) == 1:  # nothing to thread through: the model alone is the common case
-            stage = self.stages[0]
+        if len(self.stages) == 1:
             return [
                 r if isinstance(r, RunnelError) else ((_freeze(r[0]),), r[1])
-                for r in _many(0, stage, [s[0] for s in states], chunks)
+                for r in _many(0, self.stages[0], [s[0] for s in states], chunks)
             ]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
@@ -233,7 +249,7 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 def _freeze(state: State) -> State:
     """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
-    if isinstance(state, dict):
+    if state.__class__ is dict:
         for array in state.values():
             array.setflags(write=False)
     return state
@@ -244,13 +260,14 @@ def _check_fit(before: Stage, after: Stage) -> None:
     for want in after.inputs.tensors:
         if have.get(want.name) != want:
             raise PipelineError(
-                f"stage {after.name!r} takes {after.inputs}, but {before.name!r} before it makes {before.outputs}"
+                f"stage {after.name!r} takes {after.inputs}, "
+                f"but {before.name!r} before it makes {before.outputs}"
             )
     rates = before.outputs.rate, after.inputs.rate
     if all(rates) and rates[0] != rates[1]:
         raise PipelineError(
-            f"stage {after.name!r} takes {rates[1]:g} Hz, but {before.name!r} before it makes {rates[0]:g} Hz: "
-            "put a 'resample' stage between them"
+            f"stage {after.name!r} takes {rates[1]:g} Hz, "
+            f"but {before.name!r} before it makes {rates[0]:g} Hz: put a 'resample' stage between them"
         )
 
 

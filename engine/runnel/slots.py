@@ -28,13 +28,15 @@ class Arena:
             stride += -(-state.row_bytes // _ALIGN) * _ALIGN
         self.slots = slots
         self.row_bytes = max(stride, _ALIGN)
-        raw = np.zeros(2 * slots * self.row_bytes + _ALIGN, np.uint8)
-        raw = raw[-raw.ctypes.data % _ALIGN :][: 2 * slots * self.row_bytes]
-        self._rows = raw.reshape(2 * slots, self.row_bytes)
+        rows = 2 * slots + 2
+        self.scratch = 2 * slots  # a slot that no stream owns
+        raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
+        raw = raw[-raw.ctypes.data % _ALIGN :][: rows * self.row_bytes]
+        self._rows = raw.reshape(rows, self.row_bytes)
         self.columns: dict[str, Array] = {}
         for state, offset in zip(states, offsets, strict=True):
             column = self._rows[:, offset : offset + state.row_bytes].view(state.dtype)
-            self.columns[state.input] = column.reshape(2 * slots, *state.row_shape)
+            self.columns[state.input] = column.reshape(rows, *state.row_shape)
         self._initial = {s.input: s.initial for s in states}
         # With one float type, a whole row is checked at once; the padding between states stays zero.
         kinds = {s.dtype for s in states}
@@ -66,6 +68,10 @@ class Arena:
     def write(self, row: int, arrays: Mapping[str, Array]) -> None:
         for name, column in self.columns.items():
             column[row] = arrays[name]
+
+    def copy(self, source: int, target: int) -> None:
+        """One whole row into another."""
+        self._rows[target] = self._rows[source]
 
     def read(self, row: int) -> dict[str, Array]:
         """Views of one row by state name."""
