@@ -17,7 +17,7 @@ import zmq
 
 from runnel.errors import RunnelError, UsageError
 from runnel.serve import daemon as daemon_module
-from runnel.serve import protocol, wire
+from runnel.serve import protocol, socketfile, wire
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 from runnel.serve.tensors import pack
@@ -42,8 +42,8 @@ def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> wire.Reply:
     return wire.decode_reply(sock.recv_multipart())[0]
 
 
-def feed(stream: str, value: float, **fields: Any) -> list[bytes]:
-    infos, buffers = pack({"x": rows(value)})
+def feed(stream: str, *values: float, **fields: Any) -> list[bytes]:
+    infos, buffers = pack({"x": rows(*values)})
     header = wire.Request(v=1, op="feed", sequence_id=stream, inputs=infos, **fields)
     return wire.encode_request(header, buffers)
 
@@ -56,13 +56,14 @@ def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> wire.Reply:
 class Gate:
     """Holds the engine inside its next batch, so that the test can let more arrive."""
 
-    def __init__(self, engine: SpyEngine) -> None:
+    def __init__(self, engine: SpyEngine, slow: float = 0.0) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
         inner = engine.feed_many
 
         def feed_many(pairs: Any) -> Any:
             self.entered.set()
             assert self.go.wait(10)
+            time.sleep(slow)
             return inner(pairs)
 
         engine.feed_many = feed_many  # type: ignore[method-assign]
@@ -216,6 +217,16 @@ def run(daemon: Daemon) -> tuple[threading.Thread, list[Any]]:
     return thread, results
 
 
+def refusal(daemon: Daemon) -> str:
+    """Why a daemon did not start."""
+    thread, results = run(daemon)
+    thread.join(10)
+    daemon.stop()
+    thread.join(10)
+    assert isinstance(results[0], UsageError), "it started"
+    return results[0].message
+
+
 def test_told_to_stop_it_answers_what_arrived(tmp_path: Path) -> None:
     engine = tally_engine()
     daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
@@ -279,6 +290,61 @@ def test_it_does_not_finish_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results == [False]
 
 
+def test_a_large_reply_still_leaves_when_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        gate = Gate(engine)
+        sock.send_multipart(feed("a", *[1.0] * 2**20))
+        assert gate.entered.wait(10)
+        daemon.stop()
+        gate.go.set()
+        assert reply_of(sock).outputs[0].shape == [2**20 - 1, 2]
+        thread.join(10)
+    assert results == [True]
+
+
+def test_what_arrives_as_it_stops_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 1.0)
+    daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "hello")) == "ok"
+        daemon.stop()
+        time.sleep(0.2)
+        assert code(ask(sock, "open", "a")) == "ok"
+        thread.join(10)
+
+
+def test_what_arrives_later_is_refused_while_it_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock, dealer(daemon.address) as late:
+        assert code(ask(sock, "open", "a")) == code(ask(late, "hello")) == "ok"
+        gate = Gate(engine, slow=0.02)
+        for i in range(50):
+            sock.send_multipart(feed("a", i))
+        assert gate.entered.wait(10)
+        time.sleep(0.2)
+        daemon.stop()
+        gate.go.set()
+        time.sleep(0.2)
+        assert code(ask(late, "open", "b")) == "SHUTDOWN"
+        assert [code(reply_of(sock)) for _ in range(50)] == ["ok"] * 50
+        thread.join(10)
+    assert results == [True]
+
+
 def test_stop_may_come_before_the_start_and_after_the_end(tmp_path: Path) -> None:
     daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
     daemon.stop()
@@ -304,10 +370,7 @@ def test_the_socket_file_is_the_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_live_daemons_address_is_refused_and_stays_its_own(daemon: Daemon) -> None:
-    _, results = thread_results = run(Daemon(tally_engine(), daemon.address))
-    thread_results[0].join(10)
-    assert isinstance(results[0], UsageError)
-    assert daemon.address in results[0].message
+    assert daemon.address in refusal(Daemon(tally_engine(), daemon.address))
     with Client(daemon.address) as client:
         client.open("still here")
 
@@ -330,14 +393,12 @@ def test_a_dead_daemons_socket_is_replaced(tmp_path: Path) -> None:
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     path.write_text("precious")
-    with pytest.raises(UsageError, match="no socket"):
-        Daemon(tally_engine(), f"ipc://{path}").serve()
+    assert "no socket" in refusal(Daemon(tally_engine(), f"ipc://{path}"))
     assert path.read_text() == "precious"
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file"):
-        Daemon(tally_engine(), f"ipc://{tmp_path}/nowhere/d.sock").serve()
+    assert "No such file" in refusal(Daemon(tally_engine(), f"ipc://{tmp_path}/nowhere/d.sock"))
 
 
 def test_a_socket_file_that_another_took_over_is_not_removed(tmp_path: Path) -> None:
@@ -350,6 +411,14 @@ def test_a_socket_file_that_another_took_over_is_not_removed(tmp_path: Path) -> 
     daemon.stop()
     thread.join(10)
     assert path.read_text() == "another's"
+
+
+def test_a_start_waits_for_another_in_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socketfile, "LOCK_SECONDS", 0.1)
+    with socketfile.claim(tmp_path / "other.sock"):
+        assert "another start" in refusal(Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock"))
 
 
 def test_of_two_starts_at_once_one_serves(tmp_path: Path) -> None:
