@@ -150,7 +150,7 @@ def check_options(plugin: Plugin, options: Mapping[str, Any], where: str) -> dic
             raise PipelineError(f"{where}: stage {plugin.name!r} has no option {key!r}{takes}{of_type}")
         try:
             checked[key] = _convert(value, known[key].kind)
-        except TypeError:
+        except (TypeError, OverflowError):  # an int that no float holds
             raise PipelineError(
                 f"{where}: option {key!r} of stage {plugin.name!r} takes {known[key].kind_text}, "
                 f"not {value!r} ({type(value).__name__})"

@@ -16,25 +16,28 @@ from runnel.spec import Array, Framing, ModelTensor
 class Source:
     """How one input's random data is drawn: `shape` is that of one time step of a chunk.
 
-    Kinds: ``normal`` (mean, spread), ``positive`` (its absolute value, for an example with no value
-    below zero: a magnitude, a power), ``integers`` (low..high, both included), ``bool``.
+    Kinds: ``normal`` (mean, spread: its standard deviation), ``positive`` (the same's absolute value,
+    for an example with nothing below zero: a magnitude, a power), ``integers`` (low..high, both
+    included), ``bool``.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     kind: str
-    low: float
-    high: float
+    mean: float = 0.0
+    spread: float = 1.0
+    low: int = 0
+    high: int = 1
 
     def draw(self, rng: np.random.Generator, ticks: int) -> Array:
         """(ticks, \\*shape) of `dtype`."""
         size = (ticks, *self.shape)
         if self.kind == "integers":
-            return rng.integers(int(self.low), int(self.high), size, endpoint=True).astype(self.dtype)
+            return rng.integers(self.low, self.high, size, endpoint=True).astype(self.dtype)
         if self.kind == "bool":
             return rng.random(size) < 0.5
-        values = rng.normal(self.low, self.high, size)  # mean and standard deviation
+        values = rng.normal(self.mean, self.spread, size)
         return (np.abs(values) if self.kind == "positive" else values).astype(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
@@ -52,9 +55,10 @@ def source(tensor: ModelTensor, framing: Framing | None, example: Array) -> Sour
     """The source for one input: normal with the example's mean and spread, or its range of integers."""
     shape = tensor.step_shape[1:] if framing else tensor.step_shape
     if tensor.dtype == "bool":
-        return Source(tensor.name, tensor.dtype, shape, "bool", 0, 1)
+        return Source(tensor.name, tensor.dtype, shape, "bool")
     if np.dtype(tensor.dtype).kind in "iu":
-        return Source(tensor.name, tensor.dtype, shape, "integers", int(example.min()), int(example.max()))
+        low, high = int(example.min()), int(example.max())
+        return Source(tensor.name, tensor.dtype, shape, "integers", low=low, high=high)
     finite = example[np.isfinite(example)].astype(np.float64)
     mean, spread = (float(finite.mean()), float(finite.std())) if finite.size else (0.0, 0.0)
     # Zeros or ones, as examples often are, say nothing about the spread.
@@ -71,7 +75,7 @@ def draw(sources: Iterable[Source], rng: np.random.Generator, ticks: int) -> dic
 def weak_spots(sources: Iterable[Source]) -> list[str]:
     """What the example does not exercise, in words for the user."""
     return [
-        f"the example's {s.name!r} is {int(s.low)} everywhere, so nothing else was tried: "
+        f"the example's {s.name!r} is {s.low} everywhere, so nothing else was tried: "
         "give an example that spans the range of values"
         for s in sources
         if s.kind == "integers" and s.low == s.high

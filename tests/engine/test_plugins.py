@@ -105,6 +105,7 @@ def test_a_plugin_says_who_it_is(install):
         ({"zzz": 2.0}, r"no option 'zzz' \(known: count, cuts, gain"),
         ({"gain": "2"}, r"option 'gain' of stage 'probe' takes a number, not '2' \(str\)"),
         ({"gain": True}, r"'gain' .* takes a number, not True \(bool\)"),
+        ({"gain": 10**400}, r"'gain' .* takes a number, not 1000"),
         ({"gain": float("nan")}, r"'gain' .* takes a number, not nan"),
         ({"count": 2.0}, r"'count' .* takes a whole number, not 2.0 \(float\)"),
         ({"count": True}, r"'count' .* takes a whole number, not True"),

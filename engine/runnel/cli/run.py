@@ -13,7 +13,7 @@ from ..errors import RunnelError, UsageError
 from ..stage import Chunk
 from .progress import Progress
 from .sinks import STDOUT, open_sink
-from .sources import open_source
+from .sources import STDIN, open_source
 
 HELP = "run a file, or standard input, through a pipeline"
 
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         progress = Progress(source.steps, rate, args.quiet)
         stack.callback(progress.close)
         with open_sink(args.output, engine.pipeline.outputs) as write:
-            made = _feed(engine, chunks, write, progress, args.input)
+            name = "standard input" if args.input == STDIN else args.input
+            made = _feed(engine, chunks, write, progress, name)
         progress.close(f"{progress.summary()}, {made} rows out")
     return 0
 

@@ -1,0 +1,283 @@
+"""What one translation knows: its states and recurrences, its operands, elementwise operations on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from runnel.errors import NotStreamableError
+
+from .graph import Array, Attribute, Dims
+from .values import (
+    BATCH,
+    HIDDEN,
+    MERGED,
+    TIME,
+    Axis,
+    Carry,
+    Data,
+    Given,
+    Operand,
+    Scatter,
+    Span,
+    Stack,
+    Value,
+    broadcast,
+)
+from .writer import EXPLICIT, Writer
+
+
+@dataclass
+class State:
+    """One state of the step model; `next` is the value that becomes it."""
+
+    name: str
+    dtype: torch.dtype
+    dims: Dims
+    initial: Array  # one stream's row
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A recurrent node: what it was made of, so that a cell's next call is known as the same node."""
+
+    kind: str
+    x: str
+    weights: tuple[Tensor, ...]
+    y: str  # the sequence, (time, slot, hidden)
+    final: str  # its last tick, (1, slot, hidden)
+    final_c: str | None
+
+
+@dataclass
+class Lowering(Writer):
+    """One translation under way."""
+
+    givens: Mapping[str, Tensor] = field(default_factory=dict)  # explicit states: one initial row
+    states: dict[str, State] = field(default_factory=dict)
+    recurrences: list[Recurrence] = field(default_factory=list)
+    any_ticks: bool = True
+
+    # -------------------------------------------------------------- operands
+
+    def value(self, data: Data) -> Value:
+        """An ONNX value now, of whatever kind it was."""
+        match data:
+            case Value():
+                return data
+            case Stack():
+                return self.join(data)
+            case Carry():
+                return self.final_c(data)
+            case Scatter():
+                raise self.refusal(
+                    f"a result that is filled tick by tick is used when {len(data.filled)} of {self.ticks} "
+                    "ticks were written",
+                    "write every tick before using it; a tick that reads earlier ones is a recurrence: "
+                    + EXPLICIT,
+                )
+            case Span():
+                raise self.span_refusal(data)
+            case Given():
+                if self.ticks is not None:
+                    raise self.refusal(
+                        f"state {data.name!r} is used other than as a recurrent layer's initial state",
+                        EXPLICIT,
+                    )
+                return self.natural_state(data)
+
+    def span_refusal(self, span: Span) -> NotStreamableError:
+        """A sequence of another length cannot be streamed as it is."""
+        if span.filter:
+            self.path = span.filter.path
+            p = span.filter.reach
+            if span.offset > 0:
+                return self.refusal(
+                    f"the convolution sees {span.offset} ticks of the future (symmetric or missing padding "
+                    f"on the left; (kernel - 1) * dilation is {p})",
+                    f"pad {p} ticks on the left only: F.pad(x, ({p}, 0)), or padding={p} and then "
+                    f"[..., :-{p}]",
+                )
+            return self.refusal(
+                f"the convolution's result has {span.length - (self.ticks or 0):+d} ticks against its input",
+                f"cut it to the input's length: [..., :-{p}]",
+            )
+        return self.refusal(
+            f"a sequence of another length than the input's ({span.length - (self.ticks or 0):+d} ticks, "
+            f"starting {span.offset:+d} ticks from it) is used",
+            "a stream has one output tick for each input tick: pad on the left what is cut on the right",
+        )
+
+    def join(self, stack: Stack) -> Value:
+        """A Stack's parts as one value."""
+        parts = [self.value(p) for p in stack.parts]
+        if len(parts) == 1:
+            return parts[0]
+        self.same_tick(parts)
+        order = self.canonical(parts[0], full=True).order
+        names = [self.arrange(p, order).name for p in parts]
+        name = self.node("Concat", *names, axis=order.index(0))
+        return replace(parts[0], name=name, axes=(len(parts), *parts[0].axes[1:]), order=order)
+
+    def final_c(self, carry: Carry) -> Value:
+        """An LSTM's cell state as a value: known at the end of a call, so a call is then one tick."""
+        if self.any_ticks:
+            self.any_ticks = False
+            self.note(
+                "an LSTM's cell state is used as data; ONNX gives it at the end of a call only, so the step "
+                "model takes exactly one tick a call"
+            )
+        name = self.recurrences[carry.recurrence].final_c
+        assert name is not None
+        rank = len(carry.axes)
+        return Value(name, carry.axes, (HIDDEN, rank - 2, rank - 1), torch.float32, carry.tick)
+
+    def natural_state(self, given: Given) -> Value:
+        """An explicit state as a graph input of the shape that the module gives it."""
+        if given.layer is not None:
+            whole = self.natural_state(Given(given.name, (self.layers(given.name), *given.axes)))
+            picked = self.node("Gather", whole.name, self.constant(given.layer, torch.int64), axis=0)
+            return Value(picked, given.axes, tuple(range(len(given.axes))), torch.float32)
+        if given.name not in self.states:
+            if any(name.startswith(f"{given.name}.") for name in self.states):
+                raise self.untranslated(f"state {given.name!r} is used whole and also layer by layer")
+            row = self.givens[given.name]
+            dims = tuple("slot" if a == BATCH else self.size(a) for a in given.axes)
+            self.states[given.name] = State(given.name, row.dtype, dims, row.numpy())
+        return Value(given.name, given.axes, tuple(range(len(given.axes))), self.givens[given.name].dtype)
+
+    def layers(self, name: str) -> int:
+        """The leading axis of an explicit state of shape (layers, batch, hidden)."""
+        return int(self.givens[name].shape[0])
+
+    def layer_state(self, given: Given) -> str:
+        """The graph input for one layer of an explicit state, of shape (1, "slot", hidden)."""
+        row = self.givens[given.name]
+        if given.layer is None or row.dim() == 1:
+            name, row = given.name, row.reshape(1, -1)
+        else:
+            name = given.name if row.shape[0] == 1 else f"{given.name}.{given.layer}"
+            row = row[given.layer].reshape(1, -1)
+        if name not in self.states:
+            if given.name in self.states:
+                raise self.untranslated(f"state {given.name!r} is used whole and also layer by layer")
+            self.states[name] = State(name, row.dtype, (1, "slot", row.shape[-1]), row.numpy())
+        return name
+
+    # -------------------------------------------------------------- elementwise
+
+    def same_tick(self, values: Sequence[Value]) -> int | None:
+        """The tick that all of these belong to; None for whole sequences. Refuses a mixture."""
+        ticks = {v.tick for v in values}
+        if len(ticks) == 1:
+            return ticks.pop()
+        if None in ticks:
+            k = next(t for t in ticks if t is not None)
+            what = "the last tick" if self.ticks and k == self.ticks - 1 else f"tick {k}"
+            raise self.refusal(
+                f"{what} is used at every tick, so earlier ticks would depend on it",
+                "use the sequence itself, or state that carries it forward",
+            )
+        a, b, *_ = sorted(t for t in ticks if t is not None)
+        raise self.refusal(f"mixes tick {a} and tick {b}: a hand-written recurrence over time", EXPLICIT)
+
+    def invariant(self, tensor: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """A constant, of the rank of `axes`, made of size 1 along time and batch; it must not vary there."""
+        tensor = tensor.reshape((1,) * (len(axes) - tensor.dim()) + tuple(tensor.shape))
+        for i, label in enumerate(axes):
+            if isinstance(label, int) or tensor.shape[i] == 1:
+                continue
+            first = tensor.narrow(i, 0, 1)
+            if not torch.equal(tensor.nan_to_num(), first.expand_as(tensor).nan_to_num()):
+                if label == BATCH:
+                    raise self.refusal(
+                        "a constant differs along the batch axis", "streams are alike: give it as an input"
+                    )
+                raise self.refusal(
+                    "a constant varies along the time axis: the layer depends on absolute time",
+                    "a position encoding or a time mask has no meaning on an endless stream; leave it out, "
+                    "or give the position as an input",
+                )
+            tensor = first
+        return tensor
+
+    def pointwise(
+        self,
+        op: str,
+        operands: Sequence[Operand | float],
+        dtype: torch.dtype | None = None,
+        result: torch.dtype | None = None,
+        mixed: bool = False,
+        **attributes: Attribute,
+    ) -> Value:
+        """An elementwise node, operands broadcast as torch does, computed in `dtype`.
+
+        `mixed`: the operands keep dtypes of their own. `result`: the output's dtype, if not `dtype`.
+        """
+        values = [x for x in operands if isinstance(x, Value)]
+        dtype = dtype or values[0].dtype
+        tick = self.same_tick(values)
+        shapes: list[tuple[Axis, ...]] = [v.axes for v in values]
+        shapes += [tuple(x.shape) for x in operands if isinstance(x, Tensor)]
+        # a constant's own time and batch sizes are not labels: align them with the values' axes
+        axes = broadcast(shapes[len(values) :] + shapes[: len(values)])
+        self._check_pairs(axes, values)
+        if self.ticks and self.ticks in axes:  # (a size that only a constant made over time can have)
+            raise self.refusal(
+                "a constant as long as the sequence is combined with a value that has no time axis",
+                "a stream has no length: compute it from the layer's input, or leave it out",
+            )
+        rank = len(axes)
+        aligned: list[Value | Tensor] = []
+        for x in operands:
+            if isinstance(x, Value):
+                shift = rank - len(x.axes)
+                x = x if mixed else self.cast(x, dtype)
+                aligned.append(x.renumbered(axes, {i: i + shift for i in range(len(x.axes))}))
+            elif isinstance(x, Tensor):
+                aligned.append(self.invariant(x if mixed else x.to(dtype), axes))
+            else:
+                aligned.append(torch.tensor(x, dtype=dtype).reshape((1,) * rank))
+        order = self._common_order(axes, aligned)
+        names = [self._laid_out(x, order) for x in aligned]
+        name = self.emit(op, names, attributes)[0]
+        return Value(name, axes, tuple(order), result or dtype, tick)
+
+    def _check_pairs(self, axes: Sequence[Axis], values: Sequence[Value]) -> None:
+        if list(axes).count(TIME) + any(v.tick is not None for v in values) > 1:
+            raise self.refusal(
+                "pairs every tick with every other: attention over the whole sequence",
+                "a recurrent layer or a causal convolution",
+            )
+        if sum(a == BATCH or a in MERGED for a in axes) > 1:
+            raise self.refusal("pairs streams with each other", "keep to operations within one batch row")
+
+    @staticmethod
+    def _common_order(axes: Sequence[Axis], operands: Sequence[Value | Tensor]) -> list[int]:
+        """The longest operand's physical order, with the axes that only others have put in."""
+        values = [x for x in operands if isinstance(x, Value)]
+        order = list(max(values, key=lambda v: len(v.order)).order)
+        wanted = {o for v in values for o in v.order}
+        wanted |= {i for x in operands if isinstance(x, Tensor) for i, n in enumerate(x.shape) if n > 1}
+        for axis in sorted(wanted - set(order)):
+            after = (i for i, o in enumerate(order) if o > axis and isinstance(axes[o], int))
+            order.insert(next(after, len(order)), axis)
+        return order
+
+    def _laid_out(self, x: Value | Tensor, order: Sequence[int]) -> str:
+        """An operand that broadcasts against this order; leading axes may be missing."""
+        if isinstance(x, Value):
+            first = next((i for i, o in enumerate(order) if o in x.order), len(order))
+            return self.arrange(x, order[first:]).name
+        present = [o for o in order if o != HIDDEN]
+        rest = [i for i in range(x.dim()) if i not in present]  # size 1 in all operands
+        x = x.permute([*rest, *present]).reshape([x.shape[o] for o in present])
+        if HIDDEN in order:
+            x = x.unsqueeze(list(order).index(HIDDEN))
+        while x.dim() and x.shape[0] == 1:
+            x = x.squeeze(0)
+        return self.constant(x)
