@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import assert_streams, op_types
+from .stepping import assert_streams, op_types
 from torch import Tensor, nn
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runnel_export.lift import lift
-from stepping import assert_streams, op_types, stepped
+from .stepping import assert_streams, op_types, stepped
 from torch import Tensor, nn
 
 

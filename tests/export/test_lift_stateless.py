@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runnel_export.lift import lift
-from stepping import assert_streams, op_types
+from .stepping import assert_streams, op_types
 from torch import Tensor, nn
 
 
