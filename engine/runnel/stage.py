@@ -82,7 +82,7 @@ class Stage(abc.ABC):
         arrays: Arrays = state
         return arrays
 
-    def close(self, state: State) -> None:
+    def close(self, state: State) -> None:  # noqa: B027 - most stages hold no place
         """The stream is gone: give its place back."""
 
 

@@ -1,0 +1,116 @@
+"""`runnel export`: a PyTorch module on the command line, to a certified model file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import container
+from ..errors import UsageError
+from ..spec import Framing, from_document
+from .text import Row, aligned, model_rows, quantize_rows
+
+HELP = "turn a PyTorch module into a certified step model"
+
+_EXAMPLE = """\
+examples:
+  runnel export model.py:Tagger -o tagger.onnx --input float32[1,50,80] --weights tagger.safetensors
+  runnel export my.package:build --args '{"hidden": 32}' -o lm.onnx --input 'tokens=int64[1,50]<1000'
+  runnel export cells.py:Cell -o cell.onnx --time-axis none --input float32[1,8] --state h=1,32
+
+Shapes are those that forward takes: (batch, time, features...) unless --time-axis says otherwise.
+The module's code is imported and run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLE
+    add = parser.add_argument
+    add("target", metavar="FILE.py:NAME", help="or package.module:NAME; a module, or what makes one")
+    add("-o", "--output", required=True, type=Path, metavar="MODEL.onnx", help="the file to write")
+    add("--input", action="append", default=[], metavar="[NAME=]DTYPE[SHAPE]",
+        help="an input, with '<N' for integers below N; repeat for several")  # fmt: skip
+    add(
+        "--args",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="keyword arguments for what makes the module",
+    )
+    add("--weights", type=Path, help="a .safetensors or .pt file to load into the module")
+    add("--data", type=Path, help="real data to try besides: .npy, or .npz by input names")
+    add(
+        "--state", action="append", default=[], metavar="NAME=SHAPE", help="an explicit state, zeros at first"
+    )
+    add("--time-axis", type=_axis, default=1, help="of the inputs; 'none' for a module that is one step")
+    add("--batch-axis", type=int, default=0, help="of the inputs (default 0; 1 where the time axis is 0)")
+    add("--window", type=int, help="samples that the module sees a step: the stream is samples then")
+    add("--hop", type=int, help="samples that it advances (default: the window)")
+    add("--rate", type=float, help="Hz of the stream's time axis")
+    add("--quantize", choices=["int8"], help="hold weights in 8 bits")
+    add("--tolerance", type=float, help="largest error, relative to the peak (1e-4; 0.1 for int8)")
+    add("--seed", type=int, default=0, help="of the random data")
+    add("-q", "--quiet", action="store_true", help="print nothing where all is well")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from runnel_export import export, target
+    except ImportError as error:
+        raise UsageError(f"export needs {error.name}: pip install 'runnel[export]'") from error
+    module = target.load_module(args.target, args.args, args.seed)
+    if args.weights is not None:
+        target.load_weights(module, args.weights)
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    certificate = export(
+        module,
+        target.example(module, args.input),
+        args.output,
+        time_axis=args.time_axis,
+        batch_axis=args.batch_axis,
+        state=target.state(args.state),
+        framing=_framing(args.window, args.hop),
+        rate=args.rate,
+        quantize=args.quantize,
+        tolerance=args.tolerance,
+        data=target.data(args.data) if args.data is not None else None,
+        progress=None if args.quiet else report,
+        seed=args.seed,
+    )
+    if not args.quiet:
+        print(certificate)
+        print(aligned([("model", str(args.output)), *_summary(args.output)]))
+    return 0
+
+
+def _framing(window: int | None, hop: int | None) -> Framing | None:
+    if window is None:
+        if hop is not None:
+            raise UsageError("--hop needs --window")
+        return None
+    return Framing(window, hop if hop is not None else window)
+
+
+def _summary(path: Path) -> list[Row]:
+    spec = from_document(container.document(container.read(path), str(path)), str(path))
+    quantized = (spec.certificate or {}).get("quantize")
+    return [*model_rows(spec), *(quantize_rows(quantized) if quantized else [])]
+
+
+def _axis(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('expected an object, such as {"hidden": 32}')
+    return value

@@ -1,0 +1,184 @@
+"""Many streams of one pipeline, in one process."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from . import state as snapshots
+from .errors import LimitError, RunnelError, StreamError, StreamExistsError
+from .pipeline import Pipeline, States
+from .spec import Array
+from .stage import Chunk
+from .stream import Stream
+
+MAX_ID = 256  # characters of a stream's name: it is kept per stream and repeated in messages
+MAX_STREAMS = 10_000_000
+_ID = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_ID}}}\Z")
+
+
+class Engine:
+    """A loaded pipeline and its streams. One thread at a time."""
+
+    def __init__(self, pipeline: Pipeline, max_streams: int = 1024) -> None:
+        self.pipeline = pipeline
+        self.max_streams = max_streams
+        self._streams: dict[str, Stream] = {}
+        self._numbers = itertools.count(1)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        max_streams: int = 1024,
+        providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+        threads: int = 1,
+        trust: bool = False,
+        flush_denormals: bool = False,
+    ) -> Engine:
+        """Load a pipeline file (.toml) or a self-describing model (.onnx).
+
+        `max_streams` bounds the streams open at once; their state rows are reserved, but touched only
+        when used. `providers`: onnxruntime execution providers by name, CPU by default. `threads`:
+        onnxruntime's threads for one step; small steps run fastest with 1. `trust`: take a file that
+        is not the certified one, or has no certificate. `flush_denormals`: numbers below 1e-38 become
+        0, so that a state that decays in silence cannot slow a step by up to 30 times; onnxruntime
+        does it by setting the calling thread's floating-point mode, once for the whole process and for
+        good, so it is for a process of your own (`runnel serve` does it).
+
+        Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
+        """
+        from .loader import load_pipeline  # reads files and starts onnxruntime: not at import
+
+        for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise LimitError(f"{name} must be a whole number in 1..{most}, not {value!r}")
+        return cls(
+            load_pipeline(Path(path), max_streams, providers, threads, trust, flush_denormals), max_streams
+        )
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The open streams by id."""
+        return MappingProxyType(self._streams)
+
+    def open(self, id: str | None = None) -> Stream:
+        """A new stream in its initial state; without an id it gets one.
+
+        Raises StreamExistsError, LimitError when `max_streams` are open, StreamError for a bad id.
+        """
+        return self._add(id, self._claim(id))
+
+    def restore(self, blob: bytes, id: str | None = None) -> Stream:
+        """A new stream that continues exactly where the snapshot was taken.
+
+        Raises SnapshotError for damaged bytes or another pipeline's snapshot, and as `open` does;
+        then no stream is opened.
+        """
+        snapshot = snapshots.decode(blob)
+        states = self._claim(id)
+        try:
+            loaded = self.pipeline.load(states, snapshot)
+        except RunnelError:
+            self.pipeline.close(states)
+            raise
+        stream = self._add(id, loaded)
+        stream.seq = snapshot.seq
+        stream._ended = snapshot.ended
+        return stream
+
+    def feed_many(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
+        """Feed several streams, batched: what `Stream.feed` returns for each, in the same order.
+
+        In place of a failed chunk's output stands its error (a RunnelError, not raised); that stream
+        is unchanged and the others are not affected. A stream may occur more than once: its chunks
+        are applied in order, and after one that failed its later ones fail too, so that none is skipped.
+        """
+        results: list[Any] = [None] * len(pairs)
+        pipeline = self.pipeline
+        accept, answer = pipeline.accept, pipeline.answer
+        broken: set[Stream] = set()
+        waiting: Sequence[int] = range(len(pairs))
+        while waiting:
+            seen: set[Stream] = set()
+            now: list[int] = []
+            later: list[int] = []
+            states: list[States] = []
+            chunks: list[Chunk] = []
+            for i in waiting:
+                stream, chunk = pairs[i]
+                if stream in seen:
+                    later.append(i)
+                    continue
+                seen.add(stream)
+                try:
+                    if stream._engine is not self or stream._ended or stream._closed or stream in broken:
+                        self._refuse(stream)
+                    chunks.append(accept(chunk))
+                except RunnelError as error:
+                    results[i] = error
+                    broken.add(stream)
+                    continue
+                now.append(i)
+                states.append(stream._states)
+            for i, done in zip(now, pipeline.step_many(states, chunks), strict=True):
+                stream, chunk = pairs[i]
+                if isinstance(done, RunnelError):
+                    results[i] = done
+                    broken.add(stream)
+                    continue
+                stream._states, out = done
+                stream.seq += 1
+                results[i] = answer(chunk, out)
+            waiting = later
+        return results
+
+    def _refuse(self, stream: Stream) -> None:
+        stream._check_live()
+        if stream._engine is not self:
+            raise StreamError(f"stream {stream.id!r} belongs to another engine")
+        raise StreamError(f"stream {stream.id!r}: an earlier chunk of it in this call failed")
+
+    def placement(self) -> dict[str, Counter[str]]:
+        """Which onnxruntime provider runs which operators of the model, counted."""
+        from .model import ModelStage, placement
+
+        models = [s for s in self.pipeline.stages if isinstance(s, ModelStage)]
+        return placement(models[0].session) if models else {}
+
+    def close(self) -> None:
+        """Close every stream."""
+        for stream in list(self._streams.values()):
+            stream.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _claim(self, id: str | None) -> States:
+        if id is not None and (not isinstance(id, str) or not _ID.match(id)):
+            raise StreamError(f"a stream's id is 1 to {MAX_ID} printable characters, not {id!r:.80}")
+        if id in self._streams:
+            raise StreamExistsError(f"stream {id!r} is open already: close it first, or choose another id")
+        if len(self._streams) >= self.max_streams:
+            raise LimitError(f"{self.max_streams} streams are open, the most that this engine was loaded for")
+        return self.pipeline.open()
+
+    def _add(self, id: str | None, states: States) -> Stream:
+        while id is None or id in self._streams:
+            id = f"stream-{next(self._numbers)}"
+        stream = self._streams[id] = Stream(self, id, states)
+        return stream
+
+    def _forget(self, stream: Stream) -> None:
+        del self._streams[stream.id]
+        self.pipeline.close(stream._states)
+        stream._states = ()

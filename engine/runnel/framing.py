@@ -1,0 +1,51 @@
+"""Samples into windows: the stage before a model that sees a window a step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .spec import Framing, Signal, TensorSpec
+from .stage import Arrays, Chunk, Stage, State, require_finite
+
+
+class Frame(Stage):
+    """Cut a signal into overlapping windows, one a row.
+
+    Step k sees samples ``[k*hop - context, k*hop + hop)`` with ``context = window - hop`` and zeros
+    before the first sample. Chunks of (T, ...) become chunks of (steps, window, ...). State: the last
+    `context` samples and those that do not fill a hop yet, fewer than `window` in all. `flush` fills
+    the last hop with zeros where it was begun.
+    """
+
+    def __init__(self, source: TensorSpec, target: str, framing: Framing, rate: float | None) -> None:
+        self.name = "frame"
+        self.framing = framing
+        self._source, self._target = source.name, target
+        framed = TensorSpec(target, source.dtype, (framing.window, *source.shape))
+        self.inputs = Signal((source,), rate)
+        self.outputs = Signal((framed,), rate / framing.hop if rate else None)
+        self.ratio = (1, framing.hop)
+        self._initial = np.zeros((framing.context, *source.shape), source.dtype)
+        self._initial.setflags(write=False)
+
+    def initial(self) -> Arrays:
+        return {"samples": self._initial}
+
+    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        fresh = chunk[self._source]
+        require_finite(self._source, fresh, self.name)
+        held = np.concatenate((state["samples"], fresh))
+        window, hop = self.framing.window, self.framing.hop
+        steps = max(0, (len(held) - window) // hop + 1)
+        if not steps:
+            return {"samples": held}, self.outputs.empty()
+        windows = np.lib.stride_tricks.sliding_window_view(held, window, axis=0)[: steps * hop : hop]
+        frames = np.moveaxis(windows, -1, 1)
+        return {"samples": held[steps * hop :].copy()}, {self._target: frames}
+
+    def flush(self, state: State) -> tuple[State, Chunk]:
+        held = state["samples"]
+        if len(held) == self.framing.context:
+            return state, self.outputs.empty()
+        missing = np.zeros((self.framing.window - len(held), *held.shape[1:]), held.dtype)
+        return self.step(state, {self._source: missing})

@@ -1,0 +1,87 @@
+"""The rows that hold streams' model state: one arena, two rows a stream.
+
+A stream's model state is a row number. Row ``r`` and its twin ``r ^ 1`` belong to one slot: a step
+reads the one and writes the other, so the old state is whole until the new one is committed by
+keeping its number instead. Opening, closing and stepping cost the same however many are open.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .errors import LimitError, NonFiniteError
+from .spec import Array, ModelState
+
+_ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
+
+
+class Arena:
+    """State rows for up to `slots` streams. Memory is touched only as slots come into use."""
+
+    def __init__(self, states: Sequence[ModelState], slots: int) -> None:
+        offsets, stride = [], 0
+        for state in states:
+            offsets.append(stride)
+            stride += -(-state.row_bytes // _ALIGN) * _ALIGN
+        self.slots = slots
+        self.row_bytes = max(stride, _ALIGN)
+        rows = 2 * slots + 2
+        self.scratch = 2 * slots  # a slot that no stream owns
+        raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
+        raw = raw[-raw.ctypes.data % _ALIGN :][: rows * self.row_bytes]
+        self._rows = raw.reshape(rows, self.row_bytes)
+        self.columns: dict[str, Array] = {}
+        for state, offset in zip(states, offsets, strict=True):
+            column = self._rows[:, offset : offset + state.row_bytes].view(state.dtype)
+            self.columns[state.input] = column.reshape(rows, *state.row_shape)
+        self._initial = {s.input: s.initial for s in states}
+        # With one float type, a whole row is checked at once; the padding between states stays zero.
+        kinds = {s.dtype for s in states}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        self.floats = self._rows.view(kind) if kind in ("float32", "float64") else None
+        self._fresh = 0  # slots below were used before
+        self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
+        self.used = 0
+
+    def take(self) -> int:
+        """A slot's first row, holding the initial state. LimitError when all slots are taken."""
+        if self._free:
+            slot = heapq.heappop(self._free)
+        elif self._fresh < self.slots:
+            slot, self._fresh = self._fresh, self._fresh + 1
+        else:
+            raise LimitError(
+                f"all {self.slots} streams are open: close some, or load the engine with a larger max_streams"
+            )
+        self.used += 1
+        self.write(2 * slot, self._initial)
+        return 2 * slot
+
+    def give(self, row: int) -> None:
+        """The slot of this row is free again."""
+        heapq.heappush(self._free, row // 2)
+        self.used -= 1
+
+    def write(self, row: int, arrays: Mapping[str, Array]) -> None:
+        for name, column in self.columns.items():
+            column[row] = arrays[name]
+
+    def copy(self, source: int, target: int) -> None:
+        """One whole row into another."""
+        self._rows[target] = self._rows[source]
+
+    def read(self, row: int) -> dict[str, Array]:
+        """Views of one row by state name."""
+        return {name: column[row] for name, column in self.columns.items()}
+
+    def check(self, row: int, where: str) -> None:
+        """Raise NonFiniteError if a state in this row has a NaN or an infinity."""
+        for name, array in self.read(row).items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise NonFiniteError(
+                    f"{where}: state {name!r} became non-finite; the chunk was not applied. "
+                    "Large inputs, or a model that is not stable?"
+                )

@@ -1,0 +1,108 @@
+"""A stream's state as bytes, and back: the snapshot.
+
+Layout: magic, format (1 byte), header length (4 bytes, little-endian), header (JSON), the arrays'
+buffers in C order, and a BLAKE2b-128 over all of it. No pickle: only names, dtypes, shapes and numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import SnapshotError
+from .spec import DTYPES, MAX_RANK, Array
+
+MAGIC = b"RNLS"
+FORMAT = 1
+MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; more is no snapshot of ours
+_DIGEST = 16
+_HEAD = struct.Struct("<4sBI")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One stream at rest."""
+
+    pipeline: str  # fingerprint of the pipeline that it belongs to
+    seq: int
+    ended: bool
+    stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state laid open), in order
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot as bytes; deterministic."""
+    buffers: list[bytes] = []
+    stages = []
+    for name, arrays in snapshot.stages:
+        entries = []
+        for key, array in arrays.items():
+            entries.append([key, array.dtype.name, list(array.shape)])
+            buffers.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        stages.append([name, entries])
+    header = {
+        "pipeline": snapshot.pipeline,
+        "seq": snapshot.seq,
+        "ended": snapshot.ended,
+        "stages": stages,
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
+    return body + hashlib.blake2b(body, digest_size=_DIGEST).digest()
+
+
+def decode(blob: bytes) -> Snapshot:
+    """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one."""
+    if not isinstance(blob, bytes | bytearray | memoryview):
+        raise SnapshotError(f"a snapshot is bytes, not {type(blob).__name__}")
+    data = bytes(blob)
+    if not _HEAD.size + _DIGEST <= len(data) <= MAX_SNAPSHOT or data[:4] != MAGIC:
+        raise SnapshotError(f"these {len(data)} bytes are not a snapshot of a Runnel stream")
+    _, version, length = _HEAD.unpack_from(data)
+    if version != FORMAT:
+        raise SnapshotError(f"snapshot format {version}; this version of runnel reads format {FORMAT}")
+    body, digest = data[:-_DIGEST], data[-_DIGEST:]
+    if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
+        raise SnapshotError("the snapshot is damaged: its checksum does not match")
+    try:
+        return _parse(json.loads(body[_HEAD.size : _HEAD.size + length]), body, _HEAD.size + length)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise SnapshotError(f"the snapshot's header makes no sense: {error}") from None
+
+
+def _parse(header: Any, body: bytes, at: int) -> Snapshot:
+    stages = []
+    for name, entries in header["stages"]:
+        arrays: dict[str, Array] = {}
+        for key, dtype, shape in entries:
+            if dtype not in DTYPES or len(shape) > MAX_RANK or any(not 0 <= d <= MAX_SNAPSHOT for d in shape):
+                raise ValueError(f"array {key!r} is {dtype} {shape}")
+            kind = np.dtype(dtype).newbyteorder("<")
+            count = math.prod(shape)
+            if at + count * kind.itemsize > len(body):
+                raise ValueError(f"array {key!r} runs past the end")
+            array = np.frombuffer(body, kind, count, at).reshape(shape)
+            arrays[str(key)] = array.astype(np.dtype(dtype), copy=False)
+            at += count * kind.itemsize
+        stages.append((str(name), arrays))
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes too many")
+    return Snapshot(str(header["pipeline"]), int(header["seq"]), bool(header["ended"]), tuple(stages))
+
+
+def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> None:
+    """Raise SnapshotError unless `arrays` have the names, dtypes and ranks of a stage's state `like`."""
+    if set(arrays) != set(like):
+        raise SnapshotError(f"stage {name!r}: the state holds {sorted(arrays)}, expected {sorted(like)}")
+    for key, array in arrays.items():
+        if array.dtype != like[key].dtype or array.ndim != like[key].ndim:
+            raise SnapshotError(
+                f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}, "
+                f"expected {like[key].dtype} of rank {like[key].ndim}"
+            )

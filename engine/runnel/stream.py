@@ -1,0 +1,141 @@
+"""One live sequence with its own state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import state as states
+from .errors import StreamClosedError, StreamEndedError
+from .spec import Array
+from .stage import Chunk
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
+
+
+class Stream:
+    """A stream of an engine; made by `Engine.open` and `Engine.restore`.
+
+    It is a tuple of its stages' states and a sequence number, replaced as a whole only after every
+    stage has succeeded: whatever a method raises, `state` and `seq` are what they were.
+    Not thread-safe: an engine and its streams belong to one thread.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_ended", "_engine", "_pipeline", "_states", "id", "seq")
+
+    def __init__(self, engine: Engine, id: str, opened: tuple[Any, ...]) -> None:
+        self.id = id
+        self.seq = 0  # chunks applied since the stream was opened or reset
+        self._engine = engine
+        self._pipeline = engine.pipeline
+        self._states = opened
+        self._ended = False
+        self._closed = False
+
+    def feed(self, chunk: Array | Chunk) -> Out:
+        """Apply one chunk and return what it makes.
+
+        `chunk`: a dict of arrays named and typed as `engine.pipeline.inputs`, each (T, ...) with the
+        same T >= 1; or one array where the pipeline has one input. Returns a dict of arrays as
+        `engine.pipeline.outputs`, or one array for one array in where there is one output. The
+        outputs may have another number of time steps than the input, zero included.
+
+        Raises ChunkError (a wrong name, dtype, shape), EmptyChunkError, NonFiniteError, StageError,
+        StreamClosedError, StreamEndedError.
+        """
+        if self._ended or self._closed:
+            self._check_live()
+        pipeline = self._pipeline
+        # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
+        if (
+            chunk.__class__ is np.ndarray
+            and chunk.dtype is pipeline.tick_dtype
+            and chunk.shape == pipeline.tick_shape
+        ):
+            given: Chunk = {pipeline.tick_name: chunk}
+        else:
+            given = pipeline.accept(chunk)
+        after, out = pipeline.step(self._states, given)
+        self._states = after
+        self.seq += 1
+        return pipeline.answer(chunk, out)
+
+    def flush(self) -> Out:
+        """End the stream: return what is still inside (an array where there is one output).
+
+        After it `feed` and `flush` raise StreamEndedError until `reset`. Raises as `feed` does; the
+        stream is then not ended.
+        """
+        self._check_live()
+        pipeline = self._pipeline
+        after, out = pipeline.flush(self._states)
+        self._states = after
+        self._ended = True
+        return pipeline.answer(None, out)
+
+    def reset(self) -> None:
+        """Back to the initial state: as a new stream, with `seq` 0."""
+        self._check_open()
+        self._states = self._pipeline.reset(self._states)
+        self.seq = 0
+        self._ended = False
+
+    def close(self) -> None:
+        """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError."""
+        if not self._closed:
+            self._closed = True
+            self._engine._forget(self)
+
+    def snapshot(self) -> bytes:
+        """The stream at rest, as bytes for `Engine.restore`: no pickle, a checksum at the end."""
+        self._check_open()
+        pipeline = self._pipeline
+        return states.encode(
+            states.Snapshot(pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states))
+        )
+
+    @property
+    def state(self) -> Mapping[str, Array]:
+        """Every state array by name, ``stage.name``, copied and read-only."""
+        self._check_open()
+        laid: dict[str, Array] = {}
+        for name, arrays in self._pipeline.dump(self._states):
+            for key, array in arrays.items():
+                copy = np.array(array)
+                copy.setflags(write=False)
+                laid[f"{name}.{key}"] = copy
+        return MappingProxyType(laid)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream was flushed."""
+        return self._ended
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError(f"stream {self.id!r} is closed: open it anew")
+
+    def _check_live(self) -> None:
+        self._check_open()
+        if self._ended:
+            raise StreamEndedError(f"stream {self.id!r} was flushed: reset it, or open another")
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        phase = "closed" if self._closed else "ended" if self._ended else f"seq {self.seq}"
+        return f"<Stream {self.id!r}, {phase}>"

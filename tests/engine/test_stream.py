@@ -1,0 +1,238 @@
+"""Bad input at the door, and a stream's life: the error says what, and nothing changes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runnel import Engine, errors
+from tests import laws, models
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine.load(models.lstm(tmp_path / "m.onnx").path, max_streams=8)
+
+
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "error", "says"),
+    [
+        (X.astype(np.float64), errors.ChunkError, r"'x' is float64, expected float32.*astype"),
+        (X.astype(">f4"), errors.ChunkError, r"'x' is >f4, expected float32"),
+        (X[:, :2], errors.ChunkError, r"shape \(4, 2\), expected x: float32 \(T, 3\)"),
+        (X[0], errors.ChunkError, r"array\[None\]"),
+        (X[None], errors.ChunkError, "no batch axis"),
+        (np.float32(1), errors.ChunkError, "not float32"),
+        (X.tolist(), errors.ChunkError, "not list"),
+        (None, errors.ChunkError, "not NoneType"),
+        ({"X": X}, errors.ChunkError, r"holds \['X'\], expected \['x'\]"),
+        ({"x": X, "y": X}, errors.ChunkError, "holds"),
+        ({}, errors.ChunkError, "holds"),
+        ({"x": X.tolist()}, errors.ChunkError, "'x' is a list"),
+        (X[:0], errors.EmptyChunkError, "no time steps"),
+        (
+            np.where(X[2, 1] == X, np.nan, X).astype(np.float32),
+            errors.NonFiniteError,
+            r"time step 2, element \(1,\)",
+        ),
+        (np.where(X[0, 0] == X, np.inf, X).astype(np.float32), errors.NonFiniteError, "time step 0"),
+    ],
+)
+def test_bad_chunks(engine: Engine, chunk: Any, error: type[errors.RunnelError], says: str) -> None:
+    with engine.open() as stream, pytest.raises(error, match=says):
+        stream.feed(chunk)
+    laws.commit(engine, {"x": X}, chunk, error, {"x": X})
+
+
+def test_one_bad_tick_alone(engine: Engine) -> None:
+    """The one-tick path checks as the batch does."""
+    stream = engine.open()
+    stream.feed(X[:1])
+    before = stream.state
+    with pytest.raises(errors.NonFiniteError, match="time step 0"):
+        stream.feed(np.array([[0, np.nan, 0]], np.float32))
+    laws.same_state(before, stream.state)
+
+
+def test_large_finite_input_is_not_refused(engine: Engine) -> None:
+    """Its sum of squares overflows float32; it is finite all the same."""
+    big = np.full((1, 3), 3e38, np.float32)
+    assert np.isfinite(engine.open().feed(big)).all()
+    assert np.isfinite(engine.open().feed(np.repeat(big, 5, 0))).all()
+
+
+def test_a_state_that_blows_up_is_refused(tmp_path: Path) -> None:
+    hand = models.blowup(tmp_path / "m.onnx")
+    engine = Engine.load(hand.path, max_streams=20)
+    laws.commit(
+        engine,
+        {"x": np.full((4, 1), 0.5, np.float32)},
+        {"x": np.full((1, 1), 1e30, np.float32)},
+        errors.NonFiniteError,
+        {"x": np.full((3, 1), 0.1, np.float32)},
+    )
+    with pytest.raises(errors.NonFiniteError, match="state 's' became non-finite"):
+        engine.open().feed(np.full((1, 1), 1e30, np.float32))
+
+
+def test_an_index_out_of_range(tmp_path: Path) -> None:
+    engine = Engine.load(models.embedding(tmp_path / "m.onnx").path)
+    good = {"token": np.array([1, 2, 3, 4])}
+    laws.commit(engine, good, {"token": np.array([1, 77])}, errors.ChunkError, good)
+    with pytest.raises(errors.ChunkError, match="out of range"):
+        engine.open().feed(np.array([77]))
+
+
+def test_arrays_of_unequal_length(tmp_path: Path) -> None:
+    engine = Engine.load(models.counter(tmp_path / "m.onnx").path)
+    ones = np.ones((3, 2), np.float32)
+    with pytest.raises(errors.ChunkError, match="differ in time steps"):
+        engine.open().feed({"a": ones, "b": ones[:2]})
+    with pytest.raises(errors.ChunkError, match="2 inputs"):
+        engine.open().feed(ones)
+
+
+def test_life(engine: Engine) -> None:
+    stream = engine.open("mic-1")
+    assert (stream.id, stream.seq, engine.streams["mic-1"]) == ("mic-1", 0, stream)
+    stream.feed(X)
+    assert stream.seq == 1
+    stream.flush()
+    for call in (lambda: stream.feed(X), stream.flush):
+        with pytest.raises(errors.StreamEndedError, match="reset it"):
+            call()
+    assert isinstance(engine.feed_many([(stream, X)])[0], errors.StreamEndedError)
+    stream.reset()
+    stream.feed(X)
+    stream.close()
+    stream.close()
+    assert "mic-1" not in engine.streams
+    for call in (lambda: stream.feed(X), stream.flush, stream.reset, stream.snapshot, lambda: stream.state):
+        with pytest.raises(errors.StreamClosedError, match="closed"):
+            call()
+    assert isinstance(engine.feed_many([(stream, X)])[0], errors.StreamClosedError)
+    assert engine.open("mic-1").seq == 0
+
+
+def test_ids_and_bounds(engine: Engine) -> None:
+    engine.open("a")
+    with pytest.raises(errors.StreamExistsError, match="'a' is open already"):
+        engine.open("a")
+    for bad in ("", "x" * 300, "a\nb", 7):
+        with pytest.raises(errors.StreamError, match="1 to 256"):
+            engine.open(bad)  # type: ignore[arg-type]
+    more = [engine.open() for _ in range(7)]
+    assert len({s.id for s in more}) == 7
+    with pytest.raises(errors.LimitError, match="8 streams are open"):
+        engine.open()
+    more[0].close()
+    engine.open()
+    with pytest.raises(errors.LimitError, match="max_streams"):
+        Engine.load("m.onnx", max_streams=0)
+
+
+def test_a_reused_slot_starts_anew(engine: Engine) -> None:
+    first = engine.open()
+    fresh = first.state
+    first.feed(X)
+    first.close()
+    laws.same_state(fresh, engine.open().state)
+
+
+def test_outputs_are_the_callers_own(engine: Engine) -> None:
+    """A later step must not write into what was handed out."""
+    stream = engine.open()
+    one = stream.feed(X[:1])
+    kept = one.copy()
+    stream.feed(X[1:2])
+    np.testing.assert_array_equal(one, kept)
+    many = engine.feed_many([(stream, X[:1])])[0]
+    kept = many.copy()
+    engine.feed_many([(stream, X[1:2])])
+    np.testing.assert_array_equal(many, kept)
+
+
+def test_input_may_be_reused_by_the_caller(engine: Engine) -> None:
+    buffer = X.copy()
+    stream, twin = engine.open(), engine.open()
+    stream.feed(buffer)
+    buffer[...] = 99
+    twin.feed(X)
+    laws.same_state(stream.state, twin.state)
+
+
+def test_state_is_read_only(engine: Engine) -> None:
+    state = engine.open().state
+    assert set(state) == {"m.h0", "m.c0", "m.h1", "m.c1"}
+    with pytest.raises(ValueError, match="read-only"):
+        state["m.h0"][...] = 1
+    with pytest.raises(TypeError):
+        state["m.h0"] = X  # type: ignore[index]
+
+
+def test_the_same_stream_twice_in_one_call(engine: Engine) -> None:
+    stream, twin = engine.open(), engine.open()
+    outs = engine.feed_many([(stream, X[:2]), (stream, X[2:])])
+    np.testing.assert_allclose(np.concatenate(outs), twin.feed(X), atol=1e-6)
+    assert stream.seq == 2
+    bad = engine.feed_many([(stream, X[:, :1]), (stream, X)])
+    assert [type(b) for b in bad] == [errors.ChunkError, errors.StreamError]
+    assert stream.seq == 2
+
+
+def test_floats_of_the_host_are_left_alone(tmp_path: Path) -> None:
+    """onnxruntime can flush denormals only by changing the process's floating-point mode: on request."""
+    path = models.lstm(tmp_path / "m.onnx").path
+    code = (
+        "import sys, runnel; e = runnel.Engine.load(sys.argv[1], flush_denormals=sys.argv[2] == 'yes');"
+        "print(float(sys.argv[3]) / 2 > 0)"
+    )
+    for flag, kept in (("no", "True"), ("yes", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), flag, "3e-308"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == kept
+
+
+def test_another_engines_stream(engine: Engine, tmp_path: Path) -> None:
+    other = Engine.load(models.lstm(tmp_path / "o.onnx").path)
+    assert isinstance(engine.feed_many([(other.open(), X)])[0], errors.StreamError)
+
+
+def test_snapshots_of_another_pipeline(engine: Engine, tmp_path: Path) -> None:
+    other = Engine.load(models.lstm(tmp_path / "o.onnx", seed=9).path)
+    with pytest.raises(errors.SnapshotError, match="must be the same"):
+        engine.restore(other.open().snapshot())
+    assert not engine.streams
+    blob = engine.open("a").snapshot()
+    with pytest.raises(errors.StreamExistsError):
+        engine.restore(blob, "a")
+    for broken in (b"", b"RNLS", blob[:-1], blob[:20] + bytes([blob[20] ^ 1]) + blob[21:], "text"):
+        with pytest.raises(errors.SnapshotError):
+            engine.restore(broken)  # type: ignore[arg-type]
+    assert list(engine.streams) == ["a"]
+
+
+def test_a_flushed_stream_is_restored_flushed(engine: Engine) -> None:
+    stream = engine.open()
+    stream.feed(X)
+    stream.flush()
+    with pytest.raises(errors.StreamEndedError):
+        engine.restore(stream.snapshot()).feed(X)
+
+
+def test_errors_have_stable_distinct_codes() -> None:
+    tree = errors._walk(errors.RunnelError)
+    assert len({c.code for c in tree}) == len(tree)
+    assert all(errors.by_code(c.code) is c for c in tree)
+    assert errors.by_code("FROM_THE_FUTURE") is errors.RunnelError
+    assert len(str(errors.RunnelError("x" * 10_000))) == errors.MAX_MESSAGE

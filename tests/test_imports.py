@@ -1,0 +1,126 @@
+"""Who may import whom: design rules kept by reading every import, and by looking at what gets loaded."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENGINE = ROOT / "engine" / "runnel"
+PURE = ("errors", "spec", "state", "stage", "framing", "slots", "container", "pipeline", "checks", "trial")
+HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "zmq", "pluggy", "msgspec")
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything that a module imports, wherever in it."""
+    package = (
+        ".".join(path.relative_to(ENGINE.parent).with_suffix("").parts[:-1]) if ENGINE in path.parents else ""
+    )
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+            found |= (
+                {f"{base}.{a.name}" for a in node.names} if base in ("runnel", "runnel.serve") else {base}
+            )
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_import_numpy_and_pure_modules_only(name: str) -> None:
+    for found in imports(ENGINE / f"{name}.py"):
+        top, *rest = found.split(".")
+        if top == "runnel":
+            assert set(rest[:1]) & set(PURE), f"{name} imports {found}"
+        else:
+            assert top in sys.stdlib_module_names or top == "numpy", f"{name} imports {found}"
+
+
+def test_one_importer_each() -> None:
+    importers: dict[str, set[str]] = {"onnxruntime": set(), "zmq": set(), "torch": set(), "onnx": set()}
+    for path in ENGINE.rglob("*.py"):
+        for name in tops(path) & importers.keys():
+            importers[name].add(str(path.relative_to(ENGINE)))
+    assert importers["onnxruntime"] <= {"model.py", "loader.py"}  # loader: for its types only
+    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py"}
+    assert importers["torch"] == set()
+
+
+def test_protocol_has_no_socket_and_no_clock() -> None:
+    assert not tops(ENGINE / "serve" / "protocol.py") & {
+        "zmq",
+        "time",
+        "socket",
+        "asyncio",
+        "threading",
+        "datetime",
+    }
+
+
+def test_wire_imports_only_errors_and_the_header_library() -> None:
+    for found in imports(ENGINE / "serve" / "wire.py"):
+        top = found.split(".")[0]
+        assert top in sys.stdlib_module_names or top == "msgspec" or found.startswith("runnel.errors"), found
+
+
+def test_the_engine_never_imports_the_exporter() -> None:
+    for path in ENGINE.rglob("*.py"):
+        if path.parent.name != "cli":  # the command line starts the exporter, where it is installed
+            assert "runnel_export" not in tops(path), path
+
+
+def test_plugins_use_only_public_names() -> None:
+    public = {"runnel", "runnel.stage", "runnel.errors", "runnel.spec", "runnel.checks"}
+    for path in (ROOT / "plugins" / "runnel_plugins").glob("*.py"):
+        for found in imports(path):
+            top = found.split(".")[0]
+            assert top != "runnel_export"
+            if top == "runnel":
+                assert found in public or ".".join(found.split(".")[:2]) in public or found.count(".") == 1, (
+                    found
+                )
+
+
+def test_no_python_in_a_component_root() -> None:
+    for root in ("engine", "plugins", "export"):
+        assert not list((ROOT / root).glob("*.py"))
+
+
+def test_no_file_past_600_lines() -> None:
+    for root in ("engine", "plugins", "export", "tests"):
+        for path in (ROOT / root).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 600, path
+
+
+def test_init_files_hold_names_only() -> None:
+    for root in ("engine", "plugins", "export"):
+        for path in (ROOT / root).rglob("__init__.py"):
+            for node in ast.parse(path.read_text()).body:
+                assert not isinstance(node, ast.ClassDef), path
+
+
+def test_import_runnel_loads_nothing_heavy() -> None:
+    code = f"import sys, runnel; print([m for m in {HEAVY!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import runnel
+
+    for name in runnel.__all__:
+        assert getattr(runnel, name) is not None
+    assert set(runnel.__all__) <= set(dir(runnel))
+    with pytest.raises(AttributeError, match="no attribute 'Enigne'"):
+        runnel.Enigne  # noqa: B018
