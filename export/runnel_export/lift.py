@@ -52,29 +52,29 @@ def lift(
     """
     names = list(output_names) if output_names is not None else None
 
-    def once(sizes: int, one_tick: Mapping[str, int | None] | None = None) -> _Lift:
-        traced = trace(
-            module, example, time_axis=time_axis, batch_axis=batch_axis, state=state,
-            one_tick=one_tick is not None, sizes=sizes,
-        )  # fmt: skip
-        return _Lift(module, traced, names, one_tick)
+    def traces(one_tick: bool) -> list[Trace]:
+        return [
+            trace(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state,
+                  one_tick=one_tick, sizes=sizes)
+            for sizes in (0, 1)
+        ]  # fmt: skip
 
+    over_time = traces(one_tick=False)
     try:
-        lifted = once(0).finish()
-        again = once(1).finish()
+        lifted, again = (_Lift(module, traced, names).finish() for traced in over_time)
     except ExportError as error:
         if not state or time_axis is None:
             raise
         # Whatever the module does with its state, one tick at a time is its own definition of a step.
-        over_time = time_axes(trace(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state))
-        lifted, again = once(0, over_time).finish(), once(1, over_time).finish()
+        axes = time_axes(over_time[0])
+        lifted, again = (_Lift(module, t, names, axes).finish() for t in traces(one_tick=True))
         note = f"the step model takes exactly one tick a call, because over several: {error.message}"
         lifted = replace(lifted, notes=(note, *lifted.notes))
     if lifted.model != again.model:
         raise NotStreamableError(
             f"{type(module).__name__}: what it computes changes with the batch size or with the sequence's "
-            "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream has "
-            "no length; use constants, or state that counts"
+            "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
+            "has no length; use constants, or state that counts"
         )
     return lifted
 
@@ -93,7 +93,7 @@ class _Lift:
         module: nn.Module,
         traced: Trace,
         output_names: list[str] | None,
-        one_tick: Mapping[str, int | None] | None,
+        one_tick: Mapping[str, int | None] | None = None,
     ) -> None:
         """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output."""
         self.trace = traced
