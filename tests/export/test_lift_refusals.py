@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runnel.errors import ExportError, NotStreamableError
 from runnel_export.lift import lift
 
-from .test_lift_stateless import Apply
+from .stepping import Apply
 
 
 def channels_first(function: Callable[[Tensor, Any], Tensor], **parts: nn.Module) -> nn.Module:

@@ -12,23 +12,7 @@ from torch import Tensor, nn
 
 from runnel_export.lift import lift
 
-from .stepping import assert_streams, op_types
-
-
-class Apply(nn.Module):
-    """forward(x) = function(x, self)."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self._function = function
-        for name, part in parts.items():
-            if isinstance(part, nn.Parameter):
-                self.register_parameter(name, part)
-            else:
-                self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self._function(x, self)
+from .stepping import Apply, assert_streams, op_types
 
 
 def weights(*shape: int) -> nn.Parameter:
