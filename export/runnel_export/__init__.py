@@ -1,3 +1,22 @@
 """From a PyTorch module to a certified ONNX step model."""
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .certificate import Certificate
+    from .exporter import export
+    from .verifier import verify
+
+__all__ = ["Certificate", "export", "verify"]
+
+# Loaded when first named: `verify` runs where torch is not installed (PEP 562).
+_HOMES = {"Certificate": "certificate", "export": "exporter", "verify": "verifier"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'runnel_export' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

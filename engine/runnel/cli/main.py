@@ -1,0 +1,110 @@
+"""`runnel`: one word, then a command. Only the chosen command's module is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from .. import __version__
+from ..errors import RunnelError, nearest
+
+# Each command's module has HELP (one line), add_arguments(parser) and run(args) -> exit status, and
+# imports what is heavy inside run: a device that serves never loads torch.
+COMMANDS = {
+    "export": "export",
+    "verify": "verify",
+    "inspect": "inspect",
+    "run": "run",
+    "serve": "serve",
+    "feed": "feed",
+    "plugins": "plugins",
+    "demo": "demo",
+}
+
+_EXIT_ERROR = 2  # an error of runnel's own tree, and argparse's own status for a bad command line
+_EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
+_EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+_TRACEBACK = "show where an error was raised"
+
+
+class Command(Protocol):
+    """What a module in the table above holds."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status.
+
+    An error of `RunnelError`'s tree is one line on stderr and status 2 (`--traceback` shows where it
+    came from). Any other exception is a fault in the program and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in COMMANDS:
+        print(f"runnel: no command {name!r}{nearest(name, list(COMMANDS))}", file=sys.stderr)
+        return _EXIT_ERROR
+    commands = {key: _load(key) for key in ([name] if name else COMMANDS if _wants_help(words) else [])}
+    parser = _parser(commands)
+    args = parser.parse_args(words)
+    if name is None:
+        parser.print_help()
+        return _EXIT_ERROR
+    try:
+        status = commands[name].run(args)
+        sys.stdout.flush()  # here, where a closed pipe can still be answered
+    except RunnelError as error:
+        if args.traceback:
+            traceback.print_exc()
+        print(f"runnel: {error}", file=sys.stderr)
+        return _EXIT_ERROR
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. The interpreter flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_BROKEN_PIPE
+    return status
+
+
+def _load(name: str) -> Command:
+    return cast(Command, import_module(f".{COMMANDS[name]}", __package__))
+
+
+def _wants_help(words: list[str]) -> bool:
+    return not words or "-h" in words or "--help" in words
+
+
+def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="runnel",
+        description="Recurrent models on live data: export, certify, run, serve.",
+        epilog="`runnel COMMAND --help` says more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"runnel {__version__}")
+    parser.add_argument("--traceback", action="store_true", help=_TRACEBACK)
+    choices = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, command in commands.items():
+        sub = choices.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        # Accepted after the command too; SUPPRESS keeps it from undoing one given before.
+        sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=_TRACEBACK)
+        command.add_arguments(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

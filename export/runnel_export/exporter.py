@@ -1,0 +1,308 @@
+"""From a module to a certified model file: lift, prove, and only then write."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from runnel import Engine, Framing, container
+from runnel.errors import ExportError
+from runnel.spec import Array, ModelSpec, check, to_document
+
+from . import vectors
+from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
+from .describe import describe
+from .lift import lift
+from .original import Call, Original, first_parameter
+from .proofs import Prover, Tally, prove
+from .quantize import quantize_int8
+from .samples import Source, source, weak_spots
+from .trials import Trials, make_trials
+from .verifier import verify
+
+Example = Tensor | Mapping[str, Tensor]
+
+# onnxruntime takes one scale for the activations of a whole call.
+_SHARED_SCALE = (
+    "int8: what a stream gives depends a little on the ticks and on the streams that it is run with "
+    "(the check 'isolated' says how much)"
+)
+_OTHERWISE_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+
+def export(
+    module: nn.Module,
+    example: Example,
+    path: str | Path,
+    *,
+    time_axis: int | None = 1,
+    batch_axis: int = 0,
+    state: Mapping[str, Tensor] | None = None,
+    framing: Framing | None = None,
+    rate: float | None = None,
+    quantize: str | None = None,
+    tolerance: float | None = None,
+    output_names: Sequence[str] | None = None,
+    data: Example | None = None,
+    progress: Callable[[str], None] | None = None,
+    seed: int = 0,
+) -> Certificate:
+    """Write `module` as a step model whose states are explicit, and prove that it computes the same.
+
+    Args:
+        module: any `nn.Module`; it is exported in eval mode and left as it was.
+        example: (batch, time, ...) for forward's first parameter, or a dict by forward's parameter
+            names. The data of the proof is drawn like it: its mean and spread, its range of integers.
+        path: the file to write. It is replaced only when everything is proved.
+        time_axis: of the inputs; None for a module that is one step already (a cell). 0 makes the
+            batch axis 1.
+        batch_axis: of the inputs.
+        state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, matched
+            with the outputs by position after the others (by name where forward gives a dict).
+        framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
+        rate: Hz of the stream's time axis: samples or ticks a second.
+        quantize: ``"int8"`` for 8-bit weights, where that is possible.
+        tolerance: the largest error allowed, relative to the output's peak: 1e-4, or 0.1 for int8.
+        output_names: names for the outputs, in order.
+        data: real data in the example's layout, tried besides random data. For ``time_axis=None`` it
+            has a time axis after the batch's.
+        progress: called with a line of text as the work goes on.
+        seed: of the random data.
+
+    Returns the certificate, which is also in the file.
+
+    Raises NotStreamableError for a module whose outputs depend on the future; ExportError for one that
+    cannot be lifted, or whose step model differs by more than the tolerance, or for arguments that do
+    not fit. Then no file is left behind, and one that was at `path` is untouched.
+    """
+    path, say = Path(path), progress or (lambda _: None)
+    batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
+    inputs = _named(module, example, "example")
+    _check_arguments(path, inputs, framing, quantize, tolerance)
+    call = Call(time_axis, batch_axis, dict(state or {}), output_names)
+
+    say("lifting the state out of the module")
+    lifted = lift(
+        module, inputs, time_axis=time_axis, batch_axis=batch_axis, state=state, output_names=output_names
+    )
+    spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
+    check(spec, str(path))
+    say("running the original")
+    given = None if data is None else _named(module, data, "data")
+    subject = _subject(module, spec, call, inputs, given, seed)
+
+    limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
+    with _scratch(path) as scratch:
+        say("proving the float32 model")
+        model, account = lifted.model, None
+        proof = _prove(scratch, model, spec, subject, limits, say)
+        _accept(path, proof, limits)
+        if quantize:
+            say("proving the int8 model")
+            limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
+            model, account = quantize_int8(lifted.model)
+            # FLOPs and parameters are the module's own, whatever their format.
+            graph = {**describe(lifted.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
+            spec = replace(spec, graph=graph)
+            full, proof = proof, _prove(scratch, model, spec, subject, limits, say)
+            proof = replace(proof, checks=(*proof.checks, _drift(full, proof)))
+            _accept(path, proof, limits)
+        certificate = Certificate(
+            errors=_output_errors(proof.checks, spec),
+            tolerance=limits.tolerance,
+            reference=subject.reference,
+            checks=(*subject.trials.checks, *proof.checks),
+            alive=proof.alive,
+            seed=seed,
+            streams=sum(t.start is None for t in subject.trials.random),
+            ticks=subject.trials.ticks,
+            sources=tuple(s.to_json() for s in subject.sources),
+            vectors=vectors.to_json(subject.trials.random[-1], framing.hop if framing else 1),
+            versions=versions(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            quantize=account,
+            notes=(*lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
+        )
+        say("verifying the file as it is written")
+        document = to_document(replace(spec, certificate=certificate.to_json()))
+        sealed = container.seal(model.SerializeToString(), document)
+        _write(scratch, sealed)
+        verify(scratch)  # the very bytes that are left behind
+        os.replace(scratch, path)
+    described = container.document(sealed, str(path)) or {}
+    return replace(certificate, hash=described["certificate"]["hash"])
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a file is compared with: the original, as numbers."""
+
+    reference: str
+    sources: tuple[Source, ...]
+    trials: Trials
+    notes: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What one file showed: the checks, the states alive, and where the states ended."""
+
+    checks: tuple[Check, ...]
+    alive: tuple[str, ...]
+    states: tuple[Mapping[str, Array], ...]
+
+
+def _subject(
+    module: nn.Module,
+    spec: ModelSpec,
+    call: Call,
+    example: Mapping[str, Tensor],
+    data: Mapping[str, Tensor] | None,
+    seed: int,
+) -> _Subject:
+    original, single = Original(module, spec, call), Original(module, spec, call, double=False)
+    # A one-step module's example has no time axis; data for it has one, after the batch's.
+    timed = replace(call, time_axis=call.batch_axis + 1 if call.time_axis is None else call.time_axis)
+    chunks = _chunks(example, call, spec.framing)
+    sources = tuple(source(t, spec.framing, np.concatenate([c[t.name] for c in chunks])) for t in spec.inputs)
+    notes = weak_spots(sources)
+    if not original.doubled:
+        notes.append("the module cannot be run in float64: the reference is its own float32")
+    if any(m.training and isinstance(m, _OTHERWISE_IN_TRAINING) for m in module.modules()):
+        notes.append("exported in eval mode: no dropout, batch norm with its running statistics")
+    given = _chunks(data, timed, spec.framing) if data is not None else [c for c in chunks if _usable(c)]
+    trials = make_trials(original, single, spec, sources, given, np.random.default_rng(seed), FLOAT32)
+    return _Subject(original.reference, sources, trials, tuple(notes), seed)
+
+
+def _prove(
+    scratch: Path,
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    subject: _Subject,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> _Proof:
+    """Write the model, load it as a user would, and run every check on it."""
+    _write(scratch, container.seal(model.SerializeToString(), to_document(spec)))
+    rng = np.random.default_rng(subject.seed)
+    with Engine.load(scratch, max_streams=64, trust=True) as engine:  # nothing vouches for it yet
+        trials = subject.trials
+        checks, alive = prove(engine, trials.random, trials.given, rng, limits, say)
+        prover = Prover(engine, rng)
+        return _Proof(checks, alive, tuple(prover.final(t) for t in trials.random))
+
+
+def _drift(full: _Proof, small: _Proof) -> Check:
+    """For information: where the int8 model's states end, against the float32 model's."""
+    tally = Tally()
+    for expected, got in zip(full.states, small.states, strict=True):
+        for name, value in expected.items():
+            tally.add(f"state {name}", got[name], value)
+    return tally.check("drift", "the int8 model's last states against the float32 model's")
+
+
+def _accept(path: Path, proof: _Proof, limits: Limits) -> None:
+    failed = [c.row() for c in proof.checks if not c.passed]
+    if failed:
+        rows = "\n".join(failed)
+        raise ExportError(
+            f"{path}: not written, since the step model is not the module. Errors are relative to the "
+            f"output's peak; {limits.tolerance:g} is allowed (tolerance=).\n{rows}"
+        )
+
+
+def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]:
+    """Each output's largest error against the original; one copy against another is no such error."""
+    found = totals(c for c in checks if c.tolerance is not None and c.name != "isolated")
+    return {t.name: found[t.name] for t in spec.outputs}
+
+
+# Arguments
+
+
+def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
+    """By forward's parameter names; raises ExportError for anything but tensors."""
+    named = dict(example) if isinstance(example, Mapping) else {first_parameter(module): example}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise ExportError(
+                f"{what}: {name!r} is a {type(value).__name__}, expected a tensor (batch, time, ...)"
+            )
+        if not value.numel():
+            raise ExportError(f"{what}: {name!r} has shape {tuple(value.shape)}, which holds nothing")
+    return named
+
+
+def _check_arguments(
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    framing: Framing | None,
+    quantize: str | None,
+    tolerance: float | None,
+) -> None:
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path}: a model file's name ends in .onnx")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: there is no folder {path.parent}")
+    if quantize not in (None, "int8"):
+        raise ExportError(f"quantize={quantize!r}: None or 'int8'")
+    if framing and len(inputs) != 1:
+        raise ExportError(f"framing is for a module with one input, this one has {', '.join(inputs)}")
+    if tolerance is not None and not tolerance > 0:
+        raise ExportError(f"tolerance={tolerance!r}: a positive number, relative to the output's peak")
+
+
+def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -> list[dict[str, Array]]:
+    """Each row of a batch as a stream's chunk: (T, ...) without a batch axis; samples, with framing."""
+    rows: dict[str, Array] = {}
+    for name, value in inputs.items():
+        axes = (call.batch_axis,) if call.time_axis is None else (call.batch_axis, call.time_axis)
+        if value.dim() < len(axes):
+            raise ExportError(f"{name!r} has shape {tuple(value.shape)}: it lacks a batch or a time axis")
+        array = value.detach().cpu().movedim(axes, tuple(range(len(axes)))).numpy()
+        if call.time_axis is None:
+            array = array[:, None]
+        if framing:
+            array = array[:, :, framing.context :]  # what each window has that the one before had not
+            array = array.reshape(len(array), -1, *array.shape[3:])
+        rows[name] = array
+    return [{name: array[i] for name, array in rows.items()} for i in range(len(next(iter(rows.values()))))]
+
+
+def _usable(chunk: Mapping[str, Array]) -> bool:
+    """Whether the example itself is worth trying: more than one time step, and finite."""
+    return all(len(a) > 1 and (a.dtype.kind != "f" or bool(np.isfinite(a).all())) for a in chunk.values())
+
+
+# Files
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what is not proved yet; nothing is left under it."""
+    scratch = path.with_name(f".{path.stem}-{secrets.token_hex(6)}.onnx")
+    try:
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        with file.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ExportError(f"{file.parent}: cannot write there: {error.strerror or error}") from error

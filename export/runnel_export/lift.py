@@ -1,0 +1,255 @@
+"""From a module to its step graph: every state found, named, and carried from input to output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from runnel.errors import ExportError
+from runnel.spec import SLOT as SLOT_WORD
+from runnel.spec import TIME as TIME_WORD
+from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
+from torch import Tensor, nn
+
+from . import interpret
+from .graph import NUMPY_OF, Port
+from .lowering import Lowering, State
+from .trace import Trace, trace
+from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Span, Stack, Value
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A step graph, what it takes and gives, and what its user should know."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    notes: tuple[str, ...]
+
+
+def lift(
+    module: nn.Module,
+    example: Tensor | Mapping[str, Tensor],
+    *,
+    time_axis: int | None = 1,
+    batch_axis: int = 0,
+    state: Mapping[str, Any] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Lifted:
+    """The step model of `module`, in eval mode, unchanged itself.
+
+    `example`: a float32 or integer tensor for forward's first parameter, or a dict of them by parameter;
+    (batch, time, ...) unless `time_axis` and `batch_axis` say otherwise (`time_axis=0` makes the batch
+    axis 1). ``time_axis=None``: forward is one step already. `state`: initial values, by parameter, of a
+    module that takes its state and returns it after its outputs; a tensor, or a tuple of them.
+
+    Model tensors are ("time", "slot", ...). Raises NotStreamableError where a layer needs the future or
+    absolute time, and ExportError where there is no translation; both name the layer and what would help.
+    """
+    wanted = {"time_axis": time_axis, "batch_axis": batch_axis, "state": state}
+    traced = trace(module, example, **wanted)  # type: ignore[arg-type]
+    try:
+        return _Lift(module, traced).finish(output_names)
+    except ExportError as error:
+        if not state or time_axis is None:
+            raise
+        # Whatever the module does with its state, one tick at a time is its own definition of a step.
+        single = trace(module, example, **wanted, one_tick=True)  # type: ignore[arg-type]
+        lifted = _Lift(module, single).finish(output_names)
+        note = f"the step model takes exactly one tick a call, because over several: {error.message}"
+        return Lifted(lifted.model, lifted.spec, (note, *lifted.notes))
+
+
+class _Lift:
+    """One translation from its trace to the finished model."""
+
+    def __init__(self, module: nn.Module, traced: Trace) -> None:
+        self.trace = traced
+        self.name = type(module).__name__
+        self.low = Lowering(traced.batch, traced.ticks, {s.name: (s.batch_axis, s.initial) for s in traced.states})
+        self.low.layer = self.name
+        self.low.any_ticks = traced.ticks is not None
+        self.env: dict[str, Any] = dict(traced.constants)
+        self.inputs = [self._input(node, name) for node, name in traced.inputs.items()]
+        for s in traced.states:
+            shape = list(s.initial.shape)
+            axes: list[Axis] = [*shape[: s.batch_axis], BATCH, *shape[s.batch_axis :]]
+            self.env[s.placeholder] = Given(s.name, tuple(axes))
+            self.low.graph.fresh(s.name)
+        interpret.run(self.low, traced.nodes, self.env)
+
+    def _input(self, placeholder: str, name: str) -> tuple[Port, ModelTensor]:
+        seen = self._meta(placeholder)
+        t, rank = self.trace, seen.dim()
+        batch = t.batch_axis % rank
+        time = None if t.time_axis is None else t.time_axis % rank
+        label: Axis = TIME if t.ticks is not None else 1
+        axes = tuple(BATCH if i == batch else label if i == time else seen.shape[i] for i in range(rank))
+        lead = [i for i in (time, batch) if i is not None]
+        order = (*lead, *[i for i in range(rank) if i not in lead])
+        words = ((TIME_WORD,) if time is not None else ()) + (SLOT_WORD,)
+        dims: tuple[Dim, ...] = (*words, *[int(seen.shape[i]) for i in range(rank) if i not in lead])
+        self.low.graph.fresh(name)
+        self.env[placeholder] = Value(name, axes, order, seen.dtype)
+        if time is not None and not self.low.tick_shape_source:
+            self.low.tick_shape_source = name
+        return Port(name, seen.dtype, dims), ModelTensor(name, NUMPY_OF[seen.dtype], dims)
+
+    def _meta(self, placeholder: str) -> Tensor:
+        graph = self.trace.nodes[0].graph if self.trace.nodes else None
+        if graph is None:
+            raise ExportError(f"{self.name} computes nothing")
+        found: Tensor = next(n for n in graph.nodes if n.name == placeholder).meta["val"]
+        return found
+
+    # -------------------------------------------------------------- results
+
+    def finish(self, output_names: Sequence[str] | None) -> Lifted:
+        low = self.low
+        low.path, low.layer, low.op = "", self.name, "the result"
+        names = self._output_names(output_names)
+        results = [self._output(n, self.env[node.name]) for n, node in zip(names, self.trace.outputs.values(), strict=True)]
+        for s in self.trace.states:
+            self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
+        states = self._living_states([value for value, _, _ in results])
+        model = low.graph.finish(
+            self.name,
+            [*[port for port, _ in self.inputs], *[Port(s.name, s.dtype, s.dims) for s in states]],
+            [(value, port) for value, port, _ in results]
+            + [(str(s.next), Port(f"{s.name}.next", s.dtype, s.dims)) for s in states],
+        )
+        spec = ModelSpec(
+            inputs=tuple(tensor for _, tensor in self.inputs),
+            outputs=tuple(tensor for _, _, tensor in results),
+            states=tuple(
+                ModelState(s.name, f"{s.name}.next", NUMPY_OF[s.dtype], s.dims,
+                           initial_row(s.initial, s.initial.shape, NUMPY_OF[s.dtype], s.name))
+                for s in states
+            ),
+            any_ticks=low.any_ticks,
+        )  # fmt: skip
+        return Lifted(model, spec, tuple(low.notes))
+
+    def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
+        found = list(self.trace.outputs)
+        if wanted is not None:
+            if len(wanted) != len(found) or len(set(wanted)) != len(wanted):
+                raise ExportError(
+                    f"output_names must be {len(found)} different names (the module's own are {found}); "
+                    f"given: {list(wanted)}"
+                )
+            found = list(wanted)
+        taken = set(self.trace.inputs.values()) | set(self.low.givens)
+        for i, name in enumerate(found):
+            if name in taken:
+                found[i] = f"{name}_out"
+                self.low.note(f"output {name!r} is called {found[i]!r}: an input has its name")
+        return found
+
+    def _output(self, name: str, data: Any) -> tuple[str, Port, ModelTensor]:
+        low = self.low
+        low.op = f"output {name!r}"
+        if isinstance(data, Tensor):
+            low.refuse("it does not depend on the input", "leave it out of what forward returns")
+        if isinstance(data, Span) and data.filter:
+            low.refuse_span(data)
+        v = low.value(data)
+        v = self._streamed(v, name) if low.ticks is not None else v
+        lead: list[int] = low.leading(v)
+        if low.ticks is None and self.trace.time_axis is not None:  # a trace of one tick: an axis of size 1
+            time = self.trace.time_axis % max(1, len(v.axes))
+            if time < len(v.axes) and v.axes[time] == 1:
+                lead = [time, *lead]
+        order = [*lead, *[i for i in range(len(v.axes)) if i not in lead]]
+        v = low.arrange(v, order)
+        words: tuple[Dim, ...] = (TIME_WORD, SLOT_WORD) if len(lead) == 2 else (SLOT_WORD,)
+        dims: tuple[Dim, ...] = (*words, *[low.size(v.axes[o]) for o in order if o not in lead])
+        return v.name, Port(name, v.dtype, dims), ModelTensor(name, NUMPY_OF[v.dtype], dims)
+
+    def _streamed(self, v: Value, name: str) -> Value:
+        """A result over time, or at the last tick, which is what the module gives on each prefix."""
+        low = self.low
+        assert low.ticks is not None
+        if v.tick is not None and v.tick != low.ticks - 1:
+            low.refuse(f"it is what the module gives at tick {v.tick}, and is fixed from then on",
+                       "return the last tick (out[:, -1]) or every tick")  # fmt: skip
+        if v.axes and any(a in MERGED for a in v.axes):
+            at = next(i for i, a in enumerate(v.axes) if a in MERGED)
+            low.refuse(f"its axis {at} is batch and time merged", "give it back its shape: view(batch, time, ...)")
+        if v.tick is None and TIME not in v.axes:
+            low.refuse("it has no time axis", "return a sequence, or its last tick")
+        return v
+
+    # -------------------------------------------------------------- states
+
+    def _next_state(self, name: str, data: Any) -> None:
+        """Tie an explicit state, or its layers, to what the module returned for it."""
+        low = self.low
+        low.op = f"state {name!r}"
+        if isinstance(data, Tensor):
+            low.refuse("the module returns a constant for it", "return the next state")
+        mine = [s for n, s in low.states.items() if n == name or n.startswith(f"{name}.")]
+        for s in mine:
+            if s.name != name and isinstance(data, Stack):
+                part: Any = data.parts[int(s.name.rsplit(".", 1)[1])]
+            elif s.name != name:
+                low.unsupported("it came in layer by layer and is returned as one tensor")
+            else:
+                part = data
+            s.next = self._at_end(part, s)
+        if not mine:
+            low.note(f"state {name!r} has no influence on any output and is left out")
+
+    def _at_end(self, data: Any, s: State) -> str:
+        """The value after the call's last tick, in the state's own shape."""
+        low = self.low
+        if isinstance(data, Given):
+            return data.name
+        if isinstance(data, Carry):
+            final = low.recurrences[data.recurrence].final_c
+            assert final is not None
+            return self._last(data.tick, final)
+        v = low.value(data)
+        if v.dtype != s.dtype:
+            low.refuse(f"it comes in as {s.dtype} and is returned as {v.dtype}", "return it as it came")
+        if low.ticks is None:
+            expected = tuple(low.batch if d == SLOT_WORD else int(d) for d in s.dims)
+            if low.shape(v.axes) != expected and low.shape(v.axes) != expected[1:]:
+                low.refuse(f"it comes in as {expected} and is returned as {low.shape(v.axes)}",
+                           "return it as it came; the order is that of state=")  # fmt: skip
+            v = low.insert(v, 0) if len(v.axes) < len(s.dims) else v
+            return low.arrange(v, range(len(v.axes))).name
+        width = s.dims[-1]
+        if v.tick is None or v.axes[-1] != width or low.shape(v.axes)[-2:-1] != (low.batch,):
+            low.refuse("what is returned for it is not its value after the last tick",
+                       "return h after the whole chunk, in the shape and order of state=")  # fmt: skip
+        for r in low.recurrences:
+            if v.name == r.y:
+                return self._last(v.tick, r.final)
+        v = low.arrange(v, [HIDDEN, *[o for o in v.order if o != HIDDEN]])
+        ints = low.graph.ints
+        return self._last(v.tick, low.node("Slice", v.name, ints(-1), ints(2**62), ints(0)))
+
+    def _last(self, tick: int, name: str) -> str:
+        if self.low.ticks is not None and tick != self.low.ticks - 1:
+            self.low.refuse(f"what is returned for it is its value after tick {tick}", "return the last one")
+        return name
+
+    def _living_states(self, ends: list[str]) -> list[State]:
+        """The states that some output depends on, through any number of steps."""
+        low = self.low
+        living: list[State] = []
+        while True:
+            reached = low.graph.reached(ends + [str(s.next) for s in living])
+            found = [s for n, s in low.states.items() if n in reached]
+            if len(found) == len(living):
+                break
+            living = found
+        for s in low.states.values():
+            if s not in living and any(s.name == g or s.name.startswith(f"{g}.") for g in low.givens):
+                low.note(f"state {s.name!r} has no influence on any output and is left out")
+        return living
+
+

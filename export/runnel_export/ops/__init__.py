@@ -1,0 +1,6 @@
+"""One translation for each ATen operation, registered by name when its module is imported."""
+
+from . import conv, linear, norm, pointwise, recurrent, reduce, refuse, sequence, shape
+from .registry import find
+
+__all__ = ["conv", "find", "linear", "norm", "pointwise", "recurrent", "reduce", "refuse", "sequence", "shape"]

@@ -1,0 +1,172 @@
+"""Matrix products: with constants on any axis, of data within one tick; embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..lowering import Lowering
+from ..values import BATCH, HIDDEN, MERGED, TIME, Operand, Value
+from .pointwise import add, mul
+from .registry import handles
+
+ATTENTION = "attention over the whole sequence: every tick would need all the others"
+INSTEAD = "a recurrent layer or a causal convolution"
+
+
+def product(low: Lowering, v: Value, axis: int, weight: Tensor) -> Value:
+    """Contract one feature axis with `weight` (in, out); the result's axis is last."""
+    label = v.axes[axis]
+    if label == TIME:
+        low.refuse("a matrix product over the time axis mixes all ticks", INSTEAD)
+    if label == BATCH or label in MERGED:
+        low.refuse("a matrix product over the batch axis mixes streams", "contract features")
+    v = low.arrange(v, [*[o for o in v.order if o != axis], axis])
+    name = low.node("MatMul", v.name, low.constant(weight))
+    axes = tuple(a for i, a in enumerate(v.axes) if i != axis)
+    new = {o: o - (o > axis) for o in v.order if o not in (HIDDEN, axis)}
+    order = tuple(o if o == HIDDEN else new[o] for o in v.order[:-1])
+    return Value(name, (*axes, weight.shape[1]), (*order, len(axes)), v.dtype, v.tick)
+
+
+@handles("aten::linear")
+def linear(low: Lowering, v: Operand, weight: Operand, bias: Operand | None = None) -> Value:
+    if not (isinstance(v, Value) and isinstance(weight, Tensor)):
+        return _bilinear(low, v, _transposed(low, weight), bias)
+    out = product(low, v, len(v.axes) - 1, weight.T if weight.dim() == 2 else weight.unsqueeze(-1))
+    out = out if weight.dim() == 2 else low.drop(out, len(out.axes) - 1)
+    return out if bias is None else add(low, out, bias)
+
+
+def _transposed(low: Lowering, w: Operand) -> Operand:
+    return w.T if isinstance(w, Tensor) else low.permute(w, (1, 0))
+
+
+def _bilinear(low: Lowering, v: Operand, w: Operand, bias: Operand | None) -> Value:
+    out = matmul(low, v, w)
+    return out if bias is None else add(low, out, bias)
+
+
+@handles("aten::matmul", "aten::mm", "aten::bmm", "aten::mv")
+def matmul(low: Lowering, a: Operand, b: Operand) -> Value:
+    if isinstance(a, Value) and isinstance(b, Tensor):
+        return _by_constant(low, a, b)
+    if isinstance(a, Tensor) and isinstance(b, Value):
+        return _constant_by(low, a, b)
+    assert isinstance(a, Value)
+    assert isinstance(b, Value)
+    return _of_data(low, a, b)
+
+
+def _by_constant(low: Lowering, v: Value, w: Tensor) -> Value:
+    while w.dim() > 2 and all(low.size(n) == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
+        w = w[0]  # the same matrix for every row of the batch
+    if w.dim() > 2:
+        low.unsupported("a product with a constant of more than two axes")
+    if w.dim() == 1:
+        out = product(low, v, len(v.axes) - 1, w.unsqueeze(-1))
+        return low.drop(out, len(out.axes) - 1)
+    return product(low, v, len(v.axes) - 1, w)
+
+
+def _constant_by(low: Lowering, w: Tensor, v: Value) -> Value:
+    """W @ x contracts x's last axis but one."""
+    if w.dim() > 2 and all(n == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
+        return _constant_by(low, w[0], v)
+    if w.dim() > 2 or len(v.axes) < 2:
+        low.unsupported("a product with a constant of this shape")
+    out = product(low, v, len(v.axes) - 2, (w if w.dim() == 2 else w.unsqueeze(0)).T)
+    rank = len(out.axes)
+    if w.dim() == 1:
+        return low.drop(out, rank - 1)
+    return low.permute(out, [*range(rank - 2), rank - 1, rank - 2])
+
+
+def _of_data(low: Lowering, a: Value, b: Value) -> Value:
+    if len(a.axes) < 2 or len(b.axes) < 2:
+        low.unsupported("a product of data vectors")
+    if TIME in (*a.axes[-2:], *b.axes[-2:]):
+        low.refuse(ATTENTION, INSTEAD)
+    if any(not isinstance(x, int) for x in (*a.axes[-2:], *b.axes[-2:])):
+        low.refuse("a matrix product over the batch axis mixes streams", "contract features")
+    tick = low.same_tick([a, b])
+    rank = max(len(a.axes), len(b.axes))
+    a, b = _widened(low, a, rank), _widened(low, b, rank)
+    lead = [o for o in low.leading(a)]
+    middle = [i for i in range(rank - 2) if i not in lead]
+    full = [*lead, *middle, rank - 2, rank - 1]
+    if set(low.leading(b)) != set(lead):
+        low.unsupported("a product of data with different leading axes")
+    if any(a.axes[i] != b.axes[i] and 1 not in (a.axes[i], b.axes[i]) for i in middle):
+        low.unsupported("a product of data with different leading axes")
+    name = low.node("MatMul", low.arrange(a, full).name, low.arrange(b, full).name)
+    axes = [x if x != 1 else y for x, y in zip(a.axes[:-2], b.axes[:-2], strict=True)]
+    return Value(name, (*axes, a.axes[-2], b.axes[-1]), tuple(full), a.dtype, tick)
+
+
+def _widened(low: Lowering, v: Value, rank: int) -> Value:
+    while len(v.axes) < rank:
+        v = low.insert(v, 0)
+    return v
+
+
+@handles("aten::addmm", "aten::baddbmm")
+def addmm(low: Lowering, bias: Operand, a: Operand, b: Operand, beta: float = 1, alpha: float = 1) -> Value:
+    out = matmul(low, a, b)
+    out = out if alpha == 1 else mul(low, out, float(alpha))
+    return add(low, out, bias if beta == 1 else mul(low, bias, float(beta)))
+
+
+@handles("aten::einsum")
+def einsum(low: Lowering, equation: str, operands: list[Operand], path: object = None) -> Value:
+    """One data operand and at most one constant, of which at most one index is summed."""
+    sides = equation.replace(" ", "").split("->")
+    if len(sides) != 2 or "." in equation or len(operands) > 2:
+        low.unsupported(f"einsum {equation!r}")
+    terms = sides[0].split(",")
+    data = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Value)]
+    constants = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Tensor)]
+    if len(data) != 1:
+        (ta, a), (tb, b) = data
+        shared = (set(ta) & set(tb)) - set(sides[1])
+        if any(a.axes[ta.index(s)] == TIME for s in shared) or (
+            {x.axes.index(TIME) for x in (a, b) if TIME in x.axes} and _times(ta, a) != _times(tb, b)
+        ):
+            low.refuse(ATTENTION, INSTEAD)
+        low.unsupported(f"einsum {equation!r} of two data tensors; write it with matmul")
+    term, v = data[0]
+    if len(set(term)) != len(term) or not constants:
+        low.unsupported(f"einsum {equation!r}")
+    other, w = constants[0]
+    summed = [c for c in term if c in other and c not in sides[1]]
+    new = [c for c in other if c not in term]
+    if len(summed) != 1 or sorted(other) != sorted(summed + new) or len(set(term + "".join(new))) != len(
+        sides[1]
+    ) + 1:
+        low.unsupported(f"einsum {equation!r}")
+    matrix = w.permute([other.index(c) for c in (*summed, *new)]).reshape(w.shape[other.index(summed[0])], -1)
+    out = product(low, v, term.index(summed[0]), matrix)
+    letters = [c for c in term if c not in summed]
+    if len(new) != 1:
+        from .shape import as_axes
+
+        out = as_axes(low, out, (*out.axes[:-1], *[w.shape[other.index(c)] for c in new]))
+    letters += new
+    return low.permute(out, [letters.index(c) for c in sides[1]])
+
+
+def _times(term: str, v: Value) -> str:
+    return term[v.axes.index(TIME)] if TIME in v.axes else ""
+
+
+@handles("aten::embedding")
+def embedding(low: Lowering, weight: Operand, ids: Operand, *_: object) -> Value:
+    if not isinstance(weight, Tensor) or not isinstance(ids, Value):
+        low.unsupported("an embedding whose table is computed from the data")
+    name = low.node("Gather", low.constant(weight), ids.name, axis=0)
+    rank = len(ids.axes)
+    return replace(
+        ids, name=name, axes=(*ids.axes, weight.shape[1]), order=(*ids.order, rank), dtype=weight.dtype
+    )

@@ -1,0 +1,411 @@
+"""Operations on each element: arithmetic, comparisons, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lowering import Lowering
+from ..values import Operand, Value
+from .registry import handles
+
+Scalar = float | int | bool
+
+# ------------------------------------------------------------------ one operand, one node
+
+_UNARY = {
+    "relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
+    "neg": "Neg", "abs": "Abs", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
+    "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
+    "erf": "Erf", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sign": "Sign",
+    "reciprocal": "Reciprocal", "hardswish": "HardSwish", "mish": "Mish",
+}  # fmt: skip
+
+
+def _unary(op: str) -> Callable[[Lowering, Value], Value]:
+    def write(low: Lowering, v: Value, *_: Any) -> Value:
+        return low.pointwise(op, [_floating(low, v) if op not in _ANY_DTYPE else v])
+
+    return write
+
+
+_ANY_DTYPE = {"Neg", "Abs", "Sign", "Relu"}
+for _name, _op in _UNARY.items():
+    handles(f"aten::{_name}")(_unary(_op))
+
+
+def _floating(low: Lowering, v: Value) -> Value:
+    return v if v.dtype.is_floating_point else low.cast(v, torch.float32)
+
+
+def _with(op: str, low: Lowering, v: Value, **attributes: float | str) -> Value:
+    return low.pointwise(op, [_floating(low, v)], **attributes)
+
+
+@handles("aten::logical_not", "aten::bitwise_not")
+def logical_not(low: Lowering, v: Value) -> Value:
+    if low.op == "aten.bitwise_not" and v.dtype != torch.bool:
+        low.unsupported("bitwise operations on integers")
+    return low.pointwise("Not", [v], torch.bool)
+
+
+@handles("aten::rsqrt")
+def rsqrt(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Reciprocal", [_with("Sqrt", low, v)])
+
+
+@handles("aten::square")
+def square(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Mul", [v, v])
+
+
+@handles("aten::log1p")
+def log1p(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Log", [low.pointwise("Add", [_floating(low, v), 1.0])])
+
+
+@handles("aten::expm1")
+def expm1(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Sub", [_with("Exp", low, v), 1.0])
+
+
+@handles("aten::log2")
+def log2(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Mul", [_with("Log", low, v), 1 / math.log(2)])
+
+
+@handles("aten::log10")
+def log10(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Mul", [_with("Log", low, v), 1 / math.log(10)])
+
+
+# ------------------------------------------------------------------ activations
+
+
+@handles("aten::silu")
+def silu(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Mul", [v, low.pointwise("Sigmoid", [v])])
+
+
+@handles("aten::gelu")
+def gelu(low: Lowering, v: Value, approximate: str = "none") -> Value:
+    return _with("Gelu", low, v, approximate=approximate)
+
+
+@handles("aten::elu")
+def elu(low: Lowering, v: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
+    if scale != 1 or input_scale != 1:
+        low.unsupported("elu with a scale")
+    return _with("Elu", low, v, alpha=float(alpha))
+
+
+@handles("aten::selu")
+def selu(low: Lowering, v: Value) -> Value:
+    # torch's own constants, in full (https://arxiv.org/abs/1706.02515)
+    return _with("Selu", low, v, alpha=1.6732632423543772, gamma=1.0507009873554805)
+
+
+@handles("aten::celu")
+def celu(low: Lowering, v: Value, alpha: float = 1.0) -> Value:
+    return _with("Celu", low, v, alpha=float(alpha))
+
+
+@handles("aten::leaky_relu")
+def leaky_relu(low: Lowering, v: Value, slope: float = 0.01) -> Value:
+    return _with("LeakyRelu", low, v, alpha=float(slope))
+
+
+@handles("aten::prelu", "aten::_prelu_kernel")
+def prelu(low: Lowering, v: Value, weight: Tensor) -> Value:
+    if weight.numel() > 1 and weight.dim() == 1:  # one slope a channel: axis 1
+        weight = weight.reshape(-1, *[1] * (len(v.axes) - 2))
+    return low.pointwise("PRelu", [v, weight])
+
+
+@handles("aten::softplus")
+def softplus(low: Lowering, v: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
+    # beyond its threshold torch is linear; the difference is below float32's resolution
+    if beta == 1:
+        return _with("Softplus", low, v)
+    return low.pointwise("Mul", [_with("Softplus", low, low.pointwise("Mul", [v, beta])), 1 / beta])
+
+
+@handles("aten::log_sigmoid")
+def log_sigmoid(low: Lowering, v: Value) -> Value:
+    return low.pointwise("Neg", [low.pointwise("Softplus", [low.pointwise("Neg", [v])])])
+
+
+@handles("aten::hardsigmoid")
+def hardsigmoid(low: Lowering, v: Value) -> Value:
+    return _with("HardSigmoid", low, v, alpha=1 / 6, beta=0.5)
+
+
+@handles("aten::relu6")
+def relu6(low: Lowering, v: Value) -> Value:
+    return clamp(low, v, 0.0, 6.0)
+
+
+@handles("aten::hardtanh", "aten::clamp", "aten::clip")
+def clamp(low: Lowering, v: Value, low_end: Operand | Scalar | None = None,
+          high_end: Operand | Scalar | None = None) -> Value:  # fmt: skip
+    scalars = all(x is None or isinstance(x, int | float) for x in (low_end, high_end))
+    if scalars:
+        if any(isinstance(x, float) for x in (low_end, high_end)):
+            v = _floating(low, v)
+        ends = ["" if x is None else low.constant(x, v.dtype) for x in (low_end, high_end)]  # type: ignore[arg-type]
+        return replace(v, name=low.node("Clip", v.name, *ends))
+    if low_end is not None:
+        v = binary(low, "Max", v, low_end)
+    return v if high_end is None else binary(low, "Min", v, high_end)
+
+
+@handles("aten::clamp_min")
+def clamp_min(low: Lowering, v: Value, end: Operand | Scalar) -> Value:
+    return clamp(low, v, end, None)
+
+
+@handles("aten::clamp_max")
+def clamp_max(low: Lowering, v: Value, end: Operand | Scalar) -> Value:
+    return clamp(low, v, None, end)
+
+
+@handles("aten::threshold")
+def threshold(low: Lowering, v: Value, bound: float, otherwise: float) -> Value:
+    return where(low, compare(low, "Greater", v, bound), v, otherwise)
+
+
+@handles("aten::hardshrink")
+def hardshrink(low: Lowering, v: Value, bound: float = 0.5) -> Value:
+    return where(low, compare(low, "Greater", low.pointwise("Abs", [v]), bound), v, 0.0)
+
+
+@handles("aten::softshrink")
+def softshrink(low: Lowering, v: Value, bound: float = 0.5) -> Value:
+    return _with("Shrink", low, v, lambd=float(bound), bias=float(bound))
+
+
+@handles("aten::glu")
+def glu(low: Lowering, v: Value, dim: int = -1) -> Value:
+    dim %= len(v.axes)
+    size = v.axes[dim]
+    if not isinstance(size, int):
+        low.refuse(f"halves the {size} axis", "gate features")
+    halves = low.emit("Split", [v.name, low.graph.ints(size // 2, size // 2)], {"axis": v.at(dim)}, ["a", "b"])
+    a, b = (
+        replace(v, name=n, axes=(*v.axes[:dim], size // 2, *v.axes[dim + 1 :])) for n in halves
+    )
+    return low.pointwise("Mul", [a, low.pointwise("Sigmoid", [b])])
+
+
+# ------------------------------------------------------------------ two operands
+
+
+def common_dtype(*operands: Operand | Scalar) -> torch.dtype:
+    """The dtype that torch computes in: tensors promote each other, a Python number only its kind."""
+    dtype: torch.dtype | None = None
+    for x in operands:
+        if isinstance(x, Value | Tensor):
+            dtype = x.dtype if dtype is None else torch.promote_types(dtype, x.dtype)
+    assert dtype is not None
+    for x in operands:
+        if isinstance(x, float) and not dtype.is_floating_point:
+            return torch.float32
+        if isinstance(x, int) and not isinstance(x, bool) and dtype == torch.bool:
+            return torch.int64
+    return dtype
+
+
+def binary(low: Lowering, op: str, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    return low.pointwise(op, [a, b], common_dtype(a, b))
+
+
+def _scaled(low: Lowering, x: Operand | Scalar, alpha: Scalar) -> Operand | Scalar:
+    if alpha == 1:
+        return x
+    return binary(low, "Mul", x, alpha) if isinstance(x, Value) else x * alpha
+
+
+@handles("aten::add")
+def add(low: Lowering, a: Operand | Scalar, b: Operand | Scalar, alpha: Scalar = 1) -> Value:
+    return binary(low, "Add", a, _scaled(low, b, alpha))
+
+
+@handles("aten::sub")
+def sub(low: Lowering, a: Operand | Scalar, b: Operand | Scalar, alpha: Scalar = 1) -> Value:
+    return binary(low, "Sub", a, _scaled(low, b, alpha))
+
+
+@handles("aten::rsub")
+def rsub(low: Lowering, a: Operand | Scalar, b: Operand | Scalar, alpha: Scalar = 1) -> Value:
+    return sub(low, b, a, alpha)
+
+
+@handles("aten::mul")
+def mul(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    return binary(low, "Mul", a, b)
+
+
+@handles("aten::div", "aten::true_divide")
+def div(low: Lowering, a: Operand | Scalar, b: Operand | Scalar, rounding_mode: str | None = None) -> Value:
+    dtype = common_dtype(a, b)
+    if rounding_mode is None and not dtype.is_floating_point:
+        dtype = torch.float32
+    quotient = low.pointwise("Div", [a, b], dtype)
+    if rounding_mode is None:
+        return quotient
+    if rounding_mode != "floor" or not dtype.is_floating_point:
+        low.unsupported(f"rounding_mode={rounding_mode!r} on {dtype}")
+    return low.pointwise("Floor", [quotient])
+
+
+@handles("aten::minimum", "aten::min.other")
+def minimum(low: Lowering, a: Operand, b: Operand) -> Value:
+    return binary(low, "Min", a, b)
+
+
+@handles("aten::maximum", "aten::max.other")
+def maximum(low: Lowering, a: Operand, b: Operand) -> Value:
+    return binary(low, "Max", a, b)
+
+
+@handles("aten::pow")
+def power(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    if isinstance(a, Value) and b == 2 and not isinstance(b, Value | Tensor):
+        return low.pointwise("Mul", [a, a])
+    if isinstance(a, Value) and b == 0.5 and not isinstance(b, Value | Tensor):
+        return _with("Sqrt", low, a)
+    return binary(low, "Pow", a, b)
+
+
+@handles("aten::remainder")
+def remainder(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    dtype = common_dtype(a, b)
+    if not dtype.is_floating_point:
+        return low.pointwise("Mod", [a, b], dtype)
+    floor = low.pointwise("Floor", [low.pointwise("Div", [a, b], dtype)])
+    return low.pointwise("Sub", [a, low.pointwise("Mul", [floor, b], dtype)], dtype)
+
+
+@handles("aten::lerp.Scalar", "aten::lerp.Tensor")
+def lerp(low: Lowering, a: Operand, b: Operand, weight: Operand | Scalar) -> Value:
+    step = low.pointwise("Mul", [binary(low, "Sub", b, a), weight])
+    return binary(low, "Add", a, step)
+
+
+@handles("aten::addcmul")
+def addcmul(low: Lowering, x: Operand, a: Operand, b: Operand, value: Scalar = 1) -> Value:
+    return _plus(low, x, "Mul", a, b, value)
+
+
+@handles("aten::addcdiv")
+def addcdiv(low: Lowering, x: Operand, a: Operand, b: Operand, value: Scalar = 1) -> Value:
+    return _plus(low, x, "Div", a, b, value)
+
+
+def _plus(low: Lowering, x: Operand, op: str, a: Operand, b: Operand, value: Scalar) -> Value:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return binary(low, "Add", x, (a * b if op == "Mul" else a / b) * value)
+    return binary(low, "Add", x, _scaled(low, binary(low, op, a, b), value))
+
+
+# ------------------------------------------------------------------ comparisons and choices
+
+
+def compare(low: Lowering, op: str, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    return low.pointwise(op, [a, b], common_dtype(a, b), torch.bool)
+
+
+_COMPARE = {
+    "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal",
+}  # fmt: skip
+
+
+def _comparison(op: str) -> Callable[..., Value]:
+    def write(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+        return compare(low, op, a, b)
+
+    return write
+
+
+for _name, _op in _COMPARE.items():
+    handles(f"aten::{_name}")(_comparison(_op))
+
+
+@handles("aten::ne")
+def ne(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    return low.pointwise("Not", [compare(low, "Equal", a, b)], torch.bool)
+
+
+_LOGIC = {
+    "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor", "bitwise_and": "And",
+    "bitwise_or": "Or", "bitwise_xor": "Xor",
+}  # fmt: skip
+
+
+def _logic(op: str) -> Callable[..., Value]:
+    def write(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+        if low.op.startswith("aten.bitwise") and common_dtype(a, b) != torch.bool:
+            low.unsupported("bitwise operations on integers")
+        return low.pointwise(op, [a, b], torch.bool)
+
+    return write
+
+
+for _name, _op in _LOGIC.items():
+    handles(f"aten::{_name}")(_logic(_op))
+
+
+@handles("aten::where")
+def where(low: Lowering, condition: Operand, a: Operand | Scalar, b: Operand | Scalar) -> Value:
+    dtype = common_dtype(*[x for x in (a, b) if isinstance(x, Value | Tensor)] or [torch.zeros(())])
+    if not any(isinstance(x, Value) for x in (condition, a, b)):
+        low.unsupported("where() without data")
+    cond = low.cast(condition, torch.bool) if isinstance(condition, Value) else condition
+    return _choose(low, cond, a, b, dtype)
+
+
+def _choose(low: Lowering, cond: Operand, a: Operand | Scalar, b: Operand | Scalar, dtype: torch.dtype) -> Value:
+    def sized(x: Operand | Scalar) -> Operand:
+        if isinstance(x, Value):
+            return low.cast(x, dtype)
+        return x.to(dtype) if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype)
+
+    return low.pointwise("Where", [cond, sized(a), sized(b)], result=dtype, mixed=True)
+
+
+@handles("aten::masked_fill")
+def masked_fill(low: Lowering, v: Operand, mask: Operand, value: Operand | Scalar) -> Value:
+    dtype = v.dtype
+    cond = low.cast(mask, torch.bool) if isinstance(mask, Value) else mask
+    return _choose(low, cond, value, v, dtype)
+
+
+@handles("aten::isnan")
+def isnan(low: Lowering, v: Value) -> Value:
+    return low.pointwise("IsNaN", [v], result=torch.bool)
+
+
+# ------------------------------------------------------------------ dtypes
+
+
+@handles("aten::_to_copy", "aten::to.dtype")
+def to_copy(low: Lowering, v: Value, dtype: torch.dtype | None = None, *_: Any) -> Value:
+    return v if dtype is None else low.cast(v, dtype)
+
+
+@handles("aten::type_as")
+def type_as(low: Lowering, v: Value, other: Operand) -> Value:
+    return low.cast(v, other.dtype)
+
+
+@handles("aten::one_hot")
+def one_hot(low: Lowering, v: Value, classes: int = -1) -> Value:
+    if classes < 0:
+        low.unsupported("one_hot without num_classes")
+    wide = low.insert(v, len(v.axes))
+    return low.cast(compare(low, "Equal", wide, torch.arange(classes)), torch.int64)

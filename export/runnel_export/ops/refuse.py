@@ -1,0 +1,29 @@
+"""Operations that no stream can do, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from ..lowering import EXPLICIT, Lowering
+from .linear import ATTENTION, INSTEAD
+from .registry import handles
+
+
+@handles(
+    "aten::scaled_dot_product_attention", "aten::_native_multi_head_attention",
+    "aten::_transformer_encoder_layer_fwd", "aten::_scaled_dot_product_flash_attention_for_cpu", lazy=True,
+)  # fmt: skip
+def attention(low: Lowering, *_: Any) -> NoReturn:
+    low.refuse(ATTENTION, INSTEAD)
+
+
+@handles("aten::roll", "aten::unfold", "aten::sort", "aten::cummax", "aten::cumprod", "aten::fft_rfft",
+         "aten::fft_fft", "aten::stft", "aten::_fft_r2c", lazy=True)  # fmt: skip
+def over_an_axis(low: Lowering, *_: Any) -> NoReturn:
+    low.refuse("it may mix ticks and has no translation", "a causal convolution, or " + EXPLICIT)
+
+
+@handles("aten::bernoulli", "aten::rand_like", "aten::randn_like", "aten::multinomial", "aten::native_dropout",
+         "aten::rrelu", lazy=True)  # fmt: skip
+def random(low: Lowering, *_: Any) -> NoReturn:
+    low.refuse("the result is random", "a step model computes the same for the same input and state")

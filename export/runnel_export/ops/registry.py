@@ -1,0 +1,39 @@
+"""The table from ATen operations to their translations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A translation: called with the Lowering and the operation's arguments in its schema's order.
+
+    Data arguments come as ONNX values, or, where `lazy`, as whatever kind they are.
+    """
+
+    function: Function
+    lazy: bool
+
+
+_TABLE: dict[str, Handler] = {}
+
+
+def handles(*names: str, lazy: bool = False) -> Callable[[Function], Function]:
+    """Register for operations, as "name" (all overloads) or "name.overload"."""
+
+    def register(function: Function) -> Function:
+        for name in names:
+            assert name not in _TABLE, name
+            _TABLE[name] = Handler(function, lazy)
+        return function
+
+    return register
+
+
+def find(name: str, overload: str) -> Handler | None:
+    return _TABLE.get(f"{name}.{overload}") or _TABLE.get(name)

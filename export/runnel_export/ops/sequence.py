@@ -1,0 +1,357 @@
+"""Taking sequences apart along time and putting them together again: slices, stacks, padding, loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lowering import Lowering
+from ..values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Data, Given, Scatter, Span, Stack, Value
+from .conv import settle
+from .registry import handles
+
+END = 2**62  # torch writes "to the end" as a very large index
+
+
+def axes_of(x: Data) -> tuple[Axis, ...]:
+    """The torch axes of any kind of data; a Span's time axis counts as a size."""
+    match x:
+        case Value() | Carry() | Given():
+            return x.axes
+        case Stack():
+            return (len(x.parts), *axes_of(x.parts[0])[1:])
+        case Scatter():
+            _, value = x.filled[0]
+            return (*value.axes[: x.axis], TIME, *value.axes[x.axis :])
+        case Span():
+            axes = x.filter.axes if x.filter else x.base.axes
+            return tuple(x.length if i == x.axis else a for i, a in enumerate(axes))
+
+
+def take_tick(v: Value, axis: int, tick: int, keep: bool) -> Value:
+    """One time slice; `keep` leaves an axis of size 1. No node: see `Value.tick`."""
+    order = tuple(HIDDEN if o == axis else o for o in v.order)
+    axes = tuple(1 if i == axis else a for i, a in enumerate(v.axes))
+    taken = replace(v, axes=axes, order=order, tick=tick)
+    return taken if keep else Lowering.forget(taken, axis)
+
+
+# ------------------------------------------------------------------ apart
+
+
+@handles("aten::select", lazy=True)
+def select(low: Lowering, x: Data, dim: int, index: int) -> Data | Tensor:
+    axes = axes_of(x)
+    dim %= len(axes)
+    match x:
+        case Scatter() if dim == x.axis:
+            filled = dict(x.filled)
+            index %= x.base.shape[dim]
+            return filled[index] if index in filled else x.base.select(dim, index)
+        case Stack() if dim == 0:
+            return _without_first(low, x.parts[index])
+        case Given() if dim == 0 and x.layer is None and x.axes[0] != BATCH and len(x.axes) == 3:
+            return Given(x.name, x.axes[1:], index % low.size(x.axes[0]))
+        case Span() if dim == x.axis:
+            part = slice_(low, x, dim, index, index + 1 if index != -1 else END)
+            return select(low, part, dim, 0)
+    v = low.value(x)
+    label = v.axes[dim]
+    if label == TIME:
+        return take_tick(v, dim, index % low.size(TIME), keep=False)
+    if label == 1:
+        return low.drop(v, dim)
+    _no_batch(low, label)
+    index %= low.size(label)
+    name = low.node("Gather", v.name, low.constant(index, torch.int64), axis=v.at(dim))
+    return low.forget(replace(v, name=name, order=tuple(o for o in v.order if o != dim)), dim)
+
+
+def _without_first(low: Lowering, part: Value | Carry) -> Value | Carry:
+    return replace(part, axes=part.axes[1:]) if isinstance(part, Carry) else low.drop(part, 0)
+
+
+def _no_batch(low: Lowering, label: Axis) -> None:
+    if label == BATCH or label in MERGED:
+        low.refuse("takes some rows of the batch", "streams are alike: keep the whole batch")
+
+
+@handles("aten::slice", "aten::narrow_slice", lazy=True)
+def slice_(low: Lowering, x: Data, dim: int = 0, start: int | None = None, end: int | None = None,
+           step: int = 1) -> Data:  # fmt: skip
+    axes = axes_of(x)
+    dim %= len(axes)
+    size = low.size(axes[dim])
+    start, end, step = slice(start, end, step).indices(size)
+    length = max(0, end - start)
+    if (length, step) == (size, 1):
+        return x
+    if length == 0:
+        low.unsupported("an empty slice")
+    if isinstance(x, Stack) and dim == 0 and step == 1:
+        return Stack(x.parts[start:end])
+    if isinstance(x, Span) and dim == x.axis:
+        return settle(low, _cut(low, x, start, length, step))
+    v = low.value(x)
+    if v.axes[dim] == TIME:
+        return settle(low, _cut(low, Span(v, dim, 0, size), start, length, step))
+    _no_batch(low, v.axes[dim])
+    return feature_slice(low, v, dim, start, end, step)
+
+
+def _cut(low: Lowering, x: Span, start: int, length: int, step: int) -> Span:
+    if step != 1:
+        low.refuse(f"takes every {step}th tick, which changes the rate", "keep every tick; drop some afterwards")
+    return replace(x, offset=x.offset + start, length=length)
+
+
+def feature_slice(low: Lowering, v: Value, dim: int, start: int, end: int, step: int = 1) -> Value:
+    """Slice of an axis that is neither time nor batch."""
+    length = len(range(start, end, step))
+    bounds = [low.graph.ints(b) for b in (start, end, v.at(dim))]
+    name = low.node("Slice", v.name, *bounds, *([low.graph.ints(step)] if step != 1 else []))
+    return replace(v, name=name, axes=(*v.axes[:dim], length, *v.axes[dim + 1 :]))
+
+
+@handles("aten::unbind", lazy=True)
+def unbind(low: Lowering, x: Data, dim: int = 0) -> tuple[Data | Tensor, ...]:
+    size = low.size(axes_of(x)[dim])
+    return tuple(select(low, x, dim, i) for i in range(size))
+
+
+def _split(low: Lowering, x: Data, dim: int, sizes: Sequence[int]) -> tuple[Data, ...]:
+    axes = axes_of(x)
+    dim %= len(axes)
+    if isinstance(x, Value) and isinstance(axes[dim], int) and len(sizes) > 1 and dim in x.order:
+        names = low.emit(
+            "Split", [x.name, low.graph.ints(*sizes)], {"axis": x.at(dim)}, [str(i) for i in range(len(sizes))]
+        )
+        return tuple(
+            replace(x, name=n, axes=(*axes[:dim], s, *axes[dim + 1 :])) for n, s in zip(names, sizes, strict=True)
+        )
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(slice_(low, x, dim, s, s + n) for s, n in zip(starts, sizes, strict=True))
+
+
+@handles("aten::split.Tensor", lazy=True)
+def split(low: Lowering, x: Data, split_size: int, dim: int = 0) -> tuple[Data, ...]:
+    size = low.size(axes_of(x)[dim])
+    return _split(low, x, dim, [min(split_size, size - s) for s in range(0, size, split_size)])
+
+
+@handles("aten::split_with_sizes", "aten::split.sizes", lazy=True)
+def split_with_sizes(low: Lowering, x: Data, sizes: Sequence[int], dim: int = 0) -> tuple[Data, ...]:
+    return _split(low, x, dim, sizes)
+
+
+@handles("aten::chunk", lazy=True)
+def chunk(low: Lowering, x: Data, chunks: int, dim: int = 0) -> tuple[Data, ...]:
+    size = low.size(axes_of(x)[dim])
+    return split(low, x, -(-size // chunks), dim)
+
+
+# ------------------------------------------------------------------ together
+
+
+@handles("aten::stack", lazy=True)
+def stack(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
+    first = next(p for p in parts if not isinstance(p, Tensor))
+    dim %= len(axes_of(first)) + 1
+    whole = _whole_sequence(low, parts, lambda v: low.insert(v, dim), dim)
+    if whole is not None:
+        return whole
+    if dim == 0 and all(isinstance(p, Value | Carry) for p in parts):
+        return Stack(tuple(_with_first(low, p) for p in parts))
+    return concatenate(
+        low, [p.unsqueeze(dim) if isinstance(p, Tensor) else low.insert(low.value(p), dim) for p in parts], dim
+    )
+
+
+def _with_first(low: Lowering, part: Any) -> Value | Carry:
+    return replace(part, axes=(1, *part.axes)) if isinstance(part, Carry) else low.insert(part, 0)
+
+
+@handles("aten::cat", "aten::concat", "aten::concatenate", lazy=True)
+def cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
+    first = next(p for p in parts if not isinstance(p, Tensor))
+    axes = axes_of(first)
+    dim %= len(axes)
+    if axes[dim] == 1:
+        whole = _whole_sequence(low, parts, lambda v: v, dim)
+        if whole is not None:
+            return whole
+        if dim == 0 and all(isinstance(p, Stack | Value) and axes_of(p)[0] != BATCH for p in parts):
+            pieces = [q for p in parts for q in (p.parts if isinstance(p, Stack) else (p,))]
+            if all(axes_of(q)[0] == 1 for q in pieces if not isinstance(q, Tensor)):
+                return Stack(tuple(q for q in pieces if isinstance(q, Value | Carry)))
+    padded = _padded_by_cat(low, parts, dim)
+    if padded is not None:
+        return padded
+    return concatenate(low, [p if isinstance(p, Tensor) else low.value(p) for p in parts], dim)
+
+
+def _whole_sequence(
+    low: Lowering, parts: Sequence[Data | Tensor], widen: Callable[[Value], Value], dim: int
+) -> Value | None:
+    """The sequence whose slices 0 … T-1 these are; None where they are no time slices of one."""
+    values = [p for p in parts if isinstance(p, Value)]
+    if low.ticks is None or len(parts) != low.ticks or len(values) != len(parts):
+        return None
+    if any(v.tick is None for v in values):
+        return None
+    ticks = [v.tick for v in values]
+    if ticks == list(range(low.ticks))[::-1] and low.ticks > 1:
+        low.refuse("puts the ticks together in reverse", "a stream runs forward only")
+    if ticks != list(range(low.ticks)):
+        return None
+    first = widen(values[0])
+    odd = next((k for k, v in enumerate(values) if v.name != values[0].name), None)
+    if odd is not None:
+        low.refuse(
+            f"tick {odd} is computed in another way than tick 0",
+            "compute every tick alike; what depends on the tick's number has no meaning on an endless stream",
+        )
+    if dim in first.order:  # the axis of size 1 that time takes the place of
+        name = low.node("Squeeze", first.name, low.graph.ints(first.at(dim)))
+        first = replace(first, name=name, order=tuple(o for o in first.order if o != dim))
+    axes = (*first.axes[:dim], TIME, *first.axes[dim + 1 :])
+    return replace(first, axes=axes, order=tuple(dim if o == HIDDEN else o for o in first.order), tick=None)
+
+
+def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> Data | None:
+    """``cat([zeros, x[:, :-1]], time)`` is padding."""
+    spans = [p for p in parts if isinstance(p, Span) or (isinstance(p, Value) and p.axes[dim] == TIME)]
+    if not spans:
+        return None
+    if len(spans) != 1 or not all(isinstance(p, Tensor) for p in parts if p is not spans[0]):
+        low.refuse(
+            "joins pieces of sequences along time", "a stream has one output tick for each input tick"
+        )
+    at = next(i for i, p in enumerate(parts) if p is spans[0])
+    constants = [p for p in parts if isinstance(p, Tensor)]
+    fills = torch.cat([c.reshape(-1) for c in constants]).unique()
+    if len(fills) != 1:
+        low.refuse("prepends values that are not all equal", "prepend one value, as F.pad does")
+    sizes = [p.shape[dim] if isinstance(p, Tensor) else 0 for p in parts]
+    return widen_span(low, spans[0], dim, sum(sizes[:at]), sum(sizes[at:]), float(fills[0]))
+
+
+def widen_span(low: Lowering, x: Data, dim: int, left: int, right: int, fill: float) -> Data:
+    """Padding along time."""
+    span = x if isinstance(x, Span) else Span(low.value(x), dim, 0, low.size(TIME))
+    ticks = low.size(TIME)
+    if span.filter:
+        low.refuse_span(span)
+    if left < 0:
+        span, left = replace(span, offset=span.offset - left, length=span.length + left), 0
+    if right < 0:
+        span, right = replace(span, length=span.length + right), 0
+    cut_left, cut_right = span.offset > 0, span.offset + span.length < ticks
+    if (left and cut_left) or (right and cut_right):
+        low.refuse(
+            "shifts the sequence against time: ticks are cut off where padding is put on",
+            "a stream can be delayed (pad on the left, cut on the right), never advanced",
+        )
+    if span.fill not in (None, fill):
+        low.unsupported(f"padding with {span.fill} and then with {fill}")
+    return settle(
+        low, replace(span, offset=span.offset - left, length=span.length + left + right, fill=fill)
+    )
+
+
+def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Value:
+    """Along an axis that is neither time nor batch."""
+    values = [p for p in parts if isinstance(p, Value)]
+    tick = low.same_tick(values)
+    for v in values:
+        if not isinstance(v.axes[dim], int):
+            low.refuse(f"joins along the {v.axes[dim]} axis", "join along features")
+    model = max(values, key=lambda v: len(v.order))
+    dtype = values[0].dtype
+    for p in parts:
+        dtype = torch.promote_types(dtype, p.dtype)
+    full = low.canonical(model, full=True).order if len(model.order) < len(model.axes) else model.order
+    names = []
+    for p in parts:
+        if isinstance(p, Value):
+            names.append(low.arrange(low.cast(p, dtype), full).name)
+        else:
+            names.append(_like(low, p.to(dtype), model, full, dim))
+    name = low.node("Concat", *names, axis=full.index(dim))
+    width = sum(low.size(p.axes[dim]) if isinstance(p, Value) else p.shape[dim] for p in parts)
+    axes = (*model.axes[:dim], width, *model.axes[dim + 1 :])
+    return Value(name, axes, full, dtype, tick)
+
+
+def _like(low: Lowering, constant: Tensor, model: Value, order: Sequence[int], dim: int) -> str:
+    """A constant with the time and batch sizes of a value, which are known when the model runs."""
+    axes = tuple(constant.shape[i] if i == dim else a for i, a in enumerate(model.axes))
+    small = low.invariant(constant, axes)
+    visible = [o for o in order if o != HIDDEN]
+    small = small.permute(visible)
+    if HIDDEN in order:
+        small = small.unsqueeze(list(order).index(HIDDEN))
+    pieces = []
+    arranged = low.arrange(model, order).name
+    for i, o in enumerate(order):
+        if o == HIDDEN or not isinstance(axes[o], int):
+            pieces.append(low.node("Shape", arranged, start=i, end=i + 1))
+        else:
+            pieces.append(low.graph.ints(low.size(axes[o])))
+    return low.node("Expand", low.constant(small), low.node("Concat", *pieces, axis=0))
+
+
+# ------------------------------------------------------------------ results filled tick by tick
+
+
+@handles("aten::select_scatter", lazy=True)
+def select_scatter(low: Lowering, base: Any, source: Any, dim: int, index: int) -> Data:
+    rank = base.dim() if isinstance(base, Tensor) else len(axes_of(base))
+    dim %= rank
+    source = low.value(source) if not isinstance(source, Tensor) else source
+    size = base.shape[dim] if isinstance(base, Tensor) else low.size(axes_of(base)[dim])
+    if low.ticks is None or size != low.ticks or not isinstance(source, Value):
+        low.unsupported("writes into a part of a tensor; build it with cat or stack")
+    if isinstance(base, Tensor):
+        base = Scatter(base, dim, ())
+    if not isinstance(base, Scatter) or base.axis != dim:
+        low.unsupported("writes into a part of a computed tensor; build it with cat or stack")
+    filled = {**dict(base.filled), index % size: source}
+    if len(filled) == size:
+        whole = stack(low, [filled[k] for k in range(size)], dim)
+        assert isinstance(whole, Value)
+        return whole
+    return Scatter(base.base, dim, tuple(filled.items()))
+
+
+@handles("aten::slice_scatter", lazy=True)
+def slice_scatter(low: Lowering, base: Any, source: Any, dim: int = 0, start: int | None = None,
+                  end: int | None = None, step: int = 1) -> Any:  # fmt: skip
+    rank = base.dim() if isinstance(base, Tensor) else len(axes_of(base))
+    dim %= rank
+    size = base.shape[dim] if isinstance(base, Tensor) else low.size(axes_of(base)[dim])
+    covered = range(*slice(start, end, step).indices(size))
+    if len(covered) == size:
+        return source
+    if len(covered) != 1:
+        low.unsupported("writes several ticks at once into a part of a tensor")
+    inner = source.select(dim, 0) if isinstance(source, Tensor) else select(low, source, dim, 0)
+    return select_scatter(low, base, inner, dim, covered[0])
+
+
+@handles("aten::copy", lazy=True)
+def copy(low: Lowering, target: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What is written into `target`: its shape and dtype, the source's values."""
+    if isinstance(source, Tensor) or not isinstance(source, Value):
+        return source
+    axes = tuple(target.shape) if isinstance(target, Tensor) else axes_of(target)
+    if len(axes) != len(source.axes):
+        for _ in range(len(axes) - len(source.axes)):
+            source = low.insert(source, 0)
+    if any(a == 1 and low.size(b) != 1 for a, b in zip(source.axes, axes, strict=True)):
+        low.unsupported("writes a smaller tensor into a larger one by broadcasting")
+    return low.cast(source, target.dtype) if isinstance(target, Tensor | Value) else source

@@ -1,0 +1,337 @@
+"""Shapes: most of it only relabels; a reshape is written when the ONNX tensor must change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lowering import Lowering, merged_label
+from ..values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Data, Given, Stack, Value
+from .registry import handles
+from .sequence import axes_of
+
+
+@handles(
+    "aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy", "aten::positive",
+    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::identity", "aten::resolve_conj",
+    lazy=True,
+)  # fmt: skip
+def same(low: Lowering, x: Data, *rest: Any) -> Data:
+    if low.op.endswith("dropout") and rest[1] and rest[0]:
+        low.refuse("dropout that is on in eval mode", "use nn.Dropout, or F.dropout(x, p, self.training)")
+    return x
+
+
+@handles("aten::permute", lazy=True)
+def permute(low: Lowering, x: Data, dims: Sequence[int]) -> Data:
+    axes = axes_of(x)
+    dims = [d % len(axes) for d in dims]
+    if dims == list(range(len(axes))):
+        return x
+    v = low.value(x)
+    return low.permute(v, dims)
+
+
+@handles("aten::transpose.int", "aten::transpose", "aten::swapaxes", lazy=True)
+def transpose(low: Lowering, x: Data, a: int, b: int) -> Data:
+    dims = list(range(len(axes_of(x))))
+    dims[a], dims[b] = dims[b], dims[a]
+    return permute(low, x, dims)
+
+
+@handles("aten::t", "aten::numpy_T")
+def t(low: Lowering, v: Value) -> Value:
+    return low.permute(v, range(len(v.axes))[::-1])
+
+
+@handles("aten::movedim.int")
+def movedim(low: Lowering, v: Value, source: int, destination: int) -> Value:
+    dims = list(range(len(v.axes)))
+    moved = dims.pop(source)
+    dims.insert(destination % len(v.axes), moved)
+    return low.permute(v, dims)
+
+
+@handles("aten::unsqueeze", lazy=True)
+def unsqueeze(low: Lowering, x: Data, dim: int) -> Data:
+    if isinstance(x, Given) and x.layer is None and len(x.axes) == 2 and dim == 0:
+        return Given(x.name, (1, *x.axes))
+    v = low.value(x)
+    return low.insert(v, dim % (len(v.axes) + 1))
+
+
+@handles("aten::squeeze.default", "aten::squeeze.dim", "aten::squeeze.dims", lazy=True)
+def squeeze(low: Lowering, x: Data, dims: int | Sequence[int] | None = None) -> Data:
+    axes = axes_of(x)
+    if dims is None:
+        dims = range(len(axes))
+    chosen = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)}
+    if isinstance(x, Stack) and chosen == {0} and len(x.parts) == 1:
+        from .sequence import select
+
+        squeezed = select(low, x, 0, 0)
+        assert not isinstance(squeezed, Tensor)
+        return squeezed
+    if not any(axes[d] == 1 for d in chosen):
+        return x
+    if isinstance(x, Given) and chosen == {0} and len(axes) == 3:
+        return Given(x.name, axes[1:], 0)
+    v = low.value(x)
+    for d in sorted(chosen, reverse=True):
+        if v.axes[d] == 1:
+            v = low.drop(v, d)
+    return v
+
+
+@handles("aten::expand", lazy=True)
+def expand(low: Lowering, x: Data, sizes: Sequence[int], implicit: bool = False) -> Data:
+    v = low.value(x)
+    for _ in range(len(sizes) - len(v.axes)):
+        v = low.insert(v, 0)
+    grown = [i for i, (a, s) in enumerate(zip(v.axes, sizes, strict=True)) if a == 1 and s not in (1, -1)]
+    if not grown:
+        return v if list(v.axes) != list(axes_of(x)) or isinstance(x, Value) else x
+    if low.ticks is not None and any(sizes[i] == low.ticks for i in grown):
+        low.refuse("repeats one tick's value over all of time", "use the sequence itself")
+    if any(sizes[i] == low.batch for i in grown):
+        low.unsupported("a value repeated along the batch axis")
+    v = low.canonical(v, full=True)
+    shape = [sizes[o] if o in grown else 1 for o in v.order]
+    axes = tuple(sizes[i] if i in grown else a for i, a in enumerate(v.axes))
+    return replace(v, name=low.node("Expand", v.name, low.graph.ints(*shape)), axes=axes)
+
+
+@handles("aten::expand_as", lazy=True)
+def expand_as(low: Lowering, x: Data, other: Data) -> Data:
+    return expand(low, x, low.shape(axes_of(other)))
+
+
+@handles("aten::repeat")
+def repeat(low: Lowering, v: Value, repeats: Sequence[int]) -> Value:
+    for _ in range(len(repeats) - len(v.axes)):
+        v = low.insert(v, 0)
+    if any(r != 1 and not isinstance(a, int) for a, r in zip(v.axes, repeats, strict=True)):
+        low.refuse("repeats ticks or streams", "repeat features only")
+    if low.ticks is not None and low.ticks in repeats:
+        low.refuse("repeats one tick's value over all of time", "use the sequence itself")
+    v = low.canonical(v, full=True)
+    counts = [1 if o == HIDDEN else repeats[o] for o in v.order]
+    axes = tuple(a * r if isinstance(a, int) else a for a, r in zip(v.axes, repeats, strict=True))
+    if all(c == 1 for c in counts):
+        return v
+    return replace(v, name=low.node("Tile", v.name, low.graph.ints(*counts)), axes=axes)
+
+
+# ------------------------------------------------------------------ view
+
+
+@handles("aten::view", "aten::_unsafe_view", "aten::reshape", lazy=True)
+def view(low: Lowering, x: Data, sizes: Sequence[int]) -> Data:
+    axes = axes_of(x)
+    total = 1
+    for a in axes:
+        total *= low.size(a)
+    known = 1
+    for s in sizes:
+        known *= s if s != -1 else 1
+    sizes = [total // known if s == -1 else s for s in sizes]
+    if list(sizes) == list(low.shape(axes)):
+        return x
+    return as_axes(low, low.value(x), _regroup(low, axes, sizes))
+
+
+@handles("aten::flatten.using_ints", lazy=True)
+def flatten(low: Lowering, x: Data, start: int = 0, end: int = -1) -> Data:
+    sizes = low.shape(axes_of(x))
+    start, end = start % len(sizes), end % len(sizes)
+    merged = 1
+    for s in sizes[start : end + 1]:
+        merged *= s
+    return view(low, x, [*sizes[:start], merged, *sizes[end + 1 :]])
+
+
+@handles("aten::unflatten.int", lazy=True)
+def unflatten(low: Lowering, x: Data, dim: int, parts: Sequence[int]) -> Data:
+    sizes = list(low.shape(axes_of(x)))
+    dim %= len(sizes)
+    known = 1
+    for p in parts:
+        known *= p if p != -1 else 1
+    filled = [sizes[dim] // known if p == -1 else p for p in parts]
+    return view(low, x, [*sizes[:dim], *filled, *sizes[dim + 1 :]])
+
+
+def _regroup(low: Lowering, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+    """The new axes' labels: axes of equal products are matched from the left. Refuses what mixes them."""
+    old = [a for a in axes if a != 1]
+    out: list[Axis] = []
+    new = list(sizes)
+    while new:
+        if new[0] == 1:
+            out.append(new.pop(0))
+            continue
+        left, right = [old.pop(0)], [new.pop(0)]
+        while low.shape(left) and _product(low, left) != _product(low, right):
+            if _product(low, left) < _product(low, right):
+                left.append(old.pop(0))
+            else:
+                right.append(new.pop(0))
+        out.extend(_relabelled(low, left, right))
+    return out
+
+
+def _product(low: Lowering, axes: Sequence[Axis]) -> int:
+    total = 1
+    for a in axes:
+        total *= low.size(a)
+    return total
+
+
+def _relabelled(low: Lowering, left: list[Axis], right: Sequence[int]) -> list[Axis]:
+    """What the axes `left` are called after they became the sizes `right`."""
+    if all(isinstance(a, int) for a in left):
+        return list(right)
+    kept = [s for s in right if s != 1]
+    if len(left) == 1 == len(kept):
+        return [left[0] if s != 1 else 1 for s in right]
+    if len(left) == 2 and len(kept) == 1 and (label := merged_label(*left)):
+        return [label if s != 1 else 1 for s in right]
+    if len(left) == 1 and left[0] in MERGED:
+        order = (TIME, BATCH) if left[0] == TIME_BATCH else (BATCH, TIME)
+        if kept == [low.size(a) for a in order]:
+            names = iter(order)
+            return [next(names) if s != 1 else 1 for s in right]
+    if set(left) == {BATCH, TIME} or (len(left) == 1 and left[0] in MERGED):
+        low.refuse(
+            f"view() relabels batch as time: ({', '.join(map(str, left))}) becomes sizes {tuple(right)}",
+            "use transpose or permute to exchange axes",
+        )
+    if TIME in left:
+        low.refuse("merges time with features: the result's size depends on the sequence's length",
+                   "keep time an axis of its own")  # fmt: skip
+    low.refuse("merges the batch with features", "keep the batch an axis of its own")
+
+
+def as_axes(low: Lowering, v: Value, axes: Sequence[Axis]) -> Value:
+    """The same elements under new axes: time, batch first in the ONNX tensor, then features in order."""
+    same_features = [a for a in v.axes if a != 1] == [a for a in axes if a != 1]
+    if same_features and all(v.axes[o] != 1 for o in v.order if o != HIDDEN):
+        places = [i for i, a in enumerate(axes) if a != 1]
+        new = dict(zip([i for i, a in enumerate(v.axes) if a != 1], places, strict=True))
+        return v.renumbered(tuple(axes), new)
+    v = low.canonical(v)
+    lead_in = [TIME if o == HIDDEN else v.axes[o] for o in low.leading(v)]
+    probe = Value(v.name, tuple(axes), tuple(range(len(axes))), v.dtype)
+    lead_out = low.leading(probe)
+    labels_out = [*([TIME] if v.tick is not None else []), *[axes[i] for i in lead_out]]
+    features = [i for i, a in enumerate(axes) if isinstance(a, int)]
+    sizes = [low.size(axes[i]) for i in features]
+    if labels_out == lead_in:
+        name = low.node("Reshape", v.name, low.graph.ints(*[0] * len(lead_in), *sizes))
+    elif len(labels_out) == 1:
+        name = low.node("Reshape", v.name, low.graph.ints(-1, *sizes))
+    else:
+        name = low.node("Reshape", v.name, low.time_batch_shape(sizes))
+    hidden = [HIDDEN] if v.tick is not None else []
+    return Value(name, tuple(axes), (*hidden, *lead_out, *features), v.dtype, v.tick)
+
+
+# ------------------------------------------------------------------ choosing and padding features
+
+
+@handles("aten::index_select")
+def index_select(low: Lowering, v: Value, dim: int, index: Tensor) -> Value:
+    dim %= len(v.axes)
+    if not isinstance(index, Tensor):
+        low.unsupported("an index computed from the data")
+    if not isinstance(v.axes[dim], int):
+        low.refuse(f"picks entries of the {v.axes[dim]} axis", "pick features only")
+    v = low.canonical(v, full=True)
+    name = low.node("Gather", v.name, low.constant(index, torch.int64), axis=v.at(dim))
+    return replace(v, name=name, axes=(*v.axes[:dim], len(index), *v.axes[dim + 1 :]))
+
+
+@handles("aten::index.Tensor")
+def index(low: Lowering, v: Value, indices: Sequence[Tensor | None]) -> Value:
+    used = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dim() != 1:
+        low.unsupported("indexing with more than one list, or with data")
+    dim, chosen = used[0]
+    if chosen.dtype == torch.bool:
+        chosen = chosen.nonzero().reshape(-1)
+    return index_select(low, v, dim, chosen % low.size(v.axes[dim]))
+
+
+@handles("aten::flip")
+def flip(low: Lowering, v: Value, dims: Sequence[int]) -> Value:
+    for d in dims:
+        d %= len(v.axes)
+        if v.axes[d] == TIME:
+            low.refuse("reverses time", "a stream runs forward only")
+        size = low.size(v.axes[d])
+        v = index_select(low, v, d, torch.arange(size - 1, -1, -1))
+    return v
+
+
+_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+
+
+@handles("aten::pad", lazy=True)
+def pad(low: Lowering, x: Data, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Data:
+    from .sequence import widen_span
+
+    axes = axes_of(x)
+    rank = len(axes)
+    by_axis = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
+    by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
+    if mode not in _MODES:
+        low.unsupported(f"padding of mode {mode!r}")
+    for d, (left, right) in by_axis.items():
+        is_time = axes[d] == TIME or (not isinstance(x, Value) and d == axes_of_time(x))
+        if is_time:
+            if mode != "constant":
+                low.refuse(f"{mode} padding along time needs ticks that are not there yet or were long ago",
+                           f"constant padding on the left: F.pad(x, ({left + right}, 0))")  # fmt: skip
+            x = widen_span(low, x, d, left, right, float(value or 0.0))
+        elif not isinstance(axes[d], int):
+            low.refuse(f"pads the {axes[d]} axis", "pad features only")
+    features = {d: w for d, w in by_axis.items() if isinstance(axes_of(x)[d], int) and d != axes_of_time(x)}
+    if not features:
+        return x
+    v = low.canonical(low.value(x), full=True)
+    begins = [features.get(o, (0, 0))[0] for o in v.order]
+    ends = [features.get(o, (0, 0))[1] for o in v.order]
+    inputs = [v.name, low.graph.ints(*begins, *ends)]
+    if mode == "constant":
+        inputs.append(low.constant(value or 0, v.dtype))
+    name = low.node("Pad", *inputs, mode=_MODES[mode])
+    grown = tuple(
+        low.size(a) + sum(features[i]) if i in features else a for i, a in enumerate(v.axes)
+    )
+    return replace(v, name=name, axes=grown)
+
+
+def axes_of_time(x: Data) -> int | None:
+    """The axis of a Span that is time."""
+    from ..values import Span
+
+    return x.axis if isinstance(x, Span) else None
+
+
+@handles("aten::constant_pad_nd", lazy=True)
+def constant_pad_nd(low: Lowering, x: Data, widths: Sequence[int], value: float = 0.0) -> Data:
+    return pad(low, x, widths, "constant", value)
+
+
+@handles("aten::reflection_pad1d", "aten::reflection_pad2d", lazy=True)
+def reflection_pad(low: Lowering, x: Data, widths: Sequence[int]) -> Data:
+    return pad(low, x, widths, "reflect")
+
+
+@handles("aten::replication_pad1d", "aten::replication_pad2d", lazy=True)
+def replication_pad(low: Lowering, x: Data, widths: Sequence[int]) -> Data:
+    return pad(low, x, widths, "replicate")

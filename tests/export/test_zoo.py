@@ -1,0 +1,48 @@
+"""Every module of the zoo, exported: the engine at random cuts against torch in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import runnel_export
+from runnel import Engine
+
+from .zoo import ZOO, exported
+
+TICKS = 37
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_engine_at_random_cuts_gives_what_torch_gives(name: str) -> None:
+    case = ZOO[name]
+    chunk = case.chunk(TICKS, seed=11)
+    expected = case.reference(chunk)
+    size = len(next(iter(chunk.values())))
+    rng = np.random.default_rng(13)
+    with Engine.load(exported(name)) as engine:
+        assert set(engine.pipeline.outputs.names) == set(expected)
+        for number in (0, 1, 3, 9, size - 1):
+            cuts = sorted(rng.choice(np.arange(1, size), number, replace=False).tolist())
+            with engine.open() as stream:
+                parts = [
+                    stream.feed({n: a[start:end] for n, a in chunk.items()})
+                    for start, end in zip([0, *cuts], [*cuts, size], strict=True)
+                ]
+            for output, values in expected.items():
+                got = np.concatenate([part[output] for part in parts])
+                assert got.shape == values.shape
+                if values.dtype.kind == "f":
+                    np.testing.assert_allclose(got, values, rtol=0, atol=2e-6 * max(1, np.abs(values).max()))
+                else:
+                    np.testing.assert_array_equal(got, values)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_file_verifies_and_its_states_are_alive(name: str) -> None:
+    certificate = runnel_export.verify(exported(name))
+    with Engine.load(exported(name)) as engine:
+        model = engine.pipeline.model
+        assert model is not None
+        assert certificate.alive == tuple(state.input for state in model.states)
+    assert certificate.alive  # each has something to remember
