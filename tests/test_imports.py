@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ROOT / "engine" / "runnel"
-PURE = ("errors", "spec", "state", "stage", "framing", "slots", "container", "pipeline")
+PURE = ("errors", "spec", "state", "stage", "framing", "slots", "container", "pipeline", "checks", "trial")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "zmq", "pluggy", "msgspec")
 
 

@@ -81,8 +81,14 @@ class GapError(StreamError):
     code = "GAP"
 
 
+class FencedError(StreamError):
+    """An epoch that is not the stream's: it is in other hands."""
+
+    code = "FENCED"
+
+
 class LimitError(RunnelError):
-    """A bound was met: too many streams, too large a message."""
+    """A bound was met: too many streams, too many requests at once."""
 
     code = "LIMIT"
     retry = True
@@ -146,6 +152,12 @@ class WireError(RunnelError):
     """Bytes that are not a message of the protocol."""
 
     code = "BAD_MESSAGE"
+
+
+class TooLargeError(WireError):
+    """A message that is larger than any may be: send smaller chunks."""
+
+    code = "TOO_LARGE"
 
 
 class TimeoutError(RunnelError):

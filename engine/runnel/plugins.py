@@ -1,0 +1,267 @@
+"""Find the package behind a pipeline's ``use``, and make a stage from its options.
+
+Only what a pipeline names is imported, so that a broken package breaks only the pipelines that use it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pluggy
+
+from . import hookspecs
+from .errors import PipelineError, PluginError, RunnelError, nearest
+from .spec import Signal
+from .stage import Stage
+
+GROUP = "runnel"  # the entry points' group, and pluggy's project name
+
+hookimpl = pluggy.HookimplMarker(GROUP)
+"""Marks a plugin's implementation of a hook of `runnel.hookspecs`."""
+
+REQUIRED: Any = inspect.Parameter.empty
+"""The default of an option that a pipeline must give."""
+
+_SCALARS = (bool, int, float, str)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One keyword of a stage's factory."""
+
+    name: str
+    kind: Any  # the annotation
+    default: Any = REQUIRED
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    @property
+    def kind_text(self) -> str:
+        """What a value must be, in words."""
+        return _kind_text(self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind_text}" + ("" if self.required else f" = {self.default!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An installed stage, loaded."""
+
+    name: str
+    distribution: str
+    version: str
+    factory: Callable[..., Stage]
+    options: tuple[Option, ...]
+
+    @property
+    def doc(self) -> str:
+        """The first line of the factory's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+    def __str__(self) -> str:
+        return f"stage {self.name!r} of {self.distribution} {self.version}"
+
+
+def installed() -> list[str]:
+    """The names that a pipeline may use, sorted. Nothing is imported."""
+    return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})
+
+
+def distribution(name: str) -> tuple[str, str]:
+    """The name and the version of the package that offers `name`. PluginError where none, or two, do."""
+    return _origin(_entry(name))
+
+
+def load(name: str) -> Plugin:
+    """Import the package that offers `name`.
+
+    Raises PluginError, which names the plugin, its distribution, version and the cause, where none is
+    installed under that name, or it cannot be imported, or it is not what `runnel.hookspecs` asks for.
+    """
+    entry = _entry(name)
+    package, version = _origin(entry)
+    where = f"stage {name!r} of {package} {version}"
+    try:
+        module = entry.load()
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(hookspecs)
+        manager.register(module, name)
+        manager.check_pending()  # a misspelt hook is an error, not silence
+        answers = manager.hook.runnel_stages()
+    except Exception as error:
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name not in entry.value:
+            hint = f" (install the package that has {error.name!r}: {package} needs it)"
+        raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
+    stages = {key: made for answer in answers for key, made in _mapping(answer, where).items()}
+    if name not in stages:
+        hint = (
+            nearest(name, list(stages))
+            if stages
+            else " (does it have a runnel_stages marked @runnel.hookimpl?)"
+        )
+        raise PluginError(f"{where}: its module {entry.value} hands over no stage of that name{hint}")
+    factory = stages[name]
+    if not callable(factory):
+        raise PluginError(f"{where}: its factory is a {type(factory).__name__}, which cannot be called")
+    return Plugin(name, package, version, factory, _options(factory, where))
+
+
+def make_stage(use: str, inputs: Signal, options: Mapping[str, Any], where: str) -> Stage:
+    """The stage that a pipeline's entry asks for.
+
+    `inputs` is what arrives at it, `options` the entry without ``use``, `where` how an error names the
+    entry. Raises PluginError (see `load`), and PipelineError for an option that is unknown, missing or
+    of the wrong type, or where the stage refuses its options or `inputs`.
+    """
+    try:
+        plugin = load(use)
+    except PluginError as error:
+        raise PluginError(f"{where}: {error}") from error
+    checked = check_options(plugin, options, where)
+    try:
+        stage = plugin.factory(inputs, **checked)
+    except RunnelError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except Exception as error:
+        raise PluginError(f"{where}: {plugin} cannot be made: {type(error).__name__}: {error}") from error
+    _check_made(stage, f"{where}: {plugin}")
+    return stage
+
+
+def check_options(plugin: Plugin, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options as the factory takes them; PipelineError names the nearest right one."""
+    known = {option.name: option for option in plugin.options}
+    checked: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in known:
+            takes = nearest(key, list(known)) or " (it has none)"
+            close = next((o for o in plugin.options if f"{o.name!r}?" in takes), None)
+            of_type = f", {close.kind_text}" if close else ""
+            raise PipelineError(f"{where}: stage {plugin.name!r} has no option {key!r}{takes}{of_type}")
+        try:
+            checked[key] = _convert(value, known[key].kind)
+        except (TypeError, OverflowError):  # an int that no float holds
+            raise PipelineError(
+                f"{where}: option {key!r} of stage {plugin.name!r} takes {known[key].kind_text}, "
+                f"not {value!r} ({type(value).__name__})"
+            ) from None
+    for option in plugin.options:
+        if option.required and option.name not in checked:
+            raise PipelineError(f"{where}: stage {plugin.name!r} needs the option {option}")
+    return checked
+
+
+def _entry(name: str) -> importlib.metadata.EntryPoint:
+    entries = list(importlib.metadata.entry_points(group=GROUP, name=name))
+    if not entries:
+        raise PluginError(f"no stage {name!r} is installed{nearest(name, installed())}")
+    # An editable install beside its source can list one distribution's entry twice.
+    origins = sorted({_origin(entry) for entry in entries})
+    if len({package for package, _ in origins}) > 1:
+        both = " and ".join(f"{package} {version}" for package, version in origins)
+        raise PluginError(f"stage {name!r} is offered by {both}: uninstall one of them")
+    return entries[0]
+
+
+def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "?")
+
+
+def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(answer, Mapping):
+        raise PluginError(
+            f"{where}: runnel_stages gave a {type(answer).__name__}, not a mapping of names to factories"
+        )
+    return answer
+
+
+def _options(factory: Callable[..., Stage], where: str) -> tuple[Option, ...]:
+    """The factory's keywords beyond `inputs`; PluginError for one that no pipeline could give."""
+    try:
+        parameters = list(inspect.signature(factory, eval_str=True).parameters.values())
+    except (TypeError, ValueError, NameError) as error:
+        raise PluginError(f"{where}: its factory's signature cannot be read: {error}") from error
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        raise PluginError(f"{where}: its factory must take the inputs (a runnel.Signal) as first argument")
+    options = []
+    for parameter in parameters[1:]:
+        named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if not named or not _supported(parameter.annotation):
+            raise PluginError(
+                f"{where}: its factory's parameter {str(parameter)!r} cannot be an option: options are "
+                "keywords annotated with int, float, bool, str, Literal, list[...] or one of these | None"
+            )
+        options.append(Option(parameter.name, parameter.annotation, parameter.default))
+    return tuple(options)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _supported(kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return all(member is NoneType or _supported(member) for member in get_args(kind))
+    if get_origin(kind) is list:
+        return all(_supported(member) for member in get_args(kind))
+    if get_origin(kind) is Literal:
+        return all(isinstance(word, str) for word in get_args(kind))
+    return kind in _SCALARS
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as `kind`; TypeError where it is not one."""
+    for member in _members(kind):
+        if get_origin(member) is list and isinstance(value, list):
+            return [_convert(item, get_args(member)[0]) for item in value]
+        if get_origin(member) is Literal and value in get_args(member):
+            return value
+        if member in _SCALARS and type(value) is member:  # exactly: a bool is an int in Python, not here
+            if isinstance(value, float) and math.isnan(value):
+                continue
+            return value
+        if member is float and type(value) is int:
+            return float(value)
+    raise TypeError
+
+
+def _kind_text(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    texts = []
+    for member in _members(kind):
+        if get_origin(member) is list:
+            texts.append(f"a list of ({_kind_text(get_args(member)[0])})")
+        elif get_origin(member) is Literal:
+            texts.extend(repr(word) for word in get_args(member))
+        elif member is not NoneType:
+            texts.append(names[member])
+    return " or ".join(texts)
+
+
+def _check_made(stage: Any, where: str) -> None:
+    """A stage that lacks a part fails here, when it is made, and not at the first message."""
+    if not isinstance(stage, Stage):
+        raise PluginError(f"{where}: its factory gave a {type(stage).__name__}, not a runnel.Stage")
+    for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
+        value = getattr(stage, part, None)
+        if not isinstance(value, kind):
+            raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
+    ratio = tuple(stage.ratio) if isinstance(stage.ratio, list | tuple) else ()
+    if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
+        raise PluginError(
+            f"{where}: latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, "
+            f"not {stage.ratio!r}"
+        )

@@ -1,0 +1,70 @@
+"""The wire's tensors as numpy arrays and chunks, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..errors import ChunkError, PipelineError
+from ..spec import Array, Signal, TensorSpec
+from .wire import Datatype, TensorInfo, TensorMetadata
+
+DATATYPES: Mapping[str, Datatype] = {
+    "bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "float16": "FP16", "float32": "FP32", "float64": "FP64",
+}  # fmt: skip
+_NAMES = {datatype: name for name, datatype in DATATYPES.items()}
+_LITTLE = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items()}
+
+
+def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
+    """Describe the arrays and lay them out: little-endian, C order.
+
+    Raises ChunkError for what is no array, or of a dtype that the wire has no name for.
+    """
+    infos: list[TensorInfo] = []
+    buffers: list[bytes] = []
+    for name, array in chunk.items():
+        if not isinstance(array, np.ndarray):
+            raise ChunkError(f"{name!r} is a {type(array).__name__}; expected a numpy array, time axis first")
+        datatype = DATATYPES.get(array.dtype.name)
+        if datatype is None:
+            raise ChunkError(f"{name!r} is {array.dtype}; expected one of {', '.join(DATATYPES)}")
+        infos.append(TensorInfo(name, datatype, list(array.shape)))
+        buffers.append(array.astype(_LITTLE[datatype], copy=False).tobytes())
+    return infos, buffers
+
+
+def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, Array]:
+    """The arrays that `wire` checked against their descriptions: read-only views of the buffers.
+
+    Raises ChunkError for a BOOL that is neither 0 nor 1: such a byte is no truth value to numpy.
+    """
+    chunk: dict[str, Array] = {}
+    for info, buffer in zip(infos, buffers, strict=True):
+        if info.datatype == "BOOL":
+            raw = np.frombuffer(buffer, np.uint8)
+            if (raw > 1).any():
+                raise ChunkError(f"{info.name!r} is BOOL, but holds {raw.max()}: a BOOL is 0 or 1")
+        flat = np.frombuffer(buffer, _LITTLE[info.datatype])
+        array = flat.reshape(info.shape).astype(_NAMES[info.datatype], copy=False)
+        array.setflags(write=False)
+        chunk[info.name] = array
+    return chunk
+
+
+def describe(signal: Signal) -> list[TensorMetadata]:
+    """What hello says of a signal's tensors; raises PipelineError for a dtype that the wire lacks."""
+    for t in signal.tensors:
+        if t.dtype not in DATATYPES:
+            raise PipelineError(
+                f"{t.name!r} is {t.dtype}, which cannot be served; expected one of {', '.join(DATATYPES)}"
+            )
+    return [TensorMetadata(t.name, DATATYPES[t.dtype], [-1, *t.shape]) for t in signal.tensors]
+
+
+def undescribe(tensors: Sequence[TensorMetadata], rate: float) -> Signal:
+    """Inverse of `describe`."""
+    specs = tuple(TensorSpec(t.name, _NAMES[t.datatype], tuple(t.shape[1:])) for t in tensors)
+    return Signal(specs, rate or None)

@@ -1,0 +1,241 @@
+"""Frames to messages and back: wire version 1, pure and bounded.
+
+A message is ``[header][tensor]*``: a msgpack map, then one buffer for each tensor that the header
+describes, in that order, little-endian and in C order. Names and datatypes are those of the Open
+Inference Protocol; ``sequence_*`` are those of Triton's sequence extension.
+
+Requests are read strictly: a field that this version does not know is refused, because a misspelt
+``sequence_end`` that is ignored would change what a stream does. Replies are read leniently: a daemon
+that is newer than its client may tell more. What changes the meaning of a known field changes ``v``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..errors import TooLargeError, WireError
+
+VERSION: Final = 1
+
+# Bounds of a request. All of it is held in memory before it is looked at, so all of it is bounded.
+MAX_HEADER: Final = 16 * 1024  # bytes: 64 tensors with long names fit; deep nesting stays shallow
+MAX_TENSORS: Final = 64  # frames after the header: a pipeline has a few inputs
+MAX_RANK: Final = 9  # time and the eight axes that a model's tensor may have
+MAX_TENSOR_BYTES: Final = 16 * 2**20  # 87 s of 48 kHz float32: a backlog, not an archive
+MAX_MESSAGE_BYTES: Final = 2 * MAX_TENSOR_BYTES  # header and tensors together
+MAX_ID: Final = 256  # characters of a correlation id or a stream's name: kept, and repeated in replies
+MAX_NAME: Final = 256  # characters of a tensor's name
+MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
+
+ITEM_BYTES: Final = {
+    "BOOL": 1, "UINT8": 1, "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "FP16": 2, "FP32": 4, "FP64": 8,
+}  # fmt: skip
+"""Datatypes of version 1 and the bytes of one element. BYTES is reserved: nothing takes strings yet."""
+
+Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+Op = Literal["hello", "open", "feed", "flush", "reset", "close"]
+
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Id = Annotated[str, Meta(max_length=MAX_ID)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+
+
+class TensorInfo(Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor of a message. Its time axis is the first: shape (T, ...)."""
+
+    name: Name
+    datatype: Datatype
+    shape: Annotated[list[Count], Meta(max_length=MAX_RANK)]
+
+
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a client asks. A count of 0 and an empty name mean: not stated."""
+
+    v: int
+    op: Op
+    id: Id = ""  # correlation id: repeated in the reply
+    sequence_id: Id = ""  # the stream
+    sequence_start: bool = False  # a feed that opens the stream first
+    sequence_end: bool = False  # a feed that flushes and closes the stream after
+    epoch: Count = 0
+    seq: Count = 0  # of this chunk; the first one after open or reset is 1
+    inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
+
+
+class ErrorInfo(Struct, frozen=True):
+    """An error of the tree in runnel.errors: its class's code, its text, whether a retry can help."""
+
+    code: str
+    message: str
+    retry: bool = False
+
+
+class TensorMetadata(Struct, frozen=True):
+    """What a pipeline takes or gives: as TensorInfo, with -1 for the time axis, which is free."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class Limits(Struct, frozen=True):
+    """What a daemon holds at most; a client within these is never refused for size."""
+
+    streams: int
+    pending_per_peer: int
+    header_bytes: int = MAX_HEADER
+    tensors: int = MAX_TENSORS
+    tensor_bytes: int = MAX_TENSOR_BYTES
+    message_bytes: int = MAX_MESSAGE_BYTES
+
+
+class Description(Struct, frozen=True, kw_only=True):
+    """What a daemon serves: the answer to hello. Rates are in Hz, 0 where they are not known."""
+
+    version: str  # of runnel
+    boot_id: str  # new each time that the daemon starts; its streams are gone with it
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    input_rate: float
+    output_rate: float
+    latency: int  # input time steps
+    limits: Limits
+
+
+class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the daemon answers: outputs, or an error, and where the stream stands."""
+
+    v: int
+    op: str = ""  # the request's; empty where it could not be read
+    id: str = ""
+    sequence_id: str = ""
+    epoch: int = 0
+    applied_seq: int = 0  # chunks applied since open or reset: the next one's seq less 1
+    outputs: list[TensorInfo] = []
+    error: ErrorInfo | None = None
+    server: Description | None = None
+
+
+class _Envelope(Struct):
+    """What is read of a message that is wrong, to answer it: unknown fields are skipped."""
+
+    v: Any = None
+    id: Any = ""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_requests = msgspec.msgpack.Decoder(Request)
+_replies = msgspec.msgpack.Decoder(Reply)
+_envelopes = msgspec.msgpack.Decoder(_Envelope)
+
+# Seen: msgspec raises UnicodeDecodeError for a string that is not UTF-8, and RecursionError for nesting.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_H = TypeVar("_H", Request, Reply)
+
+
+def encode_request(header: Request, buffers: Sequence[bytes] = ()) -> list[bytes]:
+    """The message's frames. Raises as `decode_request` does, so that a fault is seen where it is made."""
+    frames = [_encode(header), *buffers]
+    _check_size(frames)
+    _check_tensors(header.inputs, buffers, MAX_TENSOR_BYTES)
+    return frames
+
+
+def decode_request(frames: Sequence[bytes]) -> tuple[Request, Sequence[bytes]]:
+    """Header and tensors' buffers of a request.
+
+    Whatever the bytes are: raises WireError for what is no message of version 1, of which TooLargeError
+    for one that passes a bound of size, and nothing else.
+    """
+    _check_size(frames)
+    header = _decode(_requests, frames[0])
+    _check_tensors(header.inputs, frames[1:], MAX_TENSOR_BYTES)
+    return header, frames[1:]
+
+
+def encode_reply(header: Reply, buffers: Sequence[bytes] = ()) -> list[bytes]:
+    """The reply's frames. Its size is not bounded here: it follows from the request's."""
+    return [_encode(header), *buffers]
+
+
+def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
+    """Header and tensors' buffers of a reply; raises WireError."""
+    if not frames:
+        raise WireError("a reply has at least one frame, the header; this one has none")
+    header = _decode(_replies, frames[0])
+    _check_tensors(header.outputs, frames[1:], MAX_COUNT)
+    return header, frames[1:]
+
+
+def salvage_id(frames: Sequence[bytes]) -> str:
+    """The correlation id of a message that could not be decoded, so that its error finds its sender."""
+    envelope = _peek(frames[0]) if frames else None
+    found = envelope.id if envelope else ""
+    return found if isinstance(found, str) and len(found) <= MAX_ID else ""
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: bytes) -> _H:
+    try:
+        header = decoder.decode(frame)
+    except _UNREADABLE as error:
+        envelope = _peek(frame)
+        if envelope is not None and type(envelope.v) is int and envelope.v != VERSION:
+            raise _other_version(envelope.v) from None
+        hint = " (an empty frame: a DEALER socket is expected, not a REQ)" if not len(frame) else ""
+        raise WireError(f"the header is not a msgpack map of version {VERSION}: {error}{hint}") from None
+    if header.v != VERSION:
+        raise _other_version(header.v)
+    return header
+
+
+def _peek(frame: bytes) -> _Envelope | None:
+    if len(frame) > MAX_HEADER:
+        return None
+    try:
+        return _envelopes.decode(frame)
+    except _UNREADABLE:
+        return None
+
+
+def _other_version(v: int) -> WireError:
+    return WireError(f"the header says version {v:.6g}; this end speaks version {VERSION}")
+
+
+def _check_size(frames: Sequence[bytes]) -> None:
+    if not 1 <= len(frames) <= 1 + MAX_TENSORS:
+        raise WireError(f"{len(frames)} frames; a message has a header and at most {MAX_TENSORS} tensors")
+    if len(frames[0]) > MAX_HEADER:
+        raise TooLargeError(f"the header has {len(frames[0])} bytes; at most {MAX_HEADER}")
+    total = sum(map(len, frames))
+    if total > MAX_MESSAGE_BYTES:
+        raise TooLargeError(
+            f"the message has {total} bytes; at most {MAX_MESSAGE_BYTES}: send smaller chunks"
+        )
+
+
+def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: int) -> None:
+    if len(infos) != len(buffers):
+        raise WireError(f"the header describes {len(infos)} tensors, but {len(buffers)} frames follow it")
+    if len({info.name for info in infos}) != len(infos):
+        raise WireError(f"a tensor is named twice: {', '.join(info.name for info in infos)}")
+    for info, buffer in zip(infos, buffers, strict=True):
+        item = ITEM_BYTES[info.datatype]
+        # An empty array with a huge axis, (0, 2**62), has no bytes and yet no library can hold it.
+        span = item * math.prod(d for d in info.shape if d)
+        size = len(buffer)
+        if span > most:
+            raise TooLargeError(
+                f"tensor {info.name!r} of shape {info.shape} is too large: "
+                f"at most {most} bytes a tensor; send smaller chunks"
+            )
+        if size != (0 if 0 in info.shape else span):
+            raise WireError(
+                f"tensor {info.name!r}: {info.datatype} of shape {info.shape} takes "
+                f"{0 if 0 in info.shape else span} bytes, but its frame has {size}"
+            )

@@ -1,0 +1,196 @@
+"""The demo's six steps, told as they happen."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from runnel import Client, Engine
+from runnel.errors import RunnelError, UsageError
+from runnel.spec import Array
+
+from ..exporter import export
+from . import picture, silero
+from .live import Microphones, Segment
+from .oracle import probabilities, vendor_graph
+
+_THRESHOLD = 0.5
+_STATUS_EVERY = 2.0  # seconds
+_START_WITHIN = 20.0  # seconds for the daemon to come up
+_AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
+
+
+def show(source: Path | None, out: Path, microphones: int, seconds: float) -> int:
+    """Run the demo; 0 when every step did what it should. Raises errors of the tree."""
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    samples, rate, title = _sound(source, seconds)
+
+    _step(1, "Silero VAD: trained weights into a PyTorch module")
+    module = silero.load()
+    print(f"      {sum(p.numel() for p in module.parameters()):,} parameters")
+
+    _step(2, "Export as a step model, with its certificate")
+    model = out / "silero.onnx"
+    certificate = export(
+        module, silero.example(), model, framing=silero.FRAMING, rate=silero.RATE,
+        output_names=["probability"], progress=lambda text: print(f"      {text}"),
+    )  # fmt: skip
+    print(f"      {certificate}".replace("\n", "\n      "))
+
+    _step(3, "Hold it against the vendor's own ONNX file")
+    pipeline = _pipeline(out, model, rate)
+    _compare(module, model, samples, rate)
+
+    _step(4, "Start the daemon")
+    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
+        address = f"ipc://{folder}/demo.sock"
+        with _daemon(pipeline, address):
+            _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
+            live = Microphones(address, samples, rate, _hop(rate), microphones, silero.RATE)
+            with live.listening():
+                _watch(live)
+    for heard in live.heard:
+        if heard.error is not None:
+            raise heard.error
+    p50, p99 = live.percentiles()
+    print(f"      {live.steps} steps, latency p50 {p50:.2f} ms, p99 {p99:.2f} ms; daemon stopped cleanly")
+
+    _step(6, "Draw what the first microphone heard")
+    first = live.heard[0]
+    path = out / "demo.png"
+    picture.draw(
+        path, samples, rate, np.concatenate(first.probability), silero.FRAMING.hop / silero.RATE,
+        first.segments, _THRESHOLD, f"{title}: {len(first.segments)} segments of speech",
+    )  # fmt: skip
+    print(f"      {path}\n\nDone in {time.monotonic() - began:.0f} s. The model and its pipeline are yours:")
+    print(f"      runnel inspect {model}\n      runnel serve {pipeline} --bind ipc:///tmp/runnel.sock")
+    return 0
+
+
+def _step(number: int, text: str) -> None:
+    print(f"[{number}/6] {text}", flush=True)
+
+
+def _sound(source: Path | None, seconds: float) -> tuple[Array, int, str]:
+    """(samples (n,) float32, rate in Hz, name) of the user's file or of the clip made with espeak-ng."""
+    if source is None:
+        samples, rate = _clip()
+        return samples[: int(seconds * rate)], rate, "the demo clip"
+    try:
+        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UsageError(f"{source}: cannot read it as sound: {error}") from None
+    if not len(samples):
+        raise UsageError(f"{source}: there is no sound in it")
+    if len(samples) > seconds * rate:
+        print(f"{source}: listening to the first {seconds:g} of {len(samples) / rate:.0f} s (--seconds)")
+    return samples[: int(seconds * rate)].mean(axis=1), rate, source.name
+
+
+def _clip() -> tuple[Array, int]:
+    """Twelve seconds at 16 kHz that espeak-ng spoke for this project, with a little noise."""
+    with as_file(files("runnel_export.demo") / "clip.ogg") as path:
+        samples, rate = soundfile.read(path, dtype="float32")
+    return samples, rate
+
+
+def _hop(rate: int) -> int:
+    """Samples that a microphone sends at a time: 32 ms."""
+    return max(1, round(rate * silero.FRAMING.hop / silero.RATE))
+
+
+def _pipeline(out: Path, model: Path, rate: int) -> Path:
+    """A pipeline file around the model: resampling where the sound needs it, segments after it."""
+    before = "" if rate == silero.RATE else (
+        f"[input]\nrate = {rate}\n\n[[before]]\nuse = \"resample\"\nrate = {silero.RATE}\n\n"
+    )  # fmt: skip
+    path = out / "vad.toml"
+    path.write_text(
+        "# Written by `runnel demo`: speech activity from sound, on any number of streams.\n"
+        f'{before}[model]\npath = "{model.name}"\n\n'
+        f'[[after]]\nuse = "speech_segments"\nthreshold = {_THRESHOLD}\n'
+    )
+    return path
+
+
+def _compare(module: silero.SileroVAD, model: Path, samples: Array, rate: int) -> None:
+    """Our step model and the vendor's graph on the same sound."""
+    if rate != silero.RATE:  # the vendor's graph takes 16 kHz only
+        samples = _clip()[0]
+    with Engine.load(model) as engine, engine.open() as stream:
+        ours = np.concatenate([stream.feed(samples), stream.flush()])[:, 0]
+    same = float(np.abs(ours - probabilities(vendor_graph(module), samples)).max())
+    shipped = float(np.abs(ours - probabilities(vendor_graph(), samples)).max())
+    print(f"      {len(ours)} windows; largest difference of a probability")
+    print(f"      {same:.1e} from the vendor's graph holding the same weights")
+    print(f"      {shipped:.1e} from the vendor's file as shipped, whose weights are of another training")
+    if not same <= _AGREE:
+        raise RunnelError(
+            f"the re-export differs from the vendor's graph by {same:g}; at most {_AGREE:g} is right"
+        )
+
+
+@contextmanager
+def _daemon(pipeline: Path, address: str) -> Iterator[None]:
+    """`runnel serve` as a process of its own; on leaving it is told to stop, and must do so cleanly."""
+    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(pipeline), "--bind", address]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + _START_WITHIN
+        while True:
+            try:
+                with Client(address, timeout=0.5) as client:
+                    client.describe()
+                break
+            except RunnelError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RunnelError(f"the daemon did not come up: {' '.join(command)}") from None
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+    if status:
+        raise RunnelError(f"the daemon ended with status {status}")
+
+
+def _watch(live: Microphones) -> None:
+    """Print segments as they are found, and now and then how it goes, until all have ended."""
+    began = told = time.monotonic()
+    playing = len(live.heard)
+    while playing:
+        try:
+            found = live.found.get(timeout=0.1)
+        except queue.Empty:
+            pass
+        else:
+            if isinstance(found, Segment):
+                print(
+                    f"      {found.microphone:<7} speech {found.start:6.2f} – {found.end:6.2f} s", flush=True
+                )
+            else:
+                playing -= 1
+        now = time.monotonic()
+        if now - told >= _STATUS_EVERY:
+            told = now
+            p50, p99 = live.percentiles()
+            print(
+                f"      {now - began:5.1f} s  {live.steps / (now - began):5.0f} steps/s  "
+                f"p50 {p50:5.2f} ms  p99 {p99:5.2f} ms",
+                flush=True,
+            )

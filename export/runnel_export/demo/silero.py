@@ -1,0 +1,88 @@
+"""Silero VAD as a PyTorch module, with the weights that its own package ships.
+
+The vendor publishes the network as ONNX and TorchScript files and its weights as safetensors. Here it is
+written as ordinary PyTorch: per window a short-time Fourier magnitude by convolution and four
+convolutions, an `nn.LSTM` over the windows, and a probability for each. Nothing in it knows of streams.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from runnel import Framing
+from runnel.errors import UsageError
+
+RATE = 16000  # Hz
+FRAMING = Framing(window=576, hop=512)  # 64 samples of context before each 32 ms
+_BINS = 129  # of a Fourier transform over 256 samples
+
+
+class SileroVAD(nn.Module):
+    """(batch, time, 576) float32 windows -> (batch, time, 1) probabilities of speech."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft_conv = nn.Conv1d(1, 2 * _BINS, 256, stride=128, bias=False)  # real parts, imaginary parts
+        self.conv1 = nn.Conv1d(_BINS, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm = nn.LSTM(128, 128, batch_first=True)
+        self.final = nn.Linear(128, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch, time, window = frames.shape
+        x = functional.pad(frames.reshape(batch * time, 1, window), (0, 64), mode="reflect")
+        x = self.stft_conv(x)
+        x = (x[:, :_BINS] ** 2 + x[:, _BINS:] ** 2).sqrt()
+        x = self.conv1(x).relu()
+        x = self.conv2(x).relu()
+        x = self.conv3(x).relu()
+        x = self.conv4(x).relu()
+        x, _ = self.lstm(x.reshape(batch, time, 128))
+        probability: Tensor = self.final(x.relu()).sigmoid()
+        return probability
+
+
+def vendor_file(name: str) -> Path:
+    """A file among the data of the installed package silero-vad; UsageError where it is not installed."""
+    try:
+        path = Path(str(distribution("silero-vad").locate_file(f"silero_vad/data/{name}")))
+    except PackageNotFoundError:
+        raise UsageError(
+            "the package silero-vad, which holds the trained weights, is not installed: "
+            "pip install 'runnel[demo]'"
+        ) from None
+    if not path.exists():
+        raise UsageError(f"{path} is not in the installed silero-vad: runnel[demo] asks for version 6")
+    return path
+
+
+def load() -> SileroVAD:
+    """The module with its trained weights, in eval mode."""
+    from safetensors.torch import load_file
+
+    weights = load_file(vendor_file("silero_vad_16k.safetensors"))
+    names = {
+        "lstm_cell.weight_ih": "lstm.weight_ih_l0",
+        "lstm_cell.weight_hh": "lstm.weight_hh_l0",
+        "lstm_cell.bias_ih": "lstm.bias_ih_l0",
+        "lstm_cell.bias_hh": "lstm.bias_hh_l0",
+        "final_conv.weight": "final.weight",
+        "final_conv.bias": "final.bias",
+    }
+    renamed = {names.get(name, name): value for name, value in weights.items()}
+    renamed["final.weight"] = renamed["final.weight"].squeeze(-1)  # a convolution of width 1 is a Linear
+    module = SileroVAD()
+    module.load_state_dict(renamed)
+    return module.eval()
+
+
+def example() -> Tensor:
+    """Windows of quiet noise: (2, 16, 576)."""
+    return torch.randn(2, 16, FRAMING.window, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -1,0 +1,173 @@
+"""Change the sample rate by any rational factor, exactly as if the whole signal were there.
+
+With up/down = rate/from_rate in lowest terms, the output is
+
+    y[m] = sum over n of x[n] * h[m*down - n*up + half]
+
+where h is a low-pass filter of 2*half + 1 taps at from_rate*up: a sinc that cuts at the lower of the two
+Nyquist frequencies, under a Kaiser window, with unit gain at 0 Hz. Only the taps that meet a sample are
+multiplied: the polyphase form. (R. Crochiere and L. Rabiner, Multirate Digital Signal Processing, 1983,
+chapter 4; J. Kaiser, IEEE ISCAS 1974.) Row m describes input time m*down/up: the filter's delay is held
+back, not left in the signal.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+import runnel
+from runnel.errors import PipelineError
+from runnel.hookspecs import StageFactory
+from runnel.spec import Array, Signal
+from runnel.stage import Arrays, Chunk, Stage, State, require_finite
+
+MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
+MAX_HALF_WIDTH = 256
+BLOCK = 4096  # output rows made at once: bounds the memory that a long chunk takes
+
+
+class Resample(Stage):
+    """Resample to `rate` Hz by a polyphase low-pass filter.
+
+    Input: float32 arrays, each (T, ...) at `from_rate` Hz; where that is not given, at the rate that the
+    signal has, which is the one under ``[input]`` for the first stage. Output: the same arrays at `rate`;
+    n samples give ceil(n*up/down), the last of them at the flush. `half_width` is the filter's length on
+    either side, in zero crossings of its sinc: more is steeper and later. `beta` is the Kaiser window's:
+    more stops better and is less steep. The defaults are those of ``scipy.signal.resample_poly``.
+    Latency: half_width periods of the slower of the two rates. Equal rates change nothing.
+
+    Raises PipelineError for rates that are unknown, not positive, or whose ratio is not one of whole
+    numbers up to 4096, and for arrays that are not float32; NonFiniteError for a NaN or an infinity in a
+    chunk.
+    """
+
+    name = "resample"
+
+    def __init__(
+        self,
+        inputs: Signal,
+        rate: float,
+        from_rate: float | None = None,
+        half_width: int = 10,
+        beta: float = 5.0,
+    ) -> None:
+        source = _source_rate(inputs, from_rate)
+        self.up, self.down = _ratio(rate, source)
+        for tensor in inputs.tensors:
+            if tensor.dtype != "float32":
+                raise PipelineError(f"resample takes float32, but {tensor} arrives: convert it first")
+        if not 1 <= half_width <= MAX_HALF_WIDTH:
+            raise PipelineError(f"resample: half_width must be in 1..{MAX_HALF_WIDTH}, not {half_width}")
+        if not (math.isfinite(beta) and beta >= 0):
+            raise PipelineError(f"resample: beta must be at least 0, not {beta:g}")
+        taps = low_pass(self.up, self.down, half_width, beta)
+        self.half = len(taps) // 2
+        self.phases = _polyphase(taps, self.up)
+        self.inputs = Signal(inputs.tensors, source)
+        self.outputs = Signal(inputs.tensors, rate)
+        self.ratio = (self.up, self.down)
+        # Row m needs input floor((m*down + half)/up) and describes floor(m*down/up); periodic in m.
+        self.latency = max(
+            (m * self.down + self.half) // self.up - m * self.down // self.up for m in range(self.up)
+        )
+
+    def initial(self) -> Arrays:
+        """`tail.NAME`: the last samples of each array, as far as the filter reaches back: float32
+        (taps a phase - 1, ...). `position`: int64 (): where the next row lies, in steps of the common
+        rate after the input so far; it is due once its filter's last sample is in."""
+        width = self.phases.shape[1] - 1
+        tails = {f"tail.{t.name}": np.zeros((width, *t.shape), np.float32) for t in self.inputs.tensors}
+        return {**tails, "position": np.array(self.half, np.int64)}
+
+    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        steps = len(next(iter(chunk.values())))
+        position = int(state["position"])
+        rows = max(0, -(-(steps * self.up - position) // self.down))
+        return self._advance(state, chunk, steps, position, rows)
+
+    def flush(self, state: State) -> tuple[State, Chunk]:
+        """The rows that the last samples are due, made as if zeros followed."""
+        position = int(state["position"])
+        rows = max(0, -(-(self.half - position) // self.down))
+        steps = self.half // self.up + 1
+        zeros = {t.name: np.zeros((steps, *t.shape), np.float32) for t in self.inputs.tensors}
+        return self._advance(state, zeros, steps, position, rows)
+
+    def _advance(
+        self, state: State, chunk: Chunk, steps: int, position: int, rows: int
+    ) -> tuple[State, Chunk]:
+        new: dict[str, Array] = {"position": np.array(position + rows * self.down - steps * self.up)}
+        made: dict[str, Array] = {}
+        for name, samples in chunk.items():
+            require_finite(name, samples, self.name)
+            tail = state[f"tail.{name}"]
+            seen = np.empty((len(tail) + steps, *samples.shape[1:]), np.float32)
+            seen[: len(tail)], seen[len(tail) :] = tail, samples
+            made[name] = self._filter(seen, position, rows)
+            new[f"tail.{name}"] = seen[steps:].copy()  # not a view: it would keep the chunk alive
+        return new, made
+
+    def _filter(self, seen: Array, position: int, rows: int) -> Array:
+        """`rows` output rows; ``seen`` (taps a phase - 1 + T, ...) begins with the tail."""
+        taps, features = self.phases.shape[1], math.prod(seen.shape[1:])
+        flat = seen.reshape(len(seen), features)
+        # windows[t, f] are the samples that end with chunk sample t: a view of overlapping rows.
+        row, item = flat.strides
+        shape = (len(flat) - taps + 1, features, taps)
+        windows: Array = np.ndarray(shape, flat.dtype, flat, strides=(row, item, row))
+        out = np.empty((rows, features), np.float32)
+        for start in range(0, rows, BLOCK):
+            at = position + np.arange(start, min(rows, start + BLOCK)) * self.down
+            newest, phase = np.divmod(at, self.up)
+            # einsum sums in an order that depends on the taps alone: the cuts leave no trace in the result.
+            np.einsum("mfk,mk->mf", windows[newest], self.phases[phase], out=out[start : start + BLOCK])
+        return out.reshape(rows, *seen.shape[1:])
+
+
+def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:
+    """The filter h: float64 (2*half + 1,), with half = half_width * max(up, down); gain `up` at 0 Hz."""
+    if up == down == 1:
+        return np.ones(1)
+    widest = max(up, down)
+    half = half_width * widest
+    at = np.arange(-half, half + 1)
+    taps = np.sinc(at / widest) * np.kaiser(2 * half + 1, beta)
+    scaled: Array = taps * (up / taps.sum())
+    return scaled
+
+
+def _polyphase(taps: Array, up: int) -> Array:
+    """Row p: the taps p, p + up, p + 2*up, ... latest sample last, as float32 (up, taps a phase)."""
+    each = -(-len(taps) // up)
+    padded = np.zeros(each * up)
+    padded[: len(taps)] = taps
+    return np.ascontiguousarray(padded.reshape(each, up).T[:, ::-1], np.float32)
+
+
+def _source_rate(inputs: Signal, from_rate: float | None) -> float:
+    """`from_rate`, or else the signal's; two that contradict each other are for the pipeline to see."""
+    rate = inputs.rate if from_rate is None else from_rate
+    if rate is None:
+        raise PipelineError("resample: the signal's rate is not known here: give from_rate, in Hz")
+    return rate
+
+
+def _ratio(rate: float, from_rate: float) -> tuple[int, int]:
+    for name, value in (("rate", rate), ("from_rate", from_rate)):
+        if not (math.isfinite(value) and value > 0):
+            raise PipelineError(f"resample: {name} must be a positive number of Hz, not {value:g}")
+    ratio = Fraction(rate) / Fraction(from_rate)
+    if max(ratio.numerator, ratio.denominator) > MAX_FACTOR:
+        raise PipelineError(
+            f"resample: {from_rate:g} Hz to {rate:g} Hz is a factor of {ratio.numerator}/"
+            f"{ratio.denominator}; both must be at most {MAX_FACTOR}: choose rates with a simpler ratio"
+        )
+    return ratio.numerator, ratio.denominator
+
+
+@runnel.hookimpl
+def runnel_stages() -> dict[str, StageFactory]:
+    return {"resample": Resample}

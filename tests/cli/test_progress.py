@@ -1,0 +1,62 @@
+"""Pace and progress, under a clock of the test's own."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from runnel.cli.progress import Progress
+from runnel.cli.run import paced
+
+
+class Clock:
+    def __init__(self):
+        self.now = 50.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_a_chunk_is_fed_when_its_last_time_step_would_have_arrived():
+    clock, fed = Clock(), []
+    for chunk in paced(({"x": np.zeros(n)} for n in (10, 5, 5, 20)), 10.0, clock, clock.sleep):
+        fed.append((len(chunk["x"]), clock.now - 50))
+        clock.now += 1.2 if len(fed) == 2 else 0  # a slow step: the next chunk follows at once
+    assert fed == [(10, 1.0), (5, 1.5), (5, pytest.approx(2.7)), (20, 4.0)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line_rewritten():
+    clock, stream = Clock(), Terminal()
+    progress = Progress(1000, 100.0, stream=stream, clock=clock)
+    for _ in range(4):
+        clock.now += 0.06
+        progress.add(250)
+    progress.close(progress.summary())
+    shown = stream.getvalue().split("\r\x1b[K")
+    assert len(shown) == 4  # nothing, twice while it ran, and the end
+    assert shown[1].startswith("[###############...............]  50%  500 time steps, 0.12 s")
+    assert shown[-1] == "1000 time steps, 0.24 s, 4167 steps/s, 41.7 × real time\n"
+
+
+def test_progress_in_a_log_is_a_line_now_and_then():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(None, None, stream=stream, clock=clock)
+    for _ in range(12):
+        clock.now += 1
+        progress.add(10)
+    progress.close(progress.summary())
+    assert stream.getvalue().splitlines() == [
+        "50 time steps, 5.00 s, 10 steps/s",
+        "100 time steps, 10.00 s, 10 steps/s",
+        "120 time steps, 12.00 s, 10 steps/s",
+    ]

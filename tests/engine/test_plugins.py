@@ -1,0 +1,209 @@
+"""The door: packages found by entry point, loaded by name, options checked against annotations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from runnel import Signal, TensorSpec, plugins
+from runnel.errors import PipelineError, PluginError
+from runnel.plugins import make_stage
+
+SIGNAL = Signal((TensorSpec("x", "float32"),), 100.0)
+
+STAGE = """
+    from __future__ import annotations
+    from typing import Literal
+    import runnel
+
+    class Probe(runnel.Stage):
+        '''Show what it was given.
+
+        More.
+        '''
+        name = "probe"
+
+        def __init__(self, inputs, gain: float = 1.0, count: int = 2, on: bool = False,
+                     label: str | None = None, mode: Literal["hold", "skip"] = "hold",
+                     cuts: list[float] | None = None):
+            self.inputs = self.outputs = inputs
+            self.got = {"gain": gain, "count": count, "on": on, "label": label, "mode": mode, "cuts": cuts}
+
+        def initial(self):
+            return {}
+
+        def step(self, state, chunk):
+            return state, chunk
+
+    @runnel.hookimpl
+    def runnel_stages():
+        return {"probe": Probe}
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a one-module package into a folder of its own, and put that on the path."""
+
+    def make(module, source, *, name="probe", package="acme-probe", version="1.4"):
+        root = tmp_path / package
+        info = root / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[runnel]\n{name} = {module}\n")
+        (root / f"{module}.py").write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(root)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return make
+
+
+def test_a_strangers_package_is_found_and_its_options_reach_the_factory(install):
+    install("acme_probe", STAGE)
+    stage = make_stage(
+        "probe", SIGNAL, {"gain": 2, "on": True, "label": "a", "mode": "skip", "cuts": [1, 2.5]}, "here"
+    )
+    assert stage.got == {
+        "gain": 2.0,
+        "count": 2,
+        "on": True,
+        "label": "a",
+        "mode": "skip",
+        "cuts": [1.0, 2.5],
+    }
+    assert isinstance(stage.got["gain"], float)
+    assert stage.inputs is SIGNAL
+
+
+def test_a_plugin_says_who_it_is(install):
+    install("acme_probe", STAGE)
+    plugin = plugins.load("probe")
+    assert (plugin.distribution, plugin.version, plugin.doc) == (
+        "acme-probe",
+        "1.4",
+        "Show what it was given.",
+    )
+    assert [str(o) for o in plugin.options] == [
+        "gain: a number = 1.0",
+        "count: a whole number = 2",
+        "on: true or false = False",
+        "label: a text = None",
+        "mode: 'hold' or 'skip' = 'hold'",
+        "cuts: a list of (a number) = None",
+    ]
+    assert "probe" in plugins.installed()
+    assert plugins.distribution("probe") == ("acme-probe", "1.4")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gian": 2.0}, r"no option 'gian' \(did you mean 'gain'\?\), a number"),
+        ({"zzz": 2.0}, r"no option 'zzz' \(known: count, cuts, gain"),
+        ({"gain": "2"}, r"option 'gain' of stage 'probe' takes a number, not '2' \(str\)"),
+        ({"gain": True}, r"'gain' .* takes a number, not True \(bool\)"),
+        ({"gain": 10**400}, r"'gain' .* takes a number, not 1000"),
+        ({"gain": float("nan")}, r"'gain' .* takes a number, not nan"),
+        ({"count": 2.0}, r"'count' .* takes a whole number, not 2.0 \(float\)"),
+        ({"count": True}, r"'count' .* takes a whole number, not True"),
+        ({"on": 1}, r"'on' .* takes true or false, not 1"),
+        ({"label": 3}, r"'label' .* takes a text, not 3"),
+        ({"mode": "hopp"}, r"'mode' .* takes 'hold' or 'skip', not 'hopp'"),
+        ({"cuts": [1.0, "b"]}, r"'cuts' .* takes a list of \(a number\), not \[1.0, 'b'\]"),
+        ({"cuts": 1.0}, r"'cuts' .* takes a list of \(a number\)"),
+    ],
+)
+def test_a_wrong_option_names_the_entry_and_what_is_right(install, options, says):
+    install("acme_probe", STAGE)
+    with pytest.raises(PipelineError, match=r"^vad.toml: \[\[before\]\] number 1: .*" + says):
+        make_stage("probe", SIGNAL, options, "vad.toml: [[before]] number 1")
+
+
+def test_a_required_option_is_asked_for():
+    with pytest.raises(PipelineError, match="stage 'resample' needs the option rate: a number"):
+        make_stage("resample", SIGNAL, {}, "here")
+
+
+def test_what_a_stage_refuses_is_said_with_the_entry():
+    with pytest.raises(PipelineError, match=r"^here: resample: rate must be a positive"):
+        make_stage("resample", SIGNAL, {"rate": -1}, "here")
+
+
+def test_an_unknown_name_names_the_nearest():
+    with pytest.raises(
+        PluginError, match=r"here: no stage 'resampel' is installed \(did you mean 'resample'\?\)"
+    ):
+        make_stage("resampel", SIGNAL, {}, "here")
+
+
+def handing_over(what, before=""):
+    return f"import runnel\n{before}\n@runnel.hookimpl\ndef runnel_stages():\n    return {what}\n"
+
+
+BROKEN = {
+    "does not import": (
+        "import no_such_library",
+        "ModuleNotFoundError.*install the package that has 'no_such_library'",
+    ),
+    "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "is not python": ("def", "SyntaxError"),
+    "has no hook": ("x = 1", "hands over no stage of that name.*@runnel.hookimpl"),
+    "misspells the hook": (handing_over("{}").replace("stages", "stage"), "unknown hook 'runnel_stage'"),
+    "takes arguments": (handing_over("{}").replace("()", "(who)"), "who"),
+    "gives a list": (handing_over("[1]"), "gave a list"),
+    "names it otherwise": (handing_over("{'probes': int}"), "did you mean 'probes'"),
+    "gives no factory": (handing_over("{'probe': 3}"), "cannot be called"),
+    "takes no inputs": (handing_over("{'probe': lambda: 3}"), "first argument"),
+    "has an option of no known type": (
+        handing_over("{'probe': f}", "def f(inputs, a: dict): pass"),
+        "parameter 'a: dict' cannot be an option",
+    ),
+    "has an option of no type": (
+        handing_over("{'probe': f}", "def f(inputs, a=1): pass"),
+        "parameter 'a=1' cannot be an option",
+    ),
+    "makes no stage": (
+        handing_over("{'probe': f}", "def f(inputs): return 3"),
+        "its factory gave a int, not a runnel.Stage",
+    ),
+    "makes a stage without outputs": (
+        STAGE.replace("self.inputs = self.outputs = inputs", "self.inputs = inputs"),
+        "outputs must be a Signal, not None",
+    ),
+    "fails when it makes one": (
+        STAGE.replace("self.got = {", "self.got = 1 / 0, {"),
+        "cannot be made: ZeroDivisionError",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_package_is_named_with_version_and_cause_and_breaks_nothing_else(install, fault):
+    source, says = BROKEN[fault]
+    install("acme_probe", source)
+    with pytest.raises(PluginError, match=rf"(?s)here: .*stage 'probe' of acme-probe 1\.4.*{says}"):
+        make_stage("probe", SIGNAL, {}, "here")
+    assert make_stage("resample", SIGNAL, {"rate": 50}, "here").name == "resample"
+
+
+def test_two_packages_that_offer_one_name_are_both_named(install):
+    install("acme_probe", STAGE)
+    install("other_probe", STAGE, package="other-probe", version="0.2")
+    with pytest.raises(PluginError, match=r"offered by acme-probe 1\.4 and other-probe 0\.2"):
+        make_stage("probe", SIGNAL, {}, "here")
+
+
+def test_only_what_is_named_is_imported():
+    program = (
+        "import sys, runnel\n"
+        "assert not {'pluggy', 'importlib.metadata', 'runnel.plugins'} & set(sys.modules), 'at import'\n"
+        "from runnel.plugins import load\n"
+        "load('resample')\n"
+        "assert 'runnel_plugins.resample' in sys.modules\n"
+        "assert 'runnel_plugins.speech_segments' not in sys.modules, 'not asked for'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

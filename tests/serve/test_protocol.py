@@ -1,0 +1,376 @@
+"""The sans-IO server: every pair of the table, the promises within a stream, and the bounds."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runnel.errors import PipelineError
+from runnel.pipeline import Pipeline
+from runnel.serve import protocol, wire
+from runnel.serve.protocol import Server
+from runnel.serve.transitions import TRANSITIONS, Event, Phase
+from runnel.spec import Signal, TensorSpec
+
+from .support import POISON, UNLUCKY, Peer, SpyEngine, Tally, code, rows, tally_engine
+
+FLAGS = {
+    Event.FEED: {},
+    Event.FEED_FIRST: {"sequence_start": True},
+    Event.FEED_LAST: {"sequence_end": True},
+    Event.FEED_ONLY: {"sequence_start": True, "sequence_end": True},
+}
+
+
+def served(max_streams: int = 1024) -> tuple[SpyEngine, Server, Peer]:
+    engine = tally_engine(max_streams)
+    server = Server(engine, "boot")
+    return engine, server, Peer(server)
+
+
+def bring(peer: Peer, phase: Phase) -> None:
+    """A stream 'a' in this phase, with one chunk applied where it is open."""
+    if phase is not Phase.ABSENT:
+        peer.ask("open", "a")
+        peer.ask("feed", "a", rows(1))
+    if phase is Phase.ENDED:
+        peer.ask("flush", "a")
+
+
+def phase_of(engine: SpyEngine) -> Phase:
+    stream = engine.streams.get("a")
+    return Phase.ABSENT if stream is None else Phase.ENDED if stream.ended else Phase.LIVE
+
+
+def test_the_table_is_total() -> None:
+    assert set(TRANSITIONS) == set(Phase)
+    assert all(set(row) == set(Event) for row in TRANSITIONS.values())
+
+
+@pytest.mark.parametrize("event", Event)
+@pytest.mark.parametrize("phase", Phase)
+def test_every_pair_of_the_table(phase: Phase, event: Event) -> None:
+    engine, _, peer = served()
+    bring(peer, phase)
+    before = engine.streams["a"].snapshot() if "a" in engine.streams else None
+    op = "feed" if event in FLAGS else event.value
+    reply, _ = peer.ask(op, "a", rows(2) if op == "feed" else None, **FLAGS.get(event, {}))
+    expected = TRANSITIONS[phase][event]
+    if isinstance(expected, Phase):
+        assert code(reply) == "ok"
+        assert phase_of(engine) is expected
+    else:
+        assert code(reply) == expected.code
+        assert "'a'" in reply.error.message  # type: ignore[union-attr]
+        assert phase_of(engine) is phase
+        assert (engine.streams["a"].snapshot() if "a" in engine.streams else None) == before
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize(
+    ("event", "value"),
+    [(e, UNLUCKY) for e in FLAGS] + [(Event.FEED_LAST, POISON), (Event.FEED_ONLY, POISON)],
+)
+def test_a_feed_that_fails_changes_nothing(phase: Phase, event: Event, value: float) -> None:
+    engine, server, peer = served()
+    bring(peer, phase)
+    before = engine.streams["a"].snapshot() if "a" in engine.streams else None
+    reply, y = peer.ask("feed", "a", rows(2, value), **FLAGS[event])
+    assert code(reply) != "ok"
+    if isinstance(TRANSITIONS[phase][event], Phase):
+        assert code(reply) == "STAGE_FAILED"
+    assert len(y) == 0
+    assert reply.applied_seq == (1 if before else 0)
+    assert phase_of(engine) is phase
+    assert (engine.streams["a"].snapshot() if before else None) == before
+    assert server.pending == 0
+
+
+def test_outputs_and_seq_over_a_life() -> None:
+    _, _, peer = served()
+    reply, _ = peer.ask("open", "a")
+    assert (reply.sequence_id, reply.epoch, reply.applied_seq) == ("a", 1, 0)
+    reply, y = peer.ask("feed", "a", rows(1, 2, 3), seq=1)
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([1, 3], 1)
+    reply, y = peer.ask("feed", "a", rows(4), seq=2)
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([6], 2)
+    reply, y = peer.ask("flush", "a")
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([10], 2)
+    reply, _ = peer.ask("reset", "a")
+    assert reply.applied_seq == 0
+    reply, y = peer.ask("feed", "a", rows(5, 6), seq=1, sequence_end=True)
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([5, 11], 1)
+    assert code(peer.ask("feed", "a", rows(1))[0]) == "UNKNOWN_STREAM"
+
+
+def test_one_message_can_be_a_whole_stream() -> None:
+    engine, _, peer = served()
+    reply, y = peer.ask("feed", "", rows(1, 2), sequence_start=True, sequence_end=True)
+    assert y[:, 0].tolist() == [1, 3]
+    assert reply.sequence_id == "boot-1"
+    assert not engine.streams
+
+
+def test_names_made_by_the_daemon_differ_from_start_to_start() -> None:
+    names = set()
+    for boot in ("boot1", "boot2"):
+        peer = Peer(Server(tally_engine(), boot))
+        names |= {peer.ask("open")[0].sequence_id, peer.ask("open")[0].sequence_id}
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("seq", [1, 3, 2**62])
+def test_a_seq_that_is_not_the_next_is_a_gap(seq: int) -> None:
+    _, _, peer = served()
+    bring(peer, Phase.LIVE)
+    reply, _ = peer.ask("feed", "a", rows(2), seq=seq)
+    assert code(reply) == "GAP"
+    assert reply.applied_seq == 1
+    assert "expects seq 2" in reply.error.message  # type: ignore[union-attr]
+    assert code(peer.ask("feed", "a", rows(2), seq=2)[0]) == "ok"
+
+
+def test_another_epoch_is_fenced() -> None:
+    _, _, peer = served()
+    bring(peer, Phase.LIVE)
+    assert code(peer.ask("feed", "a", rows(2), epoch=2)[0]) == "FENCED"
+    assert code(peer.ask("reset", "a", epoch=2)[0]) == "FENCED"
+    assert code(peer.ask("feed", "a", rows(2), epoch=1)[0]) == "ok"
+
+
+def test_a_batch_holds_each_stream_once_and_all_that_arrived() -> None:
+    engine, server, peer = served()
+    for name in "abc":
+        peer.ask("open", name)
+    for value in (1, 2, 3):
+        for name in "abc"[:value]:
+            peer.send("feed", name, rows(value))
+    assert engine.batches == []
+    while server.pending:
+        peer.take(server.run(0.0))
+    assert engine.batches == [3, 2, 1]
+    assert len(peer.replies) == 3 + 6
+
+
+def test_order_within_a_stream_holds_for_every_operation() -> None:
+    _, server, peer = served()
+    ids = [
+        peer.send("open", "a"),
+        peer.send("feed", "a", rows(1)),
+        peer.send("feed", "a", rows(2)),
+        peer.send("flush", "a"),
+        peer.send("feed", "a", rows(3)),  # ended
+        peer.send("reset", "a"),
+        peer.send("feed", "a", rows(4)),
+        peer.send("close", "a"),
+        peer.send("feed", "a", rows(5)),  # not open
+        peer.send("open", "a"),
+        peer.send("feed", "a", rows(6), sequence_end=True),
+    ]
+    while server.pending:
+        peer.take(server.run(0.0))
+    got = [(code(peer.replies[i][0]), peer.replies[i][1].get("y", rows())[:, 0].tolist()) for i in ids]
+    assert got == [
+        ("ok", []), ("ok", []), ("ok", [1]), ("ok", [3]), ("STREAM_ENDED", []), ("ok", []), ("ok", []),
+        ("ok", []), ("UNKNOWN_STREAM", []), ("ok", []), ("ok", [6]),
+    ]  # fmt: skip
+
+
+def test_an_error_touches_no_other_request_of_its_batch() -> None:
+    engine, server, peer = served()
+    ids = {name: peer.send("open", name) for name in "abcd"}
+    ids = {
+        "a": peer.send("feed", "a", rows(1, 2)),
+        "b": peer.send("feed", "b", rows(UNLUCKY)),
+        "c": peer.send("feed", "c", np.zeros((3, 7), "float32")),
+        "d": peer.send("feed", "d", rows(5, 6)),
+    }
+    peer.take(server.run(0.0))
+    assert engine.batches == [4]
+    assert [code(peer.replies[ids[n]][0]) for n in "abcd"] == ["ok", "STAGE_FAILED", "BAD_CHUNK", "ok"]
+    assert peer.replies[ids["d"]][1]["y"][:, 0].tolist() == [5]
+    assert [engine.streams[n].seq for n in "abcd"] == [1, 0, 0, 1]
+
+
+def test_an_engine_that_breaks_is_answered_and_survived() -> None:
+    engine, _, peer = served()
+    bring(peer, Phase.LIVE)
+    engine.broken = True
+    reply, _ = peer.ask("feed", "a", rows(2))
+    assert code(reply) == "STAGE_FAILED"
+    assert "the engine broke" in reply.error.message  # type: ignore[union-attr]
+    assert code(peer.ask("feed", "b", rows(2), sequence_start=True)[0]) == "STAGE_FAILED"
+    assert list(engine.streams) == ["a"]
+    engine.broken = False
+    assert code(peer.ask("feed", "a", rows(2))[0]) == "ok"
+
+
+def test_hello_describes_the_pipeline() -> None:
+    _, _, peer = served(max_streams=7)
+    reply, _ = peer.ask("hello")
+    server = reply.server
+    assert server is not None
+    assert server.inputs == [wire.TensorMetadata("x", "FP32", [-1, 2])]
+    assert server.outputs == [wire.TensorMetadata("y", "FP32", [-1, 2])]
+    assert (server.input_rate, server.latency, server.boot_id, server.limits.streams) == (100.0, 1, "boot", 7)
+
+
+def test_a_pipeline_that_cannot_be_told_on_the_wire_is_refused_at_the_start() -> None:
+    stage = Tally()
+    stage.outputs = Signal((TensorSpec("y", "complex64"),))
+    with pytest.raises(PipelineError, match="'y' is complex64"):
+        Server(SpyEngine(Pipeline([stage], None, {})), "boot")
+
+
+def test_two_peers_get_their_own_replies() -> None:
+    _, server, one = served()
+    two = Peer(server, b"two")
+    first, second = one.send("open", "a"), two.send("open", "b")
+    by_peer = {one.name: one, two.name: two}
+    for out in server.run(0.0):
+        by_peer[out.peer].take([out])
+    assert list(one.replies) == [first]
+    assert list(two.replies) == [second]
+
+
+# Bounds.
+
+
+def test_streams_are_bounded_by_the_engine() -> None:
+    engine, _, peer = served(max_streams=2)
+    assert [code(peer.ask("open")[0]) for _ in range(3)] == ["ok", "ok", "LIMIT"]
+    reply, _ = peer.ask("feed", "late", rows(1), sequence_start=True)
+    assert code(reply) == "LIMIT"
+    assert reply.error is not None
+    assert reply.error.retry
+    assert len(engine.streams) == 2
+
+
+def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)
+    _, server, greedy = served()
+    modest = Peer(server, b"modest")
+    ids = [greedy.send("open", f"g{i}") for i in range(6)]
+    assert [code(greedy.replies[i][0]) if i in greedy.replies else "taken" for i in ids] == (
+        ["taken"] * 4 + ["LIMIT"] * 2
+    )
+    modest.send("open", "m")
+    assert not modest.replies
+    for out in server.run(0.0):
+        (greedy if out.peer == b"peer" else modest).take([out])
+    assert code(greedy.ask("open", "again")[0]) == "ok"
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_PENDING", 3), ("MAX_PENDING_BYTES", 24)])
+def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
+    monkeypatch.setattr(protocol, bound, value)
+    _, server, peer = served()
+    peer.ask("open", "a")
+    taken = [peer.send("feed", "a", rows(1)) for _ in range(3)]  # 8 bytes each
+    assert server.full
+    refused = peer.send("feed", "a", rows(1))
+    assert code(peer.replies[refused][0]) == "LIMIT"
+    while server.pending:
+        peer.take(server.run(0.0))
+    assert [code(peer.replies[i][0]) for i in taken] == ["ok"] * 3
+    assert not server.full
+
+
+def test_names_that_were_never_opened_leave_nothing_behind() -> None:
+    _, server, peer = served()
+    for i in range(50):
+        assert code(peer.ask("feed", f"ghost{i}", rows(1))[0]) == "UNKNOWN_STREAM"
+        peer.ask("feed", f"short{i}", rows(1), sequence_start=True, sequence_end=True)
+    assert not server._sequences
+    assert not server._per_peer
+
+
+def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
+    _, server, peer = served()
+    peer.ask("open", "a")
+    taken = peer.send("feed", "a", rows(1))
+    server.stop()
+    for op in ("hello", "open", "feed"):
+        assert code(peer.replies[peer.send(op, "b")][0]) == "SHUTDOWN"
+    while server.pending:
+        peer.take(server.run(0.0))
+    assert code(peer.replies[taken][0]) == "ok"
+
+
+def test_the_longest_wait_is_counted_from_arrival_to_run() -> None:
+    server = Server(tally_engine(), "boot")
+    header = wire.Request(v=1, op="open", sequence_id="a")
+    server.receive(b"p", wire.encode_request(header), 10.0)
+    server.run(10.25)
+    assert server.counts.longest_wait == 0.25
+
+
+# Messages that make no sense.
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"op": "feed"},
+        {"op": "flush"},
+        {"op": "reset"},
+        {"op": "close"},
+        {"op": "open", "sequence_id": "a", "sequence_start": True},
+        {"op": "flush", "sequence_id": "a", "sequence_end": True},
+        {"op": "close", "sequence_id": "a", "seq": 1},
+    ],
+)
+def test_fields_that_do_not_go_together(fields: dict[str, object]) -> None:
+    server = Server(tally_engine(), "boot")
+    [out] = server.receive(b"p", [msgspec.msgpack.encode({"v": 1, "id": "7", **fields})], 0.0)
+    reply, _ = wire.decode_reply(out.frames)
+    assert (code(reply), reply.id, reply.op) == ("BAD_MESSAGE", "7", fields["op"])
+
+
+def test_a_bad_stream_name_is_refused() -> None:
+    engine, _, peer = served()
+    reply, _ = peer.ask("open", "a\nb")
+    assert code(reply) == "STREAM"
+    assert not engine.streams
+
+
+@given(st.lists(st.binary(max_size=200), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_any_frames_get_one_reply(frames: list[bytes]) -> None:
+    _, server, peer = served()
+    replies = server.receive(b"p", frames, 0.0) or server.run(0.0)
+    assert len(replies) == 1
+    reply, _ = wire.decode_reply(replies[0].frames)
+    assert reply.error is not None
+    assert code(peer.ask("open", "a")[0]) == "ok"
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_interleaved_streams_equal_streams_alone(seed: int) -> None:
+    """Order, isolation and exactly one reply each, whatever arrives between two runs."""
+    rng = random.Random(seed)
+    _, server, peer = served()
+    names = [f"s{i}" for i in range(rng.randint(1, 5))]
+    values: dict[str, list[int]] = {name: [] for name in names}
+    ids: dict[str, list[str]] = {name: [peer.send("open", name)] for name in names}
+    for _ in range(rng.randint(1, 40)):
+        name = rng.choice(names)
+        chunk = [rng.randint(-9, 9) for _ in range(rng.randint(1, 4))]
+        values[name] += chunk
+        ids[name].append(peer.send("feed", name, rows(*chunk), seq=len(ids[name])))
+        if rng.random() < 0.3:
+            peer.take(server.run(0.0))
+    for name in names:
+        ids[name].append(peer.send("flush", name))
+    while server.pending:
+        peer.take(server.run(0.0))
+    for name in names:
+        parts = [peer.replies[i][1].get("y", rows()) for i in ids[name]]
+        assert np.concatenate(parts)[:, 0].tolist() == np.cumsum(values[name]).tolist()
+    assert len(peer.replies) == sum(map(len, ids.values()))

@@ -1,0 +1,111 @@
+"""`runnel serve` as a process of its own: start, serve, signals, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runnel.serve.client import Client
+
+from .support import model_pipeline, rows
+from .test_daemon import ask, code, dealer, feed, reply_of
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_pipeline(tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def command(*words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runnel.cli.main", "serve", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ready(process: subprocess.Popen[str]) -> str:
+    """Wait for the line that says where it serves; the address in it."""
+    assert process.stderr
+    line = process.stderr.readline()
+    assert "serving on " in line, line + process.stderr.read()
+    return line.split("serving on ")[1].split(": ")[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
+    pipeline: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "d.sock"
+    with command(str(pipeline), "--bind", f"ipc://{path}", "--max-streams", "300") as process:
+        assert ready(process) == f"ipc://{path}"
+        with dealer(f"ipc://{path}") as sock:
+            for i in range(200):
+                assert code(ask(sock, "open", f"s{i}")) == "ok"
+            os.kill(process.pid, signal.SIGSTOP)  # so that all of it has arrived when the signal does
+            for i in range(200):
+                sock.send_multipart(feed(f"s{i}", 1))
+            time.sleep(0.2)
+            os.kill(process.pid, number)
+            os.kill(process.pid, signal.SIGCONT)
+            replies = [reply_of(sock) for _ in range(200)]
+        assert process.wait(20) == 0
+        assert process.stderr
+        log = process.stderr.read()
+    assert [code(reply) for reply in replies] == ["ok"] * 200
+    assert "stopped: 400 requests, 0 errors, 200 chunks" in log
+    assert not path.exists()
+
+
+def test_it_serves_the_model_over_loopback(pipeline: Path) -> None:
+    with command(str(pipeline), "--bind", "tcp://127.0.0.1:*") as process:
+        with Client(ready(process)) as client, client.open() as one, client.open() as two:
+            values = np.arange(1, 8, dtype="float32")
+            first = np.concatenate([one.feed(rows(*part)) for part in np.split(values, [1, 4])])
+            second = two.feed(rows(10))
+            np.testing.assert_array_equal(first[:, 0], np.cumsum(values))
+            assert second.tolist() == [[10, 10]]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_daemon_that_was_killed_starts_again_at_the_same_address(pipeline: Path, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/d.sock"
+    with command(str(pipeline), "--bind", address) as process:
+        ready(process)
+    assert (tmp_path / "d.sock").exists()
+    with command(str(pipeline), "--bind", address) as process:
+        assert ready(process) == address
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bind", "tcp://0.0.0.0:7070"], "other machines"),
+        (["--bind", "ipc:///nowhere/at/all.sock"], "No such file"),
+        (["--bind", "tcp://127.0.0.1:*", "--max-streams", "0"], "max_streams"),
+        (["--bind", "tcp://127.0.0.1:*", "--provider", "MagicExecutionProvider"], "MagicExecutionProvider"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(pipeline: Path, words: list[str], message: str) -> None:
+    with command(str(pipeline), *words) as process:
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 2
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) == 1
