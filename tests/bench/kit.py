@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from runnel_export.demo import silero as demo
 from runnel_export.lift import lift
 from runnel import Engine, container
 from runnel.spec import Array, ModelSpec, from_document, to_document
@@ -26,7 +29,7 @@ class File:
     """A model file of the exporter's and what it was made of."""
 
     path: Path
-    module: torch.nn.Module
+    module: nn.Module
     features: int
 
     @property
@@ -52,23 +55,29 @@ class Kit:
 
     @cached_property
     def small(self) -> File:
-        return self._export("lstm-4-32-1", Tagger("lstm", 4, 32, 1, 1), 4)
+        return self._tagger("lstm-4-32-1", Tagger("lstm", 4, 32, 1, 1), 4)
 
     @cached_property
     def large(self) -> File:
-        return self._export("lstm-80-128x2-29", Tagger("lstm", 80, 128, 2, 29), 80)
+        return self._tagger("lstm-80-128x2-29", Tagger("lstm", 80, 128, 2, 29), 80)
 
     @cached_property
     def gru(self) -> File:
-        return self._export("gru-80-128x2-29", Tagger("gru", 80, 128, 2, 29), 80)
+        return self._tagger("gru-80-128x2-29", Tagger("gru", 80, 128, 2, 29), 80)
 
-    def _export(self, name: str, module: Tagger, features: int) -> File:
+    @cached_property
+    def silero(self) -> File:
+        """Silero VAD from the vendor's weights."""
+        path = self._write("silero", demo.load(), demo.example(), framing=demo.FRAMING, rate=demo.RATE)
+        return File(path, demo.load(), demo.FRAMING.window)
+
+    def _tagger(self, name: str, module: Tagger, features: int) -> File:
+        return File(self._write(name, module, torch.randn(2, 24, features)), module, features)
+
+    def _write(self, name: str, module: nn.Module, example: Tensor, **about: Any) -> Path:
         self.say(f"exporting {name}")
         path = self.folder / f"{name}.onnx"
-        lifted = lift(module.eval(), torch.randn(2, 24, features))
-        sealed = container.seal(
-            lifted.model.SerializeToString(),
-            to_document(replace(lifted.spec, certificate={"by": "bench"})),
-        )
-        path.write_bytes(sealed)
-        return File(path, module, features)
+        lifted = lift(module.eval(), example)
+        spec = replace(lifted.spec, certificate={"by": "bench"}, **about)
+        path.write_bytes(container.seal(lifted.model.SerializeToString(), to_document(spec)))
+        return path

@@ -8,7 +8,7 @@ takes: what they could be charged with is left out, so that a ratio is never fla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from runnel import Engine
 from runnel.spec import Array, ModelSpec
+from tests import silero
 
 from .measure import Loop
 
@@ -53,18 +54,9 @@ def hand_for(path: Path, spec: ModelSpec, ticks: Sequence[Array], slots: int = 1
 
     `ticks`: arrays (slots, ...) of one time step each.
     """
-    running = session(path)
-    [x], [y] = spec.inputs, spec.outputs
-    outputs = [o.name for o in running.get_outputs()]
-    if outputs != [y.name, *(s.output for s in spec.states)]:
-        raise AssertionError(f"the hand-written loop reads outputs by position, but they are {outputs}")
-    initial = {
-        s.input: np.ascontiguousarray(
-            np.broadcast_to(np.expand_dims(s.initial, s.slot_axis), s.sized(slots))
-        )
-        for s in spec.states
-    }
-    return hand(running, x.name, [t.reshape(x.sized(slots, 1)) for t in ticks], initial)
+    running, [x] = session(path), spec.inputs
+    in_order(running, spec)
+    return hand(running, x.name, [t.reshape(x.sized(slots, 1)) for t in ticks], at_rest(spec, slots))
 
 
 def feed(engine: Engine, chunks: Sequence[Array]) -> Loop:
@@ -106,25 +98,79 @@ def feed_each(engine: Engine, ticks: Sequence[Sequence[Array]]) -> Loop:
     return loop
 
 
-def agree(a: Loop, b: Loop, *, steps: int = 100, tolerance: float = 1e-4) -> None:
-    """Raise AssertionError unless both give the same after so many calls from the start."""
-    found_a, found_b = (np.ravel(np.array(loop(steps))) for loop in (a, b))
-    if not np.allclose(found_a, found_b, rtol=tolerance, atol=tolerance):
-        worst = float(np.abs(found_a - found_b).max()) if found_a.shape == found_b.shape else "their shapes"
-        raise AssertionError(f"the contenders differ after {steps} steps by {worst}: no ratio means anything")
+def framed_by_hand(
+    running: ort.InferenceSession,
+    name: str,
+    shape: tuple[int, ...],
+    hops: Iterable[Array],
+    initial: Mapping[str, Array],
+    constants: Mapping[str, Array],
+) -> Loop:
+    """`hand` for Silero: 512 new samples a call behind the last 64, joined as its users join them.
 
-
-def silero_by_hand(path: Path, hops: Sequence[Array]) -> Loop:
-    """The vendor's file, 512 new samples a call behind 64 of context, as its users write it."""
-    run, given = session(path).run, cycle(hops)
-    context, state, rate = np.zeros(64, np.float32), np.zeros((2, 1, 128), np.float32), np.array(16000)
+    `shape`: that in which the model takes one window.
+    """
+    run, given, state, names = running.run, cycle(hops), dict(initial), tuple(initial)
+    context = np.zeros(silero.CONTEXT, np.float32)
 
     def loop(calls: int) -> Any:
         nonlocal context, state
         for fresh in islice(given, calls):
-            window = np.concatenate((context, fresh))[None]
-            y, state = run(None, {"input": window, "state": state, "sr": rate})
-            context = fresh[-64:]
+            window = np.concatenate((context, fresh)).reshape(shape)
+            y, *after = run(None, {name: window, **state, **constants})
+            state = dict(zip(names, after))  # noqa: B905 - as above
+            context = fresh[-silero.CONTEXT :]
+        return y
+
+    return loop
+
+
+def vendor_by_hand(hops: Iterable[Array]) -> Loop:
+    """The vendor's own file of Silero."""
+    state, rate = np.zeros((2, 1, 128), np.float32), np.array(16000)
+    running = session(silero.model("silero_vad"))
+    return framed_by_hand(running, "input", (1, silero.WINDOW), hops, {"state": state}, {"sr": rate})
+
+
+def reexport_by_hand(path: Path, spec: ModelSpec, hops: Iterable[Array]) -> Loop:
+    """Our file of Silero."""
+    running, [x] = session(path), spec.inputs
+    in_order(running, spec)
+    return framed_by_hand(running, x.name, x.sized(1, 1), hops, at_rest(spec, 1), {})
+
+
+def in_order(running: ort.InferenceSession, spec: ModelSpec) -> None:
+    """Raise AssertionError unless the outputs come as the loops read them: y, then the states."""
+    expected = [*(y.name for y in spec.outputs), *(s.output for s in spec.states)]
+    found = [o.name for o in running.get_outputs()]
+    if len(spec.outputs) != 1 or found != expected:
+        raise AssertionError(f"the hand-written loop expects the outputs {expected}, the file has {found}")
+
+
+def at_rest(spec: ModelSpec, slots: int) -> dict[str, Array]:
+    """Initial states of a batch, by input name."""
+    return {
+        s.input: np.repeat(np.expand_dims(s.initial, s.slot_axis), slots, s.slot_axis) for s in spec.states
+    }
+
+
+def agree(a: Loop, b: Loop, *, steps: int = 100, tolerance: float = 1e-4) -> None:
+    """Raise AssertionError unless both give the same after so many calls from the start."""
+    found_a, found_b = (np.ravel(np.array(loop(steps))) for loop in (a, b))
+    if found_a.shape != found_b.shape or not np.allclose(found_a, found_b, rtol=0, atol=tolerance):
+        raise AssertionError(
+            f"no ratio means anything: after {steps} steps one contender gives {found_a[:4]}… "
+            f"({found_a.size} numbers), the other {found_b[:4]}… ({found_b.size})"
+        )
+
+
+def call_each(function: Callable[..., Any], items: Iterable[Any], *more: Any) -> Loop:
+    """A function of each item in turn."""
+    given = cycle(items)
+
+    def loop(calls: int) -> Any:
+        for item in islice(given, calls):
+            y = function(item, *more)
         return y
 
     return loop

@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 
-from tests import silero
-
 from . import loops
 from .kit import LARGE, SMALL, File, Kit
 from .measure import alone, paired
@@ -20,17 +18,6 @@ def _feed(which: str, kit: Kit) -> Measured:
     file: File = getattr(kit, which)
     ticks = file.ticks()
     ours, by_hand = loops.feed(file.load(), ticks), loops.hand_for(file.path, file.spec, ticks)
-    loops.agree(ours, by_hand)
-    found = paired(ours, by_hand, kit.effort)
-    return Measured(found.ratio, [("feed", micros(found.a)), ("by hand", micros(found.b))], ours)
-
-
-def _silero(kit: Kit) -> Measured:
-    from runnel import Engine
-
-    samples = np.random.default_rng(7).standard_normal((61, silero.HOP)).astype(np.float32) * 0.1
-    ours = loops.feed(Engine.load(silero.pipeline(kit.folder)), list(samples))
-    by_hand = loops.silero_by_hand(silero.model("silero_vad"), list(samples))
     loops.agree(ours, by_hand)
     found = paired(ours, by_hand, kit.effort)
     return Measured(found.ratio, [("feed", micros(found.a)), ("by hand", micros(found.b))], ours)
@@ -55,14 +42,6 @@ _HOW = (
 ROWS = (
     Row("feed-small", f"`stream.feed` ÷ hand-written loop, {SMALL}", _HOW, partial(_feed, "small"), 0.85),
     Row("feed-large", f"`stream.feed` ÷ hand-written loop, {LARGE}", _HOW, partial(_feed, "large"), 0.85),
-    Row(
-        "feed-silero",
-        "`stream.feed` ÷ hand-written loop, Silero's own file",
-        "512 new samples a call. Both keep the 64 samples of context themselves; the loop joins them with "
-        "`numpy.concatenate`.",
-        _silero,
-        1.05,
-    ),
     Row(
         "chunks",
         f"`stream.feed` a tick, in chunks of {CHUNKS[-1]}, {LARGE}",
