@@ -52,7 +52,9 @@ _STATE = ("input", "output", "shape", "dtype", "initial")
 Providers = Sequence[str | tuple[str, dict[str, Any]]] | None
 
 
-def load_pipeline(path: Path, slots: int, providers: Providers, threads: int, trust: bool) -> Pipeline:
+def load_pipeline(
+    path: Path, slots: int, providers: Providers, threads: int, trust: bool, flush_denormals: bool
+) -> Pipeline:
     """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree."""
     if path.suffix == ".toml":
         document = _read_toml(path)
@@ -73,7 +75,7 @@ def load_pipeline(path: Path, slots: int, providers: Providers, threads: int, tr
         _known(model_part, _RENAMES, f"{where}: [model] (this model describes itself)")
         _vouch(data, described, file, trust)
         spec = from_document(described, str(file))
-        session = load_session(data, str(file), providers, threads)
+        session = load_session(data, str(file), providers, threads, flush_denormals)
         _agree(spec, session, str(file))
     else:
         _known(model_part, _MODEL, f"{where}: [model]")
@@ -82,7 +84,7 @@ def load_pipeline(path: Path, slots: int, providers: Providers, threads: int, tr
                 f"{file}: this ONNX file does not describe its states. Export it with runnel_export, or "
                 "declare them in a pipeline file (.toml) with [[model.state]] and load that"
             )
-        session = load_session(data, str(file), providers, threads)
+        session = load_session(data, str(file), providers, threads, flush_denormals)
         spec = _declared(model_part, session, f"{where}: [model]")
     renamed = _renames(model_part, spec, f"{where}: [model")
     model = ModelStage(session, spec, slots, renamed, file.stem)
@@ -90,7 +92,7 @@ def load_pipeline(path: Path, slots: int, providers: Providers, threads: int, tr
     before = _stages(document, "before", where)
     after = _stages(document, "after", where)
     signal = _outer(model, spec)
-    if "input" in document:
+    if before or "input" in document:
         signal = _input(_table(document, "input", where), signal, before, where)
     stages: list[Stage] = []
     for use, options, place in before:
@@ -258,7 +260,7 @@ def _outer(model: Stage, spec: ModelSpec) -> Signal:
 
 
 def _input(part: Mapping[str, Any], default: Signal, before: Sequence[Any], where: str) -> Signal:
-    """[input]: what clients send, where that is not what the model takes."""
+    """[input]: what clients send to the first of the stages before the model; its rate only if said."""
     place = f"{where}: [input]"
     _known(part, _INPUT, place)
     if not before:
@@ -267,7 +269,7 @@ def _input(part: Mapping[str, Any], default: Signal, before: Sequence[Any], wher
         raise PipelineError(
             f"{place}: shape and dtype are for a model with one input, this one takes {default}"
         )
-    rate = part.get("rate", default.rate)
+    rate = part.get("rate")
     if rate is not None and not (isinstance(rate, int | float) and rate > 0):
         raise PipelineError(f"{place}: rate must be a positive number of Hz, not {rate!r}")
     tensors = default.tensors

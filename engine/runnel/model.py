@@ -40,7 +40,11 @@ ORT_TYPES = {
 
 
 def load_session(
-    data: bytes, where: str, providers: Sequence[str | tuple[str, dict[str, Any]]] | None, threads: int
+    data: bytes,
+    where: str,
+    providers: Sequence[str | tuple[str, dict[str, Any]]] | None,
+    threads: int,
+    flush_denormals: bool = False,
 ) -> ort.InferenceSession:
     """An onnxruntime session set up for small steps.
 
@@ -60,7 +64,8 @@ def load_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # a decaying state, 30x slower
+    if flush_denormals:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if threads > 1:  # workers that spin would burn the cores between two ticks
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

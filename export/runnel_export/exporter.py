@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +20,11 @@ from runnel.errors import ExportError
 from runnel.spec import Array, ModelSpec, check, to_document
 
 from . import vectors
+from .call import Call, first_parameter
 from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
 from .describe import describe
 from .lift import lift
-from .original import Call, Original, first_parameter
+from .original import Original
 from .proofs import Prover, Tally, prove
 from .quantize import quantize_int8
 from .samples import Source, source, weak_spots
@@ -46,7 +48,7 @@ def export(
     *,
     time_axis: int | None = 1,
     batch_axis: int = 0,
-    state: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
     framing: Framing | None = None,
     rate: float | None = None,
     quantize: str | None = None,
@@ -66,8 +68,9 @@ def export(
         time_axis: of the inputs; None for a module that is one step already (a cell). 0 makes the
             batch axis 1.
         batch_axis: of the inputs.
-        state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, matched
-            with the outputs by position after the others (by name where forward gives a dict).
+        state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, as forward
+            takes them (tensors, or tuples of them), matched with the outputs by position after the
+            others (by name where forward gives a dict).
         framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
         rate: Hz of the stream's time axis: samples or ticks a second.
         quantize: ``"int8"`` for 8-bit weights, where that is possible.
@@ -88,7 +91,8 @@ def export(
     batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
     inputs = _named(module, example, "example")
     _check_arguments(path, inputs, framing, quantize, tolerance)
-    call = Call(time_axis, batch_axis, dict(state or {}), output_names)
+    batch = next(iter(inputs.values())).shape[batch_axis]
+    call = Call(time_axis, batch_axis, batch, dict(state or {}), output_names)
 
     say("lifting the state out of the module")
     lifted = lift(
@@ -267,10 +271,7 @@ def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -
     """Each row of a batch as a stream's chunk: (T, ...) without a batch axis; samples, with framing."""
     rows: dict[str, Array] = {}
     for name, value in inputs.items():
-        axes = (call.batch_axis,) if call.time_axis is None else (call.batch_axis, call.time_axis)
-        if value.dim() < len(axes):
-            raise ExportError(f"{name!r} has shape {tuple(value.shape)}: it lacks a batch or a time axis")
-        array = value.detach().cpu().movedim(axes, tuple(range(len(axes)))).numpy()
+        array = value.detach().cpu().movedim(call.axes, tuple(range(len(call.axes)))).numpy()
         if call.time_axis is None:
             array = array[:, None]
         if framing:

@@ -118,7 +118,9 @@ class Graph:
                     todo.extend(makers[name].inputs)
         return found
 
-    def finish(self, name: str, inputs: Sequence[Port], outputs: Sequence[tuple[str, Port]]) -> onnx.ModelProto:
+    def finish(
+        self, name: str, inputs: Sequence[Port], outputs: Sequence[tuple[str, Port]]
+    ) -> onnx.ModelProto:
         """The model: `outputs` are (value, port) pairs, and a value takes its port's name."""
         renamed: dict[str, str] = {}
         fixed = {port.name for port in inputs} | set(self._arrays)
@@ -127,7 +129,7 @@ class Graph:
                 renamed[self.emit("Identity", [value], hint=f"{port.name}/Identity")[0]] = port.name
             else:
                 renamed[value] = port.name
-        ends = [old for old in renamed]
+        ends = list(renamed)
         needed = self.reached(ends)
         nodes = [n for n in self._nodes if any(out in needed for out in n.outputs)]
         model = helper.make_model(
@@ -156,7 +158,7 @@ class Graph:
         ins = [renamed.get(i, i) for i in node.inputs]
         while ins and not ins[-1]:
             ins.pop()
-        return helper.make_node(node.op, ins, outs, name=node.name, **node.attributes)
+        return helper.make_node(node.op, ins, outs, name=node.name, **dict[str, Any](node.attributes))
 
 
 def _info(port: Port) -> onnx.ValueInfoProto:

@@ -12,19 +12,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from runnel.errors import ExportError
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from runnel.errors import ExportError
+
 from . import ops
 from .lowering import Lowering
 from .ops.linear import ATTENTION, INSTEAD
-from .ops.sequence import axes_of
-from .values import Carry, Data, Given, Scatter, Span, Stack, Value
+from .values import Carry, Data, Given, Scatter, Span, Stack, Value, axes_of
 
 _LAZY = (Value, Stack, Carry, Span, Scatter, Given)
-_LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+_LIKE = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+)
 _IGNORED = ("aten::_assert_tensor_metadata", "aten::_assert_async", "aten::sym_constrain_range")
 
 
@@ -46,7 +55,7 @@ def _locate(low: Lowering, node: Node) -> None:
     if node.target is not operator.getitem:
         low.op = str(node.target).rsplit(".", 1)[0]
     if any(t.endswith("MultiheadAttention") for t in types):
-        low.refuse(ATTENTION, INSTEAD)
+        raise low.refusal(ATTENTION, INSTEAD)
 
 
 def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -67,8 +76,8 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     handler = ops.find(name, target._overloadname)
     if handler is None:
         raise ExportError(
-            f"{low.where}: the operation {name.replace('::', '.')}.{target._overloadname} has no translation; "
-            "CONTRIBUTING.md says how to add one"
+            f"{low.where}: the operation {name.replace('::', '.')}.{target._overloadname} has no "
+            "translation; CONTRIBUTING.md says how to add one"
         )
     bound = _bound(target, args, kwargs)
     if not handler.lazy:
@@ -80,11 +89,13 @@ def _constant(
     low: Lowering, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], short: str
 ) -> Any:
     if torch.Tag.nondeterministic_seeded in target.tags and short not in ("dropout",):
-        low.refuse("the result is random", "a step model computes the same for the same input and state")
+        raise low.refusal(
+            "the result is random", "a step model computes the same for the same input and state"
+        )
     with torch.no_grad():
         out = target(*args, **kwargs)
     if short.startswith(("empty", "new_empty")) and isinstance(out, Tensor) and out.is_floating_point():
-        out = torch.full_like(out, torch.nan)  # a module that uses it unwritten is refused, see Lowering.constant
+        out = torch.full_like(out, torch.nan)  # using it unwritten is refused: Writer.constant
     return out
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+from torch import Tensor, nn
+
 from runnel.errors import ExportError
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
 from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
-from torch import Tensor, nn
 
 from . import interpret
 from .graph import NUMPY_OF, Port
@@ -68,7 +69,7 @@ class _Lift:
     def __init__(self, module: nn.Module, traced: Trace) -> None:
         self.trace = traced
         self.name = type(module).__name__
-        self.low = Lowering(traced.batch, traced.ticks, {s.name: (s.batch_axis, s.initial) for s in traced.states})
+        self.low = Lowering(traced.batch, traced.ticks, givens={s.name: s.initial for s in traced.states})
         self.low.layer = self.name
         self.low.any_ticks = traced.ticks is not None
         self.env: dict[str, Any] = dict(traced.constants)
@@ -110,7 +111,10 @@ class _Lift:
         low = self.low
         low.path, low.layer, low.op = "", self.name, "the result"
         names = self._output_names(output_names)
-        results = [self._output(n, self.env[node.name]) for n, node in zip(names, self.trace.outputs.values(), strict=True)]
+        results = [
+            self._output(n, self.env[node.name])
+            for n, node in zip(names, self.trace.outputs.values(), strict=True)
+        ]
         for s in self.trace.states:
             self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
         states = self._living_states([value for value, _, _ in results])
@@ -124,12 +128,17 @@ class _Lift:
             inputs=tuple(tensor for _, tensor in self.inputs),
             outputs=tuple(tensor for _, _, tensor in results),
             states=tuple(
-                ModelState(s.name, f"{s.name}.next", NUMPY_OF[s.dtype], s.dims,
-                           initial_row(s.initial, s.initial.shape, NUMPY_OF[s.dtype], s.name))
+                ModelState(
+                    s.name,
+                    f"{s.name}.next",
+                    NUMPY_OF[s.dtype],
+                    s.dims,
+                    initial_row(s.initial, s.initial.shape, NUMPY_OF[s.dtype], s.name),
+                )
                 for s in states
             ),
             any_ticks=low.any_ticks,
-        )  # fmt: skip
+        )
         return Lifted(model, spec, tuple(low.notes))
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
@@ -152,9 +161,9 @@ class _Lift:
         low = self.low
         low.op = f"output {name!r}"
         if isinstance(data, Tensor):
-            low.refuse("it does not depend on the input", "leave it out of what forward returns")
+            raise low.refusal("it does not depend on the input", "leave it out of what forward returns")
         if isinstance(data, Span) and data.filter:
-            low.refuse_span(data)
+            raise low.span_refusal(data)
         v = low.value(data)
         v = self._streamed(v, name) if low.ticks is not None else v
         lead: list[int] = low.leading(v)
@@ -173,13 +182,17 @@ class _Lift:
         low = self.low
         assert low.ticks is not None
         if v.tick is not None and v.tick != low.ticks - 1:
-            low.refuse(f"it is what the module gives at tick {v.tick}, and is fixed from then on",
-                       "return the last tick (out[:, -1]) or every tick")  # fmt: skip
+            raise low.refusal(
+                f"it is what the module gives at tick {v.tick}, and is fixed from then on",
+                "return the last tick (out[:, -1]) or every tick",
+            )
         if v.axes and any(a in MERGED for a in v.axes):
             at = next(i for i, a in enumerate(v.axes) if a in MERGED)
-            low.refuse(f"its axis {at} is batch and time merged", "give it back its shape: view(batch, time, ...)")
+            raise low.refusal(
+                f"its axis {at} is batch and time merged", "give it back its shape: view(batch, time, ...)"
+            )
         if v.tick is None and TIME not in v.axes:
-            low.refuse("it has no time axis", "return a sequence, or its last tick")
+            raise low.refusal("it has no time axis", "return a sequence, or its last tick")
         return v
 
     # -------------------------------------------------------------- states
@@ -189,13 +202,13 @@ class _Lift:
         low = self.low
         low.op = f"state {name!r}"
         if isinstance(data, Tensor):
-            low.refuse("the module returns a constant for it", "return the next state")
+            raise low.refusal("the module returns a constant for it", "return the next state")
         mine = [s for n, s in low.states.items() if n == name or n.startswith(f"{name}.")]
         for s in mine:
             if s.name != name and isinstance(data, Stack):
                 part: Any = data.parts[int(s.name.rsplit(".", 1)[1])]
             elif s.name != name:
-                low.unsupported("it came in layer by layer and is returned as one tensor")
+                raise low.untranslated("it came in layer by layer and is returned as one tensor")
             else:
                 part = data
             s.next = self._at_end(part, s)
@@ -213,18 +226,24 @@ class _Lift:
             return self._last(data.tick, final)
         v = low.value(data)
         if v.dtype != s.dtype:
-            low.refuse(f"it comes in as {s.dtype} and is returned as {v.dtype}", "return it as it came")
+            raise low.refusal(
+                f"it comes in as {s.dtype} and is returned as {v.dtype}", "return it as it came"
+            )
         if low.ticks is None:
             expected = tuple(low.batch if d == SLOT_WORD else int(d) for d in s.dims)
             if low.shape(v.axes) != expected and low.shape(v.axes) != expected[1:]:
-                low.refuse(f"it comes in as {expected} and is returned as {low.shape(v.axes)}",
-                           "return it as it came; the order is that of state=")  # fmt: skip
+                raise low.refusal(
+                    f"it comes in as {expected} and is returned as {low.shape(v.axes)}",
+                    "return it as it came; the order is that of state=",
+                )
             v = low.insert(v, 0) if len(v.axes) < len(s.dims) else v
             return low.arrange(v, range(len(v.axes))).name
         width = s.dims[-1]
         if v.tick is None or v.axes[-1] != width or low.shape(v.axes)[-2:-1] != (low.batch,):
-            low.refuse("what is returned for it is not its value after the last tick",
-                       "return h after the whole chunk, in the shape and order of state=")  # fmt: skip
+            raise low.refusal(
+                "what is returned for it is not its value after the last tick",
+                "return h after the whole chunk, in the shape and order of state=",
+            )
         for r in low.recurrences:
             if v.name == r.y:
                 return self._last(v.tick, r.final)
@@ -232,9 +251,11 @@ class _Lift:
         ints = low.graph.ints
         return self._last(v.tick, low.node("Slice", v.name, ints(-1), ints(2**62), ints(0)))
 
-    def _last(self, tick: int, name: str) -> str:
+    def _last(self, tick: int | None, name: str) -> str:
         if self.low.ticks is not None and tick != self.low.ticks - 1:
-            self.low.refuse(f"what is returned for it is its value after tick {tick}", "return the last one")
+            raise self.low.refusal(
+                f"what is returned for it is its value after tick {tick}", "return the last one"
+            )
         return name
 
     def _living_states(self, ends: list[str]) -> list[State]:
@@ -251,5 +272,3 @@ class _Lift:
             if s not in living and any(s.name == g or s.name.startswith(f"{g}.") for g in low.givens):
                 low.note(f"state {s.name!r} has no influence on any output and is left out")
         return living
-
-

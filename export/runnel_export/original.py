@@ -8,10 +8,9 @@ run on every prefix, since what it gives at tick t is what the module gives on x
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,26 +20,18 @@ from torch import Tensor, nn
 from runnel.errors import ExportError
 from runnel.spec import Array, ModelSpec, ModelState
 
+from .call import Call, results
+
 _PROBES = (7, 11)  # two lengths: the axis of an output that differs between them is time
-
-
-@dataclass(frozen=True)
-class Call:
-    """How the module is called: the arguments of `export` that say so."""
-
-    time_axis: int | None
-    batch_axis: int
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    output_names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """What the module gave for one stream: outputs (T, ...) and, where state is explicit, its last
-    values under the names and in the row shapes of the spec's states."""
+    values as the module has them, for a batch of one."""
 
     outputs: dict[str, Array]
-    states: dict[str, Array]
+    states: dict[str, Tensor]
 
 
 class Original:
@@ -85,7 +76,7 @@ class Original:
     def run(
         self,
         chunk: Mapping[str, Array],
-        start: Mapping[str, Array] | None = None,
+        start: Mapping[str, Tensor] | None = None,
         sequences_only: bool = False,
     ) -> Run:
         """The module on one stream's whole sequence, from its own initial state or from `start`.
@@ -106,79 +97,74 @@ class Original:
             for name, axis in self._axes.items():
                 if axis is None:
                     outputs[name] = np.stack([_numpy(p[name]) for p in prefixes])
-        return Run(self._shaped(outputs, ticks), self._rows(states))
+        return Run(self._shaped(outputs, ticks), states)
 
-    def batch(self, chunks: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """The module on several streams of equal length in one call, as it was trained.
+    def rows(self, chunks: Sequence[Mapping[str, Array]]) -> Iterator[tuple[str, Array, Array]]:
+        """Streams of equal length in one batch, as the module was trained, and each alone.
 
-        Gives each stream's outputs at the last tick, (1, ...): enough to see whether rows of a batch
-        mix. An output whose batch axis cannot be told is left out.
+        Yields an output's name, its last tick as a row of the batch, and its last tick alone. An
+        output whose batch axis cannot be told is left out.
         """
         framed = [self._framed(c) for c in chunks]
         if self._call.time_axis is None:
             framed = [{n: a[0] for n, a in frames.items()} for frames in framed]
-        alone, _ = self._forward(framed[:1], None)
         together, _ = self._forward(framed, None)
-        found: list[dict[str, Array]] = [{} for _ in chunks]
-        for name, value in together.items():
-            sizes = list(zip(alone[name].shape, value.shape, strict=False))
-            axes = [i for i, pair in enumerate(sizes) if pair == (1, len(chunks))]
-            if value.dim() != alone[name].dim() or len(axes) != 1:
-                continue
-            for row in range(len(chunks)):
-                part, axis = value.narrow(axes[0], row, 1), self._axes[name]
-                last = part if axis is None else part.select(axis, -1)
-                found[row] |= self._shaped({name: _numpy(last)}, 1)
+        for row, frames in enumerate(framed):
+            alone, _ = self._forward([frames], None)
+            for name, value in together.items():
+                sizes = list(zip(alone[name].shape, value.shape, strict=False))
+                axes = [i for i, pair in enumerate(sizes) if pair == (1, len(chunks))]
+                if value.dim() != alone[name].dim() or len(axes) != 1:
+                    continue
+                pair = (value.narrow(axes[0], row, 1), alone[name])
+                axis = self._axes[name]
+                if axis is not None:
+                    pair = (pair[0].select(axis, -1), pair[1].select(axis, -1))
+                yield name, _numpy(pair[0]), _numpy(pair[1])
+
+    def rows_of(self, states: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Explicit states of a batch of one as rows of the spec's states."""
+        found: dict[str, Array] = {}
+        for name, value in states.items():
+            parts = self._parts(name)
+            split = np.split(_numpy(value), len(parts)) if len(parts) > 1 else [_numpy(value)][: len(parts)]
+            found |= {s.input: v.reshape(s.row_shape) for s, v in zip(parts, split, strict=True)}
         return found
 
     # Calling the module.
 
     def _forward(
-        self, streams: Sequence[Mapping[str, Array]], start: Mapping[str, Array] | None
+        self, streams: Sequence[Mapping[str, Array]], start: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One call: outputs by name, and the explicit states that it returned by parameter name."""
+        """One call: outputs by the spec's names, next states by leaf name."""
         call = self._call
-        given: dict[str, Tensor] = {}
+        given: dict[str, Any] = {}
         for name in streams[0]:
             value = self._tensor(np.stack([s[name] for s in streams]))
-            to = (call.batch_axis,) if call.time_axis is None else (call.batch_axis, call.time_axis)
-            given[name] = value.movedim(tuple(range(len(to))), to)
-        given |= {n: s.clone() for n, s in self._start(start, len(streams)).items()}
+            given[name] = value.movedim(tuple(range(len(call.axes))), call.axes)
+        state, axes = call.initial() if start is None else start, call.state_axes()
+        repeated = {n: self._cast(s).repeat_interleave(len(streams), axes[n]) for n, s in state.items()}
         with torch.no_grad(), _default_dtype(self.dtype):
-            flat = list(flatten(self.module(**given)))
-        states: dict[str, Tensor] = {}
-        if call.state:
-            names = dict(flat)
-            if all(n in names for n in call.state):
-                states = {n: names[n] for n in call.state}
-                flat = [(n, v) for n, v in flat if n not in call.state]
-            else:
-                tail = flat[len(flat) - len(call.state) :]
-                flat = flat[: len(flat) - len(call.state)]
-                states = {n: v for n, (_, v) in zip(call.state, tail, strict=True)}
-                if len(flat) == 1 and flat[0][0] == "y0":
-                    flat = [("y", flat[0][1])]
-        if call.output_names is not None:
-            flat = [(n, v) for n, (_, v) in zip(call.output_names, flat, strict=True)]
-        outputs = dict(flat)
-        missing = [t.name for t in self._spec.outputs if t.name not in outputs]
-        if missing:
-            raise ExportError(
-                f"the step model has an output {missing[0]!r}, the module gives {list(outputs)}"
-            )
-        return {t.name: outputs[t.name] for t in self._spec.outputs}, states
+            outputs, states = results(self.module(**given, **call.arguments(repeated)), call)
+        found = {}
+        for tensor in self._spec.outputs:
+            # An output that is named like an input has another name in the file.
+            name = tensor.name if tensor.name in outputs else tensor.name.removesuffix("_out")
+            if name not in outputs:
+                raise ExportError(f"the step model has an output {name!r}, the module gives {list(outputs)}")
+            found[tensor.name] = outputs[name]
+        return found, states
 
-    def _loop(self, frames: Mapping[str, Array], ticks: int, start: Mapping[str, Array] | None) -> Run:
+    def _loop(self, frames: Mapping[str, Array], ticks: int, start: Mapping[str, Tensor] | None) -> Run:
         """A module that is one step already, called tick after tick."""
         gathered: dict[str, list[Array]] = {t.name: [] for t in self._spec.outputs}
-        rows = dict(start) if start is not None else None
+        states = start
         for tick in range(ticks):
-            outputs, states = self._forward([{n: a[tick] for n, a in frames.items()}], rows)
-            rows = self._rows(states)
+            outputs, states = self._forward([{n: a[tick] for n, a in frames.items()}], states)
             for name, value in outputs.items():
                 gathered[name].append(_numpy(value))
         stacked = {n: np.stack(values) for n, values in gathered.items()}
-        return Run(self._shaped(stacked, ticks), rows or {})
+        return Run(self._shaped(stacked, ticks), dict(states or {}))
 
     def _time_axes(self, probe: Mapping[str, Array]) -> dict[str, int | None]:
         """Where each output has its time axis, seen from two lengths; None for many-to-one."""
@@ -219,7 +205,9 @@ class Original:
         return framed
 
     def _tensor(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return self._cast(torch.from_numpy(np.ascontiguousarray(array)))
+
+    def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _shaped(self, outputs: Mapping[str, Array], ticks: int) -> dict[str, Array]:
@@ -236,87 +224,30 @@ class Original:
                 shaped[t.name] = outputs[t.name].reshape(shape)
         return shaped
 
-    def _start(self, rows: Mapping[str, Array] | None, streams: int) -> dict[str, Tensor]:
-        """The explicit states as the module takes them, from the spec's rows or as the user gave them."""
-        found = {}
-        for name, given in self._call.state.items():
-            parts = self._parts(name)
-            axis = parts[0].slot_axis
-            if rows is None:
-                one = given.detach().narrow(axis, 0, 1)
-                value = one.to(self.dtype) if one.is_floating_point() else one
-            else:
-                layers = [np.expand_dims(rows[s.input].reshape(s.row_shape), axis) for s in parts]
-                value = self._tensor(np.concatenate(layers) if len(parts) > 1 else layers[0])
-            sizes = [1] * value.dim()
-            sizes[axis] = streams
-            found[name] = value.repeat(sizes)
-        return found
-
-    def _rows(self, states: Mapping[str, Tensor]) -> dict[str, Array]:
-        """The spec's rows from explicit states of a batch of one."""
-        rows: dict[str, Array] = {}
-        for name, value in states.items():
-            parts = self._parts(name)
-            values = _numpy(value)
-            split = np.split(values, len(parts)) if len(parts) > 1 else [values]
-            rows |= {s.input: v.reshape(s.row_shape) for s, v in zip(parts, split, strict=True)}
-        return rows
-
     def _parts(self, name: str) -> list[ModelState]:
-        """The spec's states for one explicit state: itself, or one a layer (h.0, h.1, ...)."""
+        """The spec's states for one explicit state: itself, or one a layer (h.0, h.1, ...).
+
+        None for a state that the outputs do not depend on: the step model leaves it out, and says so.
+        """
         states = {s.input: s for s in self._spec.states}
         if name in states:
             return [states[name]]
         parts: list[ModelState] = []
         while f"{name}.{len(parts)}" in states:
             parts.append(states[f"{name}.{len(parts)}"])
-        if not parts:
-            raise ExportError(f"state {name!r} is in none of the step model's states: {', '.join(states)}")
         return parts
 
 
-def flatten(value: Any, name: str = "y") -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of what a forward gives: ``y``; ``y0``, ``y1.0`` for tuples; keys for dicts."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _nested(item, str(key))
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _nested(item, f"{name}{i}")
-    elif value is not None:
-        raise ExportError(f"output {name!r} is a {type(value).__name__}: tensors, tuples and dicts are known")
-
-
-def _nested(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _nested(item, f"{name}.{i}")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _nested(item, f"{name}.{key}")
-    else:
-        yield from flatten(value, name)
-
-
-def first_parameter(module: nn.Module) -> str:
-    """The name of the module's first input: what a lone example tensor is given to."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            return parameter.name
-    raise ExportError(f"{type(module).__name__}.forward has no named parameter; give one to call it by")
-
-
 def _copied(module: nn.Module) -> nn.Module:
+    """A copy in eval mode. What a hook computes anew at each call (weight_norm) is copied as a value."""
+    computed = [
+        v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf
+    ]
     try:
-        return copy.deepcopy(module).eval()
-    except RuntimeError as error:
+        return copy.deepcopy(module, {id(v): v.detach().clone() for v in computed}).eval()
+    except (RuntimeError, TypeError) as error:
         raise ExportError(
-            f"{type(module).__name__}: cannot be copied ({error}). With torch.nn.utils.weight_norm, use "
-            "torch.nn.utils.parametrizations.weight_norm instead, or remove_weight_norm before the export"
+            f"{type(module).__name__}: cannot be copied, and so not be compared with: {error}"
         ) from error
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from runnel.errors import ExportError, NotStreamableError, nearest
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
+
+from runnel.errors import ExportError, NotStreamableError, nearest
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 SHOWN = 300  # characters of a foreign error message
@@ -266,7 +267,8 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
         with evaluating(module), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
-            return program.run_decompositions({})
+            functional: torch.export.ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:  # torch raises of every kind here
         text = str(error).strip().split("\n")[0][:SHOWN]
         raise ExportError(

@@ -132,3 +132,23 @@ def broadcast(shapes: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
             if label != 1:
                 out[i] = label
     return tuple(out)
+
+
+def axes_of(x: Data) -> tuple[Axis, ...]:
+    """The torch axes of any kind of data; a Span's time axis counts as a size."""
+    match x:
+        case Value() | Carry() | Given():
+            return x.axes
+        case Stack():
+            return (len(x.parts), *axes_of(x.parts[0])[1:])
+        case Scatter():
+            _, value = x.filled[0]
+            return (*value.axes[: x.axis], TIME, *value.axes[x.axis :])
+        case Span():
+            axes = x.filter.axes if x.filter else x.base.axes
+            return tuple(x.length if i == x.axis else a for i, a in enumerate(axes))
+
+
+def merged_label(first: Axis, second: Axis) -> str | None:
+    """What two neighbouring axes are called once merged, if they are batch and time."""
+    return {(BATCH, TIME): BATCH_TIME, (TIME, BATCH): TIME_BATCH}.get((str(first), str(second)))

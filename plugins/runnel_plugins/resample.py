@@ -151,7 +151,9 @@ def _source_rate(inputs: Signal, from_rate: float | None) -> float:
     """`from_rate`, or else the signal's; two that contradict each other are for the pipeline to see."""
     rate = inputs.rate if from_rate is None else from_rate
     if rate is None:
-        raise PipelineError("resample: the signal's rate is not known here: give from_rate, in Hz")
+        raise PipelineError(
+            "resample: the rate of what comes in is not known: give from_rate, or [input] rate, in Hz"
+        )
     return rate
 
 

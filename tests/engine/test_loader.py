@@ -82,6 +82,21 @@ def test_mistakes(folder: Path, text: str, says: str) -> None:
         load(folder, text)
 
 
+def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
+    """The model's own rate is not what clients send: taking it would make the resampler an identity."""
+    path = silero.pipeline(tmp_path)
+    text = path.read_text() + '[[before]]\nuse = "resample"\nrate = 16000\n'
+    path.write_text(text)
+    with pytest.raises(
+        errors.PipelineError, match=r"number 1 \(resample\).*give from_rate, or \[input\] rate"
+    ):
+        Engine.load(path)
+    path.write_text(text + "[input]\nrate = 48000\n")
+    assert Engine.load(path).pipeline.inputs.rate == 48000
+    path.write_text(text + "from_rate = 8000\n")
+    assert Engine.load(path).pipeline.outputs.rate == 31.25
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(errors.PipelineError, match="cannot read the pipeline"):
         Engine.load(tmp_path / "none.toml")

@@ -1,5 +1,7 @@
 """Bad input at the door, and a stream's life: the error says what, and nothing changes."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,23 @@ def test_the_same_stream_twice_in_one_call(engine: Engine) -> None:
     bad = engine.feed_many([(stream, X[:, :1]), (stream, X)])
     assert [type(b) for b in bad] == [errors.ChunkError, errors.StreamError]
     assert stream.seq == 2
+
+
+def test_floats_of_the_host_are_left_alone(tmp_path: Path) -> None:
+    """onnxruntime can flush denormals only by changing the process's floating-point mode: on request."""
+    path = models.lstm(tmp_path / "m.onnx").path
+    code = (
+        "import sys, runnel; e = runnel.Engine.load(sys.argv[1], flush_denormals=sys.argv[2] == 'yes');"
+        "print(float(sys.argv[3]) / 2 > 0)"
+    )
+    for flag, kept in (("no", "True"), ("yes", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), flag, "3e-308"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == kept
 
 
 def test_another_engines_stream(engine: Engine, tmp_path: Path) -> None:

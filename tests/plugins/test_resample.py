@@ -126,7 +126,11 @@ def test_from_rate_is_what_the_stage_takes():
 @pytest.mark.parametrize(
     ("signal", "options", "says"),
     [
-        (Signal((TensorSpec("x", "float32"),)), {"rate": 16000.0}, "rate is not known here: give from_rate"),
+        (
+            Signal((TensorSpec("x", "float32"),)),
+            {"rate": 16000.0},
+            "rate of what comes in is not known: give from_rate",
+        ),
         (Signal((TensorSpec("x", "int16"),), 48e3), {"rate": 16000.0}, r"takes float32, but x: int16 \(T\)"),
         (Signal((TensorSpec("x", "float32"),), 48e3), {"rate": 0.0}, "rate must be a positive number of Hz"),
         (

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         providers=args.provider,
         threads=args.threads,
         trust=args.trust,
+        flush_denormals=True,  # the process is the daemon's own
     ) as engine:
         answered = Daemon(engine, args.bind).serve(signals=(signal.SIGTERM, signal.SIGINT))
     return 0 if answered else 1

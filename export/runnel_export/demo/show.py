@@ -119,7 +119,7 @@ def _pipeline(out: Path, model: Path, rate: int) -> Path:
     path = out / "vad.toml"
     path.write_text(
         "# Written by `runnel demo`: speech activity from sound, on any number of streams.\n"
-        f'{before}[model]\npath = "{model.name}"\n\n'
+        f'{before}[model]\npath = "{model.name}"\n[model.inputs]\nframes = "samples"\n\n'
         f'[[after]]\nuse = "speech_segments"\nthreshold = {_THRESHOLD}\n'
     )
     return path

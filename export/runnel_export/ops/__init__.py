@@ -3,4 +3,15 @@
 from . import conv, linear, norm, pointwise, recurrent, reduce, refuse, sequence, shape
 from .registry import find
 
-__all__ = ["conv", "find", "linear", "norm", "pointwise", "recurrent", "reduce", "refuse", "sequence", "shape"]
+__all__ = [
+    "conv",
+    "find",
+    "linear",
+    "norm",
+    "pointwise",
+    "recurrent",
+    "reduce",
+    "refuse",
+    "sequence",
+    "shape",
+]

@@ -11,6 +11,7 @@ from ..lowering import Lowering
 from ..values import BATCH, HIDDEN, MERGED, TIME, Operand, Value
 from .pointwise import add, mul
 from .registry import handles
+from .shape import as_axes
 
 ATTENTION = "attention over the whole sequence: every tick would need all the others"
 INSTEAD = "a recurrent layer or a causal convolution"
@@ -20,10 +21,12 @@ def product(low: Lowering, v: Value, axis: int, weight: Tensor) -> Value:
     """Contract one feature axis with `weight` (in, out); the result's axis is last."""
     label = v.axes[axis]
     if label == TIME:
-        low.refuse("a matrix product over the time axis mixes all ticks", INSTEAD)
+        raise low.refusal("a matrix product over the time axis mixes all ticks", INSTEAD)
     if label == BATCH or label in MERGED:
-        low.refuse("a matrix product over the batch axis mixes streams", "contract features")
-    v = low.arrange(v, [*[o for o in v.order if o != axis], axis])
+        raise low.refusal("a matrix product over the batch axis mixes streams", "contract features")
+    if axis not in v.order or v.order[-1] != axis:  # a Transpose is due: then to the usual order
+        lead = low.leading(v)
+        v = low.arrange(v, [*lead, *sorted(o for o in v.order if o not in lead and o != axis), axis])
     name = low.node("MatMul", v.name, low.constant(weight))
     axes = tuple(a for i, a in enumerate(v.axes) if i != axis)
     new = {o: o - (o > axis) for o in v.order if o not in (HIDDEN, axis)}
@@ -64,7 +67,7 @@ def _by_constant(low: Lowering, v: Value, w: Tensor) -> Value:
     while w.dim() > 2 and all(low.size(n) == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
         w = w[0]  # the same matrix for every row of the batch
     if w.dim() > 2:
-        low.unsupported("a product with a constant of more than two axes")
+        raise low.untranslated("a product with a constant of more than two axes")
     if w.dim() == 1:
         out = product(low, v, len(v.axes) - 1, w.unsqueeze(-1))
         return low.drop(out, len(out.axes) - 1)
@@ -76,7 +79,7 @@ def _constant_by(low: Lowering, w: Tensor, v: Value) -> Value:
     if w.dim() > 2 and all(n == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
         return _constant_by(low, w[0], v)
     if w.dim() > 2 or len(v.axes) < 2:
-        low.unsupported("a product with a constant of this shape")
+        raise low.untranslated("a product with a constant of this shape")
     out = product(low, v, len(v.axes) - 2, (w if w.dim() == 2 else w.unsqueeze(0)).T)
     rank = len(out.axes)
     if w.dim() == 1:
@@ -86,21 +89,21 @@ def _constant_by(low: Lowering, w: Tensor, v: Value) -> Value:
 
 def _of_data(low: Lowering, a: Value, b: Value) -> Value:
     if len(a.axes) < 2 or len(b.axes) < 2:
-        low.unsupported("a product of data vectors")
+        raise low.untranslated("a product of data vectors")
     if TIME in (*a.axes[-2:], *b.axes[-2:]):
-        low.refuse(ATTENTION, INSTEAD)
+        raise low.refusal(ATTENTION, INSTEAD)
     if any(not isinstance(x, int) for x in (*a.axes[-2:], *b.axes[-2:])):
-        low.refuse("a matrix product over the batch axis mixes streams", "contract features")
+        raise low.refusal("a matrix product over the batch axis mixes streams", "contract features")
     tick = low.same_tick([a, b])
     rank = max(len(a.axes), len(b.axes))
     a, b = _widened(low, a, rank), _widened(low, b, rank)
-    lead = [o for o in low.leading(a)]
+    lead = low.leading(a)
     middle = [i for i in range(rank - 2) if i not in lead]
     full = [*lead, *middle, rank - 2, rank - 1]
     if set(low.leading(b)) != set(lead):
-        low.unsupported("a product of data with different leading axes")
+        raise low.untranslated("a product of data with different leading axes")
     if any(a.axes[i] != b.axes[i] and 1 not in (a.axes[i], b.axes[i]) for i in middle):
-        low.unsupported("a product of data with different leading axes")
+        raise low.untranslated("a product of data with different leading axes")
     name = low.node("MatMul", low.arrange(a, full).name, low.arrange(b, full).name)
     axes = [x if x != 1 else y for x, y in zip(a.axes[:-2], b.axes[:-2], strict=True)]
     return Value(name, (*axes, a.axes[-2], b.axes[-1]), tuple(full), a.dtype, tick)
@@ -124,7 +127,7 @@ def einsum(low: Lowering, equation: str, operands: list[Operand], path: object =
     """One data operand and at most one constant, of which at most one index is summed."""
     sides = equation.replace(" ", "").split("->")
     if len(sides) != 2 or "." in equation or len(operands) > 2:
-        low.unsupported(f"einsum {equation!r}")
+        raise low.untranslated(f"einsum {equation!r}")
     terms = sides[0].split(",")
     data = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Value)]
     constants = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Tensor)]
@@ -134,24 +137,24 @@ def einsum(low: Lowering, equation: str, operands: list[Operand], path: object =
         if any(a.axes[ta.index(s)] == TIME for s in shared) or (
             {x.axes.index(TIME) for x in (a, b) if TIME in x.axes} and _times(ta, a) != _times(tb, b)
         ):
-            low.refuse(ATTENTION, INSTEAD)
-        low.unsupported(f"einsum {equation!r} of two data tensors; write it with matmul")
+            raise low.refusal(ATTENTION, INSTEAD)
+        raise low.untranslated(f"einsum {equation!r} of two data tensors; write it with matmul")
     term, v = data[0]
     if len(set(term)) != len(term) or not constants:
-        low.unsupported(f"einsum {equation!r}")
+        raise low.untranslated(f"einsum {equation!r}")
     other, w = constants[0]
     summed = [c for c in term if c in other and c not in sides[1]]
     new = [c for c in other if c not in term]
-    if len(summed) != 1 or sorted(other) != sorted(summed + new) or len(set(term + "".join(new))) != len(
-        sides[1]
-    ) + 1:
-        low.unsupported(f"einsum {equation!r}")
+    if (
+        len(summed) != 1
+        or sorted(other) != sorted(summed + new)
+        or len(set(term + "".join(new))) != len(sides[1]) + 1
+    ):
+        raise low.untranslated(f"einsum {equation!r}")
     matrix = w.permute([other.index(c) for c in (*summed, *new)]).reshape(w.shape[other.index(summed[0])], -1)
     out = product(low, v, term.index(summed[0]), matrix)
     letters = [c for c in term if c not in summed]
     if len(new) != 1:
-        from .shape import as_axes
-
         out = as_axes(low, out, (*out.axes[:-1], *[w.shape[other.index(c)] for c in new]))
     letters += new
     return low.permute(out, [letters.index(c) for c in sides[1]])
@@ -164,7 +167,7 @@ def _times(term: str, v: Value) -> str:
 @handles("aten::embedding")
 def embedding(low: Lowering, weight: Operand, ids: Operand, *_: object) -> Value:
     if not isinstance(weight, Tensor) or not isinstance(ids, Value):
-        low.unsupported("an embedding whose table is computed from the data")
+        raise low.untranslated("an embedding whose table is computed from the data")
     name = low.node("Gather", low.constant(weight), ids.name, axis=0)
     rank = len(ids.axes)
     return replace(

@@ -16,8 +16,15 @@ from .registry import handles
 
 
 @handles("aten::layer_norm", "aten::native_layer_norm")
-def layer_norm(low: Lowering, v: Value, shape: Sequence[int], weight: Tensor | None = None,
-               bias: Tensor | None = None, eps: float = 1e-5, cudnn: bool = False) -> Value:  # fmt: skip
+def layer_norm(
+    low: Lowering,
+    v: Value,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn: bool = False,
+) -> Value:
     rank = len(v.axes)
     axes = feature_axes(low, v, range(rank - len(shape), rank), "a normalisation")
     v = low.arrange(v, [*[o for o in v.order if o not in axes], *axes])
@@ -33,8 +40,16 @@ def _normalised(
 
 
 @handles("aten::_native_batch_norm_legit_no_training")
-def batch_norm(low: Lowering, v: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-               momentum: float, eps: float) -> tuple[Value, ...]:  # fmt: skip
+def batch_norm(
+    low: Lowering,
+    v: Value,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Value, ...]:
     scale = (var.double() + eps).rsqrt() * (1.0 if weight is None else weight.double())
     shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
     tail = [1] * (len(v.axes) - 2)
@@ -43,8 +58,18 @@ def batch_norm(low: Lowering, v: Value, weight: Tensor | None, bias: Tensor | No
 
 
 @handles("aten::batch_norm")
-def plain_batch_norm(low: Lowering, v: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None,
-                     var: Tensor | None, training: bool, momentum: float, eps: float, cudnn: bool) -> Value:  # fmt: skip
+def plain_batch_norm(
+    low: Lowering,
+    v: Value,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
+) -> Value:
     if training or mean is None or var is None:
         batch_statistics(low)
     assert mean is not None
@@ -52,19 +77,28 @@ def plain_batch_norm(low: Lowering, v: Value, weight: Tensor | None, bias: Tenso
     return batch_norm(low, v, weight, bias, mean, var, momentum, eps)[0]
 
 
-@handles("aten::_native_batch_norm_legit", "aten::_native_batch_norm_legit_functional", "aten::native_batch_norm")
+@handles(
+    "aten::_native_batch_norm_legit", "aten::_native_batch_norm_legit_functional", "aten::native_batch_norm"
+)
 def batch_statistics(low: Lowering, *_: object) -> tuple[Value, ...]:
-    low.refuse(
+    raise low.refusal(
         "it normalises by the statistics of the batch, which mixes streams and all time",
         "keep running statistics (track_running_stats=True)",
     )
 
 
 @handles("aten::group_norm")
-def group_norm(low: Lowering, v: Value, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
-               eps: float = 1e-5, cudnn: bool = False) -> Value:  # fmt: skip
+def group_norm(
+    low: Lowering,
+    v: Value,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn: bool = False,
+) -> Value:
     if TIME in v.axes[2:]:
-        low.refuse("it normalises over all time", "LayerNorm over the features of each tick")
+        raise low.refusal("it normalises over all time", "LayerNorm over the features of each tick")
     feature_axes(low, v, range(1, len(v.axes)), "a normalisation")
     features = [low.size(a) for a in v.axes[1:]]
     v = low.canonical(v, full=True)
@@ -84,20 +118,31 @@ def group_norm(low: Lowering, v: Value, groups: int, weight: Tensor | None = Non
 
 
 @handles("aten::instance_norm")
-def instance_norm(low: Lowering, v: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None,
-                  var: Tensor | None, from_input: bool, momentum: float, eps: float, cudnn: bool) -> Value:  # fmt: skip
+def instance_norm(
+    low: Lowering,
+    v: Value,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    from_input: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
+) -> Value:
     if not from_input and mean is not None and var is not None:
         return batch_norm(low, v, weight, bias, mean, var, momentum, eps)[0]
     if TIME in v.axes:
-        low.refuse("it normalises over all time", "LayerNorm over the features of each tick")
+        raise low.refusal("it normalises over all time", "LayerNorm over the features of each tick")
     channels = v.axes[1]
     assert isinstance(channels, int)
     return group_norm(low, v, channels, weight, bias, eps)
 
 
 @handles("aten::rms_norm", "aten::_fused_rms_norm")
-def rms_norm(low: Lowering, v: Value, shape: Sequence[int], weight: Tensor | None = None,
-             eps: float | None = None) -> Value:  # fmt: skip
+def rms_norm(
+    low: Lowering, v: Value, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Value:
     """x / sqrt(mean(x²) + eps) (https://arxiv.org/abs/1910.07467)."""
     rank = len(v.axes)
     axes = feature_axes(low, v, range(rank - len(shape), rank), "a normalisation")

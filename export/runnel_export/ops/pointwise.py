@@ -19,17 +19,39 @@ Scalar = float | int | bool
 # ------------------------------------------------------------------ one operand, one node
 
 _UNARY = {
-    "relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
-    "neg": "Neg", "abs": "Abs", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
-    "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
-    "erf": "Erf", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sign": "Sign",
-    "reciprocal": "Reciprocal", "hardswish": "HardSwish", "mish": "Mish",
-}  # fmt: skip
+    "relu": "Relu",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "exp": "Exp",
+    "log": "Log",
+    "sqrt": "Sqrt",
+    "neg": "Neg",
+    "abs": "Abs",
+    "sin": "Sin",
+    "cos": "Cos",
+    "tan": "Tan",
+    "asin": "Asin",
+    "acos": "Acos",
+    "atan": "Atan",
+    "sinh": "Sinh",
+    "cosh": "Cosh",
+    "asinh": "Asinh",
+    "acosh": "Acosh",
+    "atanh": "Atanh",
+    "erf": "Erf",
+    "floor": "Floor",
+    "ceil": "Ceil",
+    "round": "Round",
+    "sign": "Sign",
+    "reciprocal": "Reciprocal",
+    "hardswish": "HardSwish",
+    "mish": "Mish",
+}
 
 
 def _unary(op: str) -> Callable[[Lowering, Value], Value]:
     def write(low: Lowering, v: Value, *_: Any) -> Value:
-        return low.pointwise(op, [_floating(low, v) if op not in _ANY_DTYPE else v])
+        return low.pointwise(op, [floating(low, v) if op not in _ANY_DTYPE else v])
 
     return write
 
@@ -39,18 +61,19 @@ for _name, _op in _UNARY.items():
     handles(f"aten::{_name}")(_unary(_op))
 
 
-def _floating(low: Lowering, v: Value) -> Value:
+def floating(low: Lowering, v: Value) -> Value:
     return v if v.dtype.is_floating_point else low.cast(v, torch.float32)
 
 
 def _with(op: str, low: Lowering, v: Value, **attributes: float | str) -> Value:
-    return low.pointwise(op, [_floating(low, v)], **attributes)
+    v = floating(low, v)
+    return replace(v, name=low.node(op, v.name, **attributes))
 
 
 @handles("aten::logical_not", "aten::bitwise_not")
 def logical_not(low: Lowering, v: Value) -> Value:
     if low.op == "aten.bitwise_not" and v.dtype != torch.bool:
-        low.unsupported("bitwise operations on integers")
+        raise low.untranslated("bitwise operations on integers")
     return low.pointwise("Not", [v], torch.bool)
 
 
@@ -66,7 +89,7 @@ def square(low: Lowering, v: Value) -> Value:
 
 @handles("aten::log1p")
 def log1p(low: Lowering, v: Value) -> Value:
-    return low.pointwise("Log", [low.pointwise("Add", [_floating(low, v), 1.0])])
+    return low.pointwise("Log", [low.pointwise("Add", [floating(low, v), 1.0])])
 
 
 @handles("aten::expm1")
@@ -100,7 +123,7 @@ def gelu(low: Lowering, v: Value, approximate: str = "none") -> Value:
 @handles("aten::elu")
 def elu(low: Lowering, v: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
     if scale != 1 or input_scale != 1:
-        low.unsupported("elu with a scale")
+        raise low.untranslated("elu with a scale")
     return _with("Elu", low, v, alpha=float(alpha))
 
 
@@ -151,12 +174,13 @@ def relu6(low: Lowering, v: Value) -> Value:
 
 
 @handles("aten::hardtanh", "aten::clamp", "aten::clip")
-def clamp(low: Lowering, v: Value, low_end: Operand | Scalar | None = None,
-          high_end: Operand | Scalar | None = None) -> Value:  # fmt: skip
+def clamp(
+    low: Lowering, v: Value, low_end: Operand | Scalar | None = None, high_end: Operand | Scalar | None = None
+) -> Value:
     scalars = all(x is None or isinstance(x, int | float) for x in (low_end, high_end))
     if scalars:
         if any(isinstance(x, float) for x in (low_end, high_end)):
-            v = _floating(low, v)
+            v = floating(low, v)
         ends = ["" if x is None else low.constant(x, v.dtype) for x in (low_end, high_end)]  # type: ignore[arg-type]
         return replace(v, name=low.node("Clip", v.name, *ends))
     if low_end is not None:
@@ -194,11 +218,11 @@ def glu(low: Lowering, v: Value, dim: int = -1) -> Value:
     dim %= len(v.axes)
     size = v.axes[dim]
     if not isinstance(size, int):
-        low.refuse(f"halves the {size} axis", "gate features")
-    halves = low.emit("Split", [v.name, low.graph.ints(size // 2, size // 2)], {"axis": v.at(dim)}, ["a", "b"])
-    a, b = (
-        replace(v, name=n, axes=(*v.axes[:dim], size // 2, *v.axes[dim + 1 :])) for n in halves
+        raise low.refusal(f"halves the {size} axis", "gate features")
+    halves = low.emit(
+        "Split", [v.name, low.graph.ints(size // 2, size // 2)], {"axis": v.at(dim)}, ["a", "b"]
     )
+    a, b = (replace(v, name=n, axes=(*v.axes[:dim], size // 2, *v.axes[dim + 1 :])) for n in halves)
     return low.pointwise("Mul", [a, low.pointwise("Sigmoid", [b])])
 
 
@@ -259,7 +283,7 @@ def div(low: Lowering, a: Operand | Scalar, b: Operand | Scalar, rounding_mode: 
     if rounding_mode is None:
         return quotient
     if rounding_mode != "floor" or not dtype.is_floating_point:
-        low.unsupported(f"rounding_mode={rounding_mode!r} on {dtype}")
+        raise low.untranslated(f"rounding_mode={rounding_mode!r} on {dtype}")
     return low.pointwise("Floor", [quotient])
 
 
@@ -321,8 +345,12 @@ def compare(low: Lowering, op: str, a: Operand | Scalar, b: Operand | Scalar) ->
 
 
 _COMPARE = {
-    "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal",
-}  # fmt: skip
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "eq": "Equal",
+}
 
 
 def _comparison(op: str) -> Callable[..., Value]:
@@ -342,15 +370,19 @@ def ne(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
 
 
 _LOGIC = {
-    "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor", "bitwise_and": "And",
-    "bitwise_or": "Or", "bitwise_xor": "Xor",
-}  # fmt: skip
+    "logical_and": "And",
+    "logical_or": "Or",
+    "logical_xor": "Xor",
+    "bitwise_and": "And",
+    "bitwise_or": "Or",
+    "bitwise_xor": "Xor",
+}
 
 
 def _logic(op: str) -> Callable[..., Value]:
     def write(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
         if low.op.startswith("aten.bitwise") and common_dtype(a, b) != torch.bool:
-            low.unsupported("bitwise operations on integers")
+            raise low.untranslated("bitwise operations on integers")
         return low.pointwise(op, [a, b], torch.bool)
 
     return write
@@ -364,12 +396,14 @@ for _name, _op in _LOGIC.items():
 def where(low: Lowering, condition: Operand, a: Operand | Scalar, b: Operand | Scalar) -> Value:
     dtype = common_dtype(*[x for x in (a, b) if isinstance(x, Value | Tensor)] or [torch.zeros(())])
     if not any(isinstance(x, Value) for x in (condition, a, b)):
-        low.unsupported("where() without data")
+        raise low.untranslated("where() without data")
     cond = low.cast(condition, torch.bool) if isinstance(condition, Value) else condition
     return _choose(low, cond, a, b, dtype)
 
 
-def _choose(low: Lowering, cond: Operand, a: Operand | Scalar, b: Operand | Scalar, dtype: torch.dtype) -> Value:
+def _choose(
+    low: Lowering, cond: Operand, a: Operand | Scalar, b: Operand | Scalar, dtype: torch.dtype
+) -> Value:
     def sized(x: Operand | Scalar) -> Operand:
         if isinstance(x, Value):
             return low.cast(x, dtype)
@@ -406,6 +440,6 @@ def type_as(low: Lowering, v: Value, other: Operand) -> Value:
 @handles("aten::one_hot")
 def one_hot(low: Lowering, v: Value, classes: int = -1) -> Value:
     if classes < 0:
-        low.unsupported("one_hot without num_classes")
+        raise low.untranslated("one_hot without num_classes")
     wide = low.insert(v, len(v.axes))
     return low.cast(compare(low, "Equal", wide, torch.arange(classes)), torch.int64)

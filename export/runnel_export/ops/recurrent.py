@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lowering import EXPLICIT, Lowering, Recurrence, State
+from ..lowering import Lowering, Recurrence, State
 from ..values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Data, Given, Stack, Value
+from ..writer import EXPLICIT
 from .registry import handles
-from .sequence import select, take_tick
+from .sequence import select
+from .span import take_tick
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,7 @@ def _node(
     return y, made[1], (made[2] if kind.has_c else None)
 
 
-def _projected(
-    low: Lowering, x: str, ws: Sequence[Tensor], h: str, c: str
-) -> tuple[str, str, str]:
+def _projected(low: Lowering, x: str, ws: Sequence[Tensor], h: str, c: str) -> tuple[str, str, str]:
     """One tick of an LSTM with a projection, which ONNX's operator has not: x is (1, slot, features).
 
     h' = W_hr (o * tanh(c')), c' = f * c + i * g (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
@@ -90,9 +90,7 @@ def _projected(
     return h, h, c
 
 
-def _write(
-    low: Lowering, kind: Kind, x: str, ws: Sequence[Tensor], initial: Sequence[str]
-) -> Recurrence:
+def _write(low: Lowering, kind: Kind, x: str, ws: Sequence[Tensor], initial: Sequence[str]) -> Recurrence:
     """The node or nodes for one layer, and their record."""
     if len(ws) in (3, 5):  # the last weight is a projection
         if low.any_ticks:
@@ -126,7 +124,7 @@ def _initial(low: Lowering, hx: Data | Tensor, name: str) -> str:
         return _state(low, name, row)
     if isinstance(hx, Given):
         return low.layer_state(hx)
-    low.refuse(
+    raise low.refusal(
         "its initial state is computed from the data (an encoder's final state, or another layer's)",
         "start from zeros or from learned parameters, or " + EXPLICIT,
     )
@@ -148,7 +146,7 @@ def _check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tup
     """(sequence axis, batch axis) of a layer's input."""
     seq, batch = (1, 0) if batch_first else (0, 1)
     if axes[seq] == BATCH or axes[seq] in MERGED or axes[batch] == TIME:
-        low.refuse(
+        raise low.refusal(
             f"the layer runs over the batch axis: batch_first={batch_first}, but its input is "
             f"({', '.join(map(str, axes))})",
             "set batch_first=True, or pass (time, batch, features)"
@@ -159,20 +157,27 @@ def _check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tup
 
 
 def _layers(
-    low: Lowering, kind: Kind, v: Value, hx: Sequence[Data | Tensor], ws: Sequence[Tensor], biases: bool,
-    layers: int, bidirectional: bool, batch_first: bool,
-) -> tuple[Value, tuple[Stack, ...]]:  # fmt: skip
+    low: Lowering,
+    kind: Kind,
+    v: Value,
+    hx: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Value, tuple[Stack, ...]]:
     """All layers: (output, final states)."""
     if bidirectional:
-        low.refuse(
+        raise low.refusal(
             "a bidirectional layer reads the sequence from its end",
             "bidirectional=False (train it so), or run it over whole recordings, not streams",
         )
     if any(not isinstance(w, Tensor) for w in ws):
-        low.unsupported("weights that are computed from the data")
+        raise low.untranslated("weights that are computed from the data")
     seq, batch = _check_layout(low, v.axes, batch_first)
     if v.dtype != torch.float32:
-        low.unsupported(f"a recurrent layer in {v.dtype}")
+        raise low.untranslated(f"a recurrent layer in {v.dtype}")
     per_layer = len(ws) // layers
     streaming = v.axes[seq] == TIME
     parts: tuple[list[Value | Carry], ...] = tuple([] for _ in hx)
@@ -187,12 +192,10 @@ def _layers(
             for part, final in zip(parts, finals, strict=True):
                 part.append(final)
             continue
-        initial = [
-            _initial(low, h, f"{prefix}{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)
-        ]
+        initial = [_initial(low, h, f"{prefix}{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
         made = _write(low, kind, x.name, mine, initial)
         _carry_on(low, initial, made)
-        v = Value(made.y, v.axes[:2] + (_width(mine),), (seq, batch, 2), v.dtype)
+        v = Value(made.y, (*v.axes[:2], _width(mine)), (seq, batch, 2), v.dtype)
         h_end = take_tick(v, seq, last, keep=False)
         parts[0].append(low.insert(h_end, 0))
         if kind.has_c:
@@ -214,17 +217,22 @@ def _carry_on(low: Lowering, initial: Sequence[str], made: Recurrence) -> None:
 
 
 def _within_a_step(
-    low: Lowering, kind: Kind, x: Value, starts: Sequence[Data | Tensor], ws: Sequence[Tensor], seq: int,
+    low: Lowering,
+    kind: Kind,
+    x: Value,
+    starts: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    seq: int,
     batch: int,
-) -> tuple[Value, list[Value]]:  # fmt: skip
+) -> tuple[Value, list[Value]]:
     """A layer over an axis that is not the stream's time: within a frame, or of one step."""
     if x.tick is not None:
-        low.unsupported("a recurrent layer within one tick of a loop over time")
+        raise low.untranslated("a recurrent layer within one tick of a loop over time")
     names = []
     for h in starts:
         if isinstance(h, Tensor):
             if bool(h.any()):
-                low.unsupported("a learned initial state of a layer within a step")
+                raise low.untranslated("a learned initial state of a layer within a step")
             names.append("")
         elif isinstance(h, Given) and low.ticks is None:
             names.append(low.layer_state(h))
@@ -232,12 +240,11 @@ def _within_a_step(
             hv = low.insert(low.value(h), 0)
             names.append(low.arrange(hv, (0, 1, 2)).name)
     if "" in names and any(names):
-        low.unsupported("an initial state of which one part only is given")
-    if len(ws) in (3, 5):
-        if x.axes[seq] != 1 or "" in names:
-            low.unsupported("proj_size in a layer within a step")
+        raise low.untranslated("an initial state of which one part only is given")
+    if len(ws) in (3, 5) and (x.axes[seq] != 1 or "" in names):
+        raise low.untranslated("proj_size in a layer within a step")
     made = _write(low, kind, x.name, ws, [n for n in names if n])
-    v = replace(x, name=made.y, axes=x.axes[:2] + (_width(ws),))
+    v = replace(x, name=made.y, axes=(*x.axes[:2], _width(ws)))
     row: Axis = x.axes[batch]
     ends = [Value(made.final, (1, row, _width(ws)), (0, 1, 2), x.dtype)]
     if made.final_c is not None:
@@ -246,15 +253,35 @@ def _within_a_step(
 
 
 @handles("aten::lstm.input", lazy=True)
-def lstm(low: Lowering, x: Data, hx: Sequence[Data | Tensor], ws: Sequence[Tensor], biases: bool, layers: int,
-         dropout: float, train: bool, bidirectional: bool, batch_first: bool) -> tuple[Data, ...]:  # fmt: skip
+def lstm(
+    low: Lowering,
+    x: Data,
+    hx: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Data, ...]:
     y, ends = _layers(low, LSTM, low.value(x), hx, ws, biases, layers, bidirectional, batch_first)
     return (y, *ends)
 
 
 def _plain(kind: Kind) -> Any:
-    def layer(low: Lowering, x: Data, hx: Data | Tensor, ws: Sequence[Tensor], biases: bool, layers: int,
-              dropout: float, train: bool, bidirectional: bool, batch_first: bool) -> tuple[Data, ...]:  # fmt: skip
+    def layer(
+        low: Lowering,
+        x: Data,
+        hx: Data | Tensor,
+        ws: Sequence[Tensor],
+        biases: bool,
+        layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Data, ...]:
         y, ends = _layers(low, kind, low.value(x), [hx], ws, biases, layers, bidirectional, batch_first)
         return (y, *ends)
 
@@ -268,7 +295,9 @@ handles("aten::rnn_relu.input", lazy=True)(_plain(RELU))
 
 @handles("aten::lstm.data", "aten::gru.data", "aten::rnn_tanh.data", "aten::rnn_relu.data", lazy=True)
 def packed(low: Lowering, *_: object) -> Data:
-    low.refuse("a packed sequence has lengths, a stream has none", "pass the plain tensor when streaming")
+    raise low.refusal(
+        "a packed sequence has lengths, a stream has none", "pass the plain tensor when streaming"
+    )
 
 
 # ------------------------------------------------------------------ cells in a loop
@@ -280,16 +309,16 @@ def _cell(
     weights = [w for w in ws if w is not None]
     v = low.value(x)
     if any(not isinstance(w, Tensor) for w in weights):
-        low.unsupported("weights that are computed from the data")
+        raise low.untranslated("weights that are computed from the data")
     if len(v.axes) != 2 or v.axes[0] != BATCH or v.dtype != torch.float32:
-        low.unsupported(f"a cell on ({', '.join(map(str, v.axes))}) of {v.dtype}")
+        raise low.untranslated(f"a cell on ({', '.join(map(str, v.axes))}) of {v.dtype}")
     if v.tick is None:
         return _cell_in_a_step(low, kind, v, hx, weights)
     v = low.arrange(v, (HIDDEN, 0, 1))
     index = _continued(low, v, hx, weights)
     if index is None:
         if v.tick != 0:
-            low.refuse(
+            raise low.refusal(
                 f"the loop begins at tick {v.tick} (it runs backwards, or starts the state anew)",
                 "begin at tick 0 and run forward",
             )
@@ -312,15 +341,17 @@ def _continued(low: Lowering, x: Value, hx: Sequence[Data | Tensor], ws: Sequenc
     h = hx[0]
     if isinstance(h, Value) and x.tick:
         for i, r in enumerate(low.recurrences):
-            same = r.y == h.name and r.x == x.name and h.tick == x.tick - 1 and h.axes == (BATCH, ws[1].shape[1])
+            same = (
+                r.y == h.name and r.x == x.name and h.tick == x.tick - 1 and h.axes == (BATCH, ws[1].shape[1])
+            )
             if same and len(hx) == 2:
                 same = isinstance(hx[1], Carry) and (hx[1].recurrence, hx[1].tick) == (i, h.tick)
             if same and all(torch.equal(a, b) for a, b in zip(r.weights, ws, strict=True)):
                 return i
-    low.refuse(
-        f"at tick {x.tick} the cell does not go on from its own state after tick {(x.tick or 0) - 1}, with the "
-        "same weights and the same input sequence: the state was changed in between, or the input depends on "
-        "an earlier output",
+    raise low.refusal(
+        f"at tick {x.tick} the cell does not go on from its own state after tick {(x.tick or 0) - 1}, with "
+        "the same weights and the same input sequence: the state was changed in between, or the input "
+        "depends on an earlier output",
         EXPLICIT,
     )
 
@@ -330,21 +361,35 @@ def _cell_in_a_step(
 ) -> tuple[Value, ...]:
     """A cell of a module that is one step: a sequence of one."""
     if v.axes != (BATCH, v.axes[1]) or low.ticks is not None:
-        low.unsupported("a cell applied to a value that is not one tick of the stream")
+        raise low.untranslated("a cell applied to a value that is not one tick of the stream")
     x = low.arrange(low.insert(v, 0), (0, 1, 2))
     _, ends = _within_a_step(low, kind, x, hx, ws, 0, 1)
     return tuple(low.drop(e, 0) for e in ends)
 
 
 @handles("aten::lstm_cell", lazy=True)
-def lstm_cell(low: Lowering, x: Data, hx: Sequence[Data | Tensor], w: Tensor, r: Tensor,
-              b: Tensor | None = None, rb: Tensor | None = None) -> tuple[Data, ...]:  # fmt: skip
+def lstm_cell(
+    low: Lowering,
+    x: Data,
+    hx: Sequence[Data | Tensor],
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    rb: Tensor | None = None,
+) -> tuple[Data, ...]:
     return _cell(low, LSTM, x, hx, (w, r, b, rb))
 
 
 def _plain_cell(kind: Kind) -> Any:
-    def cell(low: Lowering, x: Data, hx: Data | Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,
-             rb: Tensor | None = None) -> Data:  # fmt: skip
+    def cell(
+        low: Lowering,
+        x: Data,
+        hx: Data | Tensor,
+        w: Tensor,
+        r: Tensor,
+        b: Tensor | None = None,
+        rb: Tensor | None = None,
+    ) -> Data:
         return _cell(low, kind, x, [hx], (w, r, b, rb))[0]
 
     return cell
@@ -353,4 +398,3 @@ def _plain_cell(kind: Kind) -> Any:
 handles("aten::gru_cell", lazy=True)(_plain_cell(GRU))
 handles("aten::rnn_tanh_cell", lazy=True)(_plain_cell(TANH))
 handles("aten::rnn_relu_cell", lazy=True)(_plain_cell(RELU))
-

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from ..lowering import EXPLICIT, Lowering
+from ..lowering import Lowering
 from ..values import HIDDEN, TIME, Value
-from .pointwise import _floating as floating
+from ..writer import EXPLICIT
+from .pointwise import floating
 from .registry import handles
 
 Dims = int | Sequence[int] | None
@@ -25,12 +26,12 @@ def feature_axes(low: Lowering, v: Value, dims: Dims, what: str) -> list[int]:
     for axis in axes:
         label = v.axes[axis]
         if label == TIME:
-            low.refuse(
+            raise low.refusal(
                 f"{what} over all time needs the whole sequence",
                 "use the last tick (out[:, -1]), or carry a running value as state: " + EXPLICIT,
             )
         if not isinstance(label, int):
-            low.refuse(f"{what} over the batch mixes streams", "reduce features only")
+            raise low.refusal(f"{what} over the batch mixes streams", "reduce features only")
     return axes
 
 
@@ -49,8 +50,9 @@ def reduced(low: Lowering, op: str, v: Value, axes: Sequence[int], keepdim: bool
 
 
 def _reduction(op: str, what: str, floats: bool = False) -> Callable[..., Value]:
-    def write(low: Lowering, v: Value, dims: Dims = None, keepdim: bool = False,
-              dtype: torch.dtype | None = None) -> Value:  # fmt: skip
+    def write(
+        low: Lowering, v: Value, dims: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> Value:
         if dtype is not None:
             v = low.cast(v, dtype)
         elif floats:
@@ -84,7 +86,9 @@ def _arg(low: Lowering, op: str, v: Value, axis: int, keepdim: bool) -> Value:
     if axis not in v.order:
         v = low.canonical(v, full=True)
     name = low.node(op, v.name, axis=v.at(axis), keepdims=1)
-    out = replace(v, name=name, axes=tuple(1 if i == axis else a for i, a in enumerate(v.axes)), dtype=torch.int64)
+    out = replace(
+        v, name=name, axes=tuple(1 if i == axis else a for i, a in enumerate(v.axes)), dtype=torch.int64
+    )
     return out if keepdim else low.drop(out, axis)
 
 
@@ -117,27 +121,37 @@ def std_dim(low: Lowering, v: Value, dims: Dims, unbiased: bool = True, keepdim:
 
 
 @handles("aten::std.correction")
-def std(low: Lowering, v: Value, dims: Dims = None, correction: float | None = None, keepdim: bool = False) -> Value:
+def std(
+    low: Lowering, v: Value, dims: Dims = None, correction: float | None = None, keepdim: bool = False
+) -> Value:
     return low.pointwise("Sqrt", [var(low, v, dims, correction, keepdim)])
 
 
 @handles("aten::var.correction")
-def var(low: Lowering, v: Value, dims: Dims = None, correction: float | None = None, keepdim: bool = False) -> Value:
+def var(
+    low: Lowering, v: Value, dims: Dims = None, correction: float | None = None, keepdim: bool = False
+) -> Value:
     axes = feature_axes(low, v, dims, "a variance")
     count = math.prod(low.size(v.axes[a]) for a in axes)
     divisor = count - (1 if correction is None else correction)
     if divisor <= 0:
-        low.unsupported("the variance of one element")
+        raise low.untranslated("the variance of one element")
     off = low.pointwise("Sub", [v, reduced(low, "ReduceMean", v, axes, True)])
     total = reduced(low, "ReduceSum", low.pointwise("Mul", [off, off]), axes, keepdim)
     return low.pointwise("Mul", [total, 1 / divisor])
 
 
 @handles("aten::linalg_vector_norm")
-def vector_norm(low: Lowering, v: Value, order: float = 2, dims: Dims = None, keepdim: bool = False,
-                dtype: torch.dtype | None = None) -> Value:  # fmt: skip
+def vector_norm(
+    low: Lowering,
+    v: Value,
+    order: float = 2,
+    dims: Dims = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Value:
     if order not in (1, 2):
-        low.unsupported(f"a norm of order {order}")
+        raise low.untranslated(f"a norm of order {order}")
     return reduced(low, f"ReduceL{order:g}", v, feature_axes(low, v, dims, "a norm"), keepdim)
 
 
@@ -160,20 +174,24 @@ handles("aten::log_softmax.int", "aten::_log_softmax")(_soft("LogSoftmax"))
 @handles("aten::cumsum")
 def cumsum(low: Lowering, v: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
     if v.axes[dim] == TIME:
-        low.refuse("a running sum over time is state that the exporter does not find", EXPLICIT)
+        raise low.refusal("a running sum over time is state that the exporter does not find", EXPLICIT)
     axis = feature_axes(low, v, dim, "a running sum")[0]
     v = low.canonical(v, full=True)
     return replace(v, name=low.node("CumSum", v.name, low.constant(v.at(axis), torch.int64)))
 
 
 @handles("aten::topk")
-def topk(low: Lowering, v: Value, k: int, dim: int = -1, largest: bool = True, in_order: bool = True) -> tuple[Value, Value]:
+def topk(
+    low: Lowering, v: Value, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
+) -> tuple[Value, Value]:
     axis = feature_axes(low, v, dim, "a top-k")[0]
     v = low.canonical(v, full=True)
     values, places = low.emit(
-        "TopK", [v.name, low.graph.ints(k)], {"axis": v.at(axis), "largest": int(largest), "sorted": int(in_order)},
+        "TopK",
+        [v.name, low.graph.ints(k)],
+        {"axis": v.at(axis), "largest": int(largest), "sorted": int(in_order)},
         ["values", "indices"],
-    )  # fmt: skip
+    )
     axes = (*v.axes[:axis], k, *v.axes[axis + 1 :])
     return replace(v, name=values, axes=axes), replace(v, name=places, axes=axes, dtype=torch.int64)
 
@@ -181,6 +199,6 @@ def topk(low: Lowering, v: Value, k: int, dim: int = -1, largest: bool = True, i
 @handles("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d")
 def adaptive_mean(low: Lowering, v: Value, size: Sequence[int]) -> Value:
     if any(s != 1 for s in size):
-        low.unsupported("adaptive pooling to more than one element")
+        raise low.untranslated("adaptive pooling to more than one element")
     axes = feature_axes(low, v, [-1 - i for i in range(len(size))], "a mean")
     return reduced(low, "ReduceMean", v, axes, True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-Function = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Handler:
     Data arguments come as ONNX values, or, where `lazy`, as whatever kind they are.
     """
 
-    function: Function
+    function: Callable[..., Any]
     lazy: bool
 
 

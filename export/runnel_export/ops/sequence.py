@@ -10,34 +10,25 @@ import torch
 from torch import Tensor
 
 from ..lowering import Lowering
-from ..values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Data, Given, Scatter, Span, Stack, Value
-from .conv import settle
+from ..values import (
+    BATCH,
+    HIDDEN,
+    MERGED,
+    TIME,
+    Axis,
+    Carry,
+    Data,
+    Given,
+    Scatter,
+    Span,
+    Stack,
+    Value,
+    axes_of,
+)
 from .registry import handles
+from .span import cut, settle, take_tick, widen_span
 
 END = 2**62  # torch writes "to the end" as a very large index
-
-
-def axes_of(x: Data) -> tuple[Axis, ...]:
-    """The torch axes of any kind of data; a Span's time axis counts as a size."""
-    match x:
-        case Value() | Carry() | Given():
-            return x.axes
-        case Stack():
-            return (len(x.parts), *axes_of(x.parts[0])[1:])
-        case Scatter():
-            _, value = x.filled[0]
-            return (*value.axes[: x.axis], TIME, *value.axes[x.axis :])
-        case Span():
-            axes = x.filter.axes if x.filter else x.base.axes
-            return tuple(x.length if i == x.axis else a for i, a in enumerate(axes))
-
-
-def take_tick(v: Value, axis: int, tick: int, keep: bool) -> Value:
-    """One time slice; `keep` leaves an axis of size 1. No node: see `Value.tick`."""
-    order = tuple(HIDDEN if o == axis else o for o in v.order)
-    axes = tuple(1 if i == axis else a for i, a in enumerate(v.axes))
-    taken = replace(v, axes=axes, order=order, tick=tick)
-    return taken if keep else Lowering.forget(taken, axis)
 
 
 # ------------------------------------------------------------------ apart
@@ -77,12 +68,13 @@ def _without_first(low: Lowering, part: Value | Carry) -> Value | Carry:
 
 def _no_batch(low: Lowering, label: Axis) -> None:
     if label == BATCH or label in MERGED:
-        low.refuse("takes some rows of the batch", "streams are alike: keep the whole batch")
+        raise low.refusal("takes some rows of the batch", "streams are alike: keep the whole batch")
 
 
 @handles("aten::slice", "aten::narrow_slice", lazy=True)
-def slice_(low: Lowering, x: Data, dim: int = 0, start: int | None = None, end: int | None = None,
-           step: int = 1) -> Data:  # fmt: skip
+def slice_(
+    low: Lowering, x: Data, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Data:
     axes = axes_of(x)
     dim %= len(axes)
     size = low.size(axes[dim])
@@ -91,22 +83,16 @@ def slice_(low: Lowering, x: Data, dim: int = 0, start: int | None = None, end: 
     if (length, step) == (size, 1):
         return x
     if length == 0:
-        low.unsupported("an empty slice")
+        raise low.untranslated("an empty slice")
     if isinstance(x, Stack) and dim == 0 and step == 1:
         return Stack(x.parts[start:end])
     if isinstance(x, Span) and dim == x.axis:
-        return settle(low, _cut(low, x, start, length, step))
+        return settle(low, cut(low, x, start, length, step))
     v = low.value(x)
     if v.axes[dim] == TIME:
-        return settle(low, _cut(low, Span(v, dim, 0, size), start, length, step))
+        return settle(low, cut(low, Span(v, dim, 0, size), start, length, step))
     _no_batch(low, v.axes[dim])
     return feature_slice(low, v, dim, start, end, step)
-
-
-def _cut(low: Lowering, x: Span, start: int, length: int, step: int) -> Span:
-    if step != 1:
-        low.refuse(f"takes every {step}th tick, which changes the rate", "keep every tick; drop some afterwards")
-    return replace(x, offset=x.offset + start, length=length)
 
 
 def feature_slice(low: Lowering, v: Value, dim: int, start: int, end: int, step: int = 1) -> Value:
@@ -128,10 +114,14 @@ def _split(low: Lowering, x: Data, dim: int, sizes: Sequence[int]) -> tuple[Data
     dim %= len(axes)
     if isinstance(x, Value) and isinstance(axes[dim], int) and len(sizes) > 1 and dim in x.order:
         names = low.emit(
-            "Split", [x.name, low.graph.ints(*sizes)], {"axis": x.at(dim)}, [str(i) for i in range(len(sizes))]
+            "Split",
+            [x.name, low.graph.ints(*sizes)],
+            {"axis": x.at(dim)},
+            [str(i) for i in range(len(sizes))],
         )
         return tuple(
-            replace(x, name=n, axes=(*axes[:dim], s, *axes[dim + 1 :])) for n, s in zip(names, sizes, strict=True)
+            replace(x, name=n, axes=(*axes[:dim], s, *axes[dim + 1 :]))
+            for n, s in zip(names, sizes, strict=True)
         )
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return tuple(slice_(low, x, dim, s, s + n) for s, n in zip(starts, sizes, strict=True))
@@ -167,7 +157,9 @@ def stack(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
     if dim == 0 and all(isinstance(p, Value | Carry) for p in parts):
         return Stack(tuple(_with_first(low, p) for p in parts))
     return concatenate(
-        low, [p.unsqueeze(dim) if isinstance(p, Tensor) else low.insert(low.value(p), dim) for p in parts], dim
+        low,
+        [p.unsqueeze(dim) if isinstance(p, Tensor) else low.insert(low.value(p), dim) for p in parts],
+        dim,
     )
 
 
@@ -205,13 +197,13 @@ def _whole_sequence(
         return None
     ticks = [v.tick for v in values]
     if ticks == list(range(low.ticks))[::-1] and low.ticks > 1:
-        low.refuse("puts the ticks together in reverse", "a stream runs forward only")
+        raise low.refusal("puts the ticks together in reverse", "a stream runs forward only")
     if ticks != list(range(low.ticks)):
         return None
     first = widen(values[0])
     odd = next((k for k, v in enumerate(values) if v.name != values[0].name), None)
     if odd is not None:
-        low.refuse(
+        raise low.refusal(
             f"tick {odd} is computed in another way than tick 0",
             "compute every tick alike; what depends on the tick's number has no meaning on an endless stream",
         )
@@ -228,48 +220,27 @@ def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> D
     if not spans:
         return None
     if len(spans) != 1 or not all(isinstance(p, Tensor) for p in parts if p is not spans[0]):
-        low.refuse(
+        raise low.refusal(
             "joins pieces of sequences along time", "a stream has one output tick for each input tick"
         )
     at = next(i for i, p in enumerate(parts) if p is spans[0])
     constants = [p for p in parts if isinstance(p, Tensor)]
-    fills = torch.cat([c.reshape(-1) for c in constants]).unique()
+    fills = set(torch.cat([c.reshape(-1) for c in constants]).tolist())
     if len(fills) != 1:
-        low.refuse("prepends values that are not all equal", "prepend one value, as F.pad does")
+        raise low.refusal("prepends values that are not all equal", "prepend one value, as F.pad does")
     sizes = [p.shape[dim] if isinstance(p, Tensor) else 0 for p in parts]
-    return widen_span(low, spans[0], dim, sum(sizes[:at]), sum(sizes[at:]), float(fills[0]))
-
-
-def widen_span(low: Lowering, x: Data, dim: int, left: int, right: int, fill: float) -> Data:
-    """Padding along time."""
-    span = x if isinstance(x, Span) else Span(low.value(x), dim, 0, low.size(TIME))
-    ticks = low.size(TIME)
-    if span.filter:
-        low.refuse_span(span)
-    if left < 0:
-        span, left = replace(span, offset=span.offset - left, length=span.length + left), 0
-    if right < 0:
-        span, right = replace(span, length=span.length + right), 0
-    cut_left, cut_right = span.offset > 0, span.offset + span.length < ticks
-    if (left and cut_left) or (right and cut_right):
-        low.refuse(
-            "shifts the sequence against time: ticks are cut off where padding is put on",
-            "a stream can be delayed (pad on the left, cut on the right), never advanced",
-        )
-    if span.fill not in (None, fill):
-        low.unsupported(f"padding with {span.fill} and then with {fill}")
-    return settle(
-        low, replace(span, offset=span.offset - left, length=span.length + left + right, fill=fill)
-    )
+    return widen_span(low, spans[0], dim, sum(sizes[:at]), sum(sizes[at:]), float(fills.pop()))
 
 
 def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Value:
     """Along an axis that is neither time nor batch."""
+    if len(parts) == 1 and isinstance(parts[0], Value):
+        return parts[0]
     values = [p for p in parts if isinstance(p, Value)]
     tick = low.same_tick(values)
     for v in values:
         if not isinstance(v.axes[dim], int):
-            low.refuse(f"joins along the {v.axes[dim]} axis", "join along features")
+            raise low.refusal(f"joins along the {v.axes[dim]} axis", "join along features")
     model = max(values, key=lambda v: len(v.order))
     dtype = values[0].dtype
     for p in parts:
@@ -315,11 +286,11 @@ def select_scatter(low: Lowering, base: Any, source: Any, dim: int, index: int) 
     source = low.value(source) if not isinstance(source, Tensor) else source
     size = base.shape[dim] if isinstance(base, Tensor) else low.size(axes_of(base)[dim])
     if low.ticks is None or size != low.ticks or not isinstance(source, Value):
-        low.unsupported("writes into a part of a tensor; build it with cat or stack")
+        raise low.untranslated("writes into a part of a tensor; build it with cat or stack")
     if isinstance(base, Tensor):
         base = Scatter(base, dim, ())
     if not isinstance(base, Scatter) or base.axis != dim:
-        low.unsupported("writes into a part of a computed tensor; build it with cat or stack")
+        raise low.untranslated("writes into a part of a computed tensor; build it with cat or stack")
     filled = {**dict(base.filled), index % size: source}
     if len(filled) == size:
         whole = stack(low, [filled[k] for k in range(size)], dim)
@@ -329,8 +300,15 @@ def select_scatter(low: Lowering, base: Any, source: Any, dim: int, index: int) 
 
 
 @handles("aten::slice_scatter", lazy=True)
-def slice_scatter(low: Lowering, base: Any, source: Any, dim: int = 0, start: int | None = None,
-                  end: int | None = None, step: int = 1) -> Any:  # fmt: skip
+def slice_scatter(
+    low: Lowering,
+    base: Any,
+    source: Any,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Any:
     rank = base.dim() if isinstance(base, Tensor) else len(axes_of(base))
     dim %= rank
     size = base.shape[dim] if isinstance(base, Tensor) else low.size(axes_of(base)[dim])
@@ -338,7 +316,7 @@ def slice_scatter(low: Lowering, base: Any, source: Any, dim: int = 0, start: in
     if len(covered) == size:
         return source
     if len(covered) != 1:
-        low.unsupported("writes several ticks at once into a part of a tensor")
+        raise low.untranslated("writes several ticks at once into a part of a tensor")
     inner = source.select(dim, 0) if isinstance(source, Tensor) else select(low, source, dim, 0)
     return select_scatter(low, base, inner, dim, covered[0])
 
@@ -353,5 +331,5 @@ def copy(low: Lowering, target: Any, source: Any, non_blocking: bool = False) ->
         for _ in range(len(axes) - len(source.axes)):
             source = low.insert(source, 0)
     if any(a == 1 and low.size(b) != 1 for a, b in zip(source.axes, axes, strict=True)):
-        low.unsupported("writes a smaller tensor into a larger one by broadcasting")
+        raise low.untranslated("writes a smaller tensor into a larger one by broadcasting")
     return low.cast(source, target.dtype) if isinstance(target, Tensor | Value) else source

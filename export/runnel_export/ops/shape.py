@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..lowering import Lowering, merged_label
-from ..values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Data, Given, Stack, Value
+from ..lowering import Lowering
+from ..values import (
+    BATCH,
+    HIDDEN,
+    MERGED,
+    TIME,
+    TIME_BATCH,
+    Axis,
+    Data,
+    Given,
+    Span,
+    Stack,
+    Value,
+    axes_of,
+    merged_label,
+)
 from .registry import handles
-from .sequence import axes_of
+from .sequence import select
+from .span import widen_span
 
 
 @handles(
-    "aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy", "aten::positive",
-    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::identity", "aten::resolve_conj",
+    "aten::clone",
+    "aten::contiguous",
+    "aten::detach",
+    "aten::alias",
+    "aten::lift_fresh_copy",
+    "aten::positive",
+    "aten::dropout",
+    "aten::feature_dropout",
+    "aten::alpha_dropout",
+    "aten::identity",
+    "aten::resolve_conj",
     lazy=True,
-)  # fmt: skip
+)
 def same(low: Lowering, x: Data, *rest: Any) -> Data:
     if low.op.endswith("dropout") and rest[1] and rest[0]:
-        low.refuse("dropout that is on in eval mode", "use nn.Dropout, or F.dropout(x, p, self.training)")
+        raise low.refusal(
+            "dropout that is on in eval mode", "use nn.Dropout, or F.dropout(x, p, self.training)"
+        )
     return x
 
 
@@ -71,8 +97,6 @@ def squeeze(low: Lowering, x: Data, dims: int | Sequence[int] | None = None) -> 
         dims = range(len(axes))
     chosen = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)}
     if isinstance(x, Stack) and chosen == {0} and len(x.parts) == 1:
-        from .sequence import select
-
         squeezed = select(low, x, 0, 0)
         assert not isinstance(squeezed, Tensor)
         return squeezed
@@ -96,9 +120,9 @@ def expand(low: Lowering, x: Data, sizes: Sequence[int], implicit: bool = False)
     if not grown:
         return v if list(v.axes) != list(axes_of(x)) or isinstance(x, Value) else x
     if low.ticks is not None and any(sizes[i] == low.ticks for i in grown):
-        low.refuse("repeats one tick's value over all of time", "use the sequence itself")
+        raise low.refusal("repeats one tick's value over all of time", "use the sequence itself")
     if any(sizes[i] == low.batch for i in grown):
-        low.unsupported("a value repeated along the batch axis")
+        raise low.untranslated("a value repeated along the batch axis")
     v = low.canonical(v, full=True)
     shape = [sizes[o] if o in grown else 1 for o in v.order]
     axes = tuple(sizes[i] if i in grown else a for i, a in enumerate(v.axes))
@@ -115,9 +139,9 @@ def repeat(low: Lowering, v: Value, repeats: Sequence[int]) -> Value:
     for _ in range(len(repeats) - len(v.axes)):
         v = low.insert(v, 0)
     if any(r != 1 and not isinstance(a, int) for a, r in zip(v.axes, repeats, strict=True)):
-        low.refuse("repeats ticks or streams", "repeat features only")
+        raise low.refusal("repeats ticks or streams", "repeat features only")
     if low.ticks is not None and low.ticks in repeats:
-        low.refuse("repeats one tick's value over all of time", "use the sequence itself")
+        raise low.refusal("repeats one tick's value over all of time", "use the sequence itself")
     v = low.canonical(v, full=True)
     counts = [1 if o == HIDDEN else repeats[o] for o in v.order]
     axes = tuple(a * r if isinstance(a, int) else a for a, r in zip(v.axes, repeats, strict=True))
@@ -206,14 +230,16 @@ def _relabelled(low: Lowering, left: list[Axis], right: Sequence[int]) -> list[A
             names = iter(order)
             return [next(names) if s != 1 else 1 for s in right]
     if set(left) == {BATCH, TIME} or (len(left) == 1 and left[0] in MERGED):
-        low.refuse(
+        raise low.refusal(
             f"view() relabels batch as time: ({', '.join(map(str, left))}) becomes sizes {tuple(right)}",
             "use transpose or permute to exchange axes",
         )
     if TIME in left:
-        low.refuse("merges time with features: the result's size depends on the sequence's length",
-                   "keep time an axis of its own")  # fmt: skip
-    low.refuse("merges the batch with features", "keep the batch an axis of its own")
+        raise low.refusal(
+            "merges time with features: the result's size depends on the sequence's length",
+            "keep time an axis of its own",
+        )
+    raise low.refusal("merges the batch with features", "keep the batch an axis of its own")
 
 
 def as_axes(low: Lowering, v: Value, axes: Sequence[Axis]) -> Value:
@@ -247,9 +273,9 @@ def as_axes(low: Lowering, v: Value, axes: Sequence[Axis]) -> Value:
 def index_select(low: Lowering, v: Value, dim: int, index: Tensor) -> Value:
     dim %= len(v.axes)
     if not isinstance(index, Tensor):
-        low.unsupported("an index computed from the data")
+        raise low.untranslated("an index computed from the data")
     if not isinstance(v.axes[dim], int):
-        low.refuse(f"picks entries of the {v.axes[dim]} axis", "pick features only")
+        raise low.refusal(f"picks entries of the {v.axes[dim]} axis", "pick features only")
     v = low.canonical(v, full=True)
     name = low.node("Gather", v.name, low.constant(index, torch.int64), axis=v.at(dim))
     return replace(v, name=name, axes=(*v.axes[:dim], len(index), *v.axes[dim + 1 :]))
@@ -259,7 +285,7 @@ def index_select(low: Lowering, v: Value, dim: int, index: Tensor) -> Value:
 def index(low: Lowering, v: Value, indices: Sequence[Tensor | None]) -> Value:
     used = [(d, i) for d, i in enumerate(indices) if i is not None]
     if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dim() != 1:
-        low.unsupported("indexing with more than one list, or with data")
+        raise low.untranslated("indexing with more than one list, or with data")
     dim, chosen = used[0]
     if chosen.dtype == torch.bool:
         chosen = chosen.nonzero().reshape(-1)
@@ -271,7 +297,7 @@ def flip(low: Lowering, v: Value, dims: Sequence[int]) -> Value:
     for d in dims:
         d %= len(v.axes)
         if v.axes[d] == TIME:
-            low.refuse("reverses time", "a stream runs forward only")
+            raise low.refusal("reverses time", "a stream runs forward only")
         size = low.size(v.axes[d])
         v = index_select(low, v, d, torch.arange(size - 1, -1, -1))
     return v
@@ -281,45 +307,52 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
 @handles("aten::pad", lazy=True)
-def pad(low: Lowering, x: Data, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Data:
-    from .sequence import widen_span
-
+def pad(
+    low: Lowering, x: Data, widths: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Data:
     axes = axes_of(x)
     rank = len(axes)
     by_axis = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
     by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     if mode not in _MODES:
-        low.unsupported(f"padding of mode {mode!r}")
+        raise low.untranslated(f"padding of mode {mode!r}")
+    along_time = axes_of_time(x)
     for d, (left, right) in by_axis.items():
-        is_time = axes[d] == TIME or (not isinstance(x, Value) and d == axes_of_time(x))
-        if is_time:
-            if mode != "constant":
-                low.refuse(f"{mode} padding along time needs ticks that are not there yet or were long ago",
-                           f"constant padding on the left: F.pad(x, ({left + right}, 0))")  # fmt: skip
-            x = widen_span(low, x, d, left, right, float(value or 0.0))
-        elif not isinstance(axes[d], int):
-            low.refuse(f"pads the {axes[d]} axis", "pad features only")
-    features = {d: w for d, w in by_axis.items() if isinstance(axes_of(x)[d], int) and d != axes_of_time(x)}
-    if not features:
-        return x
-    v = low.canonical(low.value(x), full=True)
-    begins = [features.get(o, (0, 0))[0] for o in v.order]
-    ends = [features.get(o, (0, 0))[1] for o in v.order]
+        if d != along_time and not isinstance(axes[d], int):
+            raise low.refusal(f"pads the {axes[d]} axis", "pad features only")
+        if d == along_time and mode != "constant":
+            raise low.refusal(
+                f"{mode} padding along time needs ticks that are not there yet or were long ago",
+                f"constant padding on the left: F.pad(x, ({left + right}, 0))",
+            )
+    features = {d: w for d, w in by_axis.items() if d != along_time}
+    if features:
+        x = _pad_features(low, low.value(x), features, mode, value)
+    if along_time in by_axis:
+        x = widen_span(low, x, along_time, *by_axis[along_time], float(value or 0.0))
+    return x
+
+
+def _pad_features(
+    low: Lowering, v: Value, widths: Mapping[int, tuple[int, int]], mode: str, fill: float | None
+) -> Value:
+    v = low.canonical(v, full=True)
+    begins = [widths.get(o, (0, 0))[0] for o in v.order]
+    ends = [widths.get(o, (0, 0))[1] for o in v.order]
     inputs = [v.name, low.graph.ints(*begins, *ends)]
     if mode == "constant":
-        inputs.append(low.constant(value or 0, v.dtype))
+        inputs.append(low.constant(fill or 0, v.dtype))
     name = low.node("Pad", *inputs, mode=_MODES[mode])
-    grown = tuple(
-        low.size(a) + sum(features[i]) if i in features else a for i, a in enumerate(v.axes)
-    )
-    return replace(v, name=name, axes=grown)
+    axes = tuple(low.size(a) + sum(widths[i]) if i in widths else a for i, a in enumerate(v.axes))
+    return replace(v, name=name, axes=axes)
 
 
 def axes_of_time(x: Data) -> int | None:
-    """The axis of a Span that is time."""
-    from ..values import Span
-
-    return x.axis if isinstance(x, Span) else None
+    """The axis that is time."""
+    if isinstance(x, Span):
+        return x.axis
+    axes = axes_of(x)
+    return axes.index(TIME) if TIME in axes else None
 
 
 @handles("aten::constant_pad_nd", lazy=True)
