@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", action="append", metavar="NAME", choices=[r.name for r in ROWS])
     parser.add_argument("--quick", action="store_true", help="a hundredth of the time, for development")
-    parser.add_argument("--output", type=Path, help="where to write (partial and quick runs: standard output)")
+    parser.add_argument(
+        "--output", type=Path, help="where to write (partial and quick runs: standard output)"
+    )
     asked = parser.parse_args(arguments)
     rows: list[Row] = [r for r in ROWS if not asked.only or r.name in asked.only]
     head = machine.describe()
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(outcome: Outcome) -> str:
     bar = f", at most {outcome.bar}: {outcome.verdict}" if outcome.bar else ""
-    return f"{outcome.figure}{bar}" if outcome.measured else f"{outcome.verdict}: {outcome.skipped or outcome.failed}"
+    return (
+        f"{outcome.figure}{bar}"
+        if outcome.measured
+        else f"{outcome.verdict}: {outcome.skipped or outcome.failed}"
+    )
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import runnel_export
 from runnel_export.demo import silero as demo
-from runnel_export.lift import lift
+from runnel_export.demo.oracle import vendor_weights
 from runnel import Engine, container
-from runnel.spec import Array, ModelSpec, from_document, to_document
+from runnel.spec import Array, ModelSpec, from_document
 
 from .measure import Effort
 from .modules import Tagger
@@ -67,17 +68,20 @@ class Kit:
 
     @cached_property
     def silero(self) -> File:
-        """Silero VAD from the vendor's weights."""
-        path = self._write("silero", demo.load(), demo.example(), framing=demo.FRAMING, rate=demo.RATE)
-        return File(path, demo.load(), demo.FRAMING.window)
+        """Silero VAD as PyTorch, holding the weights of the vendor's ONNX file.
+
+        Its safetensors hold another training of the network; see `runnel_export.demo.oracle`.
+        """
+        module = demo.load()
+        module.load_state_dict(vendor_weights())
+        path = self._export("silero", module, demo.example(), framing=demo.FRAMING, rate=demo.RATE)
+        return File(path, module, demo.FRAMING.window)
 
     def _tagger(self, name: str, module: Tagger, features: int) -> File:
-        return File(self._write(name, module, torch.randn(2, 24, features)), module, features)
+        return File(self._export(name, module, torch.randn(2, 24, features)), module, features)
 
-    def _write(self, name: str, module: nn.Module, example: Tensor, **about: Any) -> Path:
+    def _export(self, name: str, module: nn.Module, example: Tensor, **about: Any) -> Path:
         self.say(f"exporting {name}")
         path = self.folder / f"{name}.onnx"
-        lifted = lift(module.eval(), example)
-        spec = replace(lifted.spec, certificate={"by": "bench"}, **about)
-        path.write_bytes(container.seal(lifted.model.SerializeToString(), to_document(spec)))
+        runnel_export.export(module, example, path, **about)
         return path

@@ -67,7 +67,6 @@ class Outcome:
             return ""
         return "**no**" if self.missed else "yes"
 
-
     @property
     def figure(self) -> str:
         """The figure and its quartiles; nothing for a row without one."""

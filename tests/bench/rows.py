@@ -1,6 +1,6 @@
 """Every benchmark, in the order of the page."""
 
-from . import rows_batch, rows_export, rows_feed, rows_process, rows_silero
+from . import rows_batch, rows_daemon, rows_export, rows_feed, rows_process, rows_silero
 from .report import Row
 
 ROWS: tuple[Row, ...] = (
@@ -9,4 +9,5 @@ ROWS: tuple[Row, ...] = (
     *rows_export.ROWS,
     *rows_batch.ROWS,
     *rows_process.ROWS,
+    *rows_daemon.ROWS,
 )

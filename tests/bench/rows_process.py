@@ -30,13 +30,18 @@ def _imports(kit: Kit) -> Measured:
     path = kit.large.path
     child("imports.py", path)  # writes the byte code
     runs = [json.loads(child("imports.py", path)) for _ in range(2 * kit.effort.children)]
-    spent = {part: Spread.of([run[part] * 1e3 for run in runs]) for part in ("numpy", "runnel", "engine", "load")}
+    spent = {
+        part: Spread.of([run[part] * 1e3 for run in runs]) for part in ("numpy", "runnel", "engine", "load")
+    }
     names = {
         "numpy": "`import numpy`, before",
         "engine": "`from runnel import Engine`, after",
         "load": f"`Engine.load`, {LARGE}, after, onnxruntime's own import included",
     }
-    beside = [(what, f"{spent[k].median:.1f} ms ({spent[k].low:.1f}–{spent[k].high:.1f})") for k, what in names.items()]
+    beside = [
+        (what, f"{spent[k].median:.1f} ms ({spent[k].low:.1f}–{spent[k].high:.1f})")
+        for k, what in names.items()
+    ]
     return Measured(spent["runnel"], beside)
 
 

@@ -76,9 +76,7 @@ def _speech(which: str, kit: Kit) -> Measured:
 def _probabilities(engine: Engine, streams: Array) -> Array:
     """Of each window of each stream: (streams, windows)."""
     opened = [engine.open() for _ in streams]
-    outs = [
-        engine.feed_many(list(zip(opened, streams[:, i], strict=True))) for i in range(streams.shape[1])
-    ]
+    outs = [engine.feed_many(list(zip(opened, streams[:, i], strict=True))) for i in range(streams.shape[1])]
     for stream in opened:
         stream.close()
     return np.array(outs).reshape(streams.shape[1], -1).T
