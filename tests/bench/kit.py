@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import runnel_export
-from runnel_export.demo import silero as demo
-from runnel_export.demo.oracle import vendor_weights
 from runnel import Engine, container
 from runnel.spec import Array, ModelSpec, from_document
+from runnel_export.demo import silero as demo
+from runnel_export.demo.oracle import vendor_weights
 
 from .measure import Effort
 from .modules import Tagger
@@ -53,6 +53,9 @@ class Kit:
     folder: Path
     effort: Effort
     say: Callable[[str], None] = field(default=lambda _: None)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(7)  # the same weights in every run
 
     @cached_property
     def small(self) -> File:

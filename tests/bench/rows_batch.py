@@ -45,7 +45,7 @@ ROWS = (
         "batch-bare",
         f"`feed_many`, {STREAMS} streams ÷ bare `session.run` at batch {STREAMS}, {LARGE}",
         "The bare run gets its batch ready-made in one array and keeps its states as one batch; `feed_many` "
-        f"takes {STREAMS} chunks of {STREAMS} streams, gathers, checks, scatters, and gives {STREAMS} outputs.",
+        f"takes {STREAMS} chunks, checks, gathers and scatters, and gives {STREAMS} outputs.",
         _bare,
         1.3,
     ),

@@ -95,8 +95,8 @@ ROWS = (
     Row(
         "daemon-throughput",
         f"one client, {STREAMS} streams by `Client.feed_many` over ipc, {LARGE}",
-        f"One tick of each of {STREAMS} streams on its way at once, then the replies; one client process, whose "
-        "work is counted. More is better.",
+        f"One tick of each of {STREAMS} streams on its way at once, then the replies; one client process, "
+        "whose work is counted. More is better.",
         _throughput,
         unit="steps/s",
         digits=0,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from functools import partial
+from pathlib import Path
 
 import onnx
 import torch
@@ -22,7 +22,7 @@ from .report import Measured, Row, micros
 def _graphs(which: str, kit: Kit) -> Measured:
     file: File = getattr(kit, which)
     ticks = file.ticks()
-    model = torch_step(file)
+    model = torch_step(file, kit.folder)
     ours = loops.hand_for(file.path, file.spec, ticks)
     theirs = _loop(file, model, ticks)
     loops.agree(ours, theirs)
@@ -34,12 +34,12 @@ def _graphs(which: str, kit: Kit) -> Measured:
     return Measured(found.ratio, beside, ours)
 
 
-def torch_step(file: File) -> onnx.ModelProto:
+def torch_step(file: File, folder: Path) -> onnx.ModelProto:
     """One tick of the file's module by `torch.onnx.export(dynamo=True)`, state in and out."""
     assert isinstance(file.module, Tagger)
     step = Step(file.module).eval()
     state = step.initial()
-    buffer = io.BytesIO()
+    path = folder / f"{file.path.stem}.torch.onnx"
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it tells of packages that it does not need
@@ -54,10 +54,10 @@ def torch_step(file: File) -> onnx.ModelProto:
                 input_names=["x", *state],
             )
             assert program is not None
-            program.save(buffer, external_data=False)
+            program.save(path, external_data=False)
     finally:
         logger.setLevel(level)
-    return onnx.load_from_string(buffer.getvalue())
+    return onnx.load(path)
 
 
 def _loop(file: File, model: onnx.ModelProto, ticks: list[Array]) -> Loop:
@@ -71,8 +71,8 @@ def _row(which: str, title: str) -> Row:
     return Row(
         f"graph-{which}",
         f"the exporter's step graph ÷ `torch.onnx.export(dynamo=True)`'s, same hand-written loop, {title}",
-        "The same weights: our file beside the module with its state as argument and result, exported for one "
-        "tick. Each has its states in its own form, ours a layer, torch's stacked.",
+        "The same weights: our file beside the module with its state as argument and result, exported for "
+        "one tick. Each has its states in its own form, ours a layer, torch's stacked.",
         partial(_graphs, which),
         0.85,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +48,8 @@ def _memory(kit: Kit) -> Measured:
     if not Path("/proc/self/status").exists():
         raise SkipRow("peak memory is read from /proc/self/status, which this system does not have")
     file = kit.large
-    ours, bare = [], []
+    ours: list[float] = []
+    bare: list[float] = []
     for _ in range(max(3, kit.effort.children // 2)):
         for script, peaks in (("engine_steps.py", ours), ("bare_steps.py", bare)):
             peaks.append(int(child(script, file.path, str(file.features))) / 1024)
@@ -64,7 +64,7 @@ ROWS = (
     Row(
         "import",
         "`import runnel` beyond importing numpy",
-        "In fresh interpreters with warm caches, numpy imported first; the clock is read around each statement.",
+        "In fresh interpreters with warm caches, after numpy; the clock is read around each statement.",
         _imports,
         30,
         "ms",
