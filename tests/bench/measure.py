@@ -18,6 +18,7 @@ import numpy as np
 
 Loop = Callable[[int], object]  # runs so many calls of what is measured
 Clock = Callable[[], float]  # seconds
+LEAST_CALLS = 4  # in a block: the first call after the other contender's turn finds cold caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ def alone(loop: Loop, effort: Effort, *, steps: int = 1, clock: Clock = time.per
 
 
 def calls_in(loop: Loop, seconds: float, clock: Clock) -> int:
-    """How many calls fill a block; finding out is the warm-up."""
-    calls = 1
+    """How many calls fill a block, `LEAST_CALLS` at least; finding out is the warm-up."""
+    calls = LEAST_CALLS
     while True:
         loop(calls)  # so that what is timed next is warm
         took = clock()

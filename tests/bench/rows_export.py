@@ -7,6 +7,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 
@@ -27,9 +28,14 @@ def _graphs(which: str, kit: Kit) -> Measured:
     theirs = _loop(file, model, ticks)
     loops.agree(ours, theirs)
     found = paired(ours, theirs, kit.effort)
+    bound = paired(_bound(file), _bound_torch(file, model), kit.effort).ratio
     beside = [
         ("the exporter's", f"{micros(found.a)}, {len(onnx.load(file.path).graph.node)} nodes"),
         ("torch's", f"{micros(found.b)}, {len(model.graph.node)} nodes"),
+        (
+            "the graphs alone, inputs and outputs bound once: the ratio",
+            f"{bound.median:.3f} ({bound.low:.3f}–{bound.high:.3f})",
+        ),
     ]
     return Measured(found.ratio, beside, ours)
 
@@ -60,11 +66,32 @@ def torch_step(file: File, folder: Path) -> onnx.ModelProto:
     return onnx.load(path)
 
 
-def _loop(file: File, model: onnx.ModelProto, ticks: list[Array]) -> Loop:
+def _bound(file: File) -> Loop:
+    spec = file.spec
+    [x], [y] = spec.inputs, spec.outputs
+    given = {x.name: np.ones(x.sized(1, 1), np.float32), **loops.at_rest(spec, 1)}
+    made = {y.name: np.zeros(y.sized(1, 1), np.float32)}
+    made |= {s.output: np.zeros(s.sized(1), np.float32) for s in spec.states}
+    return loops.bound(loops.session(file.path), given, made)
+
+
+def _bound_torch(file: File, model: onnx.ModelProto) -> Loop:
+    state = _initial(file)
+    scores, *after = (o.name for o in model.graph.output)
+    given = {"x": np.ones((1, 1, file.features), np.float32), **state}
+    made = {scores: np.zeros((1, 1, file.spec.outputs[0].step_shape[0]), np.float32)}
+    made |= {name: zeros.copy() for name, zeros in zip(after, state.values(), strict=True)}
+    return loops.bound(loops.session(model.SerializeToString()), given, made)
+
+
+def _initial(file: File) -> dict[str, Array]:
     assert isinstance(file.module, Tagger)
+    return {name: zeros.numpy() for name, zeros in Step(file.module).initial().items()}
+
+
+def _loop(file: File, model: onnx.ModelProto, ticks: list[Array]) -> Loop:
     running = loops.session(model.SerializeToString())
-    initial = {name: zeros.numpy() for name, zeros in Step(file.module).initial().items()}
-    return loops.hand(running, "x", [tick[None] for tick in ticks], initial)
+    return loops.hand(running, "x", [tick[None] for tick in ticks], _initial(file))
 
 
 def _row(which: str, title: str) -> Row:
