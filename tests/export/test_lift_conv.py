@@ -42,9 +42,7 @@ def test_a_causal_convolution_equals_torch(
         padded: Tensor = m.c(F.pad(x, (reach, 0)))
         return padded
 
-    conv = nn.Conv1d(
-        4, 6, kernel, dilation=dilation, groups=groups, bias=bias, padding=reach if chomp else 0
-    )
+    conv = nn.Conv1d(4, 6, kernel, dilation=dilation, groups=groups, bias=bias, padding=reach if chomp else 0)
     lifted = assert_streams(Apply(forward, c=conv), torch.randn(2, 4, 6), time_axis=2)
     assert [s.shape for s in lifted.spec.states] == ([("slot", 4, reach)] if reach else [])
     assert [s.input for s in lifted.spec.states] == (["c.cache"] if reach else [])
@@ -89,7 +87,9 @@ def test_padding_by_other_means() -> None:
         out: Tensor = a + b + c + e + f
         return out
 
-    lifted = assert_streams(Apply(forward, c=nn.Conv1d(5, 3, 3), d=nn.Conv1d(5, 3, 3)), example(), **CHANNELS_FIRST)
+    lifted = assert_streams(
+        Apply(forward, c=nn.Conv1d(5, 3, 3), d=nn.Conv1d(5, 3, 3)), example(), **CHANNELS_FIRST
+    )
     first = lifted.spec.states[0]
     np.testing.assert_array_equal(first.initial, np.full((5, 2), 0.5, np.float32))
 

@@ -69,7 +69,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Any], Any]] = {
     "clamp tensors": lambda x, _: torch.clamp(x, min=-x.abs(), max=x.exp()),
     "arithmetic": lambda x, _: (2 - x) * 3 / (x.abs() + 1) + x / 2 - (1 / (x.abs() + 2)),
     "alpha": lambda x, _: torch.add(x, x.exp(), alpha=0.5) - torch.sub(x, 1, alpha=2),
-    "powers": lambda x, _: x**2 + x.abs() ** 0.5 + x.abs() ** 1.7 + 2.0 ** x + x.square(),
+    "powers": lambda x, _: x**2 + x.abs() ** 0.5 + x.abs() ** 1.7 + 2.0**x + x.square(),
     "roots": lambda x, _: x.abs().sqrt() + (x.abs() + 1).rsqrt() + (x.abs() + 1).reciprocal(),
     "exp log": lambda x, _: (x.abs() + 1).log() + x.exp() + x.abs().log1p() + x.expm1(),
     "log2 log10": lambda x, _: (x.abs() + 1).log2() + (x.abs() + 1).log10(),
