@@ -1,4 +1,4 @@
-"""The README is run as a reader would run it: its files written, its commands typed, what they print compared.
+"""The README is run as a reader would run it: files written, commands typed, what they print compared.
 
 A `python` or `toml` block whose first line is ``# NAME`` becomes that file. The lines of a `console` block
 that begin with ``$ `` are typed into one shell; all other lines are what it must print on standard output.
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,10 +58,8 @@ def typed(commands: list[str], folder: Path) -> str:
     try:
         printed, complaints = shell.communicate(timeout=LONGEST)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)  # a daemon that a failed command left running
-        except ProcessLookupError:
-            pass
         shell.wait()
     sys.stderr.write(complaints)  # shown by pytest where the comparison fails
     return printed
