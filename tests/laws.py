@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runnel import Engine, Stream
 from runnel.errors import RunnelError
+from runnel.pipeline import Pipeline
 
 Chunk = Mapping[str, np.ndarray]
 
@@ -45,11 +46,11 @@ def whole(engine: Engine, chunk: Chunk) -> dict[str, np.ndarray]:
 
 
 def flushed(stream: Stream) -> dict[str, np.ndarray]:
-    return as_dict(stream._engine, stream.flush())
+    return as_dict(stream._pipeline, stream.flush())
 
 
-def as_dict(engine: Engine, out: Chunk | np.ndarray) -> dict[str, np.ndarray]:
-    return dict(out) if isinstance(out, Mapping) else {engine.pipeline.outputs.names[0]: out}
+def as_dict(pipeline: Pipeline, out: Chunk | np.ndarray) -> dict[str, np.ndarray]:
+    return dict(out) if isinstance(out, Mapping) else {pipeline.outputs.names[0]: out}
 
 
 def close(a: Chunk, b: Chunk, tolerance: float) -> None:
@@ -102,7 +103,7 @@ def commit(engine: Engine, good: Chunk, bad: Chunk, error: type[RunnelError], ne
     assert isinstance(failed, error), failed
     same_state(before, stream.state)
     assert stream.seq == seq
-    close(as_dict(engine, fine), as_dict(engine, twin.feed(neighbour)), 1e-6)
+    close(as_dict(engine.pipeline, fine), as_dict(engine.pipeline, twin.feed(neighbour)), 1e-6)
     with engine.open() as alone:
         alone.feed(cut(good, 0, half))
         close(stream.feed(cut(good, half)), alone.feed(cut(good, half)), 0)

@@ -118,7 +118,12 @@ class Engine:
                     continue
                 seen.add(stream)
                 try:
-                    if stream._engine is not self or stream._ended or stream._closed or stream in broken:
+                    if (
+                        stream._pipeline is not pipeline
+                        or stream._ended
+                        or stream._closed
+                        or stream in broken
+                    ):
                         self._refuse(stream)
                     chunks.append(accept(chunk))
                 except RunnelError as error:
@@ -141,7 +146,7 @@ class Engine:
 
     def _refuse(self, stream: Stream) -> None:
         stream._check_live()
-        if stream._engine is not self:
+        if stream._pipeline is not self.pipeline:
             raise StreamError(f"stream {stream.id!r} belongs to another engine")
         raise StreamError(f"stream {stream.id!r}: an earlier chunk of it in this call failed")
 
@@ -175,7 +180,7 @@ class Engine:
     def _add(self, id: str | None, states: States) -> Stream:
         while id is None or id in self._streams:
             id = f"stream-{next(self._numbers)}"
-        stream = self._streams[id] = Stream(self, id, states)
+        stream = self._streams[id] = Stream(self.pipeline, id, states, self._forget)
         return stream
 
     def _forget(self, stream: Stream) -> None:

@@ -250,6 +250,9 @@ def from_document(document: Any, where: str) -> ModelSpec:
         raise ModelError(f"{where}: rate must be a positive number of Hz, not {rate!r}")
     if ticks not in ("any", 1):
         raise ModelError(f"{where}: ticks must be 'any' or 1, not {ticks!r}")
+    for key in ("certificate", "graph"):
+        if doc.get(key) is not None:
+            _mapping(doc[key], f"{where}: {key}")
     spec = ModelSpec(
         inputs, outputs, states, framing, rate, latency, ticks == "any",
         certificate=doc.get("certificate"), graph=doc.get("graph"),

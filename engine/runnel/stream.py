@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import state as states
 from .errors import StreamClosedError, StreamEndedError
+from .pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
 
@@ -27,13 +25,13 @@ class Stream:
     Not thread-safe: an engine and its streams belong to one thread.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_ended", "_engine", "_pipeline", "_states", "id", "seq")
+    __slots__ = ("__weakref__", "_closed", "_ended", "_forget", "_pipeline", "_states", "id", "seq")
 
-    def __init__(self, engine: Engine, id: str, opened: tuple[Any, ...]) -> None:
+    def __init__(self, pipeline: Pipeline, id: str, opened: States, forget: Callable[[Stream], None]) -> None:
         self.id = id
         self.seq = 0  # chunks applied since the stream was opened or reset
-        self._engine = engine
-        self._pipeline = engine.pipeline
+        self._pipeline = pipeline
+        self._forget = forget  # what the engine does when the stream is closed
         self._states = opened
         self._ended = False
         self._closed = False
@@ -90,7 +88,7 @@ class Stream:
         """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError."""
         if not self._closed:
             self._closed = True
-            self._engine._forget(self)
+            self._forget(self)
 
     def snapshot(self) -> bytes:
         """The stream at rest, as bytes for `Engine.restore`: no pickle, a checksum at the end."""

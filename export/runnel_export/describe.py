@@ -47,6 +47,11 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
+def describe_file(data: bytes) -> dict[str, Any]:
+    """`describe` for the bytes of any ONNX file: one that was not exported here."""
+    return describe(onnx.load_model_from_string(data))
+
+
 def parameters(model: onnx.ModelProto) -> int:
     """How many numbers the model stores: weights, biases and tables; not the integers of shapes."""
     shapes = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)

@@ -141,7 +141,7 @@ def export(
         sealed = container.seal(model.SerializeToString(), document)
         _write(scratch, sealed)
         verify(scratch)  # the very bytes that are left behind
-        os.replace(scratch, path)
+        _rename(scratch, path)
     described = container.document(sealed, str(path)) or {}
     return replace(certificate, hash=described["certificate"]["hash"])
 
@@ -307,3 +307,10 @@ def _write(file: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         raise ExportError(f"{file.parent}: cannot write there: {error.strerror or error}") from error
+
+
+def _rename(scratch: Path, path: Path) -> None:
+    try:
+        os.replace(scratch, path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be replaced: {error.strerror or error}") from error

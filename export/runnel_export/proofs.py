@@ -171,7 +171,10 @@ class Prover:
             if moved and matters:
                 alive.append(name)
             elif moved:
-                dead.append(f"{name!r} changes, but another value in its place changes no later output")
+                dead.append(
+                    f"{name!r} changes, but another value in its place changes no later output: nothing "
+                    "reads it, or only through weights that are zero"
+                )
             else:
                 dead.append(f"{name!r} keeps its initial value: is its output wired to its own input?")
         about = "; ".join(dead) or f"each of {len(alive)} states changes, and changes what comes after"

@@ -26,9 +26,10 @@ from .support import SpyEngine, code, rows, tally_engine
 
 
 @contextmanager
-def dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
+def dealer(address: str, queued: int = 1000) -> Iterator[zmq.Socket[bytes]]:
     sock = zmq.Context.instance().socket(zmq.DEALER)
     sock.linger = 0
+    sock.rcvhwm = queued
     sock.connect(address)
     try:
         yield sock
@@ -147,6 +148,55 @@ def test_a_peer_that_is_gone_costs_its_replies_and_nothing_else(daemon: Daemon, 
         assert len(stream.feed(rows(1))) == 0
     assert daemon.dropped == 1
     assert engine.streams["b"].seq == 1
+
+
+def test_a_peer_that_does_not_read_is_bounded_and_slows_no_other(
+    engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "QUEUED_REPLIES", 10)
+    daemon = Daemon(engine, address)
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address, queued=1) as deaf, Client(daemon.address) as client:
+        hello = wire.encode_request(wire.Request(v=1, op="hello"))
+        for _ in range(20_000):
+            deaf.send_multipart(hello)
+        stream = client.open("a")
+        stream.feed(rows(1))
+        deadline = time.monotonic() + 10
+        while not daemon.dropped and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert daemon.dropped
+        assert stream.flush().tolist() == [[1, 1]]
+    daemon.stop()
+    thread.join(10)
+
+
+def test_a_full_server_is_not_handed_more(
+    daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_PENDING", 10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        for i in range(200):
+            sock.send_multipart(feed("a", i))
+        assert [code(reply_of(sock)) for _ in range(200)] == ["ok"] * 200
+
+
+def test_a_peer_that_connects_and_says_nothing_is_cut_off(
+    engine: SpyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 100)
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(tmp_path / "d.sock"))
+        silent.settimeout(5)
+        while silent.recv(100):  # the daemon's greeting, then the end
+            pass
+    daemon.stop()
+    thread.join(10)
 
 
 # Its end.

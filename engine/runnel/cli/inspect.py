@@ -90,9 +90,7 @@ def _vouched(file: Path, spec: ModelSpec) -> bool:
 def _count(file: Path) -> tuple[Mapping[str, Any] | None, str]:
     """Operators and cost of a foreign model; None and what would help where onnx is not installed."""
     try:
-        import onnx
-
-        from runnel_export.describe import describe
+        from runnel_export.describe import describe_file
     except ImportError:
         return None, "to count a foreign model's operators: pip install 'runnel[export]'"
-    return describe(onnx.load_model_from_string(container.read(file))), ""
+    return describe_file(container.read(file)), ""

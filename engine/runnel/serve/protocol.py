@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,7 @@ Peer = bytes
 Outputs = Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A reply and where it goes."""
 
     peer: Peer
@@ -66,8 +65,7 @@ class Counts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(NamedTuple):
     peer: Peer
     request: wire.Request
     buffers: Sequence[bytes]
@@ -105,8 +103,7 @@ class _Sequence:
         stream.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """A feed in a batch."""
 
     sequence: _Sequence
@@ -156,16 +153,16 @@ class Server:
         try:
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
-            unread = wire.Request(v=wire.VERSION, op="hello", id=wire.salvage_id(frames))
-            return [self._reply(peer, unread, error=error, op="")]
+            return [self._refuse(peer, "", wire.salvage_id(frames), error)]
         try:
             if self._stopping:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
             if request.op == "hello":
-                return [self._reply(peer, request, server=self._description)]
+                reply = wire.Reply(v=wire.VERSION, op="hello", id=request.id, server=self._description)
+                return [Outgoing(peer, wire.encode_reply(reply))]
             self._take(peer, request, buffers, now)
         except RunnelError as error:
-            return [self._reply(peer, request, error=error)]
+            return [self._refuse(peer, request.op, request.id, error)]
         return []
 
     def run(self, now: float) -> list[Outgoing]:
@@ -321,29 +318,28 @@ class Server:
         applied: int | None = None,
     ) -> Outgoing:
         """The reply to a request that was taken."""
-        where: dict[str, Any] = {
-            "sequence_id": sequence.name,
-            "epoch": EPOCH,
-            "applied_seq": sequence.applied if applied is None else applied,
-        }
-        if isinstance(result, RunnelError):
-            return self._reply(pending.peer, pending.request, error=result, **where)
-        infos, buffers = pack(result)
-        return self._reply(pending.peer, pending.request, buffers, outputs=infos, **where)
+        error, outputs = (result, {}) if isinstance(result, RunnelError) else (None, result)
+        infos, buffers = pack(outputs)
+        reply = wire.Reply(
+            v=wire.VERSION,
+            op=pending.request.op,
+            id=pending.request.id,
+            sequence_id=sequence.name,
+            epoch=EPOCH,
+            applied_seq=sequence.applied if applied is None else applied,
+            outputs=infos,
+            error=self._told(error) if error else None,
+        )
+        return Outgoing(pending.peer, wire.encode_reply(reply, buffers))
 
-    def _reply(
-        self,
-        peer: Peer,
-        request: wire.Request,
-        buffers: Sequence[bytes] = (),
-        error: RunnelError | None = None,
-        **fields: Any,
-    ) -> Outgoing:
-        if error is not None:
-            self.counts.errors += 1
-            fields["error"] = wire.ErrorInfo(error.code, error.message, error.retry)
-        fields = {"op": request.op, "id": request.id, **fields}
-        return Outgoing(peer, wire.encode_reply(wire.Reply(v=wire.VERSION, **fields), buffers))
+    def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
+        """The reply to a request that was not taken."""
+        reply = wire.Reply(v=wire.VERSION, op=op, id=id, error=self._told(error))
+        return Outgoing(peer, wire.encode_reply(reply))
+
+    def _told(self, error: RunnelError) -> wire.ErrorInfo:
+        self.counts.errors += 1
+        return wire.ErrorInfo(error.code, error.message, error.retry)
 
 
 def _describe(engine: Engine, boot_id: str) -> wire.Description:

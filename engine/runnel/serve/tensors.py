@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,10 @@ DATATYPES: Mapping[str, Datatype] = {
     "float16": "FP16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
 _NAMES = {datatype: name for name, datatype in DATATYPES.items()}
-_LITTLE = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items()}
+_NATIVE = {datatype: np.dtype(name) for name, datatype in DATATYPES.items()}
+_LITTLE = {datatype: dtype.newbyteorder("<") for datatype, dtype in _NATIVE.items()}
+_SWAPPED = sys.byteorder == "big"  # then the wire's order is not the machine's
+_DATATYPE_OF = {dtype: datatype for datatype, dtype in _NATIVE.items()}  # a dtype's name is slow to ask for
 
 
 def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
@@ -28,16 +32,19 @@ def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
     for name, array in chunk.items():
         if not isinstance(array, np.ndarray):
             raise ChunkError(f"{name!r} is a {type(array).__name__}; expected a numpy array, time axis first")
-        datatype = DATATYPES.get(array.dtype.name)
-        if datatype is None:
-            raise ChunkError(f"{name!r} is {array.dtype}; expected one of {', '.join(DATATYPES)}")
+        datatype = _DATATYPE_OF.get(array.dtype)
+        if datatype is None:  # or in the other byte order
+            datatype = DATATYPES.get(array.dtype.name)
+            if datatype is None:
+                raise ChunkError(f"{name!r} is {array.dtype}; expected one of {', '.join(DATATYPES)}")
+            array = array.astype(_NATIVE[datatype])
         infos.append(TensorInfo(name, datatype, list(array.shape)))
-        buffers.append(array.astype(_LITTLE[datatype], copy=False).tobytes())
+        buffers.append((array.byteswap() if _SWAPPED else array).tobytes())
     return infos, buffers
 
 
 def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, Array]:
-    """The arrays that `wire` checked against their descriptions: read-only views of the buffers.
+    """The arrays that `wire` checked against their descriptions; read-only, mostly views of the buffers.
 
     Raises ChunkError for a BOOL that is neither 0 nor 1: such a byte is no truth value to numpy.
     """
@@ -47,10 +54,12 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
             raw = np.frombuffer(buffer, np.uint8)
             if (raw > 1).any():
                 raise ChunkError(f"{info.name!r} is BOOL, but holds {raw.max()}: a BOOL is 0 or 1")
-        flat = np.frombuffer(buffer, _LITTLE[info.datatype])
-        array = flat.reshape(info.shape).astype(_NAMES[info.datatype], copy=False)
-        array.setflags(write=False)
-        chunk[info.name] = array
+        if _SWAPPED:
+            array = np.frombuffer(buffer, _LITTLE[info.datatype]).astype(_NATIVE[info.datatype])
+            array.setflags(write=False)
+        else:
+            array = np.frombuffer(buffer, _NATIVE[info.datatype])
+        chunk[info.name] = array.reshape(info.shape)
     return chunk
 
 

@@ -11,7 +11,6 @@ that is newer than its client may tell more. What changes the meaning of a known
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -222,20 +221,24 @@ def _check_size(frames: Sequence[bytes]) -> None:
 def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: int) -> None:
     if len(infos) != len(buffers):
         raise WireError(f"the header describes {len(infos)} tensors, but {len(buffers)} frames follow it")
-    if len({info.name for info in infos}) != len(infos):
+    if len(infos) > 1 and len({info.name for info in infos}) != len(infos):
         raise WireError(f"a tensor is named twice: {', '.join(info.name for info in infos)}")
     for info, buffer in zip(infos, buffers, strict=True):
-        item = ITEM_BYTES[info.datatype]
-        # An empty array with a huge axis, (0, 2**62), has no bytes and yet no library can hold it.
-        span = item * math.prod(d for d in info.shape if d)
-        size = len(buffer)
+        # An empty array with a huge axis, (0, 2**62), has no bytes and yet no library can hold it: so
+        # the bound is on what the other axes span.
+        span = ITEM_BYTES[info.datatype]
+        empty = False
+        for length in info.shape:
+            span *= length or 1
+            empty = empty or not length
         if span > most:
             raise TooLargeError(
                 f"tensor {info.name!r} of shape {info.shape} is too large: "
                 f"at most {most} bytes a tensor; send smaller chunks"
             )
-        if size != (0 if 0 in info.shape else span):
+        size = 0 if empty else span
+        if len(buffer) != size:
             raise WireError(
-                f"tensor {info.name!r}: {info.datatype} of shape {info.shape} takes "
-                f"{0 if 0 in info.shape else span} bytes, but its frame has {size}"
+                f"tensor {info.name!r}: {info.datatype} of shape {info.shape} takes {size} bytes, "
+                f"but its frame has {len(buffer)}"
             )

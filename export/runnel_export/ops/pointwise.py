@@ -376,12 +376,15 @@ _LOGIC = {
     "bitwise_and": "And",
     "bitwise_or": "Or",
     "bitwise_xor": "Xor",
+    "__and__": "And",
+    "__or__": "Or",
+    "__xor__": "Xor",
 }
 
 
 def _logic(op: str) -> Callable[..., Value]:
     def write(low: Lowering, a: Operand | Scalar, b: Operand | Scalar) -> Value:
-        if low.op.startswith("aten.bitwise") and common_dtype(a, b) != torch.bool:
+        if "logical" not in low.op and common_dtype(a, b) != torch.bool:
             raise low.untranslated("bitwise operations on integers")
         return low.pointwise(op, [a, b], torch.bool)
 

@@ -1,0 +1,171 @@
+"""A module and its example from text: what `runnel export` is told on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runnel.errors import UsageError, nearest
+
+_INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
+_STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
+_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def load_module(target: str, kwargs: Mapping[str, Any], seed: int) -> nn.Module:
+    """The nn.Module that ``file.py:name`` or ``package.module:name`` names; runs that code.
+
+    `name` is a module, or a class or function that makes one from `kwargs`; with `seed` it has the same
+    weights each time. Raises UsageError.
+    """
+    torch.manual_seed(seed)
+    place, colon, name = target.rpartition(":")
+    if not colon or not name:
+        raise UsageError(f"{target!r}: write FILE.py:NAME or package.module:NAME")
+    found: Any = _import(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(
+                f"{place} has no {part!r}{nearest(part, [n for n in dir(found) if n[0] != '_'])}"
+            )
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise UsageError(f"{target}: a {type(found).__name__}, expected an nn.Module or what makes one")
+        try:
+            found = found(**kwargs)
+        except TypeError as error:
+            raise UsageError(f"{target}: {error}; give its arguments with --args '{{...}}'") from error
+    elif kwargs:
+        raise UsageError(f"{target} is a module already: --args is for a class or a function that makes one")
+    if not isinstance(found, nn.Module):
+        raise UsageError(f"{target} made a {type(found).__name__}, expected an nn.Module")
+    return found
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and (place == error.name or place.startswith(f"{error.name}.")):
+                raise UsageError(
+                    f"no module {place!r} here or installed; a file is named FILE.py:NAME"
+                ) from None
+            raise
+    file = Path(place)
+    if not file.is_file():
+        raise UsageError(f"{place}: no such file")
+    sys.path.insert(0, str(file.resolve().parent))  # what it imports from beside itself
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a .safetensors file, or a .pt file without code in it; raises UsageError."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
+            weights = weights.get("state_dict", weights)
+    except ImportError:
+        raise UsageError("a .safetensors file needs: pip install safetensors") from None
+    except Exception as error:  # each format's reader has errors of its own
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"{path}: not a file of weights (.safetensors, or .pt without code): {first}"
+        ) from error
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines())
+        raise UsageError(f"{path}: these weights do not fit {type(module).__name__}: {lines}") from error
+
+
+def example(module: nn.Module, texts: Sequence[str]) -> Tensor | dict[str, Tensor]:
+    """Random tensors from ``x=float32[1,50,80]`` and the like; raises UsageError."""
+    if not texts:
+        raise UsageError(
+            f"say what forward{inspect.signature(module.forward)} takes: --input [NAME=]DTYPE[SHAPE], "
+            "for example --input float32[1,50,80] for a batch of one, 50 ticks, 80 features"
+        )
+    inputs = [_input(text) for text in texts]
+    if len(inputs) == 1 and not inputs[0][0]:
+        return inputs[0][1]
+    if not all(name for name, _ in inputs):
+        raise UsageError("with several inputs, name each: --input x=float32[1,50,80]")
+    return dict(inputs)
+
+
+def _input(text: str) -> tuple[str, Tensor]:
+    match = _INPUT.match(text.replace(" ", ""))
+    if not match or match["dtype"] not in _DTYPES:
+        hint = nearest(match["dtype"], _DTYPES) if match else ""
+        raise UsageError(f"--input {text!r}: write it as x=float32[1,50,80] or tokens=int64[1,50]<1000{hint}")
+    dtype = getattr(torch, match["dtype"])
+    shape = _sizes(match["shape"], text)
+    if dtype.is_floating_point:
+        if match["below"]:
+            raise UsageError(f"--input {text!r}: '<' is for integers")
+        return match["name"] or "", torch.randn(shape).to(dtype)
+    if dtype == torch.bool:
+        return match["name"] or "", torch.rand(shape) < 0.5
+    if not match["below"]:
+        raise UsageError(f"--input {text!r}: say how large the integers get: {text}<1000")
+    values = torch.randint(0, int(match["below"]), shape)
+    # The proof draws from the range that it finds here, so both ends must be in it.
+    values.view(-1)[0], values.view(-1)[-1] = 0, int(match["below"]) - 1
+    return match["name"] or "", values.to(dtype)
+
+
+def state(texts: Sequence[str]) -> dict[str, Tensor] | None:
+    """Explicit states, zeros at first, from ``h=1,1,32``; None for none."""
+    found = {}
+    for text in texts:
+        match = _STATE.match(text)
+        if not match:
+            raise UsageError(
+                f"--state {text!r}: write it as h=1,1,32: the shape that forward takes, batch included"
+            )
+        found[match["name"]] = torch.zeros(_sizes(match["shape"], text))
+    return found or None
+
+
+def _sizes(text: str, whole: str) -> list[int]:
+    sizes = [int(part) for part in text.split(",") if part.strip()]
+    if not sizes or math.prod(sizes) < 1:
+        raise UsageError(f"{whole!r}: sizes are whole numbers of at least 1")
+    return sizes
+
+
+def data(path: Path) -> Tensor | dict[str, Tensor]:
+    """Arrays from a .npy or .npz file; raises UsageError."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return torch.from_numpy(loaded)
+        return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not data: .npy, or .npz by input names, without objects ({error})"
+        ) from error

@@ -1,0 +1,102 @@
+"""The model's document: written and read back the same, and refused in words whatever it holds."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.errors import ModelError
+from runnel.spec import Framing, ModelSpec, from_document, to_document
+from tests.models import state, tensor
+
+SPEC = ModelSpec(
+    (tensor("x", ("time", "slot", 6, 2)),),
+    (tensor("y", ("time", "slot", 3)), tensor("n", ("time", "slot"), "int64")),
+    (state("h", (2, "slot", 3), [[1, 2, 3], [4, 5, 6]]), state("c", ("slot", 4), 0.5)),
+    Framing(6, 4),
+    rate=16000.0,
+    certificate={"tolerance": 1e-4},
+    graph={"ops": {"LSTM": 1}},
+)
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["slot", "time", "float32", 1.5]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for key, v in inner for p in places(v, (*path, key)))]
+
+
+def test_round_trip() -> None:
+    document = to_document(SPEC)
+    again = from_document(document, "m")
+    assert to_document(again) == document
+    assert (again.inputs, again.outputs, again.framing, again.rate) == (
+        SPEC.inputs,
+        SPEC.outputs,
+        SPEC.framing,
+        16000,
+    )
+    for a, b in zip(again.states, SPEC.states, strict=True):
+        assert (a.input, a.output, a.shape, a.slot_axis) == (b.input, b.output, b.shape, b.slot_axis)
+        np.testing.assert_array_equal(a.initial, b.initial)
+        assert not a.initial.flags.writeable
+
+
+@given(at=st.integers(0, 10_000), value=_json)
+def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any) -> None:
+    document = copy.deepcopy(to_document(SPEC))
+    path = places(document)[at % len(places(document))]
+    if not path:
+        document = value
+    else:
+        inner = document
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+    try:
+        spec = from_document(document, "m.onnx")
+    except ModelError as error:
+        message = str(error)
+    else:
+        message = "m.onnx"
+        assert to_document(from_document(to_document(spec), "m")) == to_document(spec)
+    assert message.startswith(("m.onnx", "framing"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("format",), 2, "format 2; this version of runnel reads format 1"),
+        (("latecy",), 0, r"unknown key 'latecy' \(did you mean 'latency'\?\)"),
+        (("inputs",), [], "at least one input"),
+        (("states", 0, "shape"), [2, 3], "must hold 'slot' once"),
+        (("states", 0, "slot_axis"), 0, "slot_axis 0 is not where 'slot' stands"),
+        (("states", 1, "input"), "h", "input 'h' is named twice"),
+        (("outputs", 0, "dtype"), "float31", "dtype 'float31' is not one of"),
+        (("outputs", 0, "shape"), ["slot", 3], "not every input and output has a 'time' axis"),
+        (("framing", "window"), 7, "window is 7, but 'x' takes"),
+        (("ticks",), 2, "ticks must be 'any' or 1"),
+        (("rate",), -1, "positive number of Hz"),
+    ],
+)
+def test_messages(path: tuple[Any, ...], value: Any, says: str) -> None:
+    document: Any = copy.deepcopy(to_document(SPEC))
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ModelError, match=says):
+        from_document(document, "m.onnx")

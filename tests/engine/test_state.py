@@ -1,0 +1,101 @@
+"""Snapshots: exact both ways, and anything else than one is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from runnel.errors import LimitError, NonFiniteError, SnapshotError
+from runnel.slots import Arena
+from runnel.spec import DTYPES
+from runnel.state import Snapshot, decode, encode
+from tests.models import state
+
+arrays = st.sampled_from(DTYPES).flatmap(
+    lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0), elements=st.integers(0, 1))
+)
+stages = st.lists(
+    st.tuples(st.text(max_size=8), st.dictionaries(st.text(max_size=8), arrays, max_size=3)), max_size=3
+)
+
+
+@given(stages=stages, seq=st.integers(0, 2**60), ended=st.booleans(), pipeline=st.text(max_size=40))
+def test_round_trip(
+    stages: list[tuple[str, dict[str, np.ndarray]]], seq: int, ended: bool, pipeline: str
+) -> None:
+    blob = encode(Snapshot(pipeline, seq, ended, tuple(stages)))
+    found = decode(blob)
+    assert (found.pipeline, found.seq, found.ended) == (pipeline, seq, ended)
+    assert encode(found) == blob
+    for (name, held), (wanted, given_) in zip(found.stages, stages, strict=True):
+        assert name == wanted
+        assert held.keys() == given_.keys()
+        for key, array in held.items():
+            assert array.dtype == given_[key].dtype
+            np.testing.assert_array_equal(array, given_[key])
+            assert not array.flags.writeable
+
+
+def test_every_bit_is_kept() -> None:
+    odd = np.array([-0.0, 1e-45, np.nan, np.inf, 3.4e38], np.float32)
+    found = decode(encode(Snapshot("p", 1, False, (("m", {"h": odd}),)))).stages[0][1]["h"]
+    assert found.tobytes() == odd.tobytes()
+
+
+@given(blob=st.binary(max_size=200))
+def test_any_bytes(blob: bytes) -> None:
+    with pytest.raises(SnapshotError):
+        decode(blob)
+
+
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_one_flipped_bit(at: int, bit: int) -> None:
+    blob = bytearray(encode(Snapshot("p", 3, False, (("m", {"h": np.ones((2, 3), np.float32)}),))))
+    blob[at % len(blob)] ^= 1 << bit
+    with pytest.raises(SnapshotError):
+        decode(bytes(blob))
+
+
+# The arena
+
+
+def test_columns_are_views_of_one_arena() -> None:
+    arena = Arena([state("h", (2, "slot", 3)), state("n", ("slot",), 7, "int64"), state("c", ("slot", 5))], 3)
+    assert arena.columns["h"].shape == (8, 2, 3)
+    assert arena.columns["n"].shape == (8,)
+    for column in arena.columns.values():
+        assert np.shares_memory(column, arena._rows)
+        assert column.ctypes.data % 64 == 0
+    assert arena.floats is None, "a row of two types is checked state by state"
+
+
+@given(ops=st.lists(st.integers(0, 9), max_size=60))
+def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
+    arena = Arena([state("h", ("slot", 2), 0.5)], 5)
+    held: list[int] = []
+    for op in ops:
+        if op < 6:
+            if len(held) == 5:
+                with pytest.raises(LimitError, match="all 5 streams are open"):
+                    arena.take()
+                continue
+            row = arena.take()
+            assert row // 2 not in {r // 2 for r in held}
+            assert (arena.read(row)["h"] == 0.5).all()
+            arena.write(row ^ 1, {"h": np.full(2, 9.0, np.float32)})
+            held.append(row ^ 1)
+        elif held:
+            arena.give(held.pop(op % len(held)))
+        assert arena.used == len(held)
+        assert all((arena.read(r)["h"] == 9).all() for r in held)
+
+
+def test_a_non_finite_state_is_named() -> None:
+    arena = Arena([state("h", ("slot", 2)), state("c", ("slot", 2))], 2)
+    row = arena.take()
+    arena.check(row, "m")
+    arena.write(row, {"h": np.zeros(2), "c": np.array([0, np.inf])})
+    with pytest.raises(NonFiniteError, match="m: state 'c' became non-finite"):
+        arena.check(row, "m")
+    assert np.isnan(np.vdot(arena.floats[row], np.zeros_like(arena.floats[row])))  # type: ignore[index]

@@ -1,0 +1,193 @@
+"""The certificate's small parts: random data, figures, vectors, the cost of a graph."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from runnel.errors import ModelError
+from runnel.spec import Framing, ModelTensor
+from runnel_export import vectors
+from runnel_export.certificate import FLOAT32, Check, Error, judge
+from runnel_export.describe import describe, flops
+from runnel_export.proofs import Tally, Trial
+from runnel_export.samples import Source, draw, source, weak_spots
+
+from .steps import FEATURES, HIDDEN, OUT, Recurrent, lifted
+from .zoo import exported
+
+# Random data
+
+
+def tensor(dtype: str = "float32", *shape: int) -> ModelTensor:
+    return ModelTensor("x", dtype, ("time", "slot", *shape))
+
+
+@given(mean=st.integers(-50, 50), spread=st.integers(1, 20), seed=st.integers(0, 9))
+def test_floats_are_drawn_with_the_examples_mean_and_spread(mean: int, spread: int, seed: int) -> None:
+    # Integers, since onnxruntime's denormals-as-zero stays on in a thread that has run a session, and
+    # hypothesis draws no floats then.
+    example = np.random.default_rng(seed).normal(mean, spread, (40, 25))
+    example[0, 0] = -1e-3  # something below zero: not a magnitude
+    drawn = source(tensor("float32", 25), None, example).draw(np.random.default_rng(seed + 1), 400)
+    assert drawn.shape == (400, 25)
+    assert drawn.dtype == np.float32
+    assert abs(drawn.mean() - example.mean()) < 0.1 * spread
+    assert abs(drawn.std() - example.std()) < 0.1 * spread
+
+
+def test_an_example_of_zeros_or_ones_gives_a_spread_of_one() -> None:
+    for value in (0.0, 1.0):
+        made = source(tensor("float32", 3), None, np.full((9, 3), value))
+        assert (made.mean, made.spread) == (value, 1.0)
+
+
+def test_nothing_below_zero_stays_so() -> None:
+    drawn = source(tensor("float32", 3), None, np.array([[0.0, 0.1, 4.0]])).draw(
+        np.random.default_rng(0), 500
+    )
+    assert drawn.min() >= 0
+    assert drawn.max() > 1
+
+
+@given(low=st.integers(-5, 5), width=st.integers(0, 9), dtype=st.sampled_from(["int64", "int32", "int8"]))
+def test_integers_span_the_examples_range_and_stay_in_it(low: int, width: int, dtype: str) -> None:
+    made = source(tensor(dtype), None, np.array([low, low + width]))
+    drawn = made.draw(np.random.default_rng(0), 300)
+    assert drawn.dtype == dtype
+    assert (drawn.min(), drawn.max()) == (low, low + width)
+    assert bool(weak_spots([made])) == (width == 0)
+
+
+def test_framed_data_is_samples() -> None:
+    made = source(tensor("float32", 12, 2), Framing(12, 8), np.zeros(4))
+    assert made.draw(np.random.default_rng(0), 16).shape == (16, 2)
+
+
+def test_a_source_draws_the_same_after_json() -> None:
+    made = source(tensor("float32", 3), None, np.arange(9.0))
+    again = Source.from_json(made.to_json(), "m")
+    a, b = (draw([s], np.random.default_rng(4), 7)["x"] for s in (made, again))
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(ModelError, match="how data is drawn"):
+        Source.from_json({"name": "x"}, "m")
+
+
+# Figures
+
+
+def one(got: object, expected: object, doubtful: object = None) -> Error:
+    tally = Tally()
+    tally.add("y", np.asarray(got), np.asarray(expected), None if doubtful is None else np.asarray(doubtful))
+    return tally.errors["y"]
+
+
+def test_errors_are_the_largest_and_relative_to_the_peak() -> None:
+    error = one(np.float32([1, 2.5]), np.float64([1, -3])).merge(one(np.float32([4]), np.float64([4])))
+    assert (error.absolute, error.peak, error.elements) == (5.5, 4.0, 3)
+    assert error.relative == 5.5 / 4
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [([np.nan], [1.0]), ([1.0], [np.inf]), ([np.inf], [1.0]), ([np.inf], [-np.inf]), ([1.0, 2.0], [1.0])],
+)
+def test_what_cannot_be_subtracted_is_never_equal(got: list[float], expected: list[float]) -> None:
+    assert one(got, expected).absolute == math.inf
+    check = Check("x", "", True, {"y": one(got, expected)})
+    assert not judge([check], FLOAT32)[0].passed
+
+
+def test_equal_infinities_are_equal() -> None:
+    assert one([np.inf, 1.0, -np.inf], [np.inf, 1.0, -np.inf]).absolute == 0
+
+
+def test_integers_are_counted_and_doubtful_ones_are_not() -> None:
+    assert one([1, 2, 3], [1, 5, 9]).mismatches == 2
+    error = one([1, 2, 3], [1, 5, 9], [False, True, True])
+    assert error.mismatches == 0
+    assert not judge([Check("x", "", True, {"y": one([1, 2], [1, 3])})], FLOAT32)[0].passed
+
+
+def test_silence_in_one_check_is_measured_by_the_peak_of_another() -> None:
+    quiet = Check("quiet", "", True, {"y": Error(absolute=1e-7, peak=1e-6, elements=1)})
+    loud = Check("loud", "", True, {"y": Error(absolute=1e-7, peak=1.0, elements=1)})
+    assert not judge([quiet], FLOAT32)[0].passed
+    assert all(check.passed for check in judge([quiet, loud], FLOAT32))
+
+
+# Vectors
+
+
+@given(ticks=st.integers(2, 60), width=st.integers(1, 3000), started=st.booleans())
+def test_vectors_survive_json_and_are_bounded(ticks: int, width: int, started: bool) -> None:
+    rng = np.random.default_rng(0)
+    chunk = {"x": rng.normal(size=(ticks * 4, width)).astype(np.float32), "n": np.arange(ticks * 4)}
+    expected = {"y": rng.normal(size=(ticks, 2)), "b": np.zeros(ticks, bool)}
+    start = {"h": rng.normal(size=(1, 3)).astype(np.float32)} if started else None
+    stored = vectors.to_json(Trial(chunk, expected, start), unit=4)
+    again = vectors.from_json(stored, "m")
+    kept = len(again.expected["y"])
+    assert 2 <= kept <= ticks
+    assert len(again.chunk["x"]) == kept * 4
+    np.testing.assert_array_equal(again.chunk["x"], chunk["x"][: kept * 4])
+    np.testing.assert_array_equal(again.chunk["n"], chunk["n"][: kept * 4])
+    np.testing.assert_allclose(again.expected["y"], expected["y"][:kept], rtol=1e-6)
+    assert again.expected["b"].dtype == bool
+    assert (again.start is None) == (not started)
+    assert kept == 2 or sum(a.nbytes for a in again.chunk.values()) <= vectors.MAX_BYTES
+
+
+@pytest.mark.parametrize("damage", [{"dtype": "object"}, {"shape": [5]}, {"data": "???"}, {"data": None}])
+def test_damaged_vectors_are_refused(damage: dict) -> None:
+    stored = vectors.to_json(Trial({"x": np.zeros((4, 2))}, {"y": np.zeros((4, 2))}), unit=1)
+    stored["inputs"]["x"] |= damage
+    with pytest.raises(ModelError, match="make no sense"):
+        vectors.from_json(stored, "m")
+
+
+# Cost
+
+
+def test_the_cost_of_a_recurrent_layer_follows_its_equations() -> None:
+    lstm = describe(lifted(Recurrent("LSTM")).model)
+    products = 2 * 4 * HIDDEN * (FEATURES + HIDDEN) + 2 * HIDDEN * OUT
+    elementwise = (4 * 3 + 3 + 2) * HIDDEN + OUT  # gates; f*c + i*g; tanh and o*; the output's bias
+    assert lstm["flops"] == products + elementwise
+    assert lstm["ops"] == {"Add": 1, "LSTM": 1, "MatMul": 1, "Squeeze": 1}
+    assert lstm["parameters"] == 4 * HIDDEN * (FEATURES + HIDDEN + 2) + HIDDEN * OUT + OUT
+    gru = describe(lifted(Recurrent("GRU")).model)
+    assert gru["flops"] == (
+        2 * 3 * HIDDEN * (FEATURES + HIDDEN) + (3 * 3 + 1 + 4) * HIDDEN + 2 * HIDDEN * OUT + OUT
+    )
+    assert gru["opset"], gru["ir"] == (20, 10)
+
+
+def test_the_cost_of_a_causal_convolution_is_that_of_one_tick() -> None:
+    model = onnx.load(exported("conv-left-padded"))
+    assert flops(model) == 2 * 6 * 4 * 3 + 6 + 6  # products, bias, relu
+
+
+def test_a_graph_with_an_unknown_operator_has_no_flops_and_still_a_description() -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mystery", ["x"], ["m"], domain="some.where"),
+            helper.make_node("MatMul", ["m", "w"], ["y"]),
+        ],
+        "g",
+        [value("x", TensorProto.FLOAT, ["slot", 3])],
+        [value("y", TensorProto.FLOAT, ["slot", 2])],
+        [numpy_helper.from_array(np.zeros((3, 2), np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("some.where", 1)]
+    found = describe(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    assert found["flops"] is None
+    assert found["ops"] == {"MatMul": 1, "Mystery": 1}
+    assert found["parameters"] == 6
