@@ -63,7 +63,7 @@ def test_a_clean_install_serves_and_streams_without_torch(wheel: Path, tmp_path:
     run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
     bin = tmp_path / "venv" / "bin"
     python, runnel = bin / "python", bin / "runnel"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     probe = [*pip, "download", "--no-deps", "--timeout", "5", "--retries", "1", "pluggy"]
     if subprocess.run(probe, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=120).returncode:
         pytest.skip("pip reaches no package index here, so nothing can be installed")
@@ -114,4 +114,5 @@ def served(runnel: Path, work: Path) -> np.ndarray:
     finally:
         daemon.kill()
         daemon.wait()
-    return np.load(work / "served.npy")
+    found: np.ndarray = np.load(work / "served.npy")
+    return found
