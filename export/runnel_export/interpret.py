@@ -63,7 +63,7 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     if target is operator.getitem:
         return args[0][args[1]]
     if not isinstance(target, torch._ops.OpOverload):
-        raise ExportError(f"{low.where}: {target} has no translation")
+        raise ExportError(f"{low.where}: it has no translation")
     name = target._schema.name
     if name in _IGNORED:
         return None
@@ -134,9 +134,7 @@ def _check(low: Lowering, node: Node, found: Any) -> None:
     shape = low.shape(axes_of(found))
     if shape != tuple(seen.shape):
         raise ExportError(
-            f"{low.where}, {low.op}: a fault of the exporter: shape {shape} for torch's {tuple(seen.shape)}"
+            f"{low.where}: a fault of the exporter: shape {shape} for torch's {tuple(seen.shape)}"
         )
     if isinstance(found, Value) and found.dtype != seen.dtype:
-        raise ExportError(
-            f"{low.where}, {low.op}: a fault of the exporter: {found.dtype} for torch's {seen.dtype}"
-        )
+        raise ExportError(f"{low.where}: a fault of the exporter: {found.dtype} for torch's {seen.dtype}")

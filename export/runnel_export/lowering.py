@@ -93,18 +93,19 @@ class Lowering(Writer):
     def span_refusal(self, span: Span) -> NotStreamableError:
         """A sequence of another length cannot be streamed as it is."""
         if span.filter:
-            self.path = span.filter.path
-            p = span.filter.reach
+            p, where = span.filter.reach, span.filter.where
             if span.offset > 0:
                 return self.refusal(
                     f"the convolution sees {span.offset} ticks of the future (symmetric or missing padding "
                     f"on the left; (kernel - 1) * dilation is {p})",
                     f"pad {p} ticks on the left only: F.pad(x, ({p}, 0)), or padding={p} and then "
                     f"[..., :-{p}]",
+                    where,
                 )
             return self.refusal(
                 f"the convolution's result has {span.length - (self.ticks or 0):+d} ticks against its input",
                 f"cut it to the input's length: [..., :-{p}]",
+                where,
             )
         return self.refusal(
             f"a sequence of another length than the input's ({span.length - (self.ticks or 0):+d} ticks, "

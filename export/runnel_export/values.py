@@ -68,7 +68,6 @@ class Carry:
 class Filter:
     """A convolution along time, not written yet: all but its place on the time axis."""
 
-    op: str
     weight: torch.Tensor
     bias: torch.Tensor | None
     axes: tuple[Axis, ...]  # of the result
@@ -78,6 +77,7 @@ class Filter:
     strides: tuple[int, ...]
     pads: tuple[int, ...]  # on the other spatial axes: begins, then ends; 0 on time
     path: str
+    where: str  # for errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,16 +35,17 @@ class Writer:
 
     @property
     def where(self) -> str:
-        return f"layer {self.path!r} ({self.layer})" if self.path else f"{self.layer}.forward"
+        layer = f"layer {self.path!r} ({self.layer})" if self.path else f"{self.layer}.forward"
+        return f"{layer}, {self.op}"
 
-    def refusal(self, why: str, help: str) -> NotStreamableError:
+    def refusal(self, why: str, help: str, where: str | None = None) -> NotStreamableError:
         """To raise where a layer cannot be streamed: it would need the future, or absolute time."""
-        return NotStreamableError(f"{self.where}, {self.op}: {why}. What would help: {help}")
+        return NotStreamableError(f"{where or self.where}: {why}. What would help: {help}")
 
     def untranslated(self, what: str) -> ExportError:
         """To raise where it might be streamed, but there is no translation."""
         return ExportError(
-            f"{self.where}, {self.op}: {what}. The exporter has no translation for it; "
+            f"{self.where}: {what}. The exporter has no translation for it; "
             "CONTRIBUTING.md says how to add one"
         )
 
@@ -72,7 +73,7 @@ class Writer:
         """A constant's name. Refuses NaN: it stands for memory that the module never wrote."""
         tensor = torch.as_tensor(value, dtype=dtype).detach().cpu()
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ExportError(f"{self.where}, {self.op}: a constant holds NaN, or memory never written to")
+            raise ExportError(f"{self.where}: a constant holds NaN, or memory never written to")
         if tensor.dtype not in NUMPY_OF:
             raise self.untranslated(f"a constant of {tensor.dtype}")
         return self.graph.constant(

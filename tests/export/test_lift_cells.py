@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import assert_streams, op_types
 from torch import Tensor, nn
+
+from .stepping import assert_streams, op_types
 
 
 def _h(state: Any) -> Tensor:

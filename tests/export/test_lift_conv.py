@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnel_export.lift import lift
-from stepping import assert_streams, op_types
-from test_lift_stateless import Apply
 from torch import Tensor, nn
+
+from runnel_export.lift import lift
+
+from .stepping import assert_streams, op_types
+from .test_lift_stateless import Apply
 
 CHANNELS_FIRST = {"time_axis": 2}
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnel_export.lift import lift
-from stepping import assert_streams, op_types, stepped
 from torch import Tensor, nn
+
+from runnel_export.lift import lift
+
+from .stepping import assert_streams, op_types, stepped
 
 
 class LSTMModel(nn.Module):

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runnel_export.lift import lift
-from stepping import assert_streams, op_types
 from torch import Tensor, nn
+
+from runnel_export.lift import lift
+
+from .stepping import assert_streams, op_types
 
 
 class Apply(nn.Module):

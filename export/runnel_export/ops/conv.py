@@ -59,7 +59,7 @@ def conv(
         ]
         axes: tuple[Axis, ...] = (v.axes[0], weight.shape[0], *sizes)
         whole = tuple(p for p, _ in pads) + tuple(q for _, q in pads)
-        f = Filter("Conv", weight, bias, axes, 0, dilation, groups, stride, whole, low.path)
+        f = Filter(weight, bias, axes, 0, dilation, groups, stride, whole, low.path, low.where)
         return per_frame(low, v, lambda name: conv_node(low, f, name), axes)
     return _along_time(low, x, base, weight, bias, stride, pads, dilation, groups, reaches)
 
@@ -105,7 +105,7 @@ def _along_time(
     ]
     axes = (base.axes[0], weight.shape[0], *sizes)
     whole = tuple(p for p, _ in others) + tuple(q for _, q in others)
-    f = Filter("Conv", weight, bias, axes, reaches[at], dilation, groups, stride, whole, low.path)
+    f = Filter(weight, bias, axes, reaches[at], dilation, groups, stride, whole, low.path, low.where)
     return settle(
         low,
         replace(span, offset=span.offset + reaches[at], length=span.length - reaches[at], filter=f),

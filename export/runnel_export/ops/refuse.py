@@ -42,9 +42,13 @@ def over_an_axis(low: Lowering, *_: Any) -> NoReturn:
     "aten::rand_like",
     "aten::randn_like",
     "aten::multinomial",
-    "aten::native_dropout",
     "aten::rrelu",
     lazy=True,
 )
 def random(low: Lowering, *_: Any) -> NoReturn:
     raise low.refusal("the result is random", "a step model computes the same for the same input and state")
+
+
+@handles("aten::native_dropout")
+def dropout(low: Lowering, *_: Any) -> NoReturn:
+    raise low.refusal("dropout that is on in eval mode", "nn.Dropout, or F.dropout(x, p, self.training)")

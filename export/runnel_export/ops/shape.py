@@ -46,9 +46,7 @@ from .span import widen_span
 )
 def same(low: Lowering, x: Data, *rest: Any) -> Data:
     if low.op.endswith("dropout") and rest[1] and rest[0]:
-        raise low.refusal(
-            "dropout that is on in eval mode", "use nn.Dropout, or F.dropout(x, p, self.training)"
-        )
+        raise low.refusal("dropout that is on in eval mode", "nn.Dropout, or F.dropout(x, p, self.training)")
     return x
 
 
