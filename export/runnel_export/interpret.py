@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from runnel.errors import ExportError
+from runnel.errors import ExportError, RunnelError
 
 from . import ops
 from .lowering import Lowering
@@ -82,7 +82,14 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     bound = _bound(target, args, kwargs)
     if not handler.lazy:
         bound = [_mapped(x, low.value) for x in bound]
-    return handler.function(low, *bound)
+    try:
+        return handler.function(low, *bound)
+    except RunnelError:
+        raise
+    except Exception as error:  # a translation that met arguments it was not written for
+        raise ExportError(
+            f"{low.where}: a fault of the exporter ({type(error).__name__}: {error}); please report it"
+        ) from error
 
 
 def _constant(

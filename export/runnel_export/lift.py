@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 from torch import Tensor, nn
 
-from runnel.errors import ExportError
+from runnel.errors import ExportError, NotStreamableError
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
 from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
@@ -17,8 +17,9 @@ from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
 from . import interpret
 from .graph import NUMPY_OF, Port
 from .lowering import Lowering, State
+from .ops.sequence import select
 from .trace import Trace, trace
-from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Span, Stack, Value
+from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,54 @@ def lift(
     Model tensors are ("time", "slot", ...). Raises NotStreamableError where a layer needs the future or
     absolute time, and ExportError where there is no translation; both name the layer and what would help.
     """
-    wanted = {"time_axis": time_axis, "batch_axis": batch_axis, "state": state}
-    traced = trace(module, example, **wanted)  # type: ignore[arg-type]
+    names = list(output_names) if output_names is not None else None
+
+    def traces(one_tick: bool) -> list[Trace]:
+        return [
+            trace(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state,
+                  one_tick=one_tick, sizes=sizes)
+            for sizes in (0, 1)
+        ]  # fmt: skip
+
+    over_time = traces(one_tick=False)
     try:
-        return _Lift(module, traced).finish(output_names)
+        lifted, again = (_Lift(module, traced, names).finish() for traced in over_time)
     except ExportError as error:
         if not state or time_axis is None:
             raise
         # Whatever the module does with its state, one tick at a time is its own definition of a step.
-        single = trace(module, example, **wanted, one_tick=True)  # type: ignore[arg-type]
-        lifted = _Lift(module, single).finish(output_names)
+        axes = time_axes(over_time[0])
+        lifted, again = (_Lift(module, t, names, axes).finish() for t in traces(one_tick=True))
         note = f"the step model takes exactly one tick a call, because over several: {error.message}"
-        return Lifted(lifted.model, lifted.spec, (note, *lifted.notes))
+        lifted = replace(lifted, notes=(note, *lifted.notes))
+    if lifted.model != again.model:
+        raise NotStreamableError(
+            f"{type(module).__name__}: what it computes changes with the batch size or with the sequence's "
+            "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
+            "has no length; use constants, or state that counts"
+        )
+    return lifted
+
+
+def time_axes(traced: Trace) -> dict[str, int | None]:
+    """Which axis of each output is time."""
+    shapes = {name: list(node.meta["val"].shape) for name, node in traced.outputs.items()}
+    return {n: s.index(traced.ticks) if traced.ticks in s else None for n, s in shapes.items()}
 
 
 class _Lift:
     """One translation from its trace to the finished model."""
 
-    def __init__(self, module: nn.Module, traced: Trace) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        traced: Trace,
+        output_names: list[str] | None,
+        one_tick: Mapping[str, int | None] | None = None,
+    ) -> None:
+        """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output."""
         self.trace = traced
+        self.one_tick = one_tick
         self.name = type(module).__name__
         self.low = Lowering(traced.batch, traced.ticks, givens={s.name: s.initial for s in traced.states})
         self.low.layer = self.name
@@ -79,6 +109,7 @@ class _Lift:
             axes: list[Axis] = [*shape[: s.batch_axis], BATCH, *shape[s.batch_axis :]]
             self.env[s.placeholder] = Given(s.name, tuple(axes))
             self.low.graph.fresh(s.name)
+        self.names = self._output_names(output_names)
         interpret.run(self.low, traced.nodes, self.env)
 
     def _input(self, placeholder: str, name: str) -> tuple[Port, ModelTensor]:
@@ -107,13 +138,12 @@ class _Lift:
 
     # -------------------------------------------------------------- results
 
-    def finish(self, output_names: Sequence[str] | None) -> Lifted:
+    def finish(self) -> Lifted:
         low = self.low
         low.path, low.layer, low.op = "", self.name, "the result"
-        names = self._output_names(output_names)
         results = [
-            self._output(n, self.env[node.name])
-            for n, node in zip(names, self.trace.outputs.values(), strict=True)
+            self._output(name, own, self.env[node.name])
+            for name, (own, node) in zip(self.names, self.trace.outputs.items(), strict=True)
         ]
         for s in self.trace.states:
             self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
@@ -155,29 +185,31 @@ class _Lift:
             if name in taken:
                 found[i] = f"{name}_out"
                 self.low.note(f"output {name!r} is called {found[i]!r}: an input has its name")
+            self.low.graph.fresh(found[i])
         return found
 
-    def _output(self, name: str, data: Any) -> tuple[str, Port, ModelTensor]:
+    def _output(self, name: str, own: str, data: Any) -> tuple[str, Port, ModelTensor]:
+        """(value, port, tensor) of a result; `own` is the module's name for it."""
         low = self.low
         low.op = f"output {name!r}"
         if isinstance(data, Tensor):
             raise low.refusal("it does not depend on the input", "leave it out of what forward returns")
-        if isinstance(data, Span) and data.filter:
-            raise low.span_refusal(data)
         v = low.value(data)
-        v = self._streamed(v, name) if low.ticks is not None else v
+        v = self._streamed(v) if low.ticks is not None else v
         lead: list[int] = low.leading(v)
-        if low.ticks is None and self.trace.time_axis is not None:  # a trace of one tick: an axis of size 1
-            time = self.trace.time_axis % max(1, len(v.axes))
-            if time < len(v.axes) and v.axes[time] == 1:
-                lead = [time, *lead]
+        if self.one_tick is not None:
+            time = self.one_tick[own]
+            if time is None:  # a result for the chunk's last tick, which is its only one
+                v, time = low.insert(v, 0), 0
+                lead = low.leading(v)
+            lead = [time, *lead]
         order = [*lead, *[i for i in range(len(v.axes)) if i not in lead]]
         v = low.arrange(v, order)
         words: tuple[Dim, ...] = (TIME_WORD, SLOT_WORD) if len(lead) == 2 else (SLOT_WORD,)
         dims: tuple[Dim, ...] = (*words, *[low.size(v.axes[o]) for o in order if o not in lead])
         return v.name, Port(name, v.dtype, dims), ModelTensor(name, NUMPY_OF[v.dtype], dims)
 
-    def _streamed(self, v: Value, name: str) -> Value:
+    def _streamed(self, v: Value) -> Value:
         """A result over time, or at the last tick, which is what the module gives on each prefix."""
         low = self.low
         assert low.ticks is not None
@@ -203,23 +235,28 @@ class _Lift:
         low.op = f"state {name!r}"
         if isinstance(data, Tensor):
             raise low.refusal("the module returns a constant for it", "return the next state")
-        mine = [s for n, s in low.states.items() if n == name or n.startswith(f"{name}.")]
+        mine = [s for s in low.states.values() if s.given and s.given.name == name]
         for s in mine:
-            if s.name != name and isinstance(data, Stack):
-                part: Any = data.parts[int(s.name.rsplit(".", 1)[1])]
-            elif s.name != name:
-                raise low.untranslated("it came in layer by layer and is returned as one tensor")
-            else:
-                part = data
-            s.next = self._at_end(part, s)
+            s.next = self._at_end(self._layer(data, s), s)
         if not mine:
             low.note(f"state {name!r} has no influence on any output and is left out")
+
+    def _layer(self, data: Any, s: State) -> Any:
+        """The part of a returned state that belongs to `s`, which may be one layer."""
+        layer = s.given.layer if s.given else None
+        if layer is None:
+            return data
+        if isinstance(data, Stack):
+            return data.parts[layer]
+        if isinstance(data, Given):
+            return Given(data.name, data.axes[1:], layer)
+        return select(self.low, self.low.value(data), 0, layer)
 
     def _at_end(self, data: Any, s: State) -> str:
         """The value after the call's last tick, in the state's own shape."""
         low = self.low
-        if isinstance(data, Given):
-            return data.name
+        if isinstance(data, Given) and low.ticks is not None:
+            return low.layer_state(data)
         if isinstance(data, Carry):
             final = low.recurrences[data.recurrence].final_c
             assert final is not None
@@ -247,7 +284,7 @@ class _Lift:
         for r in low.recurrences:
             if v.name == r.y:
                 return self._last(v.tick, r.final)
-        v = low.arrange(v, [HIDDEN, *[o for o in v.order if o != HIDDEN]])
+        v = low.arrange(low.drop(v, 0) if len(v.axes) == 3 else v, (HIDDEN, 0, 1))
         ints = low.graph.ints
         return self._last(v.tick, low.node("Slice", v.name, ints(-1), ints(2**62), ints(0)))
 
@@ -269,6 +306,6 @@ class _Lift:
                 break
             living = found
         for s in low.states.values():
-            if s not in living and any(s.name == g or s.name.startswith(f"{g}.") for g in low.givens):
+            if s not in living and s.given:
                 low.note(f"state {s.name!r} has no influence on any output and is left out")
         return living

@@ -39,6 +39,7 @@ class State:
     dims: Dims
     initial: Array  # one stream's row
     next: str | None = None
+    given: Given | None = None  # the argument of the module that it is, or is one layer of
 
 
 @dataclass(frozen=True)
@@ -138,35 +139,36 @@ class Lowering(Writer):
         return Value(name, carry.axes, (HIDDEN, rank - 2, rank - 1), torch.float32, carry.tick)
 
     def natural_state(self, given: Given) -> Value:
-        """An explicit state as a graph input of the shape that the module gives it."""
+        """An explicit state, or one layer of it, as an ordinary value of a step."""
         if given.layer is not None:
-            whole = self.natural_state(Given(given.name, (self.layers(given.name), *given.axes)))
-            picked = self.node("Gather", whole.name, self.constant(given.layer, torch.int64), axis=0)
-            return Value(picked, given.axes, tuple(range(len(given.axes))), torch.float32)
-        if given.name not in self.states:
-            if any(name.startswith(f"{given.name}.") for name in self.states):
-                raise self.untranslated(f"state {given.name!r} is used whole and also layer by layer")
-            row = self.givens[given.name]
-            dims = tuple("slot" if a == BATCH else self.size(a) for a in given.axes)
-            self.states[given.name] = State(given.name, row.dtype, dims, row.numpy())
-        return Value(given.name, given.axes, tuple(range(len(given.axes))), self.givens[given.name].dtype)
-
-    def layers(self, name: str) -> int:
-        """The leading axis of an explicit state of shape (layers, batch, hidden)."""
-        return int(self.givens[name].shape[0])
+            name = self.layer_state(given)
+            row = Value(name, (1, *given.axes), (0, 1, 2), self.givens[given.name].dtype)
+            return self.drop(row, 0)
+        row_of = self.givens[given.name]
+        dims = tuple("slot" if a == BATCH else self.size(a) for a in given.axes)
+        name = self._declared(given, given.name, row_of, dims)
+        return Value(name, given.axes, tuple(range(len(given.axes))), row_of.dtype)
 
     def layer_state(self, given: Given) -> str:
         """The graph input for one layer of an explicit state, of shape (1, "slot", hidden)."""
-        row = self.givens[given.name]
-        if given.layer is None or row.dim() == 1:
+        row = self.givens[given.name]  # (layers, hidden), or (hidden,)
+        if row.dim() == 1 or row.shape[0] == 1:
             name, row = given.name, row.reshape(1, -1)
         else:
-            name = given.name if row.shape[0] == 1 else f"{given.name}.{given.layer}"
-            row = row[given.layer].reshape(1, -1)
-        if name not in self.states:
-            if given.name in self.states:
-                raise self.untranslated(f"state {given.name!r} is used whole and also layer by layer")
-            self.states[name] = State(name, row.dtype, (1, "slot", row.shape[-1]), row.numpy())
+            name, row = f"{given.name}.{given.layer}", row[given.layer or 0].reshape(1, -1)
+        return self._declared(given, name, row, (1, "slot", row.shape[-1]))
+
+    def _declared(self, given: Given, name: str, row: Tensor, dims: Dims) -> str:
+        """The name of the state input that stands for `given`, which is used in one form only."""
+        for state in self.states.values():
+            if state.given and state.given.name == given.name:
+                if state.given.layer == given.layer and state.dims == dims:
+                    return state.name
+                if state.given.layer is None or given.layer is None or state.given.layer == given.layer:
+                    raise self.untranslated(f"state {given.name!r} is used whole and also layer by layer")
+        if name != given.name:  # (the argument's own name was taken for it before anything was written)
+            name = self.graph.fresh(name)
+        self.states[name] = State(name, row.dtype, dims, row.numpy(), given=given)
         return name
 
     # -------------------------------------------------------------- elementwise

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from runnel.errors import ExportError, NotStreamableError, nearest
 
-PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 SHOWN = 300  # characters of a foreign error message
 
 
@@ -61,8 +61,11 @@ def trace(
     batch_axis: int,
     state: Mapping[str, Any] | None,
     one_tick: bool = False,
+    sizes: int = 0,
 ) -> Trace:
-    """Trace `module` in eval mode; its own modes are put back. `one_tick`: a time axis of size 1.
+    """Trace `module` in eval mode; its own modes are put back.
+
+    `one_tick`: a time axis of size 1. `sizes` chooses among pairs of sizes for batch and time.
 
     Raises ExportError where torch cannot trace it or the arguments do not fit it.
     """
@@ -74,11 +77,11 @@ def trace(
     given = _state_leaves(state)
     _check_dtypes(module, {**inputs, **given})
     axes = {name: _axes(name, t, time_axis, batch_axis) for name, t in inputs.items()}
-    sizes = {t.shape[axes[name][0]] for name, t in inputs.items()}
-    if len(sizes) != 1:
-        raise ExportError(f"the examples have different batch sizes: {sorted(sizes)}")
-    states_at = {name: _state_batch_axis(name, h, next(iter(sizes))) for name, h in given.items()}
-    batch, ticks = _primes(module, inputs, axes, given)
+    rows_given = {t.shape[axes[name][0]] for name, t in inputs.items()}
+    if len(rows_given) != 1:
+        raise ExportError(f"the examples have different batch sizes: {sorted(rows_given)}")
+    states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
+    batch, ticks = _primes(module, inputs, axes, given)[sizes]
     frames = 1 if one_tick else ticks
 
     feed: dict[str, Any] = {}
@@ -220,13 +223,14 @@ def _primes(
     inputs: Mapping[str, Tensor],
     axes: Mapping[str, tuple[int, int | None]],
     states: Mapping[str, Tensor],
-) -> tuple[int, int]:
+) -> list[tuple[int, int]]:
+    """Two pairs of sizes for batch and time."""
     sizes = {d for t in (*module.parameters(), *module.buffers(), *states.values()) for d in t.shape}
     sizes |= {d for n, t in inputs.items() for i, d in enumerate(t.shape) if i not in axes[n]}
     free = [p for p in PRIMES if all(size % p for size in sizes if size)]
-    if len(free) < 2:
+    if len(free) < 4:
         raise ExportError("the module has dimensions divisible by every size that tracing could use")
-    return free[0], free[1]
+    return [(free[0], free[1]), (free[2], free[3])]
 
 
 def _resample(tensor: Tensor, axis: int, size: int) -> Tensor:

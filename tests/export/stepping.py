@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,22 @@ from runnel_export.lift import Lifted, lift
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TICKS, STREAMS = 9, 3
+
+
+class Apply(nn.Module):
+    """forward(x) = function(x, self)."""
+
+    def __init__(self, function: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self._function = function
+        for name, part in parts.items():
+            if isinstance(part, nn.Parameter):
+                self.register_parameter(name, part)
+            else:
+                self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._function(x, self)
 
 
 def op_types(lifted: Lifted) -> list[str]:

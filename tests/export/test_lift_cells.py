@@ -140,3 +140,25 @@ class Both(nn.Module):
 
 def test_a_layer_and_a_cell() -> None:
     assert_streams(Both(), torch.randn(2, 5, 5), last=[1])
+
+
+class LayerInALoop(nn.Module):
+    """nn.LSTM itself called on one tick at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (torch.zeros(2, len(x), 6), torch.zeros(2, len(x), 6))
+        out = []
+        for t in range(x.shape[1]):
+            y, hidden = self.rnn(x[:, t].unsqueeze(1), hidden)
+            out.append(y)
+        return torch.cat(out, 1)
+
+
+def test_a_layer_called_in_a_loop_is_a_layer() -> None:
+    lifted = assert_streams(LayerInALoop(), torch.randn(2, 5, 5))
+    assert op_types(lifted) == ["LSTM", "Squeeze"] * 2
+    assert [s.input for s in lifted.spec.states] == ["rnn.h.0", "rnn.c.0", "rnn.h.1", "rnn.c.1"]

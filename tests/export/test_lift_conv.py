@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from runnel_export.lift import lift
 
-from .stepping import assert_streams, op_types
-from .test_lift_stateless import Apply
+from .stepping import Apply, assert_streams, op_types
 
 CHANNELS_FIRST = {"time_axis": 2}
 

@@ -195,6 +195,24 @@ def test_a_recurrence_by_hand_is_taken_one_tick_at_a_time() -> None:
     assert "one tick a call, because" in lifted.notes[0]
 
 
+class LastByHand(ByHand):
+    """Many to one, with one output feature: its axis of size 1 is not the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(7, 1)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = super().forward(x, h)
+        return self.head(y[:, -1]), h
+
+
+def test_the_last_of_a_recurrence_by_hand_is_given_at_each_tick() -> None:
+    lifted = lift(LastByHand(), torch.randn(2, 6, 5), state={"h": torch.zeros(2, 7)})
+    assert lifted.spec.outputs[0].shape == ("time", "slot", 1)
+    assert not lifted.spec.any_ticks
+
+
 def test_a_convolution_that_carries_its_own_past() -> None:
     past = torch.zeros(STREAMS, 5, 2)
     lifted = check(Cached(), {"past": past[:2]}, {"past": past})
@@ -238,7 +256,7 @@ class HandStep(nn.Module):
 
 
 class BothStep(nn.Module):
-    """States of which one is used whole by an ordinary operation."""
+    """Two states in one tensor, one for a cell, one for an ordinary operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,6 +276,7 @@ class BothStep(nn.Module):
         (CellStep(nn.LSTMCell), (rows(STREAMS, 7), rows(STREAMS, 7) * 2)),
         (LayerStep(), rows(2, STREAMS, 7)),
         (HandStep(), rows(STREAMS, 7)),
+        (BothStep(), rows(2, STREAMS, 5)),
     ],
     ids=lambda x: type(x).__name__,
 )

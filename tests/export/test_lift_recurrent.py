@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from runnel_export.lift import lift
+from runnel_export.lift import Lifted, lift
 
 from .stepping import assert_streams, op_types, stepped
 
@@ -23,7 +24,7 @@ class LSTMModel(nn.Module):
         self.fc = nn.Linear(hidden_size, 1)
 
     def forward(self, x):  # type: ignore[no-untyped-def]
-        out, (h_n, c_n) = self.lstm(x)
+        out, (h_n, c_n) = self.lstm(x)  # noqa: RUF059
         return self.fc(out[:, -1, :])
 
 
@@ -130,14 +131,10 @@ def test_the_law_of_chunking_holds_for_the_step_graph(cuts: list[int]) -> None:
         np.testing.assert_allclose(pieces[name], array, rtol=1e-5, atol=1e-6)
 
 
-_LIFTED: list[Any] = []
-
-
-def _parts() -> Any:
-    if not _LIFTED:
-        torch.manual_seed(3)
-        _LIFTED.append(lift(Parts(), torch.randint(0, 30, (2, 6))))
-    return _LIFTED[0]
+@cache
+def _parts() -> Lifted:
+    torch.manual_seed(3)
+    return lift(Parts(), torch.randint(0, 30, (2, 6)))
 
 
 class Learned(nn.Module):
@@ -180,7 +177,7 @@ class FinalStates(nn.Module):
         self.rnn = nn.LSTM(5, 4, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Any:
-        out, (h, c) = self.rnn(x)
+        _, (h, c) = self.rnn(x)
         return h[-1] * 2, h.transpose(0, 1), torch.cat([h[0], h[1]], -1), c[-1]
 
 

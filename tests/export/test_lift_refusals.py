@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runnel.errors import ExportError, NotStreamableError
 from runnel_export.lift import lift
 
-from .test_lift_stateless import Apply
+from .stepping import Apply
 
 
 def channels_first(function: Callable[[Tensor, Any], Tensor], **parts: nn.Module) -> nn.Module:
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
     "mean over time": (Apply(lambda x, _: x.mean(1)), "Apply.forward", "a mean over all time", "out[:, -1]"),
     "mean of everything": (Apply(lambda x, _: x - x.mean()), "Apply.forward", "over the batch", "features"),
     "sum over time": (Apply(lambda x, _: x.sum(1)), "Apply.forward", "a sum over all time", "state"),
-    "max over time": (Apply(lambda x, _: x.max(1).values), "Apply.forward", "a maximum over all time", "state"),
+    "max over time": (Apply(lambda x, _: x.max(1).values), "Apply.forward", "a maximum over", "state"),
     "softmax over time": (
         Apply(lambda x, _: x.softmax(1)), "Apply.forward", "a softmax over all time", "out[:, -1]"
     ),
@@ -273,7 +273,7 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
     "a difference of neighbours": (
         Apply(lambda x, _: x[:, 1:] - x[:, :-1]), "Apply.forward", "another length", "pad"
     ),
-    "ticks in reverse": (loop(lambda t, x, _: x[:, t], backwards=True), "Apply.forward", "reverse", "forward"),
+    "ticks in reverse": (loop(lambda t, x, _: x[:, t], backwards=True), "Apply.forward", "reverse", ""),
     "a recurrence by hand": (
         loop(lambda t, x, out: torch.tanh(x[:, t] + (out[-1] if out else 0))),
         "Apply.forward", "hand-written recurrence", "state={...}",
@@ -287,9 +287,15 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
         Translate(), "layer 'decoder' (GRU)", "initial state is computed from the data", "zeros"
     ),
     "state in a buffer": (Buffered(), "Buffered", "changes its buffer 'seen'", "state={...}"),
-    "a constant output": (Apply(lambda x, _: torch.ones(3)), "Apply.forward", "does not depend", "leave it out"),
+    "a constant output": (Apply(lambda x, _: torch.ones(3)), "Apply.forward", "does not depend", "leave"),
     "dropout always on": (Apply(lambda x, _: F.dropout(x, 0.5)), "Apply.forward", "dropout", "self.training"),
     "noise": (Apply(lambda x, _: x + torch.randn_like(x)), "Apply.forward", "random", "same"),
+    "the length as a number": (
+        Apply(lambda x, _: x / x.shape[1]), "Apply", "the sequence's length", "a stream has no length"
+    ),
+    "the batch size as a number": (
+        Apply(lambda x, _: x * x.shape[0]), "Apply", "with the batch size", "a stream has no length"
+    ),
     "a packed sequence": (
         Apply(
             lambda x, m: m.rnn(

@@ -108,8 +108,8 @@ def _write(low: Lowering, kind: Kind, x: str, ws: Sequence[Tensor], initial: Seq
 
 
 def _state(low: Lowering, name: str, row: Tensor) -> str:
-    """A state of its own, of shape (1, "slot", hidden)."""
-    name = low.graph.fresh(name)
+    """A state of the layer's own, of shape (1, "slot", hidden)."""
+    name = low.graph.fresh(f"{low.path}.{name}" if low.path else name)
     low.states[name] = State(name, row.dtype, (1, "slot", row.numel()), row.reshape(1, -1).numpy())
     return name
 
@@ -179,29 +179,61 @@ def _layers(
     if v.dtype != torch.float32:
         raise low.untranslated(f"a recurrent layer in {v.dtype}")
     per_layer = len(ws) // layers
-    streaming = v.axes[seq] == TIME
     parts: tuple[list[Value | Carry], ...] = tuple([] for _ in hx)
-    prefix = f"{low.path}." if low.path else ""
-    last = (low.ticks or 1) - 1
     for layer in range(layers):
         mine = ws[layer * per_layer : (layer + 1) * per_layer]
         starts = [_layer_of(low, h, layer) for h in hx]
-        x = low.arrange(v, (seq, batch, 2))
-        if not streaming:
-            v, finals = _within_a_step(low, kind, x, starts, mine, seq, batch)
-            for part, final in zip(parts, finals, strict=True):
-                part.append(final)
-            continue
-        initial = [_initial(low, h, f"{prefix}{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
-        made = _write(low, kind, x.name, mine, initial)
-        _carry_on(low, initial, made)
-        v = Value(made.y, (*v.axes[:2], _width(mine)), (seq, batch, 2), v.dtype)
-        h_end = take_tick(v, seq, last, keep=False)
-        parts[0].append(low.insert(h_end, 0))
-        if kind.has_c:
-            width = mine[1].shape[0] // 4
-            parts[1].append(Carry(len(low.recurrences) - 1, last, (1, BATCH, width)))
+        if v.tick is not None:
+            v, finals = _at_a_tick(low, kind, v, starts, mine, seq, layer)
+        elif v.axes[seq] == TIME:
+            v, finals = _over_time(low, kind, low.arrange(v, (seq, batch, 2)), starts, mine, seq, layer)
+        else:
+            v, finals = _within_a_step(low, kind, low.arrange(v, (seq, batch, 2)), starts, mine, seq, batch)
+        for part, final in zip(parts, finals, strict=True):
+            part.append(final)
     return v, tuple(Stack(tuple(p)) for p in parts)
+
+
+def _over_time(
+    low: Lowering,
+    kind: Kind,
+    x: Value,
+    starts: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    seq: int,
+    layer: int,
+) -> tuple[Value, list[Value | Carry]]:
+    """A layer over the stream: (output, state after the last tick), whose first axis is 1."""
+    initial = [_initial(low, h, f"{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
+    made = _write(low, kind, x.name, ws, initial)
+    _carry_on(low, initial, made)
+    y = Value(made.y, (*x.axes[:2], _width(ws)), x.order, x.dtype)
+    last = low.size(TIME) - 1
+    ends: list[Value | Carry] = [low.insert(take_tick(y, seq, last, keep=False), 0)]
+    if kind.has_c:
+        ends.append(Carry(len(low.recurrences) - 1, last, (1, BATCH, ws[1].shape[0] // 4)))
+    return y, ends
+
+
+def _at_a_tick(
+    low: Lowering,
+    kind: Kind,
+    x: Value,
+    starts: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    seq: int,
+    layer: int,
+) -> tuple[Value, list[Value | Carry]]:
+    """A layer called on one tick at a time in a loop over time: a cell."""
+    if x.axes[seq] != 1:
+        raise low.untranslated("a recurrent layer over a part of each tick, in a loop over time")
+    ends = _cell(low, kind, low.drop(x, seq), starts, ws, f".{layer}")
+    h = low.value(ends[0])
+    return low.insert(h, seq), [_lifted(low, e) for e in ends]
+
+
+def _lifted(low: Lowering, end: Data) -> Value | Carry:
+    return replace(end, axes=(1, *end.axes)) if isinstance(end, Carry) else low.insert(low.value(end), 0)
 
 
 def _width(ws: Sequence[Tensor]) -> int:
@@ -212,7 +244,7 @@ def _width(ws: Sequence[Tensor]) -> int:
 def _carry_on(low: Lowering, initial: Sequence[str], made: Recurrence) -> None:
     """Each state's next value is the node's final one; an explicit state's comes from the module."""
     for name, final in zip(initial, (made.final, made.final_c), strict=False):
-        if not any(name == g or name.startswith(f"{g}.") for g in low.givens):
+        if low.states[name].given is None:
             low.states[name].next = final
 
 
@@ -224,10 +256,8 @@ def _within_a_step(
     ws: Sequence[Tensor],
     seq: int,
     batch: int,
-) -> tuple[Value, list[Value]]:
+) -> tuple[Value, list[Value | Carry]]:
     """A layer over an axis that is not the stream's time: within a frame, or of one step."""
-    if x.tick is not None:
-        raise low.untranslated("a recurrent layer within one tick of a loop over time")
     names = []
     for h in starts:
         if isinstance(h, Tensor):
@@ -246,7 +276,7 @@ def _within_a_step(
     made = _write(low, kind, x.name, ws, [n for n in names if n])
     v = replace(x, name=made.y, axes=(*x.axes[:2], _width(ws)))
     row: Axis = x.axes[batch]
-    ends = [Value(made.final, (1, row, _width(ws)), (0, 1, 2), x.dtype)]
+    ends: list[Value | Carry] = [Value(made.final, (1, row, _width(ws)), (0, 1, 2), x.dtype)]
     if made.final_c is not None:
         ends.append(Value(made.final_c, (1, row, ws[1].shape[0] // 4), (0, 1, 2), x.dtype))
     return v, ends
@@ -304,8 +334,14 @@ def packed(low: Lowering, *_: object) -> Data:
 
 
 def _cell(
-    low: Lowering, kind: Kind, x: Data, hx: Sequence[Data | Tensor], ws: Sequence[Tensor | None]
+    low: Lowering,
+    kind: Kind,
+    x: Data,
+    hx: Sequence[Data | Tensor],
+    ws: Sequence[Tensor | None],
+    suffix: str = "",
 ) -> tuple[Data, ...]:
+    """One call of a cell: (h,) or (h, c). `suffix` is put to its states' names."""
     weights = [w for w in ws if w is not None]
     v = low.value(x)
     if any(not isinstance(w, Tensor) for w in weights):
@@ -322,8 +358,7 @@ def _cell(
                 f"the loop begins at tick {v.tick} (it runs backwards, or starts the state anew)",
                 "begin at tick 0 and run forward",
             )
-        prefix = f"{low.path}." if low.path else ""
-        initial = [_initial(low, h, f"{prefix}{s}") for h, s in zip(hx, ("h", "c"), strict=False)]
+        initial = [_initial(low, h, f"{s}{suffix}") for h, s in zip(hx, ("h", "c"), strict=False)]
         made = _write(low, kind, v.name, weights, initial)
         _carry_on(low, initial, made)
         index = len(low.recurrences) - 1
@@ -346,7 +381,7 @@ def _continued(low: Lowering, x: Value, hx: Sequence[Data | Tensor], ws: Sequenc
             )
             if same and len(hx) == 2:
                 same = isinstance(hx[1], Carry) and (hx[1].recurrence, hx[1].tick) == (i, h.tick)
-            if same and all(torch.equal(a, b) for a, b in zip(r.weights, ws, strict=True)):
+            if same and _equal(r.weights, ws):
                 return i
     raise low.refusal(
         f"at tick {x.tick} the cell does not go on from its own state after tick {(x.tick or 0) - 1}, with "
@@ -356,15 +391,21 @@ def _continued(low: Lowering, x: Value, hx: Sequence[Data | Tensor], ws: Sequenc
     )
 
 
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(
+        a is b or torch.equal(a, b) for a, b in zip(some, others, strict=True)
+    )
+
+
 def _cell_in_a_step(
     low: Lowering, kind: Kind, v: Value, hx: Sequence[Data | Tensor], ws: Sequence[Tensor]
 ) -> tuple[Value, ...]:
     """A cell of a module that is one step: a sequence of one."""
-    if v.axes != (BATCH, v.axes[1]) or low.ticks is not None:
+    if low.ticks is not None:
         raise low.untranslated("a cell applied to a value that is not one tick of the stream")
     x = low.arrange(low.insert(v, 0), (0, 1, 2))
     _, ends = _within_a_step(low, kind, x, hx, ws, 0, 1)
-    return tuple(low.drop(e, 0) for e in ends)
+    return tuple(low.drop(low.value(e), 0) for e in ends)
 
 
 @handles("aten::lstm_cell", lazy=True)

@@ -201,7 +201,7 @@ def _whole_sequence(
     if ticks != list(range(low.ticks)):
         return None
     first = widen(values[0])
-    odd = next((k for k, v in enumerate(values) if v.name != values[0].name), None)
+    odd = next((k for k, v in enumerate(values) if replace(v, tick=0) != values[0]), None)
     if odd is not None:
         raise low.refusal(
             f"tick {odd} is computed in another way than tick 0",
