@@ -16,8 +16,6 @@ from runnel_export.lift import Lifted, lift
 
 from .stepping import assert_streams, op_types, stepped
 
-from .stepping import assert_streams, op_types, stepped
-
 
 class LSTMModel(nn.Module):
     def __init__(self, input_size, hidden_size, num_layers):  # type: ignore[no-untyped-def]
