@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy import vdot
 
 from .errors import ChunkError, ModelError, NonFiniteError, ProviderError, RunnelError, StageError, nearest
 from .slots import Arena
@@ -26,6 +25,9 @@ MAX_TICKS = 256  # time steps in one call: bounds the buffers; a longer chunk is
 MAX_CELLS = 4096  # streams times time steps in one call, for the same reason
 DIRECT_SLOTS = 8  # slots with bindings of their own: what an embedded device uses
 MAX_CALLS = 1024  # bindings kept, about 2 KiB each
+
+# The compiled function under numpy's dispatcher, where there is one: 0.2 µs less, twice a step.
+vdot = getattr(np.vdot, "_implementation", np.vdot)
 
 ORT_TYPES = {
     "tensor(float)": "float32",
