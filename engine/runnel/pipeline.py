@@ -58,11 +58,13 @@ class Pipeline:
         Whether the numbers are finite is for the stages to check, since some take NaN on purpose.
         """
         only = self._only_in
-        if only is not None and isinstance(chunk, np.ndarray):
-            shape = chunk.shape
-            if chunk.dtype is self.tick_dtype and shape[1:] == only.shape and shape[0]:
-                return {only.name: chunk}
-            chunk = {only.name: chunk}
+        if only is not None:
+            array = chunk.get(only.name) if chunk.__class__ is dict and len(chunk) == 1 else chunk
+            plain = array.__class__ is np.ndarray and array.dtype is self.tick_dtype
+            if plain and array.shape[1:] == only.shape and array.shape[0]:
+                return {only.name: array}
+            if isinstance(chunk, np.ndarray):
+                chunk = {only.name: chunk}
         return self._accept(chunk)
 
     def _accept(self, chunk: Any) -> Chunk:
