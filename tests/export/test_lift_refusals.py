@@ -279,6 +279,10 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
         "Apply.forward", "hand-written recurrence", "state={...}",
     ),
     "a cell that runs backwards": (Backwards(), "layer 'cell' (GRUCell)", "begins at tick", "forward"),
+    "ticks laid side by side": (
+        Apply(lambda x, _: torch.cat(x.unbind(1), 1).view(x.shape)),
+        "Apply.forward", "side by side on axis 1", "torch.stack(outputs, 1)",
+    ),
     "a decoder": (Decoder(), "layer 'cell' (GRUCell)", "depends on an earlier output", "state={...}"),
     "a state changed in between": (
         Reset(), "layer 'cell' (GRUCell)", "the state was changed in between", "state={...}"

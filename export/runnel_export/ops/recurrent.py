@@ -188,7 +188,8 @@ def _layers(
         elif v.axes[seq] == TIME:
             v, finals = _over_time(low, kind, low.arrange(v, (seq, batch, 2)), starts, mine, seq, layer)
         else:
-            v, finals = _within_a_step(low, kind, low.arrange(v, (seq, batch, 2)), starts, mine, seq, batch)
+            x = low.arrange(low.joined(v), (seq, batch, 2))
+            v, finals = _within_a_step(low, kind, x, starts, mine, seq, batch)
         for part, final in zip(parts, finals, strict=True):
             part.append(final)
     return v, tuple(Stack(tuple(p)) for p in parts)
