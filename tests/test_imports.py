@@ -1,6 +1,7 @@
 """Who may import whom: design rules kept by reading every import, and by looking at what gets loaded."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,17 @@ def test_import_runnel_loads_nothing_heavy() -> None:
     code = f"import sys, runnel; print([m for m in {HEAVY!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["runnel.model", "runnel_export.exporter", "runnel_export.demo.show"])
+def test_onnxruntime_writes_nothing_into_the_users_home(module: str, tmp_path: Path) -> None:
+    """Its telemetry begins with a database there; onnxruntime 1.31 makes it when it is imported."""
+    environment = os.environ | {"HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    environment.pop("XDG_CACHE_HOME", None)
+    code = f"import sys, {module}; assert 'onnxruntime' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 def test_every_public_name_is_there() -> None:

@@ -1,5 +1,6 @@
 """Runnel: recurrent models on live data, state carried, every chunk applied once."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from .stream import Stream
 
 __version__ = "0.1.0"
+
+# onnxruntime's wheels (1.31 on Linux) keep a database in the user's home and send usage data to their
+# vendor, unless this is set before they are loaded. ORT_DISABLE_TELEMETRY=0 in the environment allows it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = [
     "Client",
     "Engine",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy import vdot
 
 from .errors import ChunkError, ModelError, NonFiniteError, ProviderError, RunnelError, StageError, nearest
 from .slots import Arena
@@ -214,16 +215,10 @@ class ModelStage(Stage):
             if isinstance(result, RunnelError):
                 raise result
             return result
-        if state < 2 * DIRECT_SLOTS:
-            return state ^ 1, self._step_bound(state, chunk)
-        scratch = self.arena.scratch
-        self.arena.copy(state, scratch)
-        out = self._step_bound(scratch, chunk)
-        self.arena.copy(scratch ^ 1, state ^ 1)
-        return state ^ 1, out
-
-    def _step_bound(self, row: int, chunk: Chunk) -> Chunk:
-        """One tick from `row` to its twin, both bound."""
+        # One tick: a row that is bound itself, or else the scratch row, bound in its place.
+        row = state if state < 2 * DIRECT_SLOTS else self.arena.scratch
+        if row != state:
+            self.arena.copy(state, row)
         call = self._bound.get(row)
         if call is None:
             call = self._bound[row] = _Call(self, 1, 1, row)
@@ -231,16 +226,21 @@ class ModelStage(Stage):
             view[...] = chunk[name]
         for name, flat, zeros in call.flats:
             # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
-            if np.vdot(flat, zeros) != 0:
+            if vdot(flat, zeros) != 0:
                 require_finite(name, chunk[name], self.name)
         try:
             self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
         after = call.next_state
-        if after is None or np.vdot(after, self._zero_row) != 0:
+        if after is None or vdot(after, self._zero_row) != 0:
             self.arena.check(row ^ 1, self.name)
-        return {name: view.copy() for name, view in call.first_out}
+        if row != state:
+            self.arena.copy(row ^ 1, state ^ 1)
+        out = {}
+        for name, view in call.first_out:
+            out[name] = view.copy()
+        return state ^ 1, out
 
     # Many streams
 
@@ -327,7 +327,7 @@ class ModelStage(Stage):
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:
         """Check the bound input, gather rows `now`, run, check and scatter rows `then`; raises on failure."""
         for name, flat, zeros in call.flats:
-            if np.vdot(flat, zeros) != 0:
+            if vdot(flat, zeros) != 0:
                 require_finite(name, flat, self.name)
         columns = self.arena.columns
         for name, view in call.states_in:
@@ -338,7 +338,7 @@ class ModelStage(Stage):
             raise self._failed(error) from None
         for name, view in call.states_out:
             columns[name][then] = view
-            if view.dtype.kind == "f" and np.vdot(view, self.zeros(view)) != 0:
+            if view.dtype.kind == "f" and vdot(view, self.zeros(view)) != 0:
                 for row in then.tolist():
                     self.arena.check(row, self.name)
 

@@ -56,10 +56,9 @@ class Stream:
             and chunk.dtype is pipeline.tick_dtype
             and chunk.shape == pipeline.tick_shape
         ):
-            given: Chunk = {pipeline.tick_name: chunk}
+            after, out = pipeline.step(self._states, {pipeline.tick_name: chunk})
         else:
-            given = pipeline.accept(chunk)
-        after, out = pipeline.step(self._states, given)
+            after, out = pipeline.step(self._states, pipeline.accept(chunk))
         self._states = after
         self.seq += 1
         return pipeline.answer(chunk, out)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -36,7 +36,7 @@ _PER_ELEMENT = {"Softmax": 5, "LogSoftmax": 5, "LayerNormalization": 8, "Gelu": 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
     """Operators, parameters, bytes and FLOPs of a step model, as JSON values."""
-    ops = Counter(node.op_type for node in model.graph.node)
+    ops = Counter(node.op_type for graph in _graphs(model.graph) for node in graph.node)
     return {
         "ops": dict(sorted(ops.items())),
         "parameters": parameters(model),
@@ -55,19 +55,34 @@ def describe_file(data: bytes) -> dict[str, Any]:
 def parameters(model: onnx.ModelProto) -> int:
     """How many numbers the model stores: weights, biases and tables; not the integers of shapes."""
     shapes = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
-    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in shapes)
+    stored = [t for graph in _graphs(model.graph) for t in (*graph.initializer, *_constants(graph))]
+    return sum(math.prod(t.dims) for t in stored if t.data_type not in shapes)
 
 
 def flops(model: onnx.ModelProto) -> int | None:
-    """FLOPs of one tick of one stream; None where the graph's shapes cannot be inferred."""
+    """FLOPs of one tick of one stream; None where shapes cannot be inferred, or the graph branches."""
+    if len(list(_graphs(model.graph))) > 1:
+        return None
     known = _shapes(model)
-    total = 0
-    for node in model.graph.node:
-        try:
-            total += _flops(node, known)
-        except KeyError:
-            return None
-    return total
+    try:
+        return sum(_flops(node, known) for node in model.graph.node)
+    except KeyError:
+        return None
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the branches and bodies inside it, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            yield node.attribute[0].t
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

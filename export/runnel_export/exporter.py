@@ -16,7 +16,7 @@ import onnx
 from torch import Tensor, nn
 
 from runnel import Engine, Framing, container
-from runnel.errors import ExportError
+from runnel.errors import CertificateError, ExportError
 from runnel.spec import Array, ModelSpec, check, to_document
 
 from . import vectors
@@ -90,9 +90,8 @@ def export(
     path, say = Path(path), progress or (lambda _: None)
     batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
     inputs = _named(module, example, "example")
-    _check_arguments(path, inputs, framing, quantize, tolerance)
-    batch = next(iter(inputs.values())).shape[batch_axis]
-    call = Call(time_axis, batch_axis, batch, dict(state or {}), output_names)
+    _check_arguments(path, inputs, framing, rate, quantize, tolerance)
+    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), dict(state or {}), output_names)
 
     say("lifting the state out of the module")
     lifted = lift(
@@ -140,7 +139,7 @@ def export(
         document = to_document(replace(spec, certificate=certificate.to_json()))
         sealed = container.seal(model.SerializeToString(), document)
         _write(scratch, sealed)
-        verify(scratch)  # the very bytes that are left behind
+        _verify(scratch, path)  # the very bytes that are left behind
         _rename(scratch, path)
     described = container.document(sealed, str(path)) or {}
     return replace(certificate, hash=described["certificate"]["hash"])
@@ -184,7 +183,11 @@ def _subject(
         notes.append("the module cannot be run in float64: the reference is its own float32")
     if any(m.training and isinstance(m, _OTHERWISE_IN_TRAINING) for m in module.modules()):
         notes.append("exported in eval mode: no dropout, batch norm with its running statistics")
-    given = _chunks(data, timed, spec.framing) if data is not None else [c for c in chunks if _usable(c)]
+    given = [c for c in chunks if _usable(c)]
+    if data is not None:
+        _batch(data, timed.time_axis, timed.batch_axis, "data")
+        given = _chunks(data, timed, spec.framing)
+        _check_data(given, sources)
     trials = make_trials(original, single, spec, sources, given, np.random.default_rng(seed), FLOAT32)
     return _Subject(original.reference, sources, trials, tuple(notes), seed)
 
@@ -248,10 +251,38 @@ def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
     return named
 
 
+def _batch(
+    inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int, what: str = "example"
+) -> int:
+    """The batch size; raises ExportError for an input that lacks an axis, or has another batch size."""
+    sizes = {}
+    for name, value in inputs.items():
+        for axis, kind in ((batch_axis, "batch"), (time_axis, "time")):
+            if axis is not None and not -value.dim() <= axis < value.dim():
+                raise ExportError(
+                    f"{what}: {name!r} has shape {tuple(value.shape)}, so no axis {axis} for {kind}: "
+                    "expected (batch, time, ...), or say time_axis= and batch_axis="
+                )
+        sizes[name] = value.shape[batch_axis]
+    if len(set(sizes.values())) > 1:
+        raise ExportError(f"{what}: the inputs differ in their batch: {sizes}")
+    return next(iter(sizes.values()))
+
+
+def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]) -> None:
+    """Real data must be as the example is."""
+    wanted = {s.name: (s.dtype, s.shape) for s in sources}
+    for chunk in chunks:
+        found = {name: (array.dtype.name, array.shape[1:]) for name, array in chunk.items()}
+        if found != wanted or len({len(array) for array in chunk.values()}) != 1:
+            raise ExportError(f"data: one time step is {found}, expected as in the example: {wanted}")
+
+
 def _check_arguments(
     path: Path,
     inputs: Mapping[str, Tensor],
     framing: Framing | None,
+    rate: float | None,
     quantize: str | None,
     tolerance: float | None,
 ) -> None:
@@ -263,6 +294,8 @@ def _check_arguments(
         raise ExportError(f"quantize={quantize!r}: None or 'int8'")
     if framing and len(inputs) != 1:
         raise ExportError(f"framing is for a module with one input, this one has {', '.join(inputs)}")
+    if rate is not None and not rate > 0:
+        raise ExportError(f"rate={rate!r}: a positive number of Hz")
     if tolerance is not None and not tolerance > 0:
         raise ExportError(f"tolerance={tolerance!r}: a positive number, relative to the output's peak")
 
@@ -307,6 +340,13 @@ def _write(file: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         raise ExportError(f"{file.parent}: cannot write there: {error.strerror or error}") from error
+
+
+def _verify(scratch: Path, path: Path) -> None:
+    try:
+        verify(scratch)
+    except CertificateError as error:
+        raise ExportError(f"{path}: not written, since it does not verify: {error.message}") from error
 
 
 def _rename(scratch: Path, path: Path) -> None:

@@ -19,6 +19,12 @@ from runnel.errors import ExportError
 # its integer convolution is slower than the float one at a stream's sizes.
 OPERATORS = ("LSTM", "MatMul", "Gather")
 
+# Where an operator's weights are among its inputs; what else is stored is biases, scales and shapes.
+_WEIGHTS = {
+    "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "MatMul": (0, 1), "Gemm": (0, 1), "Gather": (0,),
+    "Conv": (1,), "ConvTranspose": (1,),
+}  # fmt: skip
+
 
 def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The model with int8 weights where that is possible, and a JSON account of what became what.
@@ -46,21 +52,14 @@ def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
 
 def _account(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:
     kept = {t.name for t in after.graph.initializer}
-    weights = {
-        t.name: t
-        for t in before.graph.initializer
-        if t.data_type == onnx.TensorProto.FLOAT and len([d for d in t.dims if d > 1]) >= 2
-    }
+    stored = {t.name: t for t in before.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     account: dict[str, list[dict[str, Any]]] = {"int8": [], "float32": []}
     for node in before.graph.node:
-        for name in node.input:
-            if name in weights:
-                entry = {
-                    "node": node.name,
-                    "op": node.op_type,
-                    "weight": name,
-                    "bytes": weights[name].ByteSize(),
-                }
+        for place in _WEIGHTS.get(node.op_type, ()):
+            name = node.input[place]
+            if name in stored:
+                size = stored[name].ByteSize()
+                entry = {"node": node.name, "op": node.op_type, "weight": name, "bytes": size}
                 account["float32" if name in kept else "int8"].append(entry)
     return {**account, "before": before.ByteSize(), "after": after.ByteSize()}
 

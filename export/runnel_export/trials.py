@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runnel.errors import ExportError, NotStreamableError
+from runnel.errors import ExportError, NotStreamableError, RunnelError
 from runnel.spec import Array, ModelSpec
 
 from .certificate import Check, Limits, judge
@@ -89,7 +89,15 @@ class _Case:
 def _case(
     original: Original, single: Original, chunk: Mapping[str, Array], start: Mapping[str, Tensor] | None
 ) -> _Case:
-    run = original.run(chunk, start)
+    try:
+        run = original.run(chunk, start)
+    except RunnelError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ExportError(
+            "the module itself fails on data like the example, or on the data given: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     for name, values in run.outputs.items():
         if values.dtype.kind == "f" and np.isnan(values).any():
             raise ExportError(

@@ -124,6 +124,8 @@ class Doubtful(Recurrent):
             x = x * self.calls
         elif self.change == "nan":
             x = torch.log(x)
+        elif self.change == "picky":
+            assert x.abs().max() < 0.5, "quiet, please"
         return super().forward(x)
 
 
@@ -135,6 +137,7 @@ class Doubtful(Recurrent):
         ("random", ExportError, "other numbers when it is run again"),
         ("memory", ExportError, "state that it keeps in itself"),
         ("nan", ExportError, "realistic values"),
+        ("picky", ExportError, "quiet, please"),
     ],
 )
 def test_an_original_that_cannot_be_believed_is_refused(
@@ -201,6 +204,12 @@ def test_given_data_is_used(hand_lifted, tmp_path: Path) -> None:
         ({"tolerance": 0.0}, "positive"),
         ({"example": [1, 2]}, "expected a tensor"),
         ({"example": torch.zeros(1, 0, FEATURES)}, "holds nothing"),
+        ({"example": torch.zeros(FEATURES)}, "no axis 1 for time"),
+        ({"example": {"x": torch.zeros(2, 3, FEATURES), "z": torch.zeros(1, 3, 1)}}, "differ in their batch"),
+        ({"rate": -1.0}, "positive number of Hz"),
+        ({"data": torch.zeros(1, 9, FEATURES + 1)}, "expected as in the example"),
+        ({"data": torch.zeros(1, 9, FEATURES, dtype=torch.int64)}, "expected as in the example"),
+        ({"data": torch.zeros(9)}, "data: 'x' has shape"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, says: str, hand_lifted, tmp_path: Path) -> None:

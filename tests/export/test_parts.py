@@ -191,3 +191,21 @@ def test_a_graph_with_an_unknown_operator_has_no_flops_and_still_a_description()
     assert found["flops"] is None
     assert found["ops"] == {"MatMul": 1, "Mystery": 1}
     assert found["parameters"] == 6
+
+
+def test_branches_are_looked_into_and_make_the_flops_unknown() -> None:
+    value = helper.make_tensor_value_info
+
+    def branch(name: str, number: float) -> onnx.GraphProto:
+        table = numpy_helper.from_array(np.full((2, 3), number, np.float32))
+        node = helper.make_node("Constant", [], [name], value=table)
+        return helper.make_graph([node], name, [], [value(name, TensorProto.FLOAT, [2, 3])])
+
+    chosen = helper.make_node("If", ["x"], ["y"], then_branch=branch("a", 1), else_branch=branch("b", 2))
+    graph = helper.make_graph(
+        [chosen], "g", [value("x", TensorProto.BOOL, [])], [value("y", TensorProto.FLOAT, [2, 3])]
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    found = describe(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    assert found["ops"] == {"Constant": 2, "If": 1}
+    assert (found["parameters"], found["flops"]) == (12, None)

@@ -35,9 +35,9 @@ def test_a_stream_in_a_daemon_is_as_a_stream_of_the_engine(client: Client) -> No
     np.testing.assert_array_equal(remote.flush(), local.flush())
     for stream in (remote, local):
         with pytest.raises(errors.StreamEndedError, match="'a' was flushed"):
-            stream.feed(rows(1))  # type: ignore[attr-defined]
-        stream.reset()  # type: ignore[attr-defined]
-        assert stream.seq == 0  # type: ignore[attr-defined]
+            stream.feed(rows(1))
+        stream.reset()
+        assert stream.seq == 0
     np.testing.assert_array_equal(remote.feed(rows(1, 1)), local.feed(rows(1, 1)))
     remote.close()
     remote.close()
@@ -171,8 +171,8 @@ class SlowDaemon:
 
     def __init__(self, folder: Path) -> None:
         self.address = f"ipc://{folder}/slow.sock"
-        self.router = zmq.Context.instance().socket(zmq.ROUTER)
-        self.router.linger = 0
+        self.router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
         self.router.bind(self.address)
         description = wire.Description(
             version="9", boot_id="b", input_rate=0.0, output_rate=0.0, latency=0,

@@ -32,8 +32,8 @@ class ForeignClient:
     """Knows nothing of runnel: written from the page."""
 
     def __init__(self, address: str) -> None:
-        self.sock = zmq.Context.instance().socket(zmq.DEALER)
-        self.sock.linger = 0
+        self.sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self.sock.setsockopt(zmq.LINGER, 0)
         self.sock.connect(address)
         self.ids = itertools.count(1)
 

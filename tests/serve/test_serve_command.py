@@ -16,8 +16,8 @@ import pytest
 
 from runnel.serve.client import Client
 
-from .support import model_pipeline, rows
-from .test_daemon import ask, code, dealer, feed, reply_of
+from .peers import ask, dealer, feed, reply_of
+from .support import code, model_pipeline, rows
 
 
 @pytest.fixture(scope="module")

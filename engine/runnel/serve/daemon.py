@@ -65,7 +65,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Ask to stop: what has arrived is answered first. Asked twice, it is not. From any thread."""
-        with suppress(BlockingIOError, OSError):  # full of such requests, or already stopped
+        with suppress(OSError):  # full of such requests, or already stopped
             self._teller.send(b"\0")
 
     def serve(self, signals: Sequence[int] = ()) -> bool:

@@ -1,0 +1,13 @@
+"""Every benchmark, in the order of the page."""
+
+from . import rows_batch, rows_daemon, rows_export, rows_feed, rows_process, rows_silero
+from .report import Row
+
+ROWS: tuple[Row, ...] = (
+    *rows_feed.ROWS,
+    *rows_silero.ROWS,
+    *rows_export.ROWS,
+    *rows_batch.ROWS,
+    *rows_process.ROWS,
+    *rows_daemon.ROWS,
+)

@@ -1,0 +1,69 @@
+"""The systemd unit: systemd can read it, and it starts a command that exists."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runnel.cli import serve
+from runnel.serve.address import parse
+
+UNIT = Path(__file__).parents[2] / "deploy" / "runnel.service"
+ANALYZE = shutil.which("systemd-analyze")
+EXPOSURE = 15  # tenths, on systemd's own scale of 0 to 100; 7 when this was written
+
+
+def section(name: str) -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their capitals
+    parser.read_string(UNIT.read_text())
+    return parser[name]
+
+
+def test_it_starts_a_command_that_runnel_serve_knows() -> None:
+    program, command, *words = shlex.split(section("Service")["ExecStart"])
+    assert Path(program).name == "runnel"
+    assert Path(program).is_absolute()
+    assert command == "serve"
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    serve.add_arguments(parser)
+    args = parser.parse_args(words)
+    assert Path(args.pipeline).is_absolute()
+    socket = parse(args.bind).path
+    assert socket is not None
+    assert str(socket.parent) == f"/run/{section('Service')['RuntimeDirectory']}"
+
+
+def test_it_waits_longer_than_the_daemon_takes_to_finish() -> None:
+    from runnel.serve.daemon import FINISH_SECONDS, LINGER_MS
+
+    assert int(section("Service")["TimeoutStopSec"]) > FINISH_SECONDS + LINGER_MS / 1000
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze here")
+def test_systemd_finds_no_fault_in_it(tmp_path: Path) -> None:
+    found = analyze(tmp_path, "verify")
+    assert found.returncode == 0, found.stderr
+    assert UNIT.name not in found.stderr  # it may complain of the machine's other units
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze here")
+def test_systemd_calls_it_safe(tmp_path: Path) -> None:
+    found = analyze(tmp_path, "security", "--offline=true", f"--threshold={EXPOSURE}")
+    if "unrecognized option" in found.stderr:
+        pytest.skip("this systemd-analyze is older than 250 and judges running units only")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def analyze(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    unit = folder / UNIT.name
+    # It checks that the program is there.
+    unit.write_text(UNIT.read_text().replace("/opt/runnel/bin/runnel", sys.executable))
+    return subprocess.run([str(ANALYZE), *words, str(unit)], capture_output=True, text=True, timeout=60)

@@ -1,0 +1,86 @@
+"""Raw peers of a daemon, and a daemon in the test's hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+
+from runnel.errors import RunnelError, UsageError
+from runnel.serve import wire
+from runnel.serve.daemon import Daemon
+from runnel.serve.tensors import pack
+
+from .support import SpyEngine, rows
+
+
+@contextmanager
+def dealer(address: str, queued: int = 1000) -> Iterator[zmq.Socket[bytes]]:
+    sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    sock.linger = 0
+    sock.rcvhwm = queued
+    sock.connect(address)
+    try:
+        yield sock
+    finally:
+        sock.close()
+
+
+def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> wire.Reply:
+    assert sock.poll(within), "no reply"
+    return wire.decode_reply(sock.recv_multipart())[0]
+
+
+def feed(stream: str, *values: float, **fields: Any) -> list[bytes]:
+    infos, buffers = pack({"x": rows(*values)})
+    header = wire.Request(v=1, op="feed", sequence_id=stream, inputs=infos, **fields)
+    return wire.encode_request(header, buffers)
+
+
+def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> wire.Reply:
+    sock.send_multipart(wire.encode_request(wire.Request(v=1, op=op, sequence_id=stream)))
+    return reply_of(sock)
+
+
+class Gate:
+    """Holds the engine inside its next batch, so that the test can let more arrive."""
+
+    def __init__(self, engine: SpyEngine, slow: float = 0.0) -> None:
+        self.entered, self.go = threading.Event(), threading.Event()
+        inner = engine.feed_many
+
+        def feed_many(pairs: Any) -> Any:
+            self.entered.set()
+            assert self.go.wait(10)
+            time.sleep(slow)
+            return inner(pairs)
+
+        engine.feed_many = feed_many  # type: ignore[method-assign]
+
+
+def run(daemon: Daemon) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+
+    def target() -> None:
+        try:
+            results.append(daemon.serve())
+        except RunnelError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, results
+
+
+def refusal(daemon: Daemon) -> str:
+    """Why a daemon did not start."""
+    thread, results = run(daemon)
+    thread.join(10)
+    daemon.stop()
+    thread.join(10)
+    assert isinstance(results[0], UsageError), "it started"
+    return results[0].message

@@ -1,0 +1,141 @@
+"""How a daemon ends: what arrived is answered, within bounds, and nothing is left behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from runnel.serve import daemon as daemon_module
+from runnel.serve.daemon import Daemon
+
+from .peers import Gate, ask, dealer, feed, reply_of, run
+from .support import code, tally_engine
+
+
+def test_told_to_stop_it_answers_what_arrived(tmp_path: Path) -> None:
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        gate = Gate(engine)
+        sock.send_multipart(feed("a", 0))
+        assert gate.entered.wait(10)
+        for i in range(50):
+            sock.send_multipart(feed("a", i))
+        time.sleep(0.2)
+        daemon.stop()
+        gate.go.set()
+        assert [reply_of(sock).applied_seq for _ in range(51)] == list(range(1, 52))
+        thread.join(10)
+    assert results == [True]
+    assert not (tmp_path / "d.sock").exists()
+    assert engine.streams["a"].seq == 51
+
+
+def test_told_twice_it_stops_at_once(tmp_path: Path) -> None:
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        gate = Gate(engine)
+        for i in range(50):
+            sock.send_multipart(feed("a", i))
+        assert gate.entered.wait(10)
+        time.sleep(0.2)
+        daemon.stop()
+        daemon.stop()
+        gate.go.set()
+        thread.join(10)
+    assert results == [False]
+    assert engine.streams["a"].seq < 50
+    assert not (tmp_path / "d.sock").exists()
+
+
+def test_it_does_not_finish_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(daemon_module, "FINISH_SECONDS", 0.0)
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        gate = Gate(engine)
+        for i in range(50):
+            sock.send_multipart(feed("a", i))
+        assert gate.entered.wait(10)
+        time.sleep(0.2)
+        daemon.stop()
+        gate.go.set()
+        thread.join(10)
+    assert results == [False]
+
+
+def test_a_large_reply_still_leaves_when_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "open", "a")) == "ok"
+        gate = Gate(engine)
+        sock.send_multipart(feed("a", *[1.0] * 2**20))
+        assert gate.entered.wait(10)
+        daemon.stop()
+        gate.go.set()
+        assert reply_of(sock).outputs[0].shape == [2**20 - 1, 2]
+        thread.join(10)
+    assert results == [True]
+
+
+def test_what_arrives_as_it_stops_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 1.0)
+    daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        assert code(ask(sock, "hello")) == "ok"
+        daemon.stop()
+        time.sleep(0.2)
+        assert code(ask(sock, "open", "a")) == "ok"
+        thread.join(10)
+
+
+def test_what_arrives_later_is_refused_while_it_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
+    engine = tally_engine()
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, results = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock, dealer(daemon.address) as late:
+        assert code(ask(sock, "open", "a")) == code(ask(late, "hello")) == "ok"
+        gate = Gate(engine, slow=0.02)
+        for i in range(50):
+            sock.send_multipart(feed("a", i))
+        assert gate.entered.wait(10)
+        time.sleep(0.2)
+        daemon.stop()
+        gate.go.set()
+        time.sleep(0.2)
+        assert code(ask(late, "open", "b")) == "SHUTDOWN"
+        assert [code(reply_of(sock)) for _ in range(50)] == ["ok"] * 50
+        thread.join(10)
+    assert results == [True]
+
+
+def test_stop_may_come_before_the_start_and_after_the_end(tmp_path: Path) -> None:
+    daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
+    daemon.stop()
+    thread, results = run(daemon)
+    thread.join(10)
+    assert results == [True]
+    daemon.stop()

@@ -1,0 +1,76 @@
+"""What the pages name is there: links, files, commands and make targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runnel.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / f / "README.md" for f in ("engine", "plugins", "export", "deploy"))]
+)
+_FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
+
+
+def anchor(heading: str) -> str:
+    """As forges make it of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    text = _FENCED.sub("", page.read_text("utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, part = target.partition("#")
+        found = page.parent / name if name else page
+        assert found.exists(), f"{target}: there is no such file"
+        if part:
+            headings = re.findall(r"^#+ (.*)$", found.read_text("utf-8"), re.M)
+            assert part in map(anchor, headings), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_that_is_named_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    typed = re.findall(r"^(?:\$ |    |  )?(?:\S+/)?runnel ([a-z]+)\b", text, re.M)
+    quoted = re.findall(r"`(?:\S+/)?runnel ([a-z]+)\b", text)
+    missing = {name for name in (*typed, *quoted) if name not in COMMANDS}
+    if page == ROOT / "README.md":  # it says what is not there yet
+        said = re.search(r"^## State of the project\n(.*)^---$", text, re.M | re.S)
+        assert said
+        missing -= set(re.findall(r"`runnel ([a-z]+)`", said[1]))
+    assert not missing
+
+
+def test_the_readmes_table_has_every_command_with_its_help() -> None:
+    from importlib import import_module
+
+    rows = re.findall(r"^\| `runnel (\w+)` \| (.*) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert [name for name, _ in rows] == list(COMMANDS)
+    for name, about in rows:
+        assert import_module(f"runnel.cli.{COMMANDS[name]}").HELP.split(":")[0] in about
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    text = page.read_text("utf-8")
+    named = re.findall(r"^make (\w+)\b", text, re.M) + re.findall(r"`make (\w+)`", text)
+    assert set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("readme", ["engine", "plugins", "export"])
+def test_a_components_page_names_its_modules(readme: str) -> None:
+    """A module that no row of the table names has no reader who could find it."""
+    text = (ROOT / readme / "README.md").read_text("utf-8")
+    package = {"engine": "runnel", "plugins": "runnel_plugins", "export": "runnel_export"}[readme]
+    quoted = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code)}
+    for path in (ROOT / readme / package).glob("*.py"):
+        if not path.stem.startswith("_") and path.stem not in ("errors", "trial"):
+            assert path.stem in quoted, f"{readme}/README.md does not name {path.name}"

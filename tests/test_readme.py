@@ -1,0 +1,90 @@
+"""The README is run as a reader would run it: files written, commands typed, what they print compared.
+
+A `python` or `toml` block whose first line is ``# NAME`` becomes that file. The lines of a `console` block
+that begin with ``$ `` are typed into one shell; all other lines are what it must print on standard output.
+`sh` blocks install things and are not run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from . import silero
+
+README = Path(__file__).parent.parent / "README.md"
+LONGEST = 120  # seconds for one console block: torch is imported and a model exported in it
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(language, text) of each fenced block, in order."""
+    return _BLOCK.findall(README.read_text("utf-8"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a reader is told to have: Silero's own file, and some speech."""
+    import soundfile
+
+    shutil.copy(silero.model("silero_vad"), tmp_path)
+    samples, rate = soundfile.read(str(files("runnel_export.demo") / "clip.ogg"))
+    soundfile.write(tmp_path / "speech.wav", samples, rate)
+    return tmp_path
+
+
+def typed(commands: list[str], folder: Path) -> str:
+    """What the commands print, in a shell of their own that leaves no process behind."""
+    bin = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
+    environment = os.environ | {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    shell = subprocess.Popen(
+        ["bash", "-c", "\n".join(commands)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, complaints = shell.communicate(timeout=LONGEST)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)  # a daemon that a failed command left running
+        shell.wait()
+    sys.stderr.write(complaints)  # shown by pytest where the comparison fails
+    return printed
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here to type the README's commands into")
+def test_the_readme_prints_what_it_says(folder: Path) -> None:
+    ran = 0
+    for language, text in blocks():
+        if language in ("python", "toml"):
+            name = re.match(r"# (\S+)\n", text)
+            assert name, f"a {language} block says its file's name in its first line:\n{text}"
+            (folder / name[1]).write_text(text)
+        elif language == "console":
+            lines = text.splitlines(keepends=True)
+            commands = [line.removeprefix("$ ").rstrip("\n") for line in lines if line.startswith("$ ")]
+            expected = "".join(line for line in lines if not line.startswith("$ "))
+            assert typed(commands, folder) == expected, commands
+            ran += 1
+        else:
+            assert language == "sh", f"a {language} block is neither run nor said not to be"
+    assert ran >= 3
+
+
+def test_the_first_screen_has_the_two_commands() -> None:
+    first = "\n".join(README.read_text("utf-8").splitlines()[:24])
+    assert re.search(r"^make run\b", first, re.M)
+    assert re.search(r"^make test\b", first, re.M)
