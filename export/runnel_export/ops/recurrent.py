@@ -142,6 +142,11 @@ def _layer_of(low: Lowering, hx: Data | Tensor, layer: int) -> Data | Tensor:
 # ------------------------------------------------------------------ layers
 
 
+def _check_mode(low: Lowering, dropout: float, train: bool) -> None:
+    if train and dropout:
+        raise low.refusal("dropout that is on in eval mode", "do not call train() within forward")
+
+
 def _check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tuple[int, int]:
     """(sequence axis, batch axis) of a layer's input."""
     seq, batch = (1, 0) if batch_first else (0, 1)
@@ -162,7 +167,6 @@ def _layers(
     v: Value,
     hx: Sequence[Data | Tensor],
     ws: Sequence[Tensor],
-    biases: bool,
     layers: int,
     bidirectional: bool,
     batch_first: bool,
@@ -296,7 +300,8 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Data, ...]:
-    y, ends = _layers(low, LSTM, low.value(x), hx, ws, biases, layers, bidirectional, batch_first)
+    _check_mode(low, dropout, train)
+    y, ends = _layers(low, LSTM, low.value(x), hx, ws, layers, bidirectional, batch_first)
     return (y, *ends)
 
 
@@ -313,7 +318,8 @@ def _plain(kind: Kind) -> Any:
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple[Data, ...]:
-        y, ends = _layers(low, kind, low.value(x), [hx], ws, biases, layers, bidirectional, batch_first)
+        _check_mode(low, dropout, train)
+        y, ends = _layers(low, kind, low.value(x), [hx], ws, layers, bidirectional, batch_first)
         return (y, *ends)
 
     return layer
