@@ -103,22 +103,15 @@ class Engine:
         are applied in order, and after one that failed its later ones fail too, so that none is skipped.
         """
         results: list[Any] = [None] * len(pairs)
-        pipeline = self.pipeline
+        pipeline, only_out = self.pipeline, self.pipeline.only_out
         name, dtype, shape = pipeline.tick_name, pipeline.tick_dtype, pipeline.tick_shape
         broken: set[Stream] = set()
-        waiting: Sequence[int] = range(len(pairs))
-        while waiting:
-            seen: set[Stream] = set()
+        for indices in _rounds([stream for stream, _ in pairs]):
             now: list[int] = []
-            later: list[int] = []
             states: list[States] = []
             chunks: list[Chunk] = []
-            for i in waiting:
+            for i in indices:
                 stream, chunk = pairs[i]
-                if stream in seen:
-                    later.append(i)
-                    continue
-                seen.add(stream)
                 try:
                     if (
                         stream._pipeline is not pipeline
@@ -146,8 +139,10 @@ class Engine:
                     continue
                 stream._states, out = done
                 stream.seq += 1
-                results[i] = pipeline.answer(chunk, out)
-            waiting = later
+                if only_out is not None and chunk.__class__ is np.ndarray:
+                    results[i] = out[only_out]
+                else:
+                    results[i] = out
         return results
 
     def _refuse(self, stream: Stream) -> None:
@@ -193,3 +188,17 @@ class Engine:
         del self._streams[stream.id]
         self.pipeline.close(stream._states)
         stream._states = ()
+
+
+def _rounds(streams: Sequence[Stream]) -> list[Sequence[int]]:
+    """Positions in order, each stream at most once a round: a chunk waits for the one before it."""
+    if len(set(streams)) == len(streams):
+        return [range(len(streams))]
+    rounds: list[list[int]] = []
+    before: Counter[Stream] = Counter()
+    for i, stream in enumerate(streams):
+        if before[stream] == len(rounds):
+            rounds.append([])
+        rounds[before[stream]].append(i)
+        before[stream] += 1
+    return list(rounds)

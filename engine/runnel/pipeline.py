@@ -44,7 +44,7 @@ class Pipeline:
         self.step = self._step_only if len(stages) == 1 else self._step_all
         self._step_of_only = stages[0].step
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
-        self._only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
+        self.only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
         # What the shortest path at the door compares with: one tick of the only input.
         self.tick_name = self._only_in.name if self._only_in else ""
         self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
@@ -102,8 +102,8 @@ class Pipeline:
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
         """What the caller gets: a bare array for a bare array (or for none), if there is one output."""
-        if self._only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
-            return out[self._only_out]
+        if self.only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
+            return out[self.only_out]
         return out
 
     # One stream
@@ -195,10 +195,8 @@ class Pipeline:
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
         if len(self.stages) == 1:
-            return [
-                r if isinstance(r, RunnelError) else ((_freeze(r[0]),), r[1])
-                for r in _many(0, self.stages[0], [s[0] for s in states], chunks)
-            ]
+            done = _many(0, self.stages[0], [s[0] for s in states], chunks)
+            return [r if isinstance(r, RunnelError) else ((r[0],), r[1]) for r in done]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
         failed: dict[int, RunnelError] = {}
@@ -211,7 +209,7 @@ class Pipeline:
                 if isinstance(result, RunnelError):
                     failed[i] = result
                     continue
-                after[i][k], flowing[i] = _freeze(result[0]), result[1]
+                after[i][k], flowing[i] = result
                 if k < last and not len(next(iter(flowing[i].values()))):
                     flowing[i] = self.outputs.empty()
                 else:
@@ -227,6 +225,9 @@ def _many(
         return []
     try:
         results = stage.step_many(states, chunks)
+        for result in results:
+            if result.__class__ is tuple and result[0].__class__ is dict:
+                _freeze(result[0])
     except Exception as error:
         if len(states) == 1:
             return [as_error(f"{position}: {stage.name}", error)]

@@ -25,6 +25,8 @@ State = Any
 Arrays = Mapping[str, Array]
 """A state laid open: names to arrays."""
 
+_ZEROS = np.zeros(4096, np.float32)
+
 
 class Stage(abc.ABC):
     """A pre-processor, a model or a post-processor.
@@ -101,6 +103,9 @@ def require_finite(name: str, array: Array, stage: str) -> None:
     A stage that keeps samples back must call this before it keeps them: a NaN in its state would stay.
     """
     if array.dtype.kind != "f":
+        return
+    # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
+    if array.size <= _ZEROS.size and np.vdot(array, _ZEROS[: array.size]) == 0:
         return
     finite = np.isfinite(array)
     if not finite.all():

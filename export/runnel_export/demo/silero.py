@@ -37,16 +37,27 @@ class SileroVAD(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         batch, time, window = frames.shape
-        x = functional.pad(frames.reshape(batch * time, 1, window), (0, 64), mode="reflect")
-        x = self.stft_conv(x)
-        x = (x[:, :_BINS] ** 2 + x[:, _BINS:] ** 2).sqrt()
-        x = self.conv1(x).relu()
-        x = self.conv2(x).relu()
-        x = self.conv3(x).relu()
-        x = self.conv4(x).relu()
+        x = functional.pad(frames.reshape(batch * time, window), (0, 64), mode="reflect")
+        x = x.reshape(batch * time, 5, 128)
+        x = functional.linear(torch.cat([x[:, :4], x[:, 1:]], -1), self.stft_conv.weight[:, 0])
+        x = (x[..., :_BINS] ** 2 + x[..., _BINS:] ** 2).sqrt()
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = _convolve(x, conv).relu()
         x, _ = self.lstm(x.reshape(batch, time, 128))
         probability: Tensor = self.final(x.relu()).sigmoid()
         return probability
+
+
+def _convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution of width 3 over (n, positions, channels), as one product of matrices.
+
+    Over the one to four positions of a window this runs several times as fast in batches as
+    onnxruntime's convolution does, and gives the same.
+    """
+    x = functional.pad(x, (0, 0, 1, 1))
+    stop, stride = x.shape[1] - 2, conv.stride[0]
+    taps = torch.cat([x[:, i : i + stop : stride] for i in range(3)], -1)
+    return functional.linear(taps, conv.weight.transpose(1, 2).flatten(1), conv.bias)
 
 
 def vendor_file(name: str) -> Path:
