@@ -126,7 +126,9 @@ class Graph:
         fixed = {port.name for port in inputs} | set(self._arrays)
         for value, port in outputs:
             if value in fixed or value in renamed:  # a name can be given once: only here an Identity
-                renamed[self.emit("Identity", [value], hint=f"{port.name}/Identity")[0]] = port.name
+                copied = self.fresh(f"{port.name}/Identity")
+                self._nodes.append(_Node("Identity", copied, (value,), (copied,), {}))
+                renamed[copied] = port.name
             else:
                 renamed[value] = port.name
         ends = list(renamed)

@@ -24,17 +24,6 @@ from .ops.linear import ATTENTION, INSTEAD
 from .values import Carry, Data, Given, Scatter, Span, Stack, Value, axes_of
 
 _LAZY = (Value, Stack, Carry, Span, Scatter, Given)
-_LIKE = (
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-)
-_IGNORED = ("aten::_assert_tensor_metadata", "aten::_assert_async", "aten::sym_constrain_range")
 
 
 def run(low: Lowering, nodes: tuple[Node, ...], env: dict[str, Any]) -> None:
@@ -65,10 +54,10 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     if not isinstance(target, torch._ops.OpOverload):
         raise ExportError(f"{low.where}: it has no translation")
     name = target._schema.name
-    if name in _IGNORED:
+    if name in ops.IGNORED:
         return None
     short = name.split("::")[1]
-    if short in _LIKE:  # only the shape of the argument matters
+    if name in ops.SHAPE_ONLY:  # only the shape of the argument matters
         like = torch.zeros(tuple(node.args[0].meta["val"].shape), dtype=node.args[0].meta["val"].dtype)  # type: ignore[union-attr]
         args = (like, *args[1:])
     if not _holds_data((args, kwargs)):

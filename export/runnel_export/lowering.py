@@ -188,6 +188,13 @@ class Lowering(Writer):
         a, b, *_ = sorted(t for t in ticks if t is not None)
         raise self.refusal(f"mixes tick {a} and tick {b}: a hand-written recurrence over time", EXPLICIT)
 
+    def alike(self, operands: Sequence[Operand | float]) -> list[Operand | float]:
+        """Operands that have a merged axis have it in one form: see `Value`."""
+        forms = {HIDDEN in x.order for x in operands if isinstance(x, Value)}
+        if len(forms) < 2:
+            return list(operands)
+        return [self.joined(x) if isinstance(x, Value) else x for x in operands]
+
     def invariant(self, tensor: Tensor, axes: Sequence[Axis]) -> Tensor:
         """A constant, of the rank of `axes`, made of size 1 along time and batch; it must not vary there."""
         tensor = tensor.reshape((1,) * (len(axes) - tensor.dim()) + tuple(tensor.shape))
@@ -221,6 +228,7 @@ class Lowering(Writer):
 
         `mixed`: the operands keep dtypes of their own. `result`: the output's dtype, if not `dtype`.
         """
+        operands = self.alike(operands)
         values = [x for x in operands if isinstance(x, Value)]
         dtype = dtype or values[0].dtype
         tick = self.same_tick(values)

@@ -23,7 +23,10 @@ from torch.utils import _pytree as pytree
 
 from runnel.errors import ExportError, NotStreamableError, nearest
 
+from . import ops
+
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
+DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
 SHOWN = 300  # characters of a foreign error message
 
 
@@ -271,8 +274,7 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
         with evaluating(module), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
-            functional: torch.export.ExportedProgram = program.run_decompositions({})
-            return functional
+            return _known(program.run_decompositions({}))
     except Exception as error:  # torch raises of every kind here
         text = str(error).strip().split("\n")[0][:SHOWN]
         raise ExportError(
@@ -282,6 +284,37 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
         ) from error
     finally:
         quiet.setLevel(level)
+
+
+def _known(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with what has no translation written as torch's simpler operations, where it can be."""
+    for _ in range(DECOMPOSITIONS):
+        strange = _strange(program)
+        table = torch.export.default_decompositions() if strange else {}
+        simpler = {t: table[t] for t in strange if t in table}
+        if not simpler:
+            break
+        program = program.run_decompositions(simpler)
+    return program
+
+
+def _strange(program: torch.export.ExportedProgram) -> set[torch._ops.OpOverload]:
+    """Operations on data that have no translation."""
+    data = set(program.graph_signature.user_inputs)
+    found = set()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not any(n.name in data for n in node.all_input_nodes):
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            data.add(node.name)
+            continue
+        name = node.target._schema.name
+        if name in ops.IGNORED or name in ops.SHAPE_ONLY:
+            continue
+        data.add(node.name)
+        if ops.find(name, node.target._overloadname) is None:
+            found.add(node.target)
+    return found
 
 
 def _results(

@@ -18,7 +18,7 @@ BATCH_TIME, TIME_BATCH = "batch*time", "time*batch"  # a merged axis, by the ord
 MERGED = (BATCH_TIME, TIME_BATCH)
 
 Axis = str | int
-HIDDEN = -1  # in `Value.order`: the ONNX tensor's time axis, which the torch tensor does not have
+HIDDEN = -1  # in `Value.order`: the ONNX tensor's time axis, where the torch tensor has none of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class Value:
 
     `order` lists the torch axes in the ONNX tensor's order. A torch axis of size 1 may be missing
     from it. With `tick` = k the torch tensor is the k-th time slice of the ONNX tensor: operations on
-    such slices are written for the whole sequence, since a stream does the same at every tick.
+    such slices are written for the whole sequence, since a stream does the same at every tick. A merged
+    axis may be two in the ONNX tensor: time is `HIDDEN` then, and the torch axis's place is the batch's.
     """
 
     name: str

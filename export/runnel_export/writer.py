@@ -13,7 +13,7 @@ from torch import Tensor
 from runnel.errors import ExportError, NotStreamableError
 
 from .graph import NUMPY_OF, Attribute, Graph
-from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Value
+from .values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Value
 
 EXPLICIT = "make it an explicit-state step: export(..., time_axis=None, state={...})"
 
@@ -150,13 +150,22 @@ class Writer:
 
     # -------------------------------------------------------------- merged batch and time
 
-    def merge(self, v: Value, label: str) -> Value:
-        """Time (visible or hidden) and batch as one axis, in the place of torch's batch axis."""
-        v = self.canonical(v, full=True)
-        sizes = [self.size(v.axes[o]) for o in v.order[2:]]
-        name = self.node("Reshape", v.name, self.graph.ints(-1, *sizes))
-        b = v.order[1]
-        return Value(name, (*v.axes[:b], label, *v.axes[b + 1 :]), v.order[1:], v.dtype)
+    def joined(self, v: Value) -> Value:
+        """With a merged axis that is one axis in the ONNX tensor too."""
+        return v if HIDDEN not in v.order or v.tick is not None else self._flat(v)
+
+    def merge(self, v: Value) -> Value:
+        """A time slice with its batch axis made the merged one: what an operator on (batch, ...) takes."""
+        return self._flat(v, TIME_BATCH)
+
+    def _flat(self, v: Value, label: str | None = None) -> Value:
+        """The hidden time and the batch as one ONNX axis, before all others in torch's order."""
+        v = self.canonical(v)
+        lead = v.order[1]
+        rest = [i for i in range(len(v.axes)) if i != lead]
+        name = self.node("Reshape", v.name, self.graph.ints(-1, *[self.size(v.axes[i]) for i in rest]))
+        axes = (*v.axes[:lead], label or v.axes[lead], *v.axes[lead + 1 :])
+        return Value(name, axes, (lead, *rest), v.dtype)
 
     def time_batch_shape(self, rest: Sequence[int]) -> str:
         """A shape (time, slot, *rest), known when the model runs."""

@@ -135,9 +135,9 @@ def test_a_value_that_is_given_twice_gets_an_identity() -> None:
     graph = Graph()
     graph.fresh("x")
     (y,) = graph.emit("Tanh", ["x"], hint="t")
-    model = graph.finish("g", [port("x")], [(y, port("a")), (y, port("b")), ("x", port("c"))])
-    assert sorted(n.op_type for n in model.graph.node) == ["Identity", "Identity", "Tanh"]
-    assert [o.name for o in model.graph.output] == ["a", "b", "c"]
+    model = graph.finish("g", [port("x")], [(y, port(p)) for p in "abc"] + [("x", port("d"))])
+    assert sorted(n.op_type for n in model.graph.node) == ["Identity", "Identity", "Identity", "Tanh"]
+    assert [o.name for o in model.graph.output] == ["a", "b", "c", "d"]
 
 
 # ------------------------------------------------------------------ any model of these parts

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from runnel_export.lift import Lifted, lift
 
-from .stepping import assert_streams, op_types, stepped
+from .stepping import Apply, assert_streams, op_types, stepped
 
 
 class LSTMModel(nn.Module):
@@ -202,6 +202,18 @@ class _First(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.rnn(x)[0]
         return out
+
+
+def test_merging_batch_and_time_for_a_layer_writes_nothing() -> None:
+    def forward(x: Tensor, m: Any) -> Tensor:
+        out, _ = m.rnn(x)
+        batch, time, hidden = out.shape
+        scores: Tensor = m.head(out.contiguous().view(-1, hidden)).view(batch, time, -1)
+        return scores
+
+    module = Apply(forward, rnn=nn.LSTM(5, 7, batch_first=True), head=nn.Linear(7, 3))
+    lifted = assert_streams(module, torch.randn(2, 6, 5))
+    assert op_types(lifted) == ["LSTM", "Squeeze", "MatMul", "Add"]
 
 
 class Frames(nn.Module):

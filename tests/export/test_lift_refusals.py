@@ -279,6 +279,10 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
         "Apply.forward", "hand-written recurrence", "state={...}",
     ),
     "a cell that runs backwards": (Backwards(), "layer 'cell' (GRUCell)", "begins at tick", "forward"),
+    "ticks laid side by side": (
+        Apply(lambda x, _: torch.cat(x.unbind(1), 1).view(x.shape)),
+        "Apply.forward", "side by side on axis 1", "torch.stack(outputs, 1)",
+    ),
     "a decoder": (Decoder(), "layer 'cell' (GRUCell)", "depends on an earlier output", "state={...}"),
     "a state changed in between": (
         Reset(), "layer 'cell' (GRUCell)", "the state was changed in between", "state={...}"
@@ -335,6 +339,7 @@ def test_it_is_refused_with_the_layer_the_reason_and_the_help(name: str) -> None
         (nn.Linear(6, 3), torch.randn(2, 5, 6), {"output_names": ["a", "b"]}, "must be 1 different"),
         (Apply(lambda x, _: torch.fft.rfft(x).real), torch.randn(2, 5, 6), {}, "has no translation"),
         (Apply(lambda x, _: x.view(-1, 2, 5, 6)), torch.randn(2, 5, 6), {}, "torch.export cannot trace"),
+        (Apply(lambda x, _: x.round(decimals=1)), torch.randn(2, 5, 6), {}, "aten.round.decimals has no"),
         (Apply(lambda x, _: None), torch.randn(2, 5, 6), {}, "returns no tensor"),
         (Apply(lambda x, _: x + torch.empty(6)), torch.randn(2, 5, 6), {}, "never written to"),
     ],

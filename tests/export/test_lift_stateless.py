@@ -75,6 +75,11 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Any], Any]] = {
 }
 
 
+def test_an_operation_without_a_translation_is_made_of_simpler_ones() -> None:
+    module = Apply(lambda x, m: F.cosine_similarity(x, m.w, dim=-1), w=weights(6))
+    assert "ReduceL2" in op_types(assert_streams(module, torch.randn(2, 5, 6)))
+
+
 def in_tens(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Ten at a time: tracing is what takes the time, and a failure names the output."""
     every = list(names)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..lowering import Lowering
-from ..values import BATCH, MERGED, TIME, TIME_BATCH, Axis, Data, Filter, Span, Value
+from ..values import BATCH, MERGED, TIME, TIME_BATCH, Axis, Data, Filter, Span, Value, axes_of
 from .registry import handles
 from .span import conv_node, settle
 
@@ -116,9 +116,9 @@ def per_frame(low: Lowering, v: Value, write: object, axes: tuple[Axis, ...]) ->
     """An operator on (batch, channels, *sizes), for each tick alone; `write` makes the node."""
     assert callable(write)
     if v.tick is None:
-        v = low.arrange(v, range(len(v.axes)))
+        v = low.arrange(low.joined(v), range(len(v.axes)))
         return Value(write(v.name), axes, tuple(range(len(axes))), v.dtype)
-    merged = low.merge(v, TIME_BATCH)
+    merged = low.merge(v)
     merged = low.arrange(merged, range(len(merged.axes)))
     out = Value(write(merged.name), (TIME_BATCH, *axes[1:]), tuple(range(len(axes))), v.dtype)
     return low.unmerge(out, v.tick)
@@ -150,23 +150,23 @@ def transposed_conv(low: Lowering, *_: object) -> Data:
 # ------------------------------------------------------------------ pooling
 
 
-@handles("aten::max_pool1d", "aten::max_pool2d")
+@handles("aten::max_pool1d", "aten::max_pool2d", lazy=True)
 def max_pool(
     low: Lowering,
-    v: Value,
+    x: Data,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     ceil: bool = False,
 ) -> Value:
-    return _pool(low, "MaxPool", v, kernel, stride, padding, dilation, ceil)
+    return _pool(low, "MaxPool", x, kernel, stride, padding, dilation, ceil)
 
 
-@handles("aten::avg_pool1d", "aten::avg_pool2d")
+@handles("aten::avg_pool1d", "aten::avg_pool2d", lazy=True)
 def avg_pool(
     low: Lowering,
-    v: Value,
+    x: Data,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0,),
@@ -176,13 +176,13 @@ def avg_pool(
 ) -> Value:
     if divisor_override is not None:
         raise low.untranslated("divisor_override")
-    return _pool(low, "AveragePool", v, kernel, stride, padding, (1,), ceil, int(count_include_pad))
+    return _pool(low, "AveragePool", x, kernel, stride, padding, (1,), ceil, int(count_include_pad))
 
 
 def _pool(
     low: Lowering,
     op: str,
-    v: Value,
+    x: Data,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -190,8 +190,9 @@ def _pool(
     ceil: bool,
     include: int | None = None,
 ) -> Value:
-    if TIME in v.axes:
+    if isinstance(x, Span) or TIME in axes_of(x):
         raise low.refusal("pools along time", "a causal convolution, or pooling within a frame only")
+    v = low.value(x)
     if v.tick is None and v.axes[0] not in (BATCH, *MERGED):
         raise low.untranslated("pooling of a tensor that does not begin with the batch")
     if ceil:

@@ -94,6 +94,7 @@ def _of_data(low: Lowering, a: Value, b: Value) -> Value:
         raise low.refusal(ATTENTION, INSTEAD)
     if any(not isinstance(x, int) for x in (*a.axes[-2:], *b.axes[-2:])):
         raise low.refusal("a matrix product over the batch axis mixes streams", "contract features")
+    a, b = (x for x in low.alike([a, b]) if isinstance(x, Value))
     tick = low.same_tick([a, b])
     rank = max(len(a.axes), len(b.axes))
     a, b = _widened(low, a, rank), _widened(low, b, rank)

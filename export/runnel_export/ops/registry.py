@@ -6,6 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+# Operations that need no translation: they do nothing, or make a constant of an argument's shape.
+IGNORED = frozenset({"aten::_assert_tensor_metadata", "aten::_assert_async", "aten::sym_constrain_range"})
+SHAPE_ONLY = frozenset(
+    f"aten::{name}"
+    for name in (
+        "zeros_like", "ones_like", "full_like", "empty_like",
+        "new_zeros", "new_ones", "new_full", "new_empty",
+    )
+)  # fmt: skip
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -180,6 +180,8 @@ def cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
             pieces = [q for p in parts for q in (p.parts if isinstance(p, Stack) else (p,))]
             if all(axes_of(q)[0] == 1 for q in pieces if not isinstance(q, Tensor)):
                 return Stack(tuple(q for q in pieces if isinstance(q, Value | Carry)))
+    elif low.ticks and _ticks(parts) == list(range(low.ticks)):
+        raise low.refusal(f"lays the ticks side by side on axis {dim}", "torch.stack(outputs, 1)")
     padded = _padded_by_cat(low, parts, dim)
     if padded is not None:
         return padded
@@ -191,11 +193,9 @@ def _whole_sequence(
 ) -> Value | None:
     """The sequence whose slices 0 … T-1 these are; None where they are no time slices of one."""
     values = [p for p in parts if isinstance(p, Value)]
-    if low.ticks is None or len(parts) != low.ticks or len(values) != len(parts):
+    ticks = _ticks(parts)
+    if low.ticks is None or len(ticks) != low.ticks:
         return None
-    if any(v.tick is None for v in values):
-        return None
-    ticks = [v.tick for v in values]
     if ticks == list(range(low.ticks))[::-1] and low.ticks > 1:
         raise low.refusal("puts the ticks together in reverse", "a stream runs forward only")
     if ticks != list(range(low.ticks)):
@@ -212,6 +212,12 @@ def _whole_sequence(
         first = replace(first, name=name, order=tuple(o for o in first.order if o != dim))
     axes = (*first.axes[:dim], TIME, *first.axes[dim + 1 :])
     return replace(first, axes=axes, order=tuple(dim if o == HIDDEN else o for o in first.order), tick=None)
+
+
+def _ticks(parts: Sequence[Data | Tensor]) -> list[int]:
+    """The ticks that these are slices of; none if one of them is no slice."""
+    ticks = [p.tick for p in parts if isinstance(p, Value) and p.tick is not None]
+    return ticks if len(ticks) == len(parts) else []
 
 
 def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> Data | None:
@@ -236,6 +242,7 @@ def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Val
     """Along an axis that is neither time nor batch."""
     if len(parts) == 1 and isinstance(parts[0], Value):
         return parts[0]
+    parts = [p for p in low.alike(parts) if not isinstance(p, float)]
     values = [p for p in parts if isinstance(p, Value)]
     tick = low.same_tick(values)
     for v in values:

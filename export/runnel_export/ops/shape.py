@@ -241,27 +241,37 @@ def _relabelled(low: Lowering, left: list[Axis], right: Sequence[int]) -> list[A
 
 
 def as_axes(low: Lowering, v: Value, axes: Sequence[Axis]) -> Value:
-    """The same elements under new axes: time, batch first in the ONNX tensor, then features in order."""
-    same_features = [a for a in v.axes if a != 1] == [a for a in axes if a != 1]
-    if same_features and all(v.axes[o] != 1 for o in v.order if o != HIDDEN):
-        places = [i for i, a in enumerate(axes) if a != 1]
-        new = dict(zip([i for i, a in enumerate(v.axes) if a != 1], places, strict=True))
-        return v.renumbered(tuple(axes), new)
-    v = low.canonical(v)
-    lead_in = [TIME if o == HIDDEN else v.axes[o] for o in low.leading(v)]
-    probe = Value(v.name, tuple(axes), tuple(range(len(axes))), v.dtype)
-    lead_out = low.leading(probe)
-    labels_out = [*([TIME] if v.tick is not None else []), *[axes[i] for i in lead_out]]
+    """The same elements under new axes.
+
+    Merging batch and time writes nothing, nor does undoing that; only an axis that a convolution has
+    truly merged takes a shape that is known when the model runs.
+    """
+    merged = next((i for i, a in enumerate(axes) if a in MERGED), None)
+    is_joined = HIDDEN not in v.order and any(a in MERGED for a in v.axes)
+    time = HIDDEN if v.tick is not None or merged is not None else axes.index(TIME) if TIME in axes else None
+    batch = merged if merged is not None else list(axes).index(BATCH)
+    lead = [batch] if time is None or (is_joined and merged is not None) else [time, batch]
     features = [i for i, a in enumerate(axes) if isinstance(a, int)]
     sizes = [low.size(axes[i]) for i in features]
-    if labels_out == lead_in:
-        name = low.node("Reshape", v.name, low.graph.ints(*[0] * len(lead_in), *sizes))
-    elif len(labels_out) == 1:
-        name = low.node("Reshape", v.name, low.graph.ints(-1, *sizes))
+    was_lead = low.leading(v)
+    was_features = [i for i, a in enumerate(v.axes) if isinstance(a, int)]
+    if len(lead) == len(was_lead) and _same_sizes(v, was_features, sizes):
+        kept = [i for i, s in zip(features, sizes, strict=True) if s != 1]
+        new = dict(zip(was_lead, lead, strict=True))
+        new |= dict(zip([i for i in was_features if v.axes[i] != 1], kept, strict=True))
+        return replace(v, axes=tuple(axes), order=tuple(new[o] for o in v.order))
+    v = low.canonical(v)
+    if len(lead) == len(was_lead):
+        shape = low.graph.ints(*[0] * len(lead), *sizes)
     else:
-        name = low.node("Reshape", v.name, low.time_batch_shape(sizes))
-    hidden = [HIDDEN] if v.tick is not None else []
-    return Value(name, tuple(axes), (*hidden, *lead_out, *features), v.dtype, v.tick)
+        shape = low.time_batch_shape(sizes)
+    return Value(low.node("Reshape", v.name, shape), tuple(axes), (*lead, *features), v.dtype, v.tick)
+
+
+def _same_sizes(v: Value, features: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether only axes of size 1 come or go, and none of them is in the ONNX tensor."""
+    same = [v.axes[i] for i in features if v.axes[i] != 1] == [s for s in sizes if s != 1]
+    return same and all(v.axes[o] != 1 for o in v.order if o != HIDDEN)
 
 
 # ------------------------------------------------------------------ choosing and padding features
@@ -334,7 +344,7 @@ def pad(
 def _pad_features(
     low: Lowering, v: Value, widths: Mapping[int, tuple[int, int]], mode: str, fill: float | None
 ) -> Value:
-    v = low.canonical(v, full=True)
+    v = low.canonical(v, full=any(d not in v.order for d in widths))
     begins = [widths.get(o, (0, 0))[0] for o in v.order]
     ends = [widths.get(o, (0, 0))[1] for o in v.order]
     inputs = [v.name, low.graph.ints(*begins, *ends)]
