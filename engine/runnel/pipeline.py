@@ -59,7 +59,9 @@ class Pipeline:
         """
         only = self._only_in
         if only is not None:
-            array = chunk.get(only.name) if chunk.__class__ is dict and len(chunk) == 1 else chunk
+            array: Any = chunk
+            if isinstance(chunk, dict) and len(chunk) == 1:
+                array = chunk.get(only.name)
             plain = array.__class__ is np.ndarray and array.dtype is self.tick_dtype
             if plain and array.shape[1:] == only.shape and array.shape[0]:
                 return {only.name: array}
