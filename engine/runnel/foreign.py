@@ -1,0 +1,113 @@
+"""A model that Runnel did not export, as a pipeline file's [model] table declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import tables
+from .errors import PipelineError
+from .spec import (
+    SLOT,
+    TIME,
+    Framing,
+    ModelSpec,
+    ModelState,
+    ModelTensor,
+    check,
+    dtype_of,
+    initial_row,
+    shape_of,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+KEYS = (
+    "path", "window", "hop", "rate", "latency", "inputs", "outputs", "constants", "state", "shapes",
+)  # fmt: skip
+_STATE = ("input", "output", "shape", "dtype", "initial")
+
+
+def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str) -> ModelSpec:
+    """The spec of a model from what the file's graph and the table say together.
+
+    What neither says of the outputs is seen in a trial run. Raises PipelineError, ModelError.
+    """
+    from .model import ORT_TYPES, output_shapes
+
+    graph_in = {v.name: v for v in session.get_inputs()}
+    dtypes = {v.name: ORT_TYPES.get(v.type, v.type) for v in (*session.get_inputs(), *session.get_outputs())}
+    graph_out = [v.name for v in session.get_outputs()]
+    constants = {}
+    for name, value in tables.table(part, "constants", where).items():
+        tables.among(name, list(graph_in), f"{where[:-1]}.constants]")
+        constants[name] = np.asarray(value, dtypes[name])
+    states = []
+    for i, entry in enumerate(tables.tables(part, "state", where)):
+        place = f"{where[:-1]}.state] number {i + 1}"
+        tables.known(entry, _STATE, place)
+        name, output = tables.text(entry, "input", place), tables.text(entry, "output", place)
+        tables.among(name, list(graph_in), place)
+        tables.among(output, graph_out, place)
+        dtype = dtype_of(entry.get("dtype", dtypes[name]), place)
+        shape = shape_of(entry.get("shape"), place, (SLOT,))
+        if shape.count(SLOT) != 1:
+            raise PipelineError(
+                f"{place}: shape {list(shape)} must hold 'slot' once: the axis of the streams"
+            )
+        row_shape = tuple(d for d in shape if isinstance(d, int))
+        states.append(
+            ModelState(
+                name, output, dtype, shape, initial_row(entry.get("initial", 0), row_shape, dtype, place)
+            )
+        )
+    framing = None
+    if "window" in part or "hop" in part:
+        framing = Framing(tables.whole(part, "window", where), tables.whole(part, "hop", where))
+    shapes = tables.table(part, "shapes", where)
+    free = [n for n in graph_in if n not in constants and n not in {s.input for s in states}]
+    for name in shapes:
+        tables.among(name, free, f"{where[:-1]}.shapes]")
+    inputs = tuple(
+        ModelTensor(n, dtype_of(dtypes[n], where), _input_shape(n, graph_in[n].shape, shapes, framing, where))
+        for n in free
+    )
+    rate, latency = part.get("rate"), part.get("latency", 0)
+    any_ticks = bool(inputs) and all(TIME in t.shape for t in inputs)
+    spec = ModelSpec(inputs, (), tuple(states), framing, rate, latency, any_ticks, constants)
+    kept = [n for n in graph_out if n not in {s.output for s in states}]
+    outputs = tuple(
+        ModelTensor(name, dtype_of(dtypes[name], where), shape)
+        for name, shape in output_shapes(session, spec, kept, where).items()
+    )
+    spec = replace(spec, outputs=outputs)
+    check(spec, where)
+    return spec
+
+
+def _input_shape(
+    name: str, shape: Sequence[Any], declared: Mapping[str, Any], framing: Framing | None, where: str
+) -> tuple[int | str, ...]:
+    """A foreign input's shape, from the file, the framing, or [model.shapes]."""
+    if name in declared:
+        return shape_of(declared[name], f"{where[:-1]}.shapes] {name}", (TIME, SLOT))
+    # A name, nothing, or 0 stands for a size that the file leaves open.
+    dims = [d if isinstance(d, int) and d > 0 else None for d in shape]
+    if (
+        framing
+        and len(dims) >= 2
+        and all(d is not None for d in dims[2:])
+        and dims[1] in (None, framing.window)
+    ):
+        return (SLOT, framing.window, *(d for d in dims[2:] if d is not None))
+    if dims and dims[0] is None and all(d is not None for d in dims[1:]):
+        return (SLOT, *(d for d in dims[1:] if d is not None))
+    raise PipelineError(
+        f"{where}: input {name!r} has shape {list(shape)} in the file, which leaves open what is what: "
+        f'say it under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, '
+        "declare it under [[model.state]], if it never changes, under [model.constants]"
+    )

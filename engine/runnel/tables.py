@@ -1,0 +1,62 @@
+"""Reading a pipeline file strictly: every value has a type, every key is known, every error a place."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import PipelineError, nearest
+
+MAX_PIPELINE_FILE = 2**20  # bytes: it is written by hand
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_PIPELINE_FILE:
+            raise PipelineError(f"{path}: a pipeline file has at most {MAX_PIPELINE_FILE} bytes")
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot read the pipeline: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not TOML: {error}") from None
+
+
+def known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in part:
+        if key not in keys:
+            raise PipelineError(f"{where}: unknown key {key!r}{nearest(key, keys)}")
+
+
+def table(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = part.get(key, {})
+    if not isinstance(value, Mapping):
+        raise PipelineError(f"{where}: {key} must be a table, not {value!r:.80}")
+    return value
+
+
+def tables(part: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
+    value = part.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(v, Mapping) for v in value):
+        raise PipelineError(f"{where}: {key} must be written as [[{key}]] tables")
+    return value
+
+
+def text(part: Mapping[str, Any], key: str, where: str) -> str:
+    value = part.get(key)
+    if not isinstance(value, str) or not value:
+        raise PipelineError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def whole(part: Mapping[str, Any], key: str, where: str) -> int:
+    value = part.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PipelineError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def among(name: str, names: Sequence[str], where: str) -> None:
+    if name not in names:
+        raise PipelineError(f"{where}: the model has no {name!r}{nearest(name, list(names))}")
