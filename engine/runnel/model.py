@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from .errors import ChunkError, ModelError, NonFiniteError, ProviderError, RunnelError, StageError, nearest
+from .errors import (
+    ChunkError,
+    ModelError,
+    NonFiniteError,
+    ProviderError,
+    RunnelError,
+    SnapshotError,
+    StageError,
+    nearest,
+)
 from .slots import Arena
 from .spec import Array, ModelSpec, Signal, TensorSpec
 from .stage import Arrays, Chunk, Stage, require_finite
@@ -38,6 +47,9 @@ ORT_TYPES = {
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
 
@@ -55,8 +67,12 @@ def load_session(
     """
     wanted = list(providers) if providers else ["CPUExecutionProvider"]
     here = ort.get_available_providers()
+    if isinstance(providers, str):
+        raise ProviderError(f"providers is a list of names: [{providers!r}], not {providers!r}")
     for provider in wanted:
-        name = provider if isinstance(provider, str) else provider[0]
+        name = provider[0] if isinstance(provider, tuple) and provider else provider
+        if not isinstance(name, str):
+            raise ProviderError(f"a provider is a name, or (name, options), not {provider!r}")
         if name not in here:
             raise ProviderError(
                 f"provider {name!r} is not in this onnxruntime {ort.__version__}{nearest(name, here)}; "
@@ -133,8 +149,8 @@ class _Call:
                 now = stage.buffer(state.input, state.dtype, shape)
                 then = stage.buffer(state.output, state.dtype, shape)
             else:
-                now = arena.columns[state.input][row].reshape(shape)
-                then = arena.columns[state.input][row ^ 1].reshape(shape)
+                now = arena.columns[state.input][row, ...].reshape(shape)
+                then = arena.columns[state.input][row ^ 1, ...].reshape(shape)
             self._bind(state.input, now, binding.bind_ortvalue_input)
             self._bind(state.output, then, binding.bind_ortvalue_output)
             self.states_in.append((state.input, np.moveaxis(now, state.slot_axis, 0)))
@@ -143,6 +159,10 @@ class _Call:
         self.first_out = [(name, view[0]) for name, view in self.outputs]
         if row is not None and arena.floats is not None:
             self.next_state = arena.floats[row ^ 1]
+
+    def bound(self, name: str) -> Array:
+        """The bound input of this name: (slot, time, ...)."""
+        return next(view for key, view in self.inputs if key == name)
 
     def _bind(self, name: str, array: Array, bind: Any) -> None:
         value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU: the array's own memory
@@ -200,6 +220,13 @@ class ModelStage(Stage):
         return self.arena.take()
 
     def load(self, state: int, arrays: Arrays) -> int:
+        for held in self.spec.states:
+            array = arrays[held.input]
+            if array.shape != held.row_shape:
+                raise SnapshotError(
+                    f"{self.name}: state {held.input!r} has shape {array.shape}, expected {held.row_shape}"
+                )
+            require_finite(held.input, array, self.name)
         self.arena.write(state ^ 1, arrays)
         return state ^ 1
 
@@ -229,7 +256,7 @@ class ModelStage(Stage):
         for name, flat, zeros in call.flats:
             # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
             if vdot(flat, zeros) != 0:
-                require_finite(name, chunk[name], self.name)
+                require_finite(name, call.bound(name)[0], self.name)
         try:
             self._run(call.binding, None)
         except Exception as error:

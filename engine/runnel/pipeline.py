@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import state as snapshots
-from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
+from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError, StageError
+from .framing import Frame
 from .spec import Array, ModelSpec, Signal
 from .stage import Arrays, Chunk, Stage, State, as_error
 
@@ -36,13 +37,18 @@ class Pipeline:
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
-        # A snapshot continues only in a pipeline with this model, these stages and these options.
-        text = json.dumps([identity, [s.name for s in stages]], sort_keys=True, default=str)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        # What each stage's results are checked against; the model's are its graph's, and checked there.
+        self._declared = [_declared(s) if type(s).open is Stage.open else None for s in stages]
+        # A stage of somebody's own might keep what it is given, and that is the caller's memory.
+        self._lends = self._declared[0] is not None and not isinstance(stages[0], Frame)
         # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
-        self.step = self._step_only if len(stages) == 1 else self._step_all
+        alone = len(stages) == 1 and self._declared[0] is None
+        self.step = self._step_only if alone else self._step_all
         self._step_of_only = stages[0].step
+        # A snapshot continues only in a pipeline with this model, these stages and these options.
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self.only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
         # What the shortest path at the door compares with: one tick of the only input.
@@ -63,7 +69,7 @@ class Pipeline:
             if isinstance(chunk, dict) and len(chunk) == 1:
                 array = chunk.get(only.name)
             plain = array.__class__ is np.ndarray and array.dtype is self.tick_dtype
-            if plain and array.shape[1:] == only.shape and array.shape[0]:
+            if plain and array.shape[1:] == only.shape and array.shape and array.shape[0]:
                 return {only.name: array}
             if isinstance(chunk, np.ndarray):
                 chunk = {only.name: chunk}
@@ -88,6 +94,8 @@ class Pipeline:
                 raise ChunkError(
                     f"{spec.name!r} is a {type(array).__name__}, expected a numpy array ({spec})"
                 )
+            if isinstance(array, np.ma.MaskedArray):
+                raise ChunkError(f"{spec.name!r} is a masked array: fill its gaps first, as .filled(0) does")
             if array.dtype != spec.dtype:
                 raise ChunkError(
                     f"{spec.name!r} is {array.dtype}, expected {spec.dtype}: "
@@ -125,25 +133,33 @@ class Pipeline:
         return tuple(made)
 
     def close(self, states: States) -> None:
-        for stage, state in zip(self.stages, states, strict=True):
-            stage.close(state)
+        """Give every stage's place back, whatever one of them raises; that is raised at the end."""
+        failed: RunnelError | None = None
+        for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
+            try:
+                stage.close(state)
+            except Exception as error:
+                failed = failed or as_error(f"{i}: {stage.name}", error)
+        if failed:
+            raise failed
 
     def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
-        """`step` where there is one stage: the shortest path of all."""
+        """`step` where the model is alone: the shortest path of all."""
         try:
             state, out = self._step_of_only(states[0], chunk)
         except Exception as error:
             raise as_error(f"0: {self.stages[0].name}", error) from error
-        return (_freeze(state),), out
+        return (state,), out
 
     def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         after = list(states)
+        if self._lends:
+            chunk = {name: array.copy() for name, array in chunk.items()}
         for i, stage in enumerate(self.stages):
             try:
-                state, chunk = stage.step(states[i], chunk)
+                after[i], chunk = self._checked(i, stage.step(states[i], chunk))
             except Exception as error:
                 raise as_error(f"{i}: {stage.name}", error) from error
-            after[i] = _freeze(state)
             if i + 1 < len(after) and not len(next(iter(chunk.values()))):
                 return tuple(after), self.outputs.empty()  # nothing left for the stages that follow
         return tuple(after), chunk
@@ -156,17 +172,23 @@ class Pipeline:
             try:
                 made: list[Chunk] = []
                 if len(next(iter(chunk.values()))):
-                    after[i], out = stage.step(after[i], chunk)
+                    after[i], out = self._checked(i, stage.step(after[i], chunk))
                     made.append(out)
-                after[i], out = stage.flush(after[i])
+                after[i], out = self._checked(i, stage.flush(after[i]))
             except Exception as error:
                 raise as_error(f"{i}: {stage.name}", error) from error
-            _freeze(after[i])
             chunk = join(stage.outputs, [*made, out])
         return tuple(after), chunk
 
     def reset(self, states: States) -> States:
-        return tuple(_freeze(s.load(x, s.initial())) for s, x in zip(self.stages, states, strict=True))
+        """`states`' places holding the initial states; raises errors of the tree."""
+        after = []
+        for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
+            try:
+                after.append(_freeze(stage.load(state, stage.initial())))
+            except Exception as error:
+                raise as_error(f"{i}: {stage.name}", error) from error
+        return tuple(after)
 
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
         """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
@@ -199,15 +221,17 @@ class Pipeline:
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
         if len(self.stages) == 1:
-            done = _many(0, self.stages[0], [s[0] for s in states], chunks)
+            done = self._many(0, [s[0] for s in states], chunks)
             return [r if isinstance(r, RunnelError) else ((r[0],), r[1]) for r in done]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
+        if self._lends:
+            flowing = [{name: array.copy() for name, array in chunk.items()} for chunk in chunks]
         failed: dict[int, RunnelError] = {}
         alive = list(range(len(chunks)))
         last = len(self.stages) - 1
-        for k, stage in enumerate(self.stages):
-            done = _many(k, stage, [after[i][k] for i in alive], [flowing[i] for i in alive])
+        for k in range(last + 1):
+            done = self._many(k, [after[i][k] for i in alive], [flowing[i] for i in alive])
             going = []
             for i, result in zip(alive, done, strict=True):
                 if isinstance(result, RunnelError):
@@ -221,25 +245,54 @@ class Pipeline:
             alive = going
         return [failed[i] if i in failed else (tuple(after[i]), flowing[i]) for i in range(len(chunks))]
 
-
-def _many(
-    position: int, stage: Stage, states: Sequence[State], chunks: Sequence[Chunk]
-) -> list[tuple[State, Chunk] | RunnelError]:
-    if not states:
-        return []
-    try:
-        results = stage.step_many(states, chunks)
-        for result in results:
-            if result.__class__ is tuple and result[0].__class__ is dict:
-                _freeze(result[0])
-    except Exception as error:
-        if len(states) == 1:
-            return [as_error(f"{position}: {stage.name}", error)]
-        results = []
-    if len(results) == len(states):
+    def _many(
+        self, position: int, states: Sequence[State], chunks: Sequence[Chunk]
+    ) -> list[tuple[State, Chunk] | RunnelError]:
+        """One stage's step for several streams; each failure stands in its own stream's place."""
+        if not states:
+            return []
+        stage = self.stages[position]
+        try:
+            results = stage.step_many(states, chunks)
+            if len(results) != len(states):
+                raise StageError(f"step_many gave {len(results)} results for {len(states)} streams")
+        except Exception as error:
+            if len(states) == 1:
+                return [as_error(f"{position}: {stage.name}", error)]
+            # A stage whose batch fails as a whole gets its streams one by one: only the guilty one fails.
+            return [self._many(position, [s], [c])[0] for s, c in zip(states, chunks, strict=True)]
+        if self._declared[position] is not None:
+            for i, result in enumerate(results):
+                try:
+                    results[i] = (
+                        result if isinstance(result, RunnelError) else self._checked(position, result)
+                    )
+                except Exception as error:
+                    results[i] = as_error(f"{position}: {stage.name}", error)
         return results
-    # A stage whose batch fails as a whole gets its streams one by one: only the guilty one fails.
-    return [_many(position, stage, [s], [c])[0] for s, c in zip(states, chunks, strict=True)]
+
+    def _checked(self, position: int, result: tuple[State, Chunk]) -> tuple[State, Chunk]:
+        """What a stage gave, if it is what the stage declares; its state's arrays made read-only."""
+        declared = self._declared[position]
+        if declared is None:
+            return result
+        state, out = result
+        lengths = set()
+        for name, dtype, shape in declared:
+            array = out.get(name)
+            if array.__class__ is not np.ndarray or array.dtype != dtype or array.shape[1:] != shape:
+                break
+            lengths.add(array.shape[:1])
+        if len(out) != len(declared) or len(lengths) != 1 or lengths == {()}:
+            stage = self.stages[position]
+            given = ", ".join(
+                f"{n}: {getattr(a, 'dtype', type(a).__name__)} {getattr(a, 'shape', '')}"
+                for n, a in out.items()
+            )
+            raise StageError(
+                f"stage {position}: {stage.name!r} made {given or 'nothing'}, declared {stage.outputs}"
+            )
+        return _freeze(state), out
 
 
 def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
@@ -250,6 +303,10 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
     if not full:
         return signal.empty()
     return {name: np.concatenate([c[name] for c in full]) for name in signal.names}
+
+
+def _declared(stage: Stage) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    return [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
 
 
 def _freeze(state: State) -> State:

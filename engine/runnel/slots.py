@@ -30,7 +30,13 @@ class Arena:
         self.row_bytes = max(stride, _ALIGN)
         rows = 2 * slots + 2
         self.scratch = 2 * slots  # a slot that no stream owns
-        raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
+        try:
+            raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
+        except (MemoryError, ValueError):
+            raise LimitError(
+                f"the states of {slots} streams take {rows * self.row_bytes / 2**30:.1f} GiB: "
+                "load the engine with a smaller max_streams"
+            ) from None
         raw = raw[-raw.ctypes.data % _ALIGN :][: rows * self.row_bytes]
         self._rows = raw.reshape(rows, self.row_bytes)
         self.columns: dict[str, Array] = {}
@@ -75,7 +81,7 @@ class Arena:
 
     def read(self, row: int) -> dict[str, Array]:
         """Views of one row by state name."""
-        return {name: column[row] for name, column in self.columns.items()}
+        return {name: column[row, ...] for name, column in self.columns.items()}
 
     def check(self, row: int, where: str) -> None:
         """Raise NonFiniteError if a state in this row has a NaN or an infinity."""

@@ -20,7 +20,11 @@ FORMAT = 1
 TIME, SLOT = "time", "slot"
 MAX_RANK = 8
 MAX_STATES = 1024
-DTYPES = ("float32", "float16", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+MAX_STATE_BYTES = 2**28  # of one state of one stream: far beyond any recurrent layer
+DTYPES = (
+    "float32", "float16", "float64", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
 
 Dim = int | str
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -159,9 +163,12 @@ class ModelSpec:
 
 def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) -> Array:
     """A state's initial row from a number or a nested list; read-only."""
+    size = math.prod(row_shape) * np.dtype(dtype).itemsize
+    if size > MAX_STATE_BYTES:
+        raise ModelError(f"{where}: {size} bytes of state a stream; at most {MAX_STATE_BYTES}")
     try:
         row = np.array(np.broadcast_to(np.asarray(value, dtype=dtype), row_shape))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ModelError(
             f"{where}: initial value does not fit shape {row_shape} of {dtype}: {error}"
         ) from None
