@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from runnel.errors import ExportError
+
+_Leaf = TypeVar("_Leaf")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
     Outputs: ``y``; ``y0``, ``y1.0`` for tuples; keys for dicts. States: by name where forward gives a
     dict, else by position after the outputs.
     """
-    flat = list(_leaves(returned)) if isinstance(returned, Mapping) else list(_numbered(returned))
+    flat = list(named_leaves(returned, Tensor))
     states = [name for name, _ in _leaves(call.state)]
     found: dict[str, Tensor] = {}
     if states and isinstance(returned, Mapping):
@@ -67,14 +69,13 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
     elif states:
         flat, tail = flat[: -len(states)], flat[-len(states) :]
         found = {name: value for name, (_, value) in zip(states, tail, strict=False)}
-        if len(flat) == 1 and flat[0][0] == "y0":
-            flat = [("y", flat[0][1])]  # the states set aside, there is one
     if len(found) < len(states):
         raise ExportError(
             f"forward returned {len(found)} of the states {states}: it must return its outputs, then each "
             "next state, or a dict with both"
         )
-    names = [name for name, _ in flat] if call.output_names is None else list(call.output_names)
+    own = output_names(returned, [name for name, _ in flat])
+    names = own if call.output_names is None else list(call.output_names)
     if len(names) != len(flat):
         raise ExportError(f"output_names has {len(names)} names, the module gives {len(flat)} outputs")
     return dict(zip(names, (value for _, value in flat), strict=True)), found
@@ -88,22 +89,30 @@ def first_parameter(module: nn.Module) -> str:
     raise ExportError(f"{type(module).__name__}.forward has no parameter with a name to call it by")
 
 
-def _numbered(returned: Any) -> Iterator[tuple[str, Tensor]]:
+def named_leaves(returned: Any, kind: type[_Leaf]) -> Iterator[tuple[str, _Leaf]]:
+    """(name, result) of all that forward returned, states too; results are of this `kind`."""
     if isinstance(returned, list | tuple):
         for i, item in enumerate(returned):
-            yield from _leaves(item, f"y{i}")
+            yield from _leaves(item, f"y{i}", kind)
     else:
-        yield from _leaves(returned, "y")
+        yield from _leaves(returned, "" if isinstance(returned, Mapping) else "y", kind)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of nested dicts and tuples; anything else in them is no result."""
-    if isinstance(value, Tensor):
+def output_names(returned: Any, names: Sequence[str]) -> list[str]:
+    """The outputs' names, from those of `named_leaves` without the states': a lone one is no ``y0``."""
+    if len(names) == 1 and not isinstance(returned, Mapping) and "." not in names[0]:
+        return ["y"]
+    return list(names)
+
+
+def _leaves(value: Any, name: str = "", kind: type[_Leaf] = Tensor) -> Iterator[tuple[str, _Leaf]]:
+    """(path, leaf) of nested dicts and tuples; anything else in them is no result."""
+    if isinstance(value, kind):
         yield name, value
     elif isinstance(value, Mapping | list | tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+            yield from _leaves(item, f"{name}.{key}" if name else str(key), kind)
 
 
 def _rebuilt(value: Any, name: str, leaves: Mapping[str, Tensor]) -> Any:

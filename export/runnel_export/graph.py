@@ -15,8 +15,12 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from runnel.errors import ExportError
+
 OPSET = 20
 IR_VERSION = 10  # what every onnxruntime since 1.18 reads; onnx's own default is newer
+
+_ALL_OUTPUTS = ("Split", "TopK")  # operators none of whose outputs may be left out
 
 Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -146,17 +150,22 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="runnel",
         )
-        onnx.checker.check_model(model, full_check=True)
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ExportError(
+                f"{name}: a fault of the exporter: its graph is not ONNX ({first}); please report it"
+            ) from error
         return model
 
     @staticmethod
     def _proto(node: _Node, renamed: Mapping[str, str], needed: set[str]) -> onnx.NodeProto:
         # ONNX marks an output that nobody reads by an empty name; trailing ones are left out.
+        needed = needed.union(node.outputs) if node.op in _ALL_OUTPUTS else needed
         outs = [renamed.get(o, o) if o in needed else "" for o in node.outputs]
         while outs and not outs[-1]:
             outs.pop()
-        if node.op == "Split":  # here the number of outputs is the number of parts
-            outs = [renamed.get(o, o) for o in node.outputs]
         ins = [renamed.get(i, i) for i in node.inputs]
         while ins and not ins[-1]:
             ins.pop()

@@ -184,6 +184,11 @@ class _Lift:
         for i, name in enumerate(found):
             if name in taken:
                 found[i] = f"{name}_out"
+                if found[i] in taken or found.count(found[i]) > 1:
+                    raise ExportError(
+                        f"output {name!r} has an input's name, and {found[i]!r} is taken too: "
+                        "name the outputs with output_names="
+                    )
                 self.low.note(f"output {name!r} is called {found[i]!r}: an input has its name")
             self.low.graph.fresh(found[i])
         return found

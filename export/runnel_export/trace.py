@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from runnel.errors import ExportError, NotStreamableError, nearest
 
 from . import ops
+from .call import named_leaves, output_names
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
@@ -335,20 +336,19 @@ def _results(
         elif spec.kind is not OutputKind.USER_INPUT_MUTATION:  # (an input changed in place is nobody's)
             raise ExportError(f"{type(module).__name__}: a result of kind {spec.kind.name.lower()}")
     assert program.call_spec.out_spec is not None
-    tree = pytree.tree_unflatten(list(range(len(leaves))), program.call_spec.out_spec)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    pairs = [(p, n) for p, n in zip(paths, leaves, strict=True) if isinstance(n, Node)]
+    tree = pytree.tree_unflatten(leaves, program.call_spec.out_spec)
+    pairs = list(named_leaves(tree, Node))
     named = isinstance(tree, Mapping)  # (a dict gives its keys as names)
     next_states: dict[str, Node] = {}
     if states and named:
-        by_name = {_name(p): n for p, n in pairs}
+        by_name = dict(pairs)
         missing = [s for s in states if s not in by_name]
         if missing:
             raise ExportError(
                 f"{type(module).__name__} returns {sorted(by_name)}, and not the state {missing[0]!r}"
             )
         next_states = {s: by_name[s] for s in states}
-        pairs = [(p, n) for p, n in pairs if _name(p) not in states]
+        pairs = [(p, n) for p, n in pairs if p not in states]
     elif states:
         if len(pairs) <= len(states):
             raise ExportError(
@@ -359,10 +359,9 @@ def _results(
         pairs = pairs[: -len(states)]
     if not pairs:
         raise ExportError(f"{type(module).__name__} returns no tensor")
-    plain = len(pairs) == 1 and not named and len(pairs[0][0]) <= 1
-    outputs = {"y" if plain else _output_name(p, named): n for p, n in pairs}
-    return outputs, next_states
-
-
-def _output_name(path: tuple[Any, ...], named: bool) -> str:
-    return _name(path) if named else "y" + _name(path)
+    names = output_names(tree, [name for name, _ in pairs])
+    if len(set(names)) != len(names) or "" in names:
+        raise ExportError(
+            f"{type(module).__name__} returns a dict with the keys {names}: each must be a name of its own"
+        )
+    return dict(zip(names, (node for _, node in pairs), strict=True)), next_states

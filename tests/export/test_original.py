@@ -35,7 +35,7 @@ def test_outputs_are_named_by_key_or_by_place() -> None:
     assert names((ONE, TWO))[0] == {"y0": 1, "y1": 2}
     assert names((ONE, (TWO, THREE)))[0] == {"y0": 1, "y1.0": 2, "y1.1": 3}
     assert names({"a": ONE, "b": (TWO, THREE)})[0] == {"a": 1, "b.0": 2, "b.1": 3}
-    assert names((ONE, None, 4))[0] == {"y0": 1}  # only tensors are results
+    assert names((ONE, None, 4))[0] == {"y": 1}  # only tensors are results
     assert names((ONE, TWO), output_names=["p", "q"])[0] == {"p": 1, "q": 2}
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..lowering import Lowering
 from ..values import Operand, Value
 from .pointwise import Scalar, binary, compare, floating, unary, where
 from .registry import handles
+
+_SAME_AS_LINEAR = 20.0  # softplus(20) - 20 is below float32's resolution: torch's own threshold
+_WRONG_CLIP = (torch.int32, torch.int64)  # onnxruntime's Clip errs beyond 2^31; its Max and Min do not
 
 
 @handles("aten::silu")
@@ -54,10 +58,13 @@ def prelu(low: Lowering, v: Value, weight: Tensor) -> Value:
 
 @handles("aten::softplus")
 def softplus(low: Lowering, v: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
-    # beyond its threshold torch is linear; the difference is below float32's resolution
-    if beta == 1:
-        return unary("Softplus", low, v)
-    return low.pointwise("Mul", [unary("Softplus", low, low.pointwise("Mul", [v, beta])), 1 / beta])
+    v = floating(low, v)
+    scaled = v if beta == 1 else low.pointwise("Mul", [v, beta])
+    soft = unary("Softplus", low, scaled)
+    soft = soft if beta == 1 else low.pointwise("Mul", [soft, 1 / beta])
+    if threshold >= _SAME_AS_LINEAR:
+        return soft
+    return where(low, compare(low, "Greater", scaled, threshold), v, soft)
 
 
 @handles("aten::log_sigmoid")
@@ -83,6 +90,7 @@ def clamp(
     if scalars:
         if any(isinstance(x, float) for x in (low_end, high_end)):
             v = floating(low, v)
+    if scalars and v.dtype not in _WRONG_CLIP:
         ends = ["" if x is None else low.constant(x, v.dtype) for x in (low_end, high_end)]  # type: ignore[arg-type]
         return replace(v, name=low.node("Clip", v.name, *ends))
     if low_end is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -138,13 +138,73 @@ def convolution(
     groups: int,
 ) -> Data:
     if transposed:
-        return transposed_conv(low)
+        return transposed_conv(low, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(low, x, weight, bias, stride, padding, dilation, groups)
 
 
 @handles("aten::conv_transpose1d", "aten::conv_transpose2d", lazy=True)
-def transposed_conv(low: Lowering, *_: object) -> Data:
-    raise low.refusal("a transposed convolution spreads a tick over several", "a causal convolution")
+def transposed_conv(
+    low: Lowering,
+    x: Data,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Value:
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        raise low.untranslated("a convolution whose weights are computed from the data")
+    rank, k = weight.dim() - 2, tuple(weight.shape[2:])
+    s, p, extra, d = (_expanded(a, rank) for a in (stride, padding, output_padding, dilation))
+    v = _within_a_frame(
+        low,
+        x,
+        rank,
+        lambda i: (k[i], s[i], p[i], extra[i]) == (1, 1, 0, 0),
+        "a transposed convolution spreads a tick over several",
+        "a causal convolution, or a kernel and a stride of 1 along time",
+    )
+    sizes: list[Axis] = [
+        a if a == TIME else (low.size(a) - 1) * s[i] - 2 * p[i] + d[i] * (k[i] - 1) + extra[i] + 1
+        for i, a in enumerate(v.axes[2:])
+    ]
+    constants = [low.constant(w) for w in (weight, bias) if w is not None]
+
+    def write(name: str) -> str:
+        return low.node(
+            "ConvTranspose",
+            name,
+            *constants,
+            dilations=d,
+            group=groups,
+            kernel_shape=k,
+            output_padding=extra,
+            pads=p + p,
+            strides=s,
+        )
+
+    return per_frame(low, v, write, (v.axes[0], weight.shape[1] * groups, *sizes))
+
+
+def _within_a_frame(
+    low: Lowering, x: Data, rank: int, alone: Callable[[int], bool], why: str, help: str
+) -> Value:
+    """The input of an operator over `rank` axes after the channels; `alone`: it leaves the i-th as it is.
+
+    Refuses what is not (batch, channels, *spatial), and an operator that mixes ticks.
+    """
+    axes = axes_of(x)
+    time = x.axis if isinstance(x, Span) else axes.index(TIME) if TIME in axes else None
+    if len(axes) != rank + 2:
+        raise low.untranslated("a tensor that does not begin with the batch and the channels")
+    if time is not None and time >= 2 and not alone(time - 2):
+        raise low.refusal(why, help)
+    v = low.value(x)
+    if v.tick is None and v.axes[0] not in (BATCH, *MERGED):
+        raise low.untranslated("a tensor that does not begin with the batch")
+    return v
 
 
 # ------------------------------------------------------------------ pooling
@@ -190,17 +250,23 @@ def _pool(
     ceil: bool,
     include: int | None = None,
 ) -> Value:
-    if isinstance(x, Span) or TIME in axes_of(x):
-        raise low.refusal("pools along time", "a causal convolution, or pooling within a frame only")
-    v = low.value(x)
-    if v.tick is None and v.axes[0] not in (BATCH, *MERGED):
-        raise low.untranslated("pooling of a tensor that does not begin with the batch")
     if ceil:
         raise low.untranslated("ceil_mode=True")
-    rank = len(v.axes) - 2
+    rank = 1 if low.op.endswith("1d") else 2
     k, p, d = _expanded(kernel, rank), _expanded(padding, rank), _expanded(dilation, rank)
     s = _expanded(stride, rank) if stride else k
-    sizes = [(low.size(a) + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i, a in enumerate(v.axes[2:])]
+    v = _within_a_frame(
+        low,
+        x,
+        rank,
+        lambda i: (k[i], s[i], p[i]) == (1, 1, 0),
+        "pools along time",
+        "a causal convolution, or pooling within a frame only",
+    )
+    sizes: list[Axis] = [
+        a if a == TIME else (low.size(a) + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1
+        for i, a in enumerate(v.axes[2:])
+    ]
     axes = (v.axes[0], v.axes[1], *sizes)
     extra = {} if include is None else {"count_include_pad": include}
     if op == "MaxPool":

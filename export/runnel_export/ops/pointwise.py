@@ -110,19 +110,16 @@ def log10(low: Lowering, v: Value) -> Value:
 # ------------------------------------------------------------------ two operands
 
 
-def common_dtype(*operands: Operand | Scalar) -> torch.dtype:
-    """The dtype that torch computes in: tensors promote each other, a Python number only its kind."""
-    dtype: torch.dtype | None = None
-    for x in operands:
-        if isinstance(x, Value | Tensor):
-            dtype = x.dtype if dtype is None else torch.promote_types(dtype, x.dtype)
-    assert dtype is not None
-    for x in operands:
-        if isinstance(x, float) and not dtype.is_floating_point:
-            return torch.float32
-        if isinstance(x, int) and not isinstance(x, bool) and dtype == torch.bool:
-            return torch.int64
-    return dtype
+def common_dtype(a: Operand | Scalar, b: Operand | Scalar) -> torch.dtype:
+    """The dtype that torch computes in: numbers and tensors without axes give only their kind."""
+    return torch.result_type(_stand_in(a), _stand_in(b))
+
+
+def _stand_in(x: Operand | Scalar) -> Tensor | Scalar:
+    if not isinstance(x, Value | Tensor):
+        return x
+    rank = len(x.axes) if isinstance(x, Value) else x.dim()
+    return torch.empty((1,) if rank else (), dtype=x.dtype, device="meta")
 
 
 def binary(low: Lowering, op: str, a: Operand | Scalar, b: Operand | Scalar) -> Value:
@@ -278,7 +275,7 @@ for _name, _op in _LOGIC.items():
 
 @handles("aten::where")
 def where(low: Lowering, condition: Operand, a: Operand | Scalar, b: Operand | Scalar) -> Value:
-    dtype = common_dtype(*[x for x in (a, b) if isinstance(x, Value | Tensor)] or [torch.zeros(())])
+    dtype = common_dtype(a, b)
     if not any(isinstance(x, Value) for x in (condition, a, b)):
         raise low.untranslated("where() without data")
     cond = low.cast(condition, torch.bool) if isinstance(condition, Value) else condition

@@ -170,6 +170,8 @@ def _with_first(low: Lowering, part: Any) -> Value | Carry:
 @handles("aten::cat", "aten::concat", "aten::concatenate", lazy=True)
 def cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
     first = next(p for p in parts if not isinstance(p, Tensor))
+    if len(parts) == 1:
+        return first
     axes = axes_of(first)
     dim %= len(axes)
     if axes[dim] == 1:

@@ -27,7 +27,7 @@ from ..values import (
 )
 from .registry import handles
 from .sequence import select
-from .span import widen_span
+from .span import take_tick, widen_span
 
 
 @handles(
@@ -282,6 +282,8 @@ def index_select(low: Lowering, v: Value, dim: int, index: Tensor) -> Value:
     dim %= len(v.axes)
     if not isinstance(index, Tensor):
         raise low.untranslated("an index computed from the data")
+    if v.axes[dim] == TIME and index.numel() == 1:
+        return take_tick(v, dim, int(index) % low.size(TIME), keep=True)
     if not isinstance(v.axes[dim], int):
         raise low.refusal(f"picks entries of the {v.axes[dim]} axis", "pick features only")
     v = low.canonical(v, full=True)
