@@ -35,7 +35,10 @@ class Call:
 
     def initial(self) -> dict[str, Tensor]:
         """Each leaf of the state, for a batch of one."""
-        return {name: leaf.detach().narrow(self.state_axis(leaf), 0, 1) for name, leaf in _leaves(self.state)}
+        return {
+            name: leaf.detach().narrow(self.state_axis(leaf), 0, 1)
+            for name, leaf in _leaves(self.state, "", Tensor)
+        }
 
     def state_axis(self, leaf: Tensor) -> int:
         """A state's batch axis: (layers, batch, hidden) or (batch, hidden), else the one that fits."""
@@ -46,7 +49,7 @@ class Call:
         return usual if usual in fitting else fitting[0]
 
     def state_axes(self) -> dict[str, int]:
-        return {name: self.state_axis(leaf) for name, leaf in _leaves(self.state)}
+        return {name: self.state_axis(leaf) for name, leaf in _leaves(self.state, "", Tensor)}
 
     def arguments(self, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
         """The state as keyword arguments of forward. No tensor is given twice."""
@@ -60,7 +63,7 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
     dict, else by position after the outputs.
     """
     flat = list(named_leaves(returned, Tensor))
-    states = [name for name, _ in _leaves(call.state)]
+    states = [name for name, _ in _leaves(call.state, "", Tensor)]
     found: dict[str, Tensor] = {}
     if states and isinstance(returned, Mapping):
         named = dict(flat)
@@ -105,7 +108,7 @@ def output_names(returned: Any, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _leaves(value: Any, name: str = "", kind: type[_Leaf] = Tensor) -> Iterator[tuple[str, _Leaf]]:
+def _leaves(value: Any, name: str, kind: type[_Leaf]) -> Iterator[tuple[str, _Leaf]]:
     """(path, leaf) of nested dicts and tuples; anything else in them is no result."""
     if isinstance(value, kind):
         yield name, value

@@ -20,6 +20,7 @@ from runnel.errors import CertificateError, ExportError
 from runnel.spec import Array, ModelSpec, check, to_document
 
 from . import vectors
+from .arguments import check_example, check_file, check_module, check_options, counted_axes
 from .call import Call, first_parameter
 from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
 from .describe import describe
@@ -38,6 +39,7 @@ _SHARED_SCALE = (
     "int8: what a stream gives depends a little on the ticks and on the streams that it is run with "
     "(the check 'isolated' says how much)"
 )
+_SHORT = 40  # characters of a file's name, so that what is put to it does not make it too long
 _OTHERWISE_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
@@ -88,9 +90,20 @@ def export(
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
     path, say = Path(path), progress or (lambda _: None)
-    batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
+    check_module(module)
+    check_file(path)
+    check_options(
+        time_axis=time_axis,
+        batch_axis=batch_axis,
+        state=state,
+        output_names=output_names,
+        tolerance=tolerance,
+        seed=seed,
+    )
     inputs = _named(module, example, "example")
-    _check_arguments(path, inputs, framing, rate, quantize, tolerance)
+    check_example(inputs)
+    time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
+    _check_arguments(inputs, framing, rate, quantize)
     call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), dict(state or {}), output_names)
 
     say("lifting the state out of the module")
@@ -255,7 +268,7 @@ def _batch(
     inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int, what: str = "example"
 ) -> int:
     """The batch size; raises ExportError for an input that lacks an axis, or has another batch size."""
-    sizes = {}
+    sizes, ticks = {}, {}
     for name, value in inputs.items():
         for axis, kind in ((batch_axis, "batch"), (time_axis, "time")):
             if axis is not None and not -value.dim() <= axis < value.dim():
@@ -264,8 +277,13 @@ def _batch(
                     "expected (batch, time, ...), or say time_axis= and batch_axis="
                 )
         sizes[name] = value.shape[batch_axis]
+        ticks[name] = 1 if time_axis is None else value.shape[time_axis]
     if len(set(sizes.values())) > 1:
         raise ExportError(f"{what}: the inputs differ in their batch: {sizes}")
+    if len(set(ticks.values())) > 1:
+        raise ExportError(
+            f"{what}: the inputs differ in their time steps: {ticks}; a stream has one tick of each at a time"
+        )
     return next(iter(sizes.values()))
 
 
@@ -279,25 +297,17 @@ def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]
 
 
 def _check_arguments(
-    path: Path,
     inputs: Mapping[str, Tensor],
     framing: Framing | None,
     rate: float | None,
     quantize: str | None,
-    tolerance: float | None,
 ) -> None:
-    if path.suffix != ".onnx":
-        raise ExportError(f"{path}: a model file's name ends in .onnx")
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: there is no folder {path.parent}")
     if quantize not in (None, "int8"):
         raise ExportError(f"quantize={quantize!r}: None or 'int8'")
     if framing and len(inputs) != 1:
         raise ExportError(f"framing is for a module with one input, this one has {', '.join(inputs)}")
     if rate is not None and not rate > 0:
         raise ExportError(f"rate={rate!r}: a positive number of Hz")
-    if tolerance is not None and not tolerance > 0:
-        raise ExportError(f"tolerance={tolerance!r}: a positive number, relative to the output's peak")
 
 
 def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -> list[dict[str, Array]]:
@@ -325,7 +335,7 @@ def _usable(chunk: Mapping[str, Array]) -> bool:
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A name beside `path` for what is not proved yet; nothing is left under it."""
-    scratch = path.with_name(f".{path.stem}-{secrets.token_hex(6)}.onnx")
+    scratch = path.with_name(f".{path.stem[:_SHORT]}-{secrets.token_hex(6)}.onnx")
     try:
         yield scratch
     finally:

@@ -21,6 +21,7 @@ from runnel.errors import UsageError, nearest
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_MOST = 2**26  # elements of an example
 
 
 def load_module(target: str, kwargs: Mapping[str, Any], seed: int) -> nn.Module:
@@ -132,9 +133,12 @@ def _input(text: str) -> tuple[str, Tensor]:
         return match["name"] or "", torch.rand(shape) < 0.5
     if not match["below"]:
         raise UsageError(f"--input {text!r}: say how large the integers get: {text}<1000")
-    values = torch.randint(0, int(match["below"]), shape)
+    below, most = int(match["below"]), torch.iinfo(dtype).max
+    if not 1 <= below <= most:
+        raise UsageError(f"--input {text!r}: {below} is no bound for {match['dtype']}: 1 to {most}")
+    values = torch.randint(0, below, shape)
     # The proof draws from the range that it finds here, so both ends must be in it.
-    values.view(-1)[0], values.view(-1)[-1] = 0, int(match["below"]) - 1
+    values.view(-1)[0], values.view(-1)[-1] = 0, below - 1
     return match["name"] or "", values.to(dtype)
 
 
@@ -155,6 +159,10 @@ def _sizes(text: str, whole: str) -> list[int]:
     sizes = [int(part) for part in text.split(",") if part.strip()]
     if not sizes or math.prod(sizes) < 1:
         raise UsageError(f"{whole!r}: sizes are whole numbers of at least 1")
+    if math.prod(sizes) > _MOST:
+        raise UsageError(
+            f"{whole!r}: {math.prod(sizes)} elements; an example needs a few rows and ticks, at most {_MOST}"
+        )
     return sizes
 
 

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from runnel.errors import ExportError, NotStreamableError, nearest
 
 from . import ops
+from .arguments import counted_axes
 from .call import named_leaves, output_names
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
@@ -73,11 +74,10 @@ def trace(
 
     Raises ExportError where torch cannot trace it or the arguments do not fit it.
     """
-    if time_axis == 0 and batch_axis == 0:
-        batch_axis = 1
+    inputs = _by_parameter(module, example)
+    time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     if time_axis is not None and time_axis == batch_axis:
         raise ExportError(f"time_axis and batch_axis are both {time_axis}: they must differ")
-    inputs = _by_parameter(module, example)
     given = _state_leaves(state)
     _check_dtypes(module, {**inputs, **given})
     axes = {name: _axes(name, t, time_axis, batch_axis) for name, t in inputs.items()}

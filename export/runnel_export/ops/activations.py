@@ -87,9 +87,8 @@ def clamp(
     low: Lowering, v: Value, low_end: Operand | Scalar | None = None, high_end: Operand | Scalar | None = None
 ) -> Value:
     scalars = all(x is None or isinstance(x, int | float) for x in (low_end, high_end))
-    if scalars:
-        if any(isinstance(x, float) for x in (low_end, high_end)):
-            v = floating(low, v)
+    if scalars and any(isinstance(x, float) for x in (low_end, high_end)):
+        v = floating(low, v)
     if scalars and v.dtype not in _WRONG_CLIP:
         ends = ["" if x is None else low.constant(x, v.dtype) for x in (low_end, high_end)]  # type: ignore[arg-type]
         return replace(v, name=low.node("Clip", v.name, *ends))

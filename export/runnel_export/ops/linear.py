@@ -169,8 +169,8 @@ def _times(term: str, v: Value) -> str:
 def embedding(low: Lowering, weight: Operand, ids: Operand, *_: object) -> Value:
     if not isinstance(weight, Tensor) or not isinstance(ids, Value):
         raise low.untranslated("an embedding whose table is computed from the data")
-    # Gather counts a negative index from the end, where torch refuses it. Without its sign bit it is
-    # beyond any table, which Gather refuses too.
+    # Gather counts a negative index from the end, where torch refuses it. Without its sign bit any that
+    # is not close to the type's least is beyond the table, which Gather refuses too.
     no_sign = low.constant(torch.iinfo(ids.dtype).max, ids.dtype)
     index = low.node("BitwiseAnd", ids.name, no_sign)
     name = low.node("Gather", low.constant(weight), index, axis=0)
