@@ -54,7 +54,7 @@ def test_the_re_export_is_clean(vendors_weights: Path) -> None:
     ops = spec.graph["ops"]
     assert ops["LSTM"] == 1
     assert ops["MatMul"] == 6  # the transform, four convolutions, the last layer
-    assert sum(ops.values()) == 54
+    assert sum(ops.values()) <= 51
     assert not {"Transpose", "Identity", "Cast", "If", "Gather"} & set(ops)
     assert [s.input for s in spec.states] == ["lstm.h.0", "lstm.c.0"]
 
