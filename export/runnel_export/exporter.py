@@ -20,6 +20,7 @@ from runnel.errors import CertificateError, ExportError
 from runnel.spec import Array, ModelSpec, check, to_document
 
 from . import vectors
+from .ambiguous import told_apart
 from .arguments import check_example, check_file, check_module, check_options, counted_axes
 from .call import Call, first_parameter
 from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
@@ -105,6 +106,9 @@ def export(
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     _check_arguments(inputs, framing, rate, quantize)
     call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), dict(state or {}), output_names)
+    if state:
+        inputs, state = told_apart(module, inputs, call)
+        call = replace(call, batch=_batch(inputs, time_axis, batch_axis), state=state)
 
     say("lifting the state out of the module")
     lifted = lift(

@@ -91,10 +91,10 @@ def trace(
     feed: dict[str, Any] = {}
     for name, tensor in inputs.items():
         b, t = axes[name]
-        sized = _resample(tensor, b, batch)
-        feed[name] = sized if t is None else _resample(sized, t, frames)
+        sized = resample(tensor, b, batch)
+        feed[name] = sized if t is None else resample(sized, t, frames)
     rows = {name: h.select(states_at[name], 0).detach().clone() for name, h in given.items()}
-    leaves = [_resample(h.detach().clone(), states_at[name], batch) for name, h in given.items()]
+    leaves = [resample(h.detach().clone(), states_at[name], batch) for name, h in given.items()]
     if state is not None:
         spec = pytree.tree_flatten(dict(state))[1]
         feed.update(pytree.tree_unflatten(leaves, spec))
@@ -237,7 +237,7 @@ def _primes(
     return [(free[0], free[1]), (free[2], free[3])]
 
 
-def _resample(tensor: Tensor, axis: int, size: int) -> Tensor:
+def resample(tensor: Tensor, axis: int, size: int) -> Tensor:
     """The tensor with another size on one axis, from its own entries."""
     return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
 
