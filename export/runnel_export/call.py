@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from runnel.errors import ExportError
 
+from .pairing import pair
+
 
 @dataclass(frozen=True)
 class Call:
     """The arguments of `export` that say how forward is called.
 
     `state` maps forward's parameters to initial values: tensors, or tuples of them, whose leaves are
-    named ``hx.0``, ``hx.1``. `batch` is the example's batch size.
+    named ``hx.0``, ``hx.1``; in the order of forward's parameters. `batch` is the example's batch size.
     """
 
     time_axis: int | None
@@ -55,10 +57,10 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
     """What forward returned: outputs by name, next states by leaf name.
 
     Outputs: ``y``; ``y0``, ``y1.0`` for tuples; keys for dicts. States: by name where forward gives a
-    dict, else by position after the outputs.
+    dict, else by position after the outputs: see `pairing.pair`.
     """
     flat = list(_leaves(returned)) if isinstance(returned, Mapping) else list(_numbered(returned))
-    states = [name for name, _ in _leaves(call.state)]
+    states = [name for name, _ in _leaves(call.state)]  # (in the order of forward's parameters)
     found: dict[str, Tensor] = {}
     if states and isinstance(returned, Mapping):
         named = dict(flat)
@@ -66,7 +68,9 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
         flat = [(name, value) for name, value in flat if name not in states]
     elif states:
         flat, tail = flat[: -len(states)], flat[-len(states) :]
-        found = {name: value for name, (_, value) in zip(states, tail, strict=False)}
+        if len(tail) == len(states):
+            order, _ = pair(states, [path.removeprefix("y") for path, _ in tail])
+            found = {name: tail[i][1] for name, i in order.items()}
         if len(flat) == 1 and flat[0][0] == "y0":
             flat = [("y", flat[0][1])]  # the states set aside, there is one
     if len(found) < len(states):

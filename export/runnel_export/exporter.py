@@ -25,6 +25,7 @@ from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, total
 from .describe import describe
 from .lift import lift
 from .original import Original
+from .pairing import parameter_order
 from .proofs import Prover, Tally, prove
 from .quantize import quantize_int8
 from .samples import Source, source, weak_spots
@@ -69,8 +70,10 @@ def export(
             batch axis 1.
         batch_axis: of the inputs.
         state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, as forward
-            takes them (tensors, or tuples of them), matched with the outputs by position after the
-            others (by name where forward gives a dict).
+            takes them (tensors, or tuples of them). Where forward returns a tuple, its last tensors are
+            the next states, in the order of forward's parameters, whatever the order of this dict; where
+            it returns a dict, they are found by name. Prefer the dict where two states have one shape:
+            the proof steps the module by the same pairing, and so cannot tell h from c.
         framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
         rate: Hz of the stream's time axis: samples or ticks a second.
         quantize: ``"int8"`` for 8-bit weights, where that is possible.
@@ -91,7 +94,8 @@ def export(
     batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
     inputs = _named(module, example, "example")
     _check_arguments(path, inputs, framing, rate, quantize, tolerance)
-    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), dict(state or {}), output_names)
+    given_state = parameter_order(module, state or {})
+    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
 
     say("lifting the state out of the module")
     lifted = lift(

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 OPSET = 20
 IR_VERSION = 10  # what every onnxruntime since 1.18 reads; onnx's own default is newer
+_RESHAPING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -104,6 +105,13 @@ class Graph:
             self._nodes.append(_Node(op, name, tuple(inputs), made, attributes))
             self._memo[key] = made
         return self._memo[key]
+
+    def origin(self, value: str) -> str:
+        """The value that `value` is, seen through nodes that change its shape only."""
+        makers = {out: node for node in self._nodes for out in node.outputs}
+        while value in makers and makers[value].op in _RESHAPING:
+            value = makers[value].inputs[0]
+        return value
 
     def reached(self, ends: Sequence[str]) -> set[str]:
         """Every value that these values are made of, themselves included."""

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from runnel.errors import ExportError, NotStreamableError, nearest
 
 from . import ops
+from .pairing import pair, parameter_order, positions_note
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
@@ -54,6 +55,8 @@ class Trace:
     ticks: int | None  # None: one step a call, no time axis is followed
     batch_axis: int
     time_axis: int | None  # of inputs; in a step trace None, or where the axis of size 1 is
+    by_name: bool  # whether forward named the next states
+    notes: tuple[str, ...]
 
 
 def trace(
@@ -77,6 +80,7 @@ def trace(
     if time_axis is not None and time_axis == batch_axis:
         raise ExportError(f"time_axis and batch_axis are both {time_axis}: they must differ")
     inputs = _by_parameter(module, example)
+    state = None if state is None else parameter_order(module, state)
     given = _state_leaves(state)
     _check_dtypes(module, {**inputs, **given})
     axes = {name: _axes(name, t, time_axis, batch_axis) for name, t in inputs.items()}
@@ -112,7 +116,8 @@ def trace(
             raise ExportError(f"{entry.target!r} is a {entry.kind.name.lower()}: it has no ONNX form")
     names = _leaf_names(_ordered(module, feed))
     by_name = dict(zip(names, placeholders, strict=True))
-    outputs, next_states = _results(program, tuple(given), module)
+    outputs, next_states, places = _results(program, tuple(given), module)
+    note = positions_note({n: tuple(h.shape) for n, h in given.items()}, places) if places else None
     return Trace(
         nodes=tuple(n for n in program.graph.nodes if n.op == "call_function"),
         constants=constants,
@@ -124,6 +129,8 @@ def trace(
         ticks=None if (one_tick or time_axis is None) else ticks,
         batch_axis=batch_axis,
         time_axis=time_axis,
+        by_name=not places,
+        notes=(note,) if note else (),
     )
 
 
@@ -319,8 +326,8 @@ def _strange(program: torch.export.ExportedProgram) -> set[torch._ops.OpOverload
 
 def _results(
     program: torch.export.ExportedProgram, states: tuple[str, ...], module: nn.Module
-) -> tuple[dict[str, Node], dict[str, Node]]:
-    """(outputs, next states) by name."""
+) -> tuple[dict[str, Node], dict[str, Node], dict[str, str]]:
+    """(outputs, next states) by name; and where each state was returned, if position said so."""
     found = next(n for n in program.graph.nodes if n.op == "output").args[0]
     assert isinstance(found, tuple)
     leaves: list[Any] = []
@@ -340,6 +347,7 @@ def _results(
     pairs = [(p, n) for p, n in zip(paths, leaves, strict=True) if isinstance(n, Node)]
     named = isinstance(tree, Mapping)  # (a dict gives its keys as names)
     next_states: dict[str, Node] = {}
+    places: dict[str, str] = {}
     if states and named:
         by_name = {_name(p): n for p, n in pairs}
         missing = [s for s in states if s not in by_name]
@@ -355,13 +363,16 @@ def _results(
                 f"{type(module).__name__} returns {len(pairs)} tensors; with state={list(states)} it must "
                 "return its outputs and then the next states, in that order"
             )
-        next_states = {s: n for s, (_, n) in zip(states, pairs[-len(states) :], strict=True)}
+        tail = pairs[-len(states) :]
+        found_at, by_name = pair(states, [_name(path) for path, _ in tail])
+        next_states = {s: tail[i][1] for s, i in found_at.items()}
+        places = {} if by_name else {s: _name(tail[i][0]) for s, i in found_at.items()}
         pairs = pairs[: -len(states)]
     if not pairs:
         raise ExportError(f"{type(module).__name__} returns no tensor")
     plain = len(pairs) == 1 and not named and len(pairs[0][0]) <= 1
     outputs = {"y" if plain else _output_name(p, named): n for p, n in pairs}
-    return outputs, next_states
+    return outputs, next_states, places
 
 
 def _output_name(path: tuple[Any, ...], named: bool) -> str:
