@@ -58,6 +58,7 @@ def export(
     data: Example | None = None,
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
+    notes: Sequence[str] = (),
 ) -> Certificate:
     """Write `module` as a step model whose states are explicit, and prove that it computes the same.
 
@@ -83,6 +84,7 @@ def export(
             has a time axis after the batch's.
         progress: called with a line of text as the work goes on.
         seed: of the random data.
+        notes: what else the certificate is to say to whoever reads it.
 
     Returns the certificate, which is also in the file.
 
@@ -94,6 +96,8 @@ def export(
     batch_axis = 1 if time_axis == 0 and batch_axis == 0 else batch_axis
     inputs = _named(module, example, "example")
     _check_arguments(path, inputs, framing, rate, quantize, tolerance)
+    given = None if data is None else _named(module, data, "data")
+    _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
     call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
 
@@ -104,7 +108,6 @@ def export(
     spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
     check(spec, str(path))
     say("running the original")
-    given = None if data is None else _named(module, data, "data")
     subject = _subject(module, spec, call, inputs, given, seed)
 
     limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
@@ -137,7 +140,7 @@ def export(
             versions=versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             quantize=account,
-            notes=(*lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
+            notes=(*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
         )
         say("verifying the file as it is written")
         document = to_document(replace(spec, certificate=certificate.to_json()))
@@ -271,6 +274,25 @@ def _batch(
     if len(set(sizes.values())) > 1:
         raise ExportError(f"{what}: the inputs differ in their batch: {sizes}")
     return next(iter(sizes.values()))
+
+
+def _check_layout(
+    data: Mapping[str, Tensor], inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int
+) -> None:
+    """Real data must have the example's axes, and a time axis where the example of one step has none."""
+    for name in data.keys() & inputs.keys():
+        wanted: list[str | int] = list(inputs[name].shape)
+        wanted[batch_axis] = "batch"
+        if time_axis is None:
+            wanted.insert(batch_axis % len(wanted) + 1, "time")
+        else:
+            wanted[time_axis] = "time"
+        if data[name].dim() != len(wanted):
+            missing = ": add a batch axis" if data[name].dim() == len(wanted) - 1 else ""
+            raise ExportError(
+                f"{name!r}: data has shape {tuple(data[name].shape)}; expected "
+                f"({', '.join(map(str, wanted))}){missing}"
+            )
 
 
 def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]) -> None:

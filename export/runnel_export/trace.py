@@ -25,10 +25,10 @@ from runnel.errors import ExportError, NotStreamableError, nearest
 
 from . import ops
 from .pairing import pair, parameter_order, positions_note
+from .rehearsal import first_line, rehearse
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
-SHOWN = 300  # characters of a foreign error message
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,10 @@ def trace(
     rows_given = {t.shape[axes[name][0]] for name, t in inputs.items()}
     if len(rows_given) != 1:
         raise ExportError(f"the examples have different batch sizes: {sorted(rows_given)}")
+    _ordered(module, {**inputs, **(state or {})})  # (names that forward has)
     states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
+    if not one_tick and sizes == 0:  # (the first trace of a module)
+        rehearse(module, inputs, state or {})
     batch, ticks = _primes(module, inputs, axes, given)[sizes]
     frames = 1 if one_tick else ticks
 
@@ -283,9 +286,8 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
             program = torch.export.export(module, (), dict(feed), strict=False)
             return _known(program.run_decompositions({}))
     except Exception as error:  # torch raises of every kind here
-        text = str(error).strip().split("\n")[0][:SHOWN]
         raise ExportError(
-            f"torch.export cannot trace {type(module).__name__} ({type(error).__name__}: {text}). Likely: "
+            f"torch.export cannot trace {type(module).__name__} ({first_line(error)}). Likely: "
             "the batch or time size is written into the module, forward branches on the data, time_axis= "
             "or batch_axis= is not this module's, or it keeps state on self: pass that as state="
         ) from error
@@ -364,9 +366,9 @@ def _results(
                 "return its outputs and then the next states, in that order"
             )
         tail = pairs[-len(states) :]
-        found_at, by_name = pair(states, [_name(path) for path, _ in tail])
+        found_at, named_all = pair(states, [_name(path) for path, _ in tail])
         next_states = {s: tail[i][1] for s, i in found_at.items()}
-        places = {} if by_name else {s: _name(tail[i][0]) for s, i in found_at.items()}
+        places = {} if named_all else {s: _name(tail[i][0]) for s, i in found_at.items()}
         pairs = pairs[: -len(states)]
     if not pairs:
         raise ExportError(f"{type(module).__name__} returns no tensor")
