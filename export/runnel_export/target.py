@@ -88,7 +88,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            weights = load_file(path)
+            weights: Any = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
     except ImportError:
@@ -109,8 +109,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise UsageError(
             f"{path}: it holds a {type(weights).__name__}, expected what module.state_dict() gives"
         )
-    own = module.state_dict()
-    if weights and all(str(key).startswith("module.") for key in weights) and weights.keys() != own.keys():
+    if weights and _all_wrapped(weights) and not _all_wrapped(module.state_dict()):
         raise UsageError(
             f"{path}: all its keys start with 'module.': they were saved from DataParallel or the like; save "
             "model.module.state_dict() instead"
@@ -120,6 +119,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except (RuntimeError, TypeError) as error:
         lines = " ".join(line.strip() for line in str(error).splitlines())
         raise UsageError(f"{path}: these weights do not fit {type(module).__name__}: {lines}") from error
+
+
+def _all_wrapped(weights: Mapping[str, Any]) -> bool:
+    return all(str(key).startswith("module.") for key in weights)
 
 
 def unloaded(module: nn.Module, target: str) -> list[str]:

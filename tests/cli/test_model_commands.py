@@ -150,7 +150,7 @@ def test_export_one_step_with_state(source: str, tmp_path: Path, capsys) -> None
         (["{}:made", "--input", "float32[0,2,3]"], "at least 1"),
         (
             ["{}:made", "--input", "float32[1,9,3]"],
-            "forward fails on the example you gave (x: float32 (1, 9, 3))",
+            "example you gave (x: float32 (1, 9, 3))",
         ),
         (["{}:Cell", "--input", "float32[1,3]", "--time-axis", "none"], "--state h="),
         (["{}:made", "--input", "float32[1,9,4]", "--weights", "no.pt"], "no.pt: no such file"),
@@ -188,8 +188,9 @@ def test_data_without_a_batch_axis_says_so(source: str, tmp_path: Path, capsys) 
     assert run("export", f"{source}:made", "--input", "float32[1,9,4]", "--data", tmp_path / "data.npy",
                "-o", tmp_path / "m.onnx") == 2  # fmt: skip
     assert "data has shape (200, 4); expected (batch, time, 4): add a batch axis" in capsys.readouterr().err
-    assert run("export", f"{source}:Cell", "--input", "float32[1,3]", "--state", "h=1,4", "--time-axis", "none",
-               "--data", tmp_path / "steps.npy", "-o", tmp_path / "m.onnx") == 2  # fmt: skip
+    assert run("export", f"{source}:Cell", "--input", "float32[1,3]", "--state", "h=1,4",
+               "--time-axis", "none", "--data", tmp_path / "steps.npy",
+               "-o", tmp_path / "m.onnx") == 2  # fmt: skip
     assert "data has shape (1, 3); expected (batch, time, 3)" in capsys.readouterr().err
 
 
@@ -206,8 +207,8 @@ def test_weights_that_were_not_given_are_said(source: str, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("saved", "says"),
     [
-        (torch.nn.GRU(4, 3), "it holds a pickled module or other object (torch.nn.modules.rnn.GRU), which is not "
-         "loaded: save module.state_dict() instead"),
+        (torch.nn.GRU(4, 3), "it holds a pickled module or other object (torch.nn.modules.rnn.GRU), which "
+         "is not loaded: save module.state_dict() instead"),
         ({"module.fc.weight": torch.zeros(2, 3)}, "all its keys start with 'module.'"),
         ([torch.zeros(2)], "it holds a list, expected what module.state_dict() gives"),
     ],
