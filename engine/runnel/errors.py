@@ -191,7 +191,7 @@ def by_code(code: str) -> type[RunnelError]:
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """' (did you mean 'hop'?)' for a word near a known one, else a list of what is known."""
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1, cutoff=0.75)
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (known: {', '.join(sorted(known))})" if known else ""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from runnel.errors import ExportError
 
+from .pairing import pair
+
 _Leaf = TypeVar("_Leaf")
 
 
@@ -19,7 +21,7 @@ class Call:
     """The arguments of `export` that say how forward is called.
 
     `state` maps forward's parameters to initial values: tensors, or tuples of them, whose leaves are
-    named ``hx.0``, ``hx.1``. `batch` is the example's batch size.
+    named ``hx.0``, ``hx.1``; in the order of forward's parameters. `batch` is the example's batch size.
     """
 
     time_axis: int | None
@@ -60,10 +62,10 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
     """What forward returned: outputs by name, next states by leaf name.
 
     Outputs: ``y``; ``y0``, ``y1.0`` for tuples; keys for dicts. States: by name where forward gives a
-    dict, else by position after the outputs.
+    dict, else by position after the outputs: see `pairing.pair`.
     """
     flat = list(named_leaves(returned, Tensor))
-    states = [name for name, _ in _leaves(call.state, "", Tensor)]
+    states = [name for name, _ in _leaves(call.state, "", Tensor)]  # (in the order of forward's parameters)
     found: dict[str, Tensor] = {}
     if states and isinstance(returned, Mapping):
         named = dict(flat)
@@ -71,7 +73,9 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
         flat = [(name, value) for name, value in flat if name not in states]
     elif states:
         flat, tail = flat[: -len(states)], flat[-len(states) :]
-        found = {name: value for name, (_, value) in zip(states, tail, strict=False)}
+        if len(tail) == len(states):
+            order, _ = pair(states, [path.removeprefix("y") for path, _ in tail])
+            found = {name: tail[i][1] for name, i in order.items()}
     if len(found) < len(states):
         raise ExportError(
             f"forward returned {len(found)} of the states {states}: it must return its outputs, then each "

@@ -27,6 +27,7 @@ from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, total
 from .describe import describe
 from .lift import lift
 from .original import Original
+from .pairing import parameter_order
 from .proofs import Prover, Tally, prove
 from .quantize import quantize_int8
 from .samples import Source, source, weak_spots
@@ -60,6 +61,7 @@ def export(
     data: Example | None = None,
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
+    notes: Sequence[str] = (),
 ) -> Certificate:
     """Write `module` as a step model whose states are explicit, and prove that it computes the same.
 
@@ -72,8 +74,10 @@ def export(
             batch axis 1.
         batch_axis: of the inputs.
         state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, as forward
-            takes them (tensors, or tuples of them), matched with the outputs by position after the
-            others (by name where forward gives a dict).
+            takes them (tensors, or tuples of them). Where forward returns a tuple, its last tensors are
+            the next states, in the order of forward's parameters, whatever the order of this dict; where
+            it returns a dict, they are found by name. Prefer the dict where two states have one shape:
+            the proof steps the module by the same pairing, and so cannot tell h from c.
         framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
         rate: Hz of the stream's time axis: samples or ticks a second.
         quantize: ``"int8"`` for 8-bit weights, where that is possible.
@@ -83,6 +87,7 @@ def export(
             has a time axis after the batch's.
         progress: called with a line of text as the work goes on.
         seed: of the random data.
+        notes: what else the certificate is to say to whoever reads it.
 
     Returns the certificate, which is also in the file.
 
@@ -105,7 +110,10 @@ def export(
     check_example(inputs)
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     _check_arguments(inputs, framing, rate, quantize)
-    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), dict(state or {}), output_names)
+    given = None if data is None else _named(module, data, "data")
+    _check_layout(given or {}, inputs, time_axis, batch_axis)
+    given_state = parameter_order(module, state or {})
+    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
     if state:
         inputs, state = told_apart(module, inputs, call)
         call = replace(call, batch=_batch(inputs, time_axis, batch_axis), state=state)
@@ -117,7 +125,6 @@ def export(
     spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
     check(spec, str(path))
     say("running the original")
-    given = None if data is None else _named(module, data, "data")
     subject = _subject(module, spec, call, inputs, given, seed)
 
     limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
@@ -150,7 +157,7 @@ def export(
             versions=versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             quantize=account,
-            notes=(*lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
+            notes=(*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
         )
         say("verifying the file as it is written")
         document = to_document(replace(spec, certificate=certificate.to_json()))
@@ -289,6 +296,25 @@ def _batch(
             f"{what}: the inputs differ in their time steps: {ticks}; a stream has one tick of each at a time"
         )
     return next(iter(sizes.values()))
+
+
+def _check_layout(
+    data: Mapping[str, Tensor], inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int
+) -> None:
+    """Real data must have the example's axes, and a time axis where the example of one step has none."""
+    for name in data.keys() & inputs.keys():
+        wanted: list[str | int] = list(inputs[name].shape)
+        wanted[batch_axis] = "batch"
+        if time_axis is None:
+            wanted.insert(batch_axis % len(wanted) + 1, "time")
+        else:
+            wanted[time_axis] = "time"
+        if data[name].dim() != len(wanted):
+            missing = ": add a batch axis" if data[name].dim() == len(wanted) - 1 else ""
+            raise ExportError(
+                f"{name!r}: data has shape {tuple(data[name].shape)}; expected "
+                f"({', '.join(map(str, wanted))}){missing}"
+            )
 
 
 def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]) -> None:

@@ -19,6 +19,7 @@ from runnel.errors import ExportError
 
 OPSET = 20
 IR_VERSION = 10  # what every onnxruntime since 1.18 reads; onnx's own default is newer
+_RESHAPING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 _ALL_OUTPUTS = ("Split", "TopK")  # operators none of whose outputs may be left out
 
@@ -108,6 +109,13 @@ class Graph:
             self._nodes.append(_Node(op, name, tuple(inputs), made, attributes))
             self._memo[key] = made
         return self._memo[key]
+
+    def origin(self, value: str) -> str:
+        """The value that `value` is, seen through nodes that change its shape only."""
+        makers = {out: node for node in self._nodes for out in node.outputs}
+        while value in makers and makers[value].op in _RESHAPING:
+            value = makers[value].inputs[0]
+        return value
 
     def reached(self, ends: Sequence[str]) -> set[str]:
         """Every value that these values are made of, themselves included."""

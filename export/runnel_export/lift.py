@@ -18,6 +18,7 @@ from . import interpret
 from .graph import NUMPY_OF, Port
 from .lowering import Lowering, State
 from .ops.sequence import select
+from .pairing import check_slots
 from .trace import Trace, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 
@@ -45,7 +46,8 @@ def lift(
     `example`: a float32 or integer tensor for forward's first parameter, or a dict of them by parameter;
     (batch, time, ...) unless `time_axis` and `batch_axis` say otherwise (`time_axis=0` makes the batch
     axis 1). ``time_axis=None``: forward is one step already. `state`: initial values, by parameter, of a
-    module that takes its state and returns it after its outputs; a tensor, or a tuple of them.
+    module that takes its state and returns it after its outputs, in the order of forward's parameters (or
+    by name, in a dict); a tensor, or a tuple of them.
 
     Model tensors are ("time", "slot", ...). Raises NotStreamableError where a layer needs the future or
     absolute time, and ExportError where there is no translation; both name the layer and what would help.
@@ -147,6 +149,8 @@ class _Lift:
         ]
         for s in self.trace.states:
             self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
+        if not self.trace.by_name:
+            check_slots(low)
         states = self._living_states([value for value, _, _ in results])
         model = low.graph.finish(
             self.name,
@@ -169,7 +173,7 @@ class _Lift:
             ),
             any_ticks=low.any_ticks,
         )
-        return Lifted(model, spec, tuple(low.notes))
+        return Lifted(model, spec, (*self.trace.notes, *low.notes))
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)

@@ -52,6 +52,8 @@ class Recurrence:
     y: str  # the sequence, (time, slot, hidden)
     final: str  # its last tick, (1, slot, hidden)
     final_c: str | None
+    initial: tuple[str, ...]  # what h, and c, begin with; empty for zeros within a step
+    layer: str  # as errors name it
 
 
 @dataclass

@@ -7,7 +7,6 @@ run on every prefix, since what it gives at tick t is what the module gives on x
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from runnel.errors import ExportError
 from runnel.spec import Array, ModelSpec, ModelState
 
 from .call import Call, results
+from .rehearsal import copied
 
 _PROBES = (7, 11)  # two lengths: the axis of an output that differs between them is time
 
@@ -44,7 +44,7 @@ class Original:
         failures: list[str] = []
         # Not every module can be doubled: one that makes float32 tensors in forward cannot.
         for self.dtype in (torch.float64, torch.float32) if double else (torch.float32,):
-            self.module = _copied(module).to(self.dtype)
+            self.module = copied(module).to(self.dtype)
             try:
                 self._axes = self._time_axes(probe)
                 return
@@ -236,19 +236,6 @@ class Original:
         while f"{name}.{len(parts)}" in states:
             parts.append(states[f"{name}.{len(parts)}"])
         return parts
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """A copy in eval mode. What a hook computes anew at each call (weight_norm) is copied as a value."""
-    computed = [
-        v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf
-    ]
-    try:
-        return copy.deepcopy(module, {id(v): v.detach().clone() for v in computed}).eval()
-    except (RuntimeError, TypeError) as error:
-        raise ExportError(
-            f"{type(module).__name__}: cannot be copied, and so not be compared with: {error}"
-        ) from error
 
 
 def _cut(frames: Mapping[str, Array], ticks: int) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from runnel.errors import UsageError, nearest
 
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
+_PICKLED = re.compile(r"GLOBAL (\S+)")  # in torch's refusal to load what is not plain tensors
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST = 2**26  # elements of an example
 
@@ -81,26 +83,56 @@ def _import(place: str) -> Any:
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a .safetensors file, or a .pt file without code in it; raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            weights = load_file(path)
+            weights: Any = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
-            weights = weights.get("state_dict", weights)
     except ImportError:
         raise UsageError("a .safetensors file needs: pip install safetensors") from None
     except Exception as error:  # each format's reader has errors of its own
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        held = _PICKLED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if held:
+            raise UsageError(
+                f"{path}: it holds a pickled module or other object ({held[1]}), which is not loaded: save "
+                "module.state_dict() instead"
+            ) from error
         raise UsageError(
-            f"{path}: not a file of weights (.safetensors, or .pt without code): {first}"
+            f"{path}: not a file of weights (.safetensors, or .pt without code in it), or damaged"
         ) from error
+    if isinstance(weights, Mapping):
+        weights = weights.get("state_dict", weights)
+    if not isinstance(weights, Mapping):
+        raise UsageError(
+            f"{path}: it holds a {type(weights).__name__}, expected what module.state_dict() gives"
+        )
+    if weights and _all_wrapped(weights) and not _all_wrapped(module.state_dict()):
+        raise UsageError(
+            f"{path}: all its keys start with 'module.': they were saved from DataParallel or the like; save "
+            "model.module.state_dict() instead"
+        )
     try:
         module.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         lines = " ".join(line.strip() for line in str(error).splitlines())
         raise UsageError(f"{path}: these weights do not fit {type(module).__name__}: {lines}") from error
+
+
+def _all_wrapped(weights: Mapping[str, Any]) -> bool:
+    return all(str(key).startswith("module.") for key in weights)
+
+
+def unloaded(module: nn.Module, target: str) -> list[str]:
+    """What to say of a module that no weights were loaded into; nothing where it has none."""
+    if not module.state_dict():
+        return []
+    name = target.rpartition(":")[2]
+    name += "()" if name == type(module).__name__ else ""
+    return [f"no --weights: the weights are those that {name} starts with"]
 
 
 def example(module: nn.Module, texts: Sequence[str]) -> Tensor | dict[str, Tensor]:
@@ -121,7 +153,7 @@ def example(module: nn.Module, texts: Sequence[str]) -> Tensor | dict[str, Tenso
 def _input(text: str) -> tuple[str, Tensor]:
     match = _INPUT.match(text.replace(" ", ""))
     if not match or match["dtype"] not in _DTYPES:
-        hint = nearest(match["dtype"], _DTYPES) if match else ""
+        hint = _dtype_hint(match["dtype"]) if match else ""
         raise UsageError(f"--input {text!r}: write it as x=float32[1,50,80] or tokens=int64[1,50]<1000{hint}")
     dtype = getattr(torch, match["dtype"])
     shape = _sizes(match["shape"], text)
@@ -140,6 +172,12 @@ def _input(text: str) -> tuple[str, Tensor]:
     # The proof draws from the range that it finds here, so both ends must be in it.
     values.view(-1)[0], values.view(-1)[-1] = 0, below - 1
     return match["name"] or "", values.to(dtype)
+
+
+def _dtype_hint(word: str) -> str:
+    """``float`` and ``int`` are near to several: the first is the usual one."""
+    usual = next((known for known in _DTYPES if word and known.rstrip("0123456789") == word), word)
+    return f" (did you mean {usual!r}?)" if usual != word else nearest(word, _DTYPES)
 
 
 def state(texts: Sequence[str]) -> dict[str, Tensor] | None:

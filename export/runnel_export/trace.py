@@ -26,10 +26,11 @@ from runnel.errors import ExportError, NotStreamableError, nearest
 from . import ops
 from .arguments import counted_axes
 from .call import named_leaves, output_names
+from .pairing import pair, parameter_order, positions_note
+from .rehearsal import first_line, rehearse
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
-SHOWN = 300  # characters of a foreign error message
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Trace:
     ticks: int | None  # None: one step a call, no time axis is followed
     batch_axis: int
     time_axis: int | None  # of inputs; in a step trace None, or where the axis of size 1 is
+    by_name: bool  # whether forward named the next states
+    notes: tuple[str, ...]
 
 
 def trace(
@@ -78,13 +81,17 @@ def trace(
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     if time_axis is not None and time_axis == batch_axis:
         raise ExportError(f"time_axis and batch_axis are both {time_axis}: they must differ")
+    state = None if state is None else parameter_order(module, state)
     given = _state_leaves(state)
     _check_dtypes(module, {**inputs, **given})
     axes = {name: _axes(name, t, time_axis, batch_axis) for name, t in inputs.items()}
     rows_given = {t.shape[axes[name][0]] for name, t in inputs.items()}
     if len(rows_given) != 1:
         raise ExportError(f"the examples have different batch sizes: {sorted(rows_given)}")
+    _ordered(module, {**inputs, **(state or {})})  # (names that forward has)
     states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
+    if not one_tick and sizes == 0:  # (the first trace of a module)
+        rehearse(module, inputs, state or {})
     batch, ticks = _primes(module, inputs, axes, given)[sizes]
     frames = 1 if one_tick else ticks
 
@@ -113,7 +120,8 @@ def trace(
             raise ExportError(f"{entry.target!r} is a {entry.kind.name.lower()}: it has no ONNX form")
     names = _leaf_names(_ordered(module, feed))
     by_name = dict(zip(names, placeholders, strict=True))
-    outputs, next_states = _results(program, tuple(given), module)
+    outputs, next_states, places = _results(program, tuple(given), module)
+    note = positions_note({n: tuple(h.shape) for n, h in given.items()}, places) if places else None
     return Trace(
         nodes=tuple(n for n in program.graph.nodes if n.op == "call_function"),
         constants=constants,
@@ -125,6 +133,8 @@ def trace(
         ticks=None if (one_tick or time_axis is None) else ticks,
         batch_axis=batch_axis,
         time_axis=time_axis,
+        by_name=not places,
+        notes=(note,) if note else (),
     )
 
 
@@ -277,9 +287,8 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
             program = torch.export.export(module, (), dict(feed), strict=False)
             return _known(program.run_decompositions({}))
     except Exception as error:  # torch raises of every kind here
-        text = str(error).strip().split("\n")[0][:SHOWN]
         raise ExportError(
-            f"torch.export cannot trace {type(module).__name__} ({type(error).__name__}: {text}). Likely: "
+            f"torch.export cannot trace {type(module).__name__} ({first_line(error)}). Likely: "
             "the batch or time size is written into the module, forward branches on the data, time_axis= "
             "or batch_axis= is not this module's, or it keeps state on self: pass that as state="
         ) from error
@@ -320,8 +329,8 @@ def _strange(program: torch.export.ExportedProgram) -> set[torch._ops.OpOverload
 
 def _results(
     program: torch.export.ExportedProgram, states: tuple[str, ...], module: nn.Module
-) -> tuple[dict[str, Node], dict[str, Node]]:
-    """(outputs, next states) by name."""
+) -> tuple[dict[str, Node], dict[str, Node], dict[str, str]]:
+    """(outputs, next states) by name; and where each state was returned, if position said so."""
     found = next(n for n in program.graph.nodes if n.op == "output").args[0]
     assert isinstance(found, tuple)
     leaves: list[Any] = []
@@ -340,6 +349,7 @@ def _results(
     pairs = list(named_leaves(tree, Node))
     named = isinstance(tree, Mapping)  # (a dict gives its keys as names)
     next_states: dict[str, Node] = {}
+    places: dict[str, str] = {}
     if states and named:
         by_name = dict(pairs)
         missing = [s for s in states if s not in by_name]
@@ -355,7 +365,10 @@ def _results(
                 f"{type(module).__name__} returns {len(pairs)} tensors; with state={list(states)} it must "
                 "return its outputs and then the next states, in that order"
             )
-        next_states = {s: n for s, (_, n) in zip(states, pairs[-len(states) :], strict=True)}
+        tail = pairs[-len(states) :]
+        found_at, named_all = pair(states, [name.removeprefix("y") for name, _ in tail])
+        next_states = {s: tail[i][1] for s, i in found_at.items()}
+        places = {} if named_all else {s: tail[i][0].removeprefix("y") for s, i in found_at.items()}
         pairs = pairs[: -len(states)]
     if not pairs:
         raise ExportError(f"{type(module).__name__} returns no tensor")
@@ -364,4 +377,4 @@ def _results(
         raise ExportError(
             f"{type(module).__name__} returns a dict with the keys {names}: each must be a name of its own"
         )
-    return dict(zip(names, (node for _, node in pairs), strict=True)), next_states
+    return dict(zip(names, (node for _, node in pairs), strict=True)), next_states, places

@@ -53,6 +53,23 @@ def five():
 """
 
 
+SWAPPED = """
+class Right(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(5, 5)
+
+    def forward(self, x, h, c):
+        h, c = self.cell(x, (h, c))
+        return h, h, c
+
+class Swapped(Right):
+    def forward(self, x, h, c):
+        h, c = self.cell(x, (h, c))
+        return h, c, h
+"""
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     (tmp_path / "nets.py").write_text(MODULE)
@@ -79,6 +96,7 @@ def test_export_a_class_with_arguments_and_weights(source: str, tmp_path: Path, 
     assert "stepped" in shown.out
     assert "gru.h.0" in shown.out
     assert "proving" in shown.err
+    assert "no --weights" not in shown.out + shown.err
     biases = [onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer]
     assert any(b.shape == (2,) and np.array_equal(b, [20, -20]) for b in biases)
 
@@ -127,7 +145,15 @@ def test_export_one_step_with_state(source: str, tmp_path: Path, capsys) -> None
         (["{}:made"], "say what forward(x) takes"),
         (["{}:made", "--input", "float32"], "write it as"),
         (["{}:made", "--input", "flaot32[1,2,3]"], "did you mean 'float32'"),
+        (["{}:made", "--input", "float[1,2,4]"], "did you mean 'float32'"),
+        (["{}:made", "--input", "int[1,2,4]"], "did you mean 'int64'"),
         (["{}:made", "--input", "float32[0,2,3]"], "at least 1"),
+        (
+            ["{}:made", "--input", "float32[1,9,3]"],
+            "example you gave (x: float32 (1, 9, 3))",
+        ),
+        (["{}:Cell", "--input", "float32[1,3]", "--time-axis", "none"], "--state h="),
+        (["{}:made", "--input", "float32[1,9,4]", "--weights", "no.pt"], "no.pt: no such file"),
         (["{}:made", "--input", "float32[1,2,3]<4"], "for integers"),
         (["{}:Words", "--input", "int64[1,2]"], "how large the integers get"),
         (["{}:made", "--input", "float32[1,9,4]", "--input", "float32[1,9,4]"], "name each"),
@@ -154,6 +180,60 @@ def test_weights_of_another_module_are_named(source: str, tmp_path: Path, capsys
                  "-o", tmp_path / "m.onnx")  # fmt: skip
     assert status == 2
     assert 'Unexpected key(s) in state_dict: "fc.wieght"' in capsys.readouterr().err
+
+
+def test_data_without_a_batch_axis_says_so(source: str, tmp_path: Path, capsys) -> None:
+    np.save(tmp_path / "data.npy", np.zeros((200, 4), np.float32))
+    np.save(tmp_path / "steps.npy", np.zeros((1, 3), np.float32))
+    assert run("export", f"{source}:made", "--input", "float32[1,9,4]", "--data", tmp_path / "data.npy",
+               "-o", tmp_path / "m.onnx") == 2  # fmt: skip
+    assert "data has shape (200, 4); expected (batch, time, 4): add a batch axis" in capsys.readouterr().err
+    assert run("export", f"{source}:Cell", "--input", "float32[1,3]", "--state", "h=1,4",
+               "--time-axis", "none", "--data", tmp_path / "steps.npy",
+               "-o", tmp_path / "m.onnx") == 2  # fmt: skip
+    assert "data has shape (1, 3); expected (batch, time, 3)" in capsys.readouterr().err
+
+
+def test_weights_that_were_not_given_are_said(source: str, tmp_path: Path, capsys) -> None:
+    for target, name in (("Words", "Words()"), ("made", "made")):
+        inputs = "int64[1,20]<30" if target == "Words" else "float32[1,20,4]"
+        assert run("export", f"{source}:{target}", "--input", inputs, "-o", tmp_path / "m.onnx") == 0
+        line = f"no --weights: the weights are those that {name} starts with"
+        shown = capsys.readouterr()
+        assert line in shown.err
+        assert f"note: {line}" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        (torch.nn.GRU(4, 3), "it holds a pickled module or other object (torch.nn.modules.rnn.GRU), which "
+         "is not loaded: save module.state_dict() instead"),
+        ({"module.fc.weight": torch.zeros(2, 3)}, "all its keys start with 'module.'"),
+        ([torch.zeros(2)], "it holds a list, expected what module.state_dict() gives"),
+    ],
+)  # fmt: skip
+def test_weights_saved_in_another_way_say_what_to_save(
+    saved, says: str, source: str, tmp_path: Path, capsys
+) -> None:
+    torch.save(saved, tmp_path / "w.pt")
+    assert run("export", f"{source}:made", "--weights", tmp_path / "w.pt", "--input", "float32[1,9,4]",
+               "-o", tmp_path / "m.onnx") == 2  # fmt: skip
+    error = capsys.readouterr().err
+    assert says in error
+    assert "\x1b" not in error
+
+
+def test_states_pair_by_forwards_order_whatever_the_command_lines(
+    source: str, tmp_path: Path, capsys
+) -> None:
+    with (tmp_path / "nets.py").open("a") as file:
+        file.write(SWAPPED)
+    state = ("--time-axis", "none", "--input", "x=float32[1,5]", "--state", "c=1,5", "--state", "h=1,5")
+    assert run("export", f"{source}:Right", *state, "-o", tmp_path / "m.onnx") == 0
+    assert "note: states paired by position: h <- output 1, c <- output 2;" in capsys.readouterr().out
+    assert run("export", f"{source}:Swapped", *state, "-o", tmp_path / "n.onnx") == 2
+    assert "in the order of forward's parameters?" in capsys.readouterr().err
 
 
 def test_weights_that_hold_code_are_not_run(source: str, tmp_path: Path, capsys) -> None:

@@ -209,7 +209,7 @@ def test_given_data_is_used(hand_lifted, tmp_path: Path) -> None:
         ({"rate": -1.0}, "positive number of Hz"),
         ({"data": torch.zeros(1, 9, FEATURES + 1)}, "expected as in the example"),
         ({"data": torch.zeros(1, 9, FEATURES, dtype=torch.int64)}, "expected as in the example"),
-        ({"data": torch.zeros(9)}, "data: 'x' has shape"),
+        ({"data": torch.zeros(9)}, r"'x': data has shape \(9,\); expected \(batch, time, 5\)$"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, says: str, hand_lifted, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,11 +336,23 @@ def test_it_is_refused_with_the_layer_the_reason_and_the_help(name: str) -> None
         (nn.Linear(6, 3), [1.0], {}, "example must be a tensor"),
         (nn.Linear(6, 3), torch.randn(2, 0, 6), {}, "empty"),
         (nn.Linear(6, 3), torch.randn(2, 5, 6), {"batch_axis": 1}, "both 1"),
-        (nn.Linear(7, 3), torch.randn(2, 5, 6), {}, "torch.export cannot trace Linear"),
+        (
+            nn.Linear(7, 3),
+            torch.randn(2, 5, 6),
+            {},
+            "Linear: forward fails on the example you gave (input: float32 (2, 5, 6)): RuntimeError: mat1",
+        ),
+        (Apply(lambda x, _: x.view(2, 30)), torch.randn(2, 5, 6), {}, "torch.export cannot trace Apply"),
         (Apply(lambda x, _: x * 2 if x.sum() > 0 else x), torch.randn(2, 5, 6), {}, "branches on the data"),
         (nn.Linear(6, 3), torch.randn(2, 5, 6), {"output_names": ["a", "b"]}, "must be 1 different"),
         (Apply(lambda x, _: torch.fft.rfft(x).real), torch.randn(2, 5, 6), {}, "has no translation"),
-        (Apply(lambda x, _: x.view(-1, 2, 5, 6)), torch.randn(2, 5, 6), {}, "torch.export cannot trace"),
+        (
+            Apply(lambda x, _: x.view(-1, 2, 5, 6)),
+            torch.randn(2, 5, 6),
+            {},
+            "size is written into the module",
+        ),
+        (Apply(lambda x, _: x.view(7)), torch.randn(2, 5, 6), {}, "forward fails on the example you gave"),
         (Apply(lambda x, _: x.round(decimals=1)), torch.randn(2, 5, 6), {}, "aten.round.decimals has no"),
         (Apply(lambda x, _: None), torch.randn(2, 5, 6), {}, "returns no tensor"),
         (Apply(lambda x, _: x + torch.empty(6)), torch.randn(2, 5, 6), {}, "never written to"),
@@ -350,6 +364,28 @@ def test_what_cannot_be_exported_says_so(
     with pytest.raises(ExportError) as caught:
         lift(module, example, **options)
     assert why in str(caught.value)
+
+
+def test_the_operation_that_the_guide_names_has_no_translation() -> None:
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    named = re.search(r"as torch calls it: `aten\.(\w+)`", guide)
+    assert named
+    with pytest.raises(ExportError, match=rf"aten\.{named[1]}\.\w+ has no translation"):
+        lift(Apply(lambda x, _: getattr(torch, named[1])(x)), torch.rand(2, 5, 6))
+
+
+def test_forward_is_tried_on_a_copy() -> None:
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            raise ValueError("never\nmore")
+
+    module = Counts()
+    with pytest.raises(ExportError, match=r"\(x: int64 \(2, 5\)\): ValueError: never$"):
+        lift(module, torch.zeros(2, 5, dtype=torch.int64))
+    assert module.calls == 0
 
 
 def test_a_refused_module_keeps_its_mode() -> None:

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keyword arguments for what makes the module",
     )
     add("--weights", type=Path, help="a .safetensors or .pt file to load into the module")
-    add("--data", type=Path, help="real data to try besides: .npy, or .npz by input names")
+    add("--data", type=Path, help="real data to try besides: .npy, or .npz by "
+        "input names, of shape (batch, time, features...)")  # fmt: skip
     add(
         "--state", action="append", default=[], metavar="NAME=SHAPE", help="an explicit state, zeros at first"
     )
@@ -64,9 +65,14 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is not None:
         target.load_weights(module, args.weights)
 
+    notes = [] if args.weights is not None else target.unloaded(module, args.target)
+
     def report(line: str) -> None:
         print(line, file=sys.stderr)
 
+    if not args.quiet:
+        for note in notes:
+            report(note)
     certificate = export(
         module,
         target.example(module, args.input),
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         data=target.data(args.data) if args.data is not None else None,
         progress=None if args.quiet else report,
         seed=args.seed,
+        notes=notes,
     )
     if not args.quiet:
         print(certificate)

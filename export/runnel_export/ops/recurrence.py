@@ -99,9 +99,9 @@ def write_layer(
                 "projection; the step model takes exactly one tick a call"
             )
         y, h, c = _projected(low, x, ws, *initial)
-        made = Recurrence(kind.op, x, tuple(ws), y, h, c)
+        made = Recurrence(kind.op, x, tuple(ws), y, h, c, tuple(initial), low.where)
     else:
-        made = Recurrence(kind.op, x, tuple(ws), *_node(low, kind, x, ws, initial))
+        made = Recurrence(kind.op, x, tuple(ws), *_node(low, kind, x, ws, initial), tuple(initial), low.where)
     low.recurrences.append(made)
     return made
 
