@@ -199,3 +199,20 @@ def data(hand: Hand, ticks: int, seed: int = 0) -> dict[str, np.ndarray]:
         else:
             made[t.name] = rng.standard_normal((ticks, *t.step_shape)).astype(t.dtype)
     return made
+
+
+def accumulator(path: Path, dtype: str = "float32") -> Hand:
+    """A state of one number a stream, without further dimensions: s' = s + x, y = s'."""
+    nodes = [
+        helper.make_node("Add", ["s", "x"], ["s.next"]),
+        helper.make_node("Mul", ["s.next", "one"], ["y"]),
+    ]
+    return write(
+        path,
+        nodes,
+        {"one": np.array(1, dtype)},
+        [tensor("x", ("slot",), dtype)],
+        [tensor("y", ("slot",), dtype)],
+        [state("s", ("slot",), 0, dtype)],
+        any_ticks=False,
+    )

@@ -34,6 +34,8 @@ def read(path: str | Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise ModelError(f"{str(path)!r}: cannot read the model: {error}") from None
     if not data:
         raise ModelError(f"{path}: the file is empty")
     return data
@@ -46,7 +48,7 @@ def document(data: bytes, where: str) -> dict[str, Any] | None:
         if entry is not None:
             try:
                 found = json.loads(entry)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ModelError(
                     f"{where}: its description is not JSON ({error}): the file is damaged"
                 ) from None

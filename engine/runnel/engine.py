@@ -21,7 +21,7 @@ from .stream import Stream
 
 MAX_ID = 256  # characters of a stream's name: it is kept per stream and repeated in messages
 MAX_STREAMS = 10_000_000
-_ID = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_ID}}}\Z")
+_ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 
 
 class Engine:
@@ -186,8 +186,8 @@ class Engine:
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
-        self.pipeline.close(stream._states)
-        stream._states = ()
+        states, stream._states = stream._states, ()
+        self.pipeline.close(states)
 
 
 def _rounds(streams: Sequence[Stream]) -> list[Sequence[int]]:

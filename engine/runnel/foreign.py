@@ -20,6 +20,8 @@ from .spec import (
     check,
     dtype_of,
     initial_row,
+    latency_of,
+    rate_of,
     shape_of,
 )  # fmt: skip
 
@@ -45,7 +47,12 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
     constants = {}
     for name, value in tables.table(part, "constants", where).items():
         tables.among(name, list(graph_in), f"{where[:-1]}.constants]")
-        constants[name] = np.asarray(value, dtypes[name])
+        try:
+            constants[name] = np.asarray(value, dtypes[name])
+        except (ValueError, TypeError, OverflowError):
+            raise PipelineError(
+                f"{where[:-1]}.constants]: {name} is {dtypes[name]} in the model, not {value!r:.80}"
+            ) from None
     states = []
     for i, entry in enumerate(tables.tables(part, "state", where)):
         place = f"{where[:-1]}.state] number {i + 1}"
@@ -76,7 +83,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
         ModelTensor(n, dtype_of(dtypes[n], where), _input_shape(n, graph_in[n].shape, shapes, framing, where))
         for n in free
     )
-    rate, latency = part.get("rate"), part.get("latency", 0)
+    rate, latency = rate_of(part, where), latency_of(part, where)
     any_ticks = bool(inputs) and all(TIME in t.shape for t in inputs)
     spec = ModelSpec(inputs, (), tuple(states), framing, rate, latency, any_ticks, constants)
     kept = [n for n in graph_out if n not in {s.output for s in states}]

@@ -14,10 +14,12 @@ class Frame(Stage):
     Step k sees samples ``[k*hop - context, k*hop + hop)`` with ``context = window - hop`` and zeros
     before the first sample. Chunks of (T, ...) become chunks of (steps, window, ...). State: the last
     `context` samples and those that do not fill a hop yet, fewer than `window` in all. `flush` fills
-    the last hop with zeros where it was begun.
+    the last hop with zeros where it was begun. `latency`, in samples, is that of the model behind it.
     """
 
-    def __init__(self, source: TensorSpec, target: str, framing: Framing, rate: float | None) -> None:
+    def __init__(
+        self, source: TensorSpec, target: str, framing: Framing, rate: float | None, latency: int = 0
+    ) -> None:
         self.name = "frame"
         self.framing = framing
         self._source, self._target = source.name, target
@@ -25,6 +27,7 @@ class Frame(Stage):
         self.inputs = Signal((source,), rate)
         self.outputs = Signal((framed,), rate / framing.hop if rate else None)
         self.ratio = (1, framing.hop)
+        self.latency = latency
         self._initial = np.zeros((framing.context, *source.shape), source.dtype)
         self._initial.setflags(write=False)
 

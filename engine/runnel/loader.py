@@ -14,7 +14,7 @@ from . import container, foreign, tables
 from .errors import CertificateError, ModelError, PipelineError
 from .framing import Frame
 from .pipeline import Pipeline
-from .spec import ModelSpec, Signal, TensorSpec, dtype_of, from_document, shape_of
+from .spec import ModelSpec, Signal, TensorSpec, dtype_of, from_document, rate_of, shape_of
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def load_pipeline(
     path: Path, slots: int, providers: Providers, threads: int, trust: bool, flush_denormals: bool
 ) -> Pipeline:
     """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree."""
+    if path.is_dir():
+        raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
     if path.suffix == ".toml":
         document = tables.read_toml(path)
     else:
@@ -78,7 +80,7 @@ def load_pipeline(
     if spec.framing:
         inner = model.inputs.tensors[0]
         source = TensorSpec(inner.name, inner.dtype, inner.shape[1:])
-        stages.append(Frame(source, inner.name, spec.framing, spec.rate))
+        stages.append(Frame(source, inner.name, spec.framing, spec.rate, spec.latency))
     stages.append(model)
     signal = model.outputs
     for use, options, place in after:
@@ -166,9 +168,7 @@ def _input(part: Mapping[str, Any], default: Signal, before: Sequence[Any], wher
         raise PipelineError(
             f"{place}: shape and dtype are for a model with one input, this one takes {default}"
         )
-    rate = part.get("rate")
-    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
-        raise PipelineError(f"{place}: rate must be a positive number of Hz, not {rate!r}")
+    rate = rate_of(part, place)
     tensors = default.tensors
     if len(tensors) == 1:
         shape = part.get("shape", list(tensors[0].shape))

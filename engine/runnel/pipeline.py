@@ -220,13 +220,13 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
+        if self._lends:
+            chunks = [{name: array.copy() for name, array in chunk.items()} for chunk in chunks]
         if len(self.stages) == 1:
             done = self._many(0, [s[0] for s in states], chunks)
             return [r if isinstance(r, RunnelError) else ((r[0],), r[1]) for r in done]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
-        if self._lends:
-            flowing = [{name: array.copy() for name, array in chunk.items()} for chunk in chunks]
         failed: dict[int, RunnelError] = {}
         alive = list(range(len(chunks)))
         last = len(self.stages) - 1

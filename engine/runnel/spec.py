@@ -250,11 +250,7 @@ def from_document(document: Any, where: str) -> ModelSpec:
     if doc.get("framing") is not None:
         part = _mapping(doc["framing"], f"{where}: framing")
         framing = Framing(_count(part, "window", where), _count(part, "hop", where))
-    latency, rate, ticks = doc.get("latency", 0), doc.get("rate"), doc.get("ticks", "any")
-    if not isinstance(latency, int) or latency < 0:
-        raise ModelError(f"{where}: latency must be a count of input time steps, not {latency!r}")
-    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
-        raise ModelError(f"{where}: rate must be a positive number of Hz, not {rate!r}")
+    latency, rate, ticks = latency_of(doc, where), rate_of(doc, where), doc.get("ticks", "any")
     if ticks not in ("any", 1):
         raise ModelError(f"{where}: ticks must be 'any' or 1, not {ticks!r}")
     for key in ("certificate", "graph"):
@@ -318,6 +314,22 @@ def _name(part: Mapping[str, Any], key: str, where: str) -> str:
     value = part.get(key)
     if not isinstance(value, str) or not value:
         raise ModelError(f"{where}: {key} must be a name, not {value!r}")
+    return value
+
+
+def latency_of(part: Mapping[str, Any], where: str) -> int:
+    value = part.get("latency", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ModelError(f"{where}: latency must be a count of input time steps, not {value!r}")
+    return value
+
+
+def rate_of(part: Mapping[str, Any], where: str) -> float | None:
+    value = part.get("rate")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ModelError(f"{where}: rate must be a positive number of Hz, not {value!r}")
     return value
 
 

@@ -37,12 +37,17 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as bytes; deterministic."""
+    """The snapshot as bytes; deterministic. Raises SnapshotError for what `decode` would not take back."""
     buffers: list[bytes] = []
     stages = []
     for name, arrays in snapshot.stages:
         entries = []
         for key, array in arrays.items():
+            if array.dtype.name not in DTYPES or array.ndim > MAX_RANK:
+                raise SnapshotError(
+                    f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}; a snapshot holds "
+                    f"{', '.join(DTYPES)} of rank {MAX_RANK} at most"
+                )
             entries.append([key, array.dtype.name, list(array.shape)])
             buffers.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         stages.append([name, entries])
@@ -54,6 +59,8 @@ def encode(snapshot: Snapshot) -> bytes:
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
+    if len(body) + _DIGEST > MAX_SNAPSHOT:
+        raise SnapshotError(f"the stream's state takes {len(body)} bytes; a snapshot holds {MAX_SNAPSHOT}")
     return body + hashlib.blake2b(body, digest_size=_DIGEST).digest()
 
 
@@ -72,7 +79,7 @@ def decode(blob: bytes) -> Snapshot:
         raise SnapshotError("the snapshot is damaged: its checksum does not match")
     try:
         return _parse(json.loads(body[_HEAD.size : _HEAD.size + length]), body, _HEAD.size + length)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise SnapshotError(f"the snapshot's header makes no sense: {error}") from None
 
 
@@ -93,7 +100,10 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
         stages.append((str(name), arrays))
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes too many")
-    return Snapshot(str(header["pipeline"]), int(header["seq"]), bool(header["ended"]), tuple(stages))
+    seq, ended = header["seq"], header["ended"]
+    if type(seq) is not int or seq < 0 or type(ended) is not bool:
+        raise ValueError(f"seq is {seq!r}, ended is {ended!r}")
+    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages))
 
 
 def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> None:

@@ -19,8 +19,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise PipelineError(f"{path}: cannot read the pipeline: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PipelineError(f"{path}: not TOML: {error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise PipelineError(f"{str(path)!r}: cannot read the pipeline: {error}") from None
 
 
 def known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:

@@ -17,6 +17,7 @@ MODELS = {
     "counter": models.counter,
     "embedding": models.embedding,
     "stateless": models.stateless,
+    "accumulator": models.accumulator,
 }
 
 
@@ -64,7 +65,7 @@ def test_commit(loaded: tuple[models.Hand, Engine], tick: int, value: float) -> 
     name = hand.spec.inputs[-1].name
     if bad[name].dtype.kind != "f":
         pytest.skip("tokens have no NaN: see test_stream")
-    bad[name][tick, 0] = value
+    bad[name][tick] = value
     laws.commit(engine, good, bad, NonFiniteError, models.data(hand, 20, 5))
 
 

@@ -75,6 +75,13 @@ def test_renaming_and_relative_paths(folder: Path) -> None:
         ('before = 1\n[model]\npath = "ours.onnx"', r"written as \[\[before\]\]"),
         ('[model]\npath = "ours.onnx"\n[model.outputs]\nz = "score"', "the model has no 'z'"),
         ('[model]\npath = "missing.onnx"', "cannot read the model"),
+        ('[model]\npath = "a\\u0000b.onnx"', "cannot read the model"),
+        ("x = " + "[" * 5000, "not TOML"),
+        (GOOD.replace("[model.shapes]", "rate = inf\n[model.shapes]") + STATES, "rate must be a positive"),
+        (GOOD.replace("[model.shapes]", 'latency = "x"\n[model.shapes]') + STATES, "latency must be a count"),
+        (GOOD.replace("[model.shapes]", "latency = -5\n[model.shapes]") + STATES, "latency must be a count"),
+        (GOOD + '[model.constants]\nh0 = "text"\n' + STATES, "h0 is float32 in the model, not 'text'"),
+        (GOOD + STATES.replace('[1, "slot", 4]', '[1000000, "slot", 1000000]'), "bytes of state a stream"),
     ],
 )
 def test_mistakes(folder: Path, text: str, says: str) -> None:
@@ -97,7 +104,15 @@ def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
     assert Engine.load(path).pipeline.outputs.rate == 31.25
 
 
+def test_a_foreign_models_latency_counts_samples(tmp_path: Path) -> None:
+    path = silero.pipeline(tmp_path)
+    path.write_text(path.read_text().replace("rate = 16000", "rate = 16000\nlatency = 96"))
+    assert Engine.load(path).pipeline.latency == 96
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(errors.PipelineError, match="is a folder"):
+        Engine.load(tmp_path)
     with pytest.raises(errors.PipelineError, match="cannot read the pipeline"):
         Engine.load(tmp_path / "none.toml")
 
@@ -127,6 +142,11 @@ def test_a_missing_provider(folder: Path) -> None:
         Engine.load(folder / "ours.onnx", providers=["CUDAExecutionProvider"])
     with pytest.raises(errors.ProviderError, match="did you mean 'CPUExecutionProvider'"):
         Engine.load(folder / "ours.onnx", providers=["CPUExecutionProvder"])
+    with pytest.raises(errors.ProviderError, match="a list of names"):
+        Engine.load(folder / "ours.onnx", providers="CPUExecutionProvider")
+    for odd in ([5], [()]):
+        with pytest.raises(errors.ProviderError, match="a provider is a name"):
+            Engine.load(folder / "ours.onnx", providers=odd)  # type: ignore[arg-type]
 
 
 def test_placement(folder: Path) -> None:

@@ -91,6 +91,17 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
         assert all((arena.read(r)["h"] == 9).all() for r in held)
 
 
+def test_more_rows_than_memory() -> None:
+    with pytest.raises(LimitError, match=r"GiB: load the engine with a smaller max_streams"):
+        Arena([state("h", ("slot", 1024))], 2**48)
+
+
+def test_what_decode_would_refuse_is_not_encoded() -> None:
+    for odd in (np.zeros(2, np.complex64), np.zeros((1,) * 9, np.float32)):
+        with pytest.raises(SnapshotError, match="a snapshot holds"):
+            encode(Snapshot("p", 1, False, (("m", {"h": odd}),)))
+
+
 def test_a_non_finite_state_is_named() -> None:
     arena = Arena([state("h", ("slot", 2)), state("c", ("slot", 2))], 2)
     row = arena.take()

@@ -1,5 +1,6 @@
 """Bad input at the door, and a stream's life: the error says what, and nothing changes."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from runnel import Engine, errors
+from runnel import state as snapshots
 from tests import laws, models
 
 
@@ -35,6 +37,8 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
         ({"x": X, "y": X}, errors.ChunkError, "holds"),
         ({}, errors.ChunkError, "holds"),
         ({"x": X.tolist()}, errors.ChunkError, "'x' is a list"),
+        (np.array(1.0, np.float32), errors.ChunkError, "no time axis|expected x"),
+        (np.ma.masked_array(X, X > 0), errors.ChunkError, "masked array"),
         (X[:0], errors.EmptyChunkError, "no time steps"),
         (
             np.where(X[2, 1] == X, np.nan, X).astype(np.float32),
@@ -124,7 +128,7 @@ def test_ids_and_bounds(engine: Engine) -> None:
     engine.open("a")
     with pytest.raises(errors.StreamExistsError, match="'a' is open already"):
         engine.open("a")
-    for bad in ("", "x" * 300, "a\nb", 7):
+    for bad in ("", "x" * 300, "a\nb", "\ud800", 7):
         with pytest.raises(errors.StreamError, match="1 to 256"):
             engine.open(bad)  # type: ignore[arg-type]
     more = [engine.open() for _ in range(7)]
@@ -174,6 +178,48 @@ def test_state_is_read_only(engine: Engine) -> None:
         state["m.h0"][...] = 1
     with pytest.raises(TypeError):
         state["m.h0"] = X  # type: ignore[index]
+
+
+def test_a_scalar_for_a_stream_of_scalars(tmp_path: Path) -> None:
+    engine = Engine.load(models.accumulator(tmp_path / "m.onnx").path)
+    stream = engine.open()
+    with pytest.raises(errors.ChunkError, match=r"shape \(\), expected x: float32 \(T\)"):
+        stream.feed(np.array(1.0, np.float32))
+    assert isinstance(engine.feed_many([(stream, np.array(1.0, np.float32))])[0], errors.ChunkError)
+    assert [stream.feed(np.ones(1, np.float32)).item() for _ in range(4)] == [1, 2, 3, 4]
+
+
+def test_any_array_layout(engine: Engine) -> None:
+    """Reversed, strided, read-only and memory-mapped arrays are arrays."""
+    wide = np.zeros((8, 6), np.float32)
+    wide[::2, ::2] = X
+    fixed = X.copy()
+    fixed.setflags(write=False)
+    with engine.open() as stream:
+        wanted = stream.feed(X)
+    for same in (wide[::2, ::2], X[::-1][::-1], np.asfortranarray(X), fixed, X.view(np.memmap)):
+        with engine.open() as stream:
+            np.testing.assert_array_equal(stream.feed(same), wanted)
+
+
+def test_a_renamed_model_takes_its_own_snapshots(engine: Engine, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes((tmp_path / "m.onnx").read_bytes())
+    stream = engine.open()
+    stream.feed(X)
+    again = Engine.load(copy).restore(stream.snapshot())
+    np.testing.assert_array_equal(again.feed(X), stream.feed(X))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 1), np.float32), np.full((1, 4), np.nan, np.float32)])
+def test_a_snapshot_with_another_state(engine: Engine, wrong: np.ndarray) -> None:
+    """A right checksum over wrong numbers: somebody's own."""
+    held = snapshots.decode(engine.open("a").snapshot())
+    name, arrays = held.stages[0]
+    blob = snapshots.encode(dataclasses.replace(held, stages=((name, {**arrays, "h0": wrong}),)))
+    with pytest.raises(errors.SnapshotError):
+        engine.restore(blob)
+    assert list(engine.streams) == ["a"]
 
 
 def test_the_same_stream_twice_in_one_call(engine: Engine) -> None:

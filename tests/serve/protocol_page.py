@@ -44,7 +44,7 @@ def bounds() -> str:
         "characters of a tensor's name": wire.MAX_NAME,
         "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
         "requests of all clients that wait": protocol.MAX_PENDING,
-        "bytes of tensors that wait": protocol.MAX_PENDING_BYTES,
+        "bytes of tensors that wait (libzmq holds more before that)": protocol.MAX_PENDING_BYTES,
     }
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {k} | {v:,} |" for k, v in told.items())])
 

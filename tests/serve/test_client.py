@@ -290,5 +290,8 @@ def test_an_address_that_is_none(address: str, words: str) -> None:
 
 
 def test_a_timeout_that_is_none() -> None:
-    with pytest.raises(errors.UsageError, match="positive"):
-        Client("ipc:///run/x.sock", timeout=0)
+    for timeout in (0, -1, float("nan"), float("inf"), 1e10, None):
+        with pytest.raises(errors.UsageError, match="positive"):
+            Client("ipc:///run/x.sock", timeout=timeout)  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="needs the port"):
+        Client("tcp://127.0.0.1:*")

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from ..serve.address import parse
     from ..serve.daemon import Daemon
 
+    _allow_files()
     parse(args.bind)  # a bad address is told before a large model is loaded
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s runnel: %(message)s")
     with Engine.load(
@@ -51,3 +52,11 @@ def run(args: argparse.Namespace) -> int:
     ) as engine:
         answered = Daemon(engine, args.bind).serve(signals=(signal.SIGTERM, signal.SIGINT))
     return 0 if answered else 1
+
+
+def _allow_files() -> None:
+    """Raise the soft limit on open files to the hard one: libzmq aborts when an ipc socket meets it."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

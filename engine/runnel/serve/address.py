@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -11,7 +12,7 @@ from typing import Final
 from ..errors import UsageError
 
 MAX_PATH: Final = 107  # bytes: what a Unix socket's address holds on Linux
-_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>\*|\d{1,5})\Z")
+_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>\*|[0-9]{1,5})\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,10 @@ def _path(path: str, text: str) -> Path:
     if not path or path.startswith("@"):
         # An abstract socket has no file, so no permissions: anyone on the machine could connect.
         raise UsageError(f"address {text!r}: expected the path of a socket file, as ipc:///run/runnel.sock")
-    if len(path.encode()) > MAX_PATH:
-        raise UsageError(f"address {text!r}: the path of a socket has at most {MAX_PATH} bytes")
+    if "\0" in path or len(os.fsencode(path)) > MAX_PATH:
+        raise UsageError(
+            f"address {text!r}: the path of a socket has at most {MAX_PATH} bytes, none of them 0"
+        )
     return Path(path)
 
 

@@ -29,6 +29,7 @@ from .address import parse
 from .tensors import pack, undescribe, unpack
 
 WINDOW: Final = 512  # requests that feed_many has in flight: enough to fill a daemon's batches
+MAX_TIMEOUT: Final = 86400  # seconds: a day; zmq counts milliseconds in 32 bits
 QUEUED: Final = 2 * WINDOW  # messages that libzmq holds for us, either way
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
@@ -59,8 +60,12 @@ class Client:
 
     def __init__(self, address: str, timeout: float = 5.0) -> None:
         self.address = parse(address).text
-        if not timeout > 0:
-            raise UsageError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if self.address.endswith(":*"):
+            raise UsageError(f"address {address!r}: a client needs the port that the daemon has")
+        if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+            raise UsageError(
+                f"timeout must be a positive number of seconds, {MAX_TIMEOUT} at most, not {timeout!r}"
+            )
         self.timeout = timeout
         self._socket: zmq.Socket[bytes] | None = None
         self._thread = 0

@@ -195,7 +195,8 @@ def _bind(router: zmq.Socket[bytes], address: Address) -> Iterator[str]:
 def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes]] | None:
     """The next message that has arrived: its peer and its frames, one too many of them at most.
 
-    A peer may send frames without end: what no message can hold is read, and not kept.
+    What no message can hold is read, and not kept. libzmq hands a message over when its last frame
+    has come: what a peer sends before that it keeps itself, and only a limit on the process bounds it.
     """
     try:
         peer = router.recv(zmq.NOBLOCK)

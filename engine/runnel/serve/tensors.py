@@ -12,7 +12,8 @@ from ..spec import Array, Signal, TensorSpec
 from .wire import Datatype, TensorInfo, TensorMetadata
 
 DATATYPES: Mapping[str, Datatype] = {
-    "bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
     "float16": "FP16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
 _NAMES = {datatype: name for name, datatype in DATATYPES.items()}

@@ -32,11 +32,14 @@ MAX_NAME: Final = 256  # characters of a tensor's name
 MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
 
 ITEM_BYTES: Final = {
-    "BOOL": 1, "UINT8": 1, "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "FP16": 2, "FP32": 4, "FP64": 8,
+    "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
+    "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "FP16": 2, "FP32": 4, "FP64": 8,
 }  # fmt: skip
 """Datatypes of version 1 and the bytes of one element. BYTES is reserved: nothing takes strings yet."""
 
-Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+]
 Op = Literal["hello", "open", "feed", "flush", "reset", "close"]
 
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
