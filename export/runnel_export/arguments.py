@@ -73,7 +73,7 @@ def check_options(
     ):
         raise ExportError(f"output_names={output_names!r}: a list of names, one for each output")
     if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
-        raise ExportError(f"tolerance={tolerance!r}: a positive number, relative to the output's peak")
+        raise ExportError(f"tolerance={tolerance!r}: a positive number, relative to the peak of each element")
     if not _whole(seed) or seed < 0:
         raise ExportError(f"seed={seed!r}: a whole number of at least 0")
 
