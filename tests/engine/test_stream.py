@@ -133,7 +133,9 @@ def test_ids_and_bounds(engine: Engine) -> None:
             engine.open(bad)  # type: ignore[arg-type]
     more = [engine.open() for _ in range(7)]
     assert len({s.id for s in more}) == 7
-    with pytest.raises(errors.LimitError, match="8 streams are open"):
+    with pytest.raises(
+        errors.LimitError, match="all 8 streams are open: close some, .* --max-streams of runnel serve"
+    ):
         engine.open()
     more[0].close()
     engine.open()
