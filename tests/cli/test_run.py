@@ -303,7 +303,7 @@ def test_a_cell_that_is_no_int64(tmp_path, cell, says):
 @pytest.mark.parametrize(
     ("header", "rows", "says"),
     [
-        (["x.0", "x.2"], [(1, "a")], r"no column 'x.1' \(did you mean 'x.[02]'\?\); its columns are x.0, x.2, 1 of them"),
+        (["x.0", "x.2"], [(1, "a")], r"no column 'x.1' \(did you mean 'x.[02]'\?\); .* x.0, x.2, 1 of them"),
         (["x.1", "a"], [(1, 2)], "no column 'x.0'.* its columns are x.1, a, 2 of them hold numbers"),
         (["id", "a", "note"], [(1, 2, "n")], r"columns are id, a, note, 2 of .* such as --columns id,a$"),
         (["id", "a", "b"], [(1, 2, 3)], r"columns are id, a, b, 3 of .* 2 are needed.* --columns id,a$"),
@@ -327,7 +327,7 @@ def test_a_table_that_does_not_fit_says_where(pipeline, tmp_path, header, rows, 
 
 def test_a_table_without_anything(pipeline, tmp_path, capsys):
     (tmp_path / "in.csv").write_text("")
-    with pytest.raises(UsageError, match="in.csv: is empty"):
+    with pytest.raises(UsageError, match=r"in\.csv: is empty"):
         runnel_run(pipeline, tmp_path / "in.csv", "--quiet")
     assert capsys.readouterr().out == "", "no header of an output that there is not"
 

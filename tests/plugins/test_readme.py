@@ -44,15 +44,14 @@ def test_the_readmes_plugin_installs_runs_and_passes_its_own_test(tmp_path, monk
         ("runnel_smooth.py", plugin), ("test_runnel_smooth.py", test), ("pyproject.toml", project)
     ):  # fmt: skip
         (tmp_path / name).write_text(content)
-    # As pip builds it for `pip install -e .`; then what the wheel says, without an environment of its own.
-    build = "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
+    # As pip builds and unpacks it, with the backend that it names, without an environment of its own.
+    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, "wheel"], cwd=tmp_path, check=True)
     (wheel,) = (tmp_path / "wheel").glob("runnel_smooth-0.1.0-*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    (pth,) = site.glob("*.pth")
-    assert pth.read_text().split() == [str(tmp_path)], "the source is on the path"
-    monkeypatch.syspath_prepend(tmp_path)
+    assert {path.suffix for path in site.iterdir()} == {".py", ".dist-info"}
+    assert [path.name for path in site.glob("*.py")] == ["runnel_smooth.py"], "not its test"
     monkeypatch.syspath_prepend(site)
     monkeypatch.delitem(sys.modules, "runnel_smooth", raising=False)
     assert used == '[[after]]\nuse = "smooth"\nweight = 0.3\n'
