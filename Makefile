@@ -30,6 +30,7 @@ recordings: ## real speech for tests, from Debian packages, where apt is there
 	sh tests/recordings.sh
 
 $(VENV)/%.stamp: pyproject.toml
+	@echo "installing runnel[$*] into $(VENV); PyTorch is large: this takes a minute or two"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 _quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("test", max_examples=25, derandomize=True, **_quiet)
-settings.register_profile("soak", max_examples=1000, **_quiet)
+settings.register_profile("soak", max_examples=300, **_quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 

@@ -54,7 +54,7 @@ def test_the_re_export_is_clean(vendors_weights: Path) -> None:
     ops = spec.graph["ops"]
     assert ops["LSTM"] == 1
     assert ops["MatMul"] == 6  # the transform, four convolutions, the last layer
-    assert sum(ops.values()) == 54
+    assert sum(ops.values()) <= 51
     assert not {"Transpose", "Identity", "Cast", "If", "Gather"} & set(ops)
     assert [s.input for s in spec.states] == ["lstm.h.0", "lstm.c.0"]
 
@@ -63,7 +63,7 @@ def test_demo(tmp_path: Path) -> None:
     done = demo("--seconds", "3", "--microphones", "2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mic-1   speech   0.9" in done.stdout
-    assert "mic-2   speech   0.9" in done.stdout
+    assert "each microphone equals its sound run alone: same segments" in done.stdout
     assert "daemon stopped cleanly" in done.stdout
     assert soundless(tmp_path / "demo-out" / "demo.png") < 0.99
     loaded = Engine.load(tmp_path / "demo-out" / "vad.toml")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,8 +18,6 @@ import numpy as np
 from runnel import Client
 from runnel.errors import RunnelError
 from runnel.spec import Array
-
-_STAGGER = 0.0371  # seconds between two microphones' starts, so that their chunks do not fall together
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +53,11 @@ class Heard:
 
 
 class Microphones:
-    """`count` microphones that all hear `samples` at `rate` Hz, a little apart; one thread each."""
+    """Microphones at `rate` Hz, one thread each: each has sounds of its own, all of the same length."""
 
-    def __init__(
-        self, address: str, samples: Array, rate: int, hop: int, count: int, model_rate: float
-    ) -> None:
-        self.address, self.samples, self.rate, self.hop = address, samples, rate, hop
-        self.heard = [Heard(f"mic-{i + 1}", model_rate) for i in range(count)]
+    def __init__(self, address: str, sounds: Sequence[Array], rate: int, hop: int, model_rate: float) -> None:
+        self.address, self.sounds, self.rate, self.hop = address, sounds, rate, hop
+        self.heard = [Heard(f"mic-{i + 1}", model_rate) for i in range(len(sounds))]
         self.found: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()  # None: one has ended
         self._stop = threading.Event()
 
@@ -69,8 +65,8 @@ class Microphones:
     def listening(self) -> Iterator[None]:
         """Start them all; on leaving, stop them and wait."""
         threads = [
-            threading.Thread(target=self._play, args=(heard, i * _STAGGER), name=heard.name)
-            for i, heard in enumerate(self.heard)
+            threading.Thread(target=self._play, args=(heard, samples), name=heard.name)
+            for heard, samples in zip(self.heard, self.sounds, strict=True)
         ]
         for thread in threads:
             thread.start()
@@ -81,12 +77,12 @@ class Microphones:
             for thread in threads:
                 thread.join()
 
-    def _play(self, heard: Heard, delay: float) -> None:
+    def _play(self, heard: Heard, samples: Array) -> None:
         try:
             with Client(self.address) as client, client.open(heard.name) as stream:
-                start = time.monotonic() + delay
-                for at in range(0, len(self.samples), self.hop):
-                    chunk = self.samples[at : at + self.hop]
+                start = time.monotonic()
+                for at in range(0, len(samples), self.hop):
+                    chunk = samples[at : at + self.hop]
                     due = start + (at + len(chunk)) / self.rate
                     if self._stop.wait(max(0.0, due - time.monotonic())):
                         return

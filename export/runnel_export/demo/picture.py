@@ -39,19 +39,14 @@ def draw(
     bottom.set(ylabel="P(speech)", xlabel="seconds", ylim=(-0.02, 1.02), xlim=(0, len(samples) / rate))
     for i, segment in enumerate(segments):
         for axes in (top, bottom):
-            axes.axvspan(
-                segment.start,
-                segment.end,
-                color=_SPEECH,
-                alpha=0.22,
-                linewidth=0,
-                label="" if i else "speech",
-            )
+            label = "speech" if axes is bottom and i == 0 else ""
+            axes.axvspan(segment.start, segment.end, color=_SPEECH, alpha=0.22, linewidth=0, label=label)
         top.text(
-            (segment.start + segment.end) / 2, 0.97, f"{segment.start:.2f}–{segment.end:.2f} s",
-            transform=top.get_xaxis_transform(), ha="center", va="top", fontsize=9, color=_INK,
+            (segment.start + segment.end) / 2, 0.97, f"{segment.start:.2f}–\n{segment.end:.2f} s",
+            transform=top.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=_INK, clip_on=True,
         )  # fmt: skip
-    bottom.legend(loc="upper right", frameon=False)
+    handles, labels = bottom.get_legend_handles_labels()
+    top.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
