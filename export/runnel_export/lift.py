@@ -25,11 +25,15 @@ from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Valu
 
 @dataclass(frozen=True)
 class Lifted:
-    """A step graph, what it takes and gives, and what its user should know."""
+    """A step graph, what it takes and gives, and what its user should know.
+
+    `remembered`: how many ticks its caches hold together; a change may take so long to come out.
+    """
 
     model: onnx.ModelProto
     spec: ModelSpec
     notes: tuple[str, ...]
+    remembered: int = 0
 
 
 def lift(
@@ -173,7 +177,7 @@ class _Lift:
             ),
             any_ticks=low.any_ticks,
         )
-        return Lifted(model, spec, (*self.trace.notes, *low.notes))
+        return Lifted(model, spec, (*self.trace.notes, *low.notes), sum(s.past for s in states))
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)

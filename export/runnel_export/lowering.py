@@ -40,6 +40,7 @@ class State:
     initial: Array  # one stream's row
     next: str | None = None
     given: Given | None = None  # the argument of the module that it is, or is one layer of
+    past: int = 0  # of a cache: how many ticks it holds
 
 
 @dataclass(frozen=True)

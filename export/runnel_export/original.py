@@ -28,10 +28,16 @@ _PROBES = (7, 11)  # two lengths: the axis of an output that differs between the
 @dataclass(frozen=True)
 class Run:
     """What the module gave for one stream: outputs (T, ...) and, where state is explicit, its last
-    values as the module has them, for a batch of one."""
+    values as the module has them, for a batch of one. `at`: the ticks of the outputs that were asked
+    for at some ticks only."""
 
     outputs: dict[str, Array]
     states: dict[str, Tensor]
+    at: dict[str, Array]
+
+
+class _ForwardError(ExportError):
+    """The user's forward raised something."""
 
 
 class Original:
@@ -39,7 +45,7 @@ class Original:
 
     def __init__(self, module: nn.Module, spec: ModelSpec, call: Call, double: bool = True) -> None:
         """Raises ExportError where the module cannot be copied, or not be run on a batch of one."""
-        self._spec, self._call = spec, call
+        self._spec, self._call, self._name = spec, call, type(module).__name__
         probe = {t.name: np.zeros((max(_PROBES), *t.step_shape), t.dtype) for t in spec.inputs}
         failures: list[str] = []
         # Not every module can be doubled: one that makes float32 tensors in forward cannot.
@@ -48,8 +54,8 @@ class Original:
             try:
                 self._axes = self._time_axes(probe)
                 return
-            except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
-                failures.append(f"in {self.reference}: {error}")
+            except _ForwardError as error:
+                failures.append(f"in {self.reference}: {error.message}")
         raise ExportError(
             f"{type(module).__name__}: cannot be run on a batch of one and {_PROBES[0]} or {_PROBES[1]} "
             f"ticks, so there is nothing to compare with: {'; '.join(failures)}"
@@ -70,6 +76,11 @@ class Original:
         return self._call.time_axis is None or None not in self._axes.values()
 
     @property
+    def over_time(self) -> bool:
+        """Whether it takes a whole sequence in one call."""
+        return self._call.time_axis is not None
+
+    @property
     def doubled(self) -> bool:
         return self.dtype == torch.float64
 
@@ -77,11 +88,12 @@ class Original:
         self,
         chunk: Mapping[str, Array],
         start: Mapping[str, Tensor] | None = None,
-        sequences_only: bool = False,
+        at: Sequence[int] | None = None,
     ) -> Run:
         """The module on one stream's whole sequence, from its own initial state or from `start`.
 
-        `sequences_only` leaves the many-to-one outputs out.
+        `at`: the ticks at which many-to-one outputs are wanted, where not at all of them; each is a run
+        of the module. Without any they are left out.
         """
         frames = self._framed(chunk)
         ticks = len(next(iter(frames.values())))
@@ -92,12 +104,16 @@ class Original:
         for name, axis in self._axes.items():
             if axis is not None:
                 outputs[name] = _numpy(whole[name].movedim(axis, 0))
-        if len(outputs) < len(self._axes) and not sequences_only:
-            prefixes = [self._forward([_cut(frames, t + 1)], start)[0] for t in range(ticks)]
+        wanted = range(ticks) if at is None else at
+        known: dict[str, Array] = {}
+        if len(outputs) < len(self._axes) and len(wanted):
+            prefixes = [self._forward([_cut(frames, t + 1)], start)[0] for t in wanted]
             for name, axis in self._axes.items():
                 if axis is None:
                     outputs[name] = np.stack([_numpy(p[name]) for p in prefixes])
-        return Run(self._shaped(outputs, ticks), states)
+                    if at is not None:
+                        known[name] = np.asarray(at)
+        return Run(self._shaped(outputs, ticks, known), states, known)
 
     def rows(self, chunks: Sequence[Mapping[str, Array]]) -> Iterator[tuple[str, Array, Array]]:
         """Streams of equal length in one batch, as the module was trained, and each alone.
@@ -144,8 +160,17 @@ class Original:
             given[name] = value.movedim(tuple(range(len(call.axes))), call.axes)
         state, axes = call.initial() if start is None else start, call.state_axes()
         repeated = {n: self._cast(s).repeat_interleave(len(streams), axes[n]) for n, s in state.items()}
-        with torch.no_grad(), _default_dtype(self.dtype):
-            outputs, states = results(self.module(**given, **call.arguments(repeated)), call)
+        arguments = {**given, **call.arguments(repeated)}
+        try:
+            with torch.no_grad(), _default_dtype(self.dtype):
+                returned = self.module(**arguments)
+        except Exception as error:  # the user's code may raise anything
+            raise _ForwardError(
+                f"{self._name}.forward fails on {_described(arguments)}: {type(error).__name__}: {error}. "
+                "It must run on any batch size and number of ticks, on the data given and on data drawn like "
+                "the example"
+            ) from error
+        outputs, states = results(returned, call)
         found = {}
         for tensor in self._spec.outputs:
             # An output that is named like an input has another name in the file.
@@ -164,7 +189,7 @@ class Original:
             for name, value in outputs.items():
                 gathered[name].append(_numpy(value))
         stacked = {n: np.stack(values) for n, values in gathered.items()}
-        return Run(self._shaped(stacked, ticks), dict(states or {}))
+        return Run(self._shaped(stacked, ticks, {}), dict(states or {}), {})
 
     def _time_axes(self, probe: Mapping[str, Array]) -> dict[str, int | None]:
         """Where each output has its time axis, seen from two lengths; None for many-to-one."""
@@ -210,15 +235,15 @@ class Original:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def _shaped(self, outputs: Mapping[str, Array], ticks: int) -> dict[str, Array]:
+    def _shaped(self, outputs: Mapping[str, Array], ticks: int, at: Mapping[str, Array]) -> dict[str, Array]:
         """Without the batch axis: it has size one, so only the shape changes."""
         shaped = {}
         for t in self._spec.outputs:
             if t.name in outputs:
-                shape = (ticks, *t.step_shape)
+                shape = (len(at[t.name]) if t.name in at else ticks, *t.step_shape)
                 if outputs[t.name].size != int(np.prod(shape)):
                     raise ExportError(
-                        f"output {t.name!r}: the step model gives {shape} for {ticks} ticks, "
+                        f"output {t.name!r}: the step model gives {shape} for {shape[0]} ticks, "
                         f"the module {outputs[t.name].shape}"
                     )
                 shaped[t.name] = outputs[t.name].reshape(shape)
@@ -236,6 +261,16 @@ class Original:
         while f"{name}.{len(parts)}" in states:
             parts.append(states[f"{name}.{len(parts)}"])
         return parts
+
+
+def _described(arguments: Mapping[str, Any]) -> str:
+    """Names, dtypes and shapes; a state may be a tuple of tensors."""
+    return ", ".join(
+        f"{name}: {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{name}: {type(value).__name__}"
+        for name, value in arguments.items()
+    )
 
 
 def _cut(frames: Mapping[str, Array], ticks: int) -> dict[str, Array]:

@@ -16,38 +16,33 @@ from runnel import state as snapshots
 from runnel.errors import RunnelError
 from runnel.spec import Array
 
-from .certificate import Check, Error, Limits, judge
+from .certificate import Check, Limits
+from .figures import Finding, Tally, judge
 
 Rows = Mapping[str, Array]  # a model's states by input name
+_LONG = "one sequence of {} ticks, one tick at a time"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One stream's data, what must come out of it, and where state is given, from where to where."""
+    """One stream's data, what must come out of it, and where state is given, from where to where.
+
+    `at`: the ticks that an output is known for, where not for all. `rough`: what the original gives in
+    float32.
+    """
 
     chunk: Mapping[str, Array]
     expected: Mapping[str, Array]
     start: Rows | None = None
     final: Rows = field(default_factory=dict)
-    doubtful: Mapping[str, Array] = field(default_factory=dict)  # integers that rounding decides
+    rough: Mapping[str, Array] = field(default_factory=dict)
+    at: Mapping[str, Array] = field(default_factory=dict)
 
-
-class Tally:
-    """The largest error per output over the streams of one check."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, Error] = {}
-
-    def add(self, name: str, got: Array, expected: Array, doubtful: Array | None = None) -> None:
-        """Compare two arrays. A shape that differs, or a NaN on one side only, is an infinite error."""
-        self.errors[name] = self.errors.get(name, Error()).merge(_error(got, expected, doubtful))
-
-    def outputs(self, got: Mapping[str, Array], trial: Trial) -> None:
-        for name, expected in trial.expected.items():
-            self.add(name, got[name], expected, trial.doubtful.get(name))
-
-    def check(self, name: str, about: str, passed: bool = True) -> Check:
-        return Check(name, about, passed, self.errors)
+    def compare(self, got: Mapping[str, Array], tally: Tally) -> None:
+        """Add what a stream gave to a tally."""
+        for name, expected in self.expected.items():
+            values = got[name][self.at[name]] if name in self.at else got[name]
+            tally.add(name, values, expected, self.rough.get(name))
 
 
 class Prover:
@@ -61,27 +56,27 @@ class Prover:
 
     # The checks
 
-    def stepped(self, trials: Sequence[Trial], name: str, about: str) -> Check:
+    def stepped(self, trials: Sequence[Trial], name: str, about: str) -> Finding:
         """One tick at a time, each stream alone; its last states too, where the trial has them."""
         tally = Tally()
         for trial in trials:
             with self._opened(trial) as stream:
-                tally.outputs(self._feed(stream, trial.chunk, self._evenly(trial.chunk)), trial)
+                trial.compare(self._feed(stream, trial.chunk, self._evenly(trial.chunk)), tally)
                 states = self.states(stream)
                 for state, expected in trial.final.items():
-                    tally.add(f"state {state}", states[state], expected)
-        return tally.check(name, about)
+                    tally.add(f"state {state}", states[state].ravel(), expected.ravel())
+        return tally.finding(name, about)
 
-    def cuts(self, trials: Sequence[Trial]) -> Check:
+    def cuts(self, trials: Sequence[Trial]) -> Finding:
         """Random cuts, each stream alone."""
         tally = Tally()
         for trial in trials:
             for _ in range(2):
                 with self._opened(trial) as stream:
-                    tally.outputs(self._feed(stream, trial.chunk, self._randomly(trial.chunk)), trial)
-        return tally.check("cuts", "the sequence cut at random places")
+                    trial.compare(self._feed(stream, trial.chunk, self._randomly(trial.chunk)), tally)
+        return tally.finding("cuts", "the sequence cut at random places")
 
-    def batched(self, trials: Sequence[Trial]) -> tuple[Check, Check]:
+    def batched(self, trials: Sequence[Trial]) -> tuple[Finding, Finding]:
         """All streams together, at different phases; and the same compared with each alone."""
         streams = [self._opened(trial) for trial in trials]
         pieces: list[list[Mapping[str, Array]]] = [[] for _ in trials]
@@ -105,18 +100,17 @@ class Prover:
         for trial, stream, parts in zip(trials, streams, pieces, strict=True):
             stream.close()
             together = _joined(parts)
-            batched.outputs(together, trial)
+            trial.compare(together, batched)
             with self._opened(trial) as alone:
-                isolated.outputs(
-                    together,
-                    replace(trial, expected=self._feed(alone, trial.chunk, self._evenly(trial.chunk))),
-                )
+                itself = self._feed(alone, trial.chunk, self._evenly(trial.chunk))
+                for name, values in itself.items():
+                    isolated.add(name, together[name], values)
         return (
-            batched.check("batched", f"{len(trials)} streams in batches, at different ticks"),
-            isolated.check("isolated", "each stream of those batches against itself alone"),
+            batched.finding("batched", f"{len(trials)} streams in batches, at different ticks"),
+            isolated.finding("isolated", "each stream of those batches against itself alone"),
         )
 
-    def reset(self, trials: Sequence[Trial]) -> Check:
+    def reset(self, trials: Sequence[Trial]) -> Finding:
         """A stream in mid-sequence, reset, is a new stream."""
         tally = Tally()
         fresh = [t for t in trials if t.start is None]
@@ -124,10 +118,10 @@ class Prover:
             with self.engine.open() as stream:
                 self._feed(stream, _slice(before.chunk, 0, self._middle(before)), [])
                 stream.reset()
-                tally.outputs(self._feed(stream, after.chunk, self._randomly(after.chunk)), after)
-        return tally.check("reset", "reset in mid-sequence, then another sequence")
+                after.compare(self._feed(stream, after.chunk, self._randomly(after.chunk)), tally)
+        return tally.finding("reset", "reset in mid-sequence, then another sequence")
 
-    def restored(self, trials: Sequence[Trial]) -> Check:
+    def restored(self, trials: Sequence[Trial]) -> Finding:
         """A snapshot in mid-sequence continues bit for bit as the stream itself does."""
         tally, exact = Tally(), True
         for trial in trials:
@@ -142,16 +136,19 @@ class Prover:
                     restored = self._feed(again, rest, cuts)
                     exact &= _same(self.states(again), self.states(stream))
                 exact &= _same(restored, itself)
-                tally.outputs(_joined([before, restored]), trial)
+                trial.compare(_joined([before, restored]), tally)
         about = "snapshot and restore in mid-sequence" + ("" if exact else ": the two then differ")
-        return tally.check("restored", about, exact)
+        return tally.finding("restored", about, exact)
 
     def alive(self, trials: Sequence[Trial]) -> tuple[Check, tuple[str, ...]]:
         """Each state changes, and another stream's in its place changes what comes later.
 
         Returns the check and the names of the states that are alive. Where all outputs are integers,
-        which a small change need not move, a change of another state counts too.
+        which a small change need not move, a change of another state counts too. Where no output ever
+        changed (a detector that heard nothing), nothing can be told of what a state does to it.
         """
+        trials = [t for t in trials if _length(t.chunk) > self.unit]
+        silent = constant_outputs(trials) == [t.name for t in self.model.outputs]
         initial = {s.input: s.initial for s in self.model.states}
         middles = [self._middle(t) for t in trials]
         blobs, rows = [], []
@@ -160,7 +157,7 @@ class Prover:
                 self._feed(stream, _slice(trial.chunk, 0, middle), [])
                 blobs.append(stream.snapshot())
                 rows.append(self.states(stream))
-        alive, dead = [], []
+        alive, dead, unknown = [], [], []
         for name in initial:
             moved = any(not np.array_equal(r[name].ravel(), initial[name].ravel()) for r in rows)
             matters = any(
@@ -170,6 +167,8 @@ class Prover:
             )
             if moved and matters:
                 alive.append(name)
+            elif moved and silent:
+                unknown.append(f"{name!r} changes, and what it does was not seen, as no output changed")
             elif moved:
                 dead.append(
                     f"{name!r} changes, but another value in its place changes no later output: nothing "
@@ -177,7 +176,8 @@ class Prover:
                 )
             else:
                 dead.append(f"{name!r} keeps its initial value: is its output wired to its own input?")
-        about = "; ".join(dead) or f"each of {len(alive)} states changes, and changes what comes after"
+        found = f"each of {len(alive)} states changes, and changes what comes after"
+        about = "; ".join(dead or unknown) or found
         return Check("alive", about, not dead), tuple(alive)
 
     # Running the engine
@@ -202,8 +202,9 @@ class Prover:
         """A stream from a snapshot with some of the model's states replaced."""
         snapshot = snapshots.decode(blob)
         name, arrays = snapshot.stages[-1]
+        # (np.ascontiguousarray would make a state of one number an array of one axis.)
         given = {
-            n: np.ascontiguousarray(np.reshape(v, arrays[n].shape), arrays[n].dtype) for n, v in rows.items()
+            n: np.array(np.reshape(v, arrays[n].shape), arrays[n].dtype, order="C") for n, v in rows.items()
         }
         changed = (*snapshot.stages[:-1], (name, {**arrays, **given}))
         return self.engine.restore(snapshots.encode(replace(snapshot, stages=changed)))
@@ -250,13 +251,15 @@ def prove(
     engine: Engine,
     trials: Sequence[Trial],
     given: Sequence[Trial],
+    long: Trial | None,
     rng: np.random.Generator,
     limits: Limits,
     report: Callable[[str], None],
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """All checks of a loaded file, judged, and the names of the states that are alive.
 
-    `trials` are random, at least two of them without a `start`; `given` is the user's own data.
+    `trials` are random, at least two of them without a `start`; `given` is the user's own data; `long`
+    is one random sequence far longer than the others.
     """
     prover = Prover(engine, rng)
     fresh, started = [t for t in trials if t.start is None], [t for t in trials if t.start is not None]
@@ -266,28 +269,26 @@ def prove(
         checks.append(prover.stepped(started, "started", "from random states given to both"))
     if given:
         checks.append(prover.stepped(given, "given", "given data against the original's own numbers"))
+    if long:
+        report(f"{_length(long.chunk) // prover.unit} ticks")
+        checks.append(prover.stepped([long], "long", _LONG.format(_length(long.chunk) // prover.unit)))
     report("cut at random, batched, reset, restored")
     checks += [prover.cuts(trials), *prover.batched(trials), prover.reset(fresh), prover.restored(trials)]
     report("whether each state is alive")
-    alive, names = prover.alive(trials)
+    alive, names = prover.alive([*trials, *given, *([long] if long else [])])
     return (*judge(checks, limits), alive), names
 
 
-def _error(got: Array, expected: Array, doubtful: Array | None) -> Error:
-    if got.shape != expected.shape:
-        return Error(absolute=float("inf"), elements=expected.size)
-    if expected.dtype.kind not in "fc":
-        wrong = got != expected
-        if doubtful is not None:
-            wrong &= ~doubtful
-        return Error(mismatches=int(wrong.sum()), elements=expected.size)
-    finite = np.isfinite(expected)
-    same_elsewhere = np.array_equal(got[~finite], expected[~finite].astype(got.dtype), equal_nan=True)
-    difference = np.abs(got[finite].astype(np.float64) - expected[finite])
-    absolute = float(difference.max(initial=0.0)) if same_elsewhere else float("inf")
-    if not np.isfinite(absolute):
-        absolute = float("inf")
-    return Error(absolute, float(np.abs(expected[finite]).max(initial=0.0)), 0, expected.size)
+def constant_outputs(trials: Sequence[Trial]) -> list[str]:
+    """The outputs of which every element has one value, over all ticks of all trials."""
+    if not trials:
+        return []
+    found = []
+    for name, values in trials[0].expected.items():
+        first = values[:1]
+        if all(bool((t.expected[name] == first).all()) for t in trials):
+            found.append(name)
+    return found
 
 
 def _length(chunk: Mapping[str, Array]) -> int:

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from runnel.errors import ModelError
 from runnel.spec import Framing, ModelTensor
 from runnel_export import vectors
-from runnel_export.certificate import FLOAT32, Check, Error, judge
+from runnel_export.certificate import FLOAT32, INT8, Error
 from runnel_export.describe import describe, flops
-from runnel_export.proofs import Tally, Trial
+from runnel_export.figures import Finding, Tally, judge
+from runnel_export.proofs import Trial
 from runnel_export.samples import Source, draw, source, weak_spots
 
 from .steps import FEATURES, HIDDEN, OUT, Recurrent, lifted
@@ -82,16 +83,65 @@ def test_a_source_draws_the_same_after_json() -> None:
 # Figures
 
 
-def one(got: object, expected: object, doubtful: object = None) -> Error:
+def compared(got: object, expected: object, rough: object = None) -> Finding:
+    """One output, (ticks, elements), against what was expected of it."""
     tally = Tally()
-    tally.add("y", np.asarray(got), np.asarray(expected), None if doubtful is None else np.asarray(doubtful))
-    return tally.errors["y"]
+    tally.add("y", np.asarray(got), np.asarray(expected), None if rough is None else np.asarray(rough))
+    return tally.finding("x", "")
+
+
+def one(*given: object) -> Error:
+    return judge([compared(*given)], FLOAT32)[0].errors["y"]
+
+
+def passes(*given: object) -> bool:
+    return judge([compared(*given)], FLOAT32)[0].passed
 
 
 def test_errors_are_the_largest_and_relative_to_the_peak() -> None:
-    error = one(np.float32([1, 2.5]), np.float64([1, -3])).merge(one(np.float32([4]), np.float64([4])))
+    tally = Tally()
+    tally.add("y", np.float32([1, 2.5]), np.float64([1, -3]))
+    tally.add("y", np.float32([4]), np.float64([4]))
+    error = judge([tally.finding("x", "")], FLOAT32)[0].errors["y"]
     assert (error.absolute, error.peak, error.elements) == (5.5, 4.0, 3)
     assert error.relative == 5.5 / 4
+
+
+def moved(values: np.ndarray, by: float) -> np.ndarray:
+    """The first element moved."""
+    return values + np.eye(1, values.shape[1]) * by
+
+
+@pytest.mark.parametrize("huge", [-1e9, 3e3])
+def test_an_element_is_measured_by_its_own_peak(huge: float) -> None:
+    """A masked logit of -1e9 says nothing about the others."""
+    expected = np.array([[huge, 1.0, -2.0, 3.0], [huge, 2.0, 1.0, -4.0]])
+    off = expected.copy()
+    off[1, 1] += 1e-3
+    assert one(off, expected).relative == pytest.approx(1e-3 / 2)
+    assert not passes(off, expected)
+    off = expected.copy()
+    off[:, 0] *= 1 + 1e-6
+    assert passes(off, expected)
+
+
+def test_an_element_far_below_the_others_is_measured_by_a_part_of_what_is_typical() -> None:
+    expected = np.array([[1e-9, 1.0, -2.0, 3.0]])
+    assert one(moved(expected, 1e-8), expected).relative == pytest.approx(1e-8 / 1e-3)
+    assert passes(moved(expected, 1e-8), expected)
+    assert not passes(moved(expected, 1e-6), expected)
+    small = compared(moved(expected, 1e-2), expected)  # eight bits are shared by a layer
+    assert judge([small], INT8)[0].passed
+
+
+def test_the_modules_own_rounding_is_let_through_and_no_more() -> None:
+    expected = np.array([[0.01, 1.0, -2.0, 3.0]])
+    rough = moved(expected, 2e-6)
+    assert not passes(rough, expected)
+    assert passes(rough, expected, rough)
+    assert not passes(moved(expected, 1e-4), expected, rough)
+    chaos = moved(expected, 100.0)  # never more than the output's peak allows
+    assert not passes(moved(expected, 1e-3), expected, chaos)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +150,7 @@ def test_errors_are_the_largest_and_relative_to_the_peak() -> None:
 )
 def test_what_cannot_be_subtracted_is_never_equal(got: list[float], expected: list[float]) -> None:
     assert one(got, expected).absolute == math.inf
-    check = Check("x", "", True, {"y": one(got, expected)})
-    assert not judge([check], FLOAT32)[0].passed
+    assert not passes(got, expected)
 
 
 def test_equal_infinities_are_equal() -> None:
@@ -110,14 +159,12 @@ def test_equal_infinities_are_equal() -> None:
 
 def test_integers_are_counted_and_doubtful_ones_are_not() -> None:
     assert one([1, 2, 3], [1, 5, 9]).mismatches == 2
-    error = one([1, 2, 3], [1, 5, 9], [False, True, True])
-    assert error.mismatches == 0
-    assert not judge([Check("x", "", True, {"y": one([1, 2], [1, 3])})], FLOAT32)[0].passed
+    assert one([1, 2, 3], [1, 5, 9], [1, 6, 8]).mismatches == 0
+    assert not passes([1, 2], [1, 3])
 
 
 def test_silence_in_one_check_is_measured_by_the_peak_of_another() -> None:
-    quiet = Check("quiet", "", True, {"y": Error(absolute=1e-7, peak=1e-6, elements=1)})
-    loud = Check("loud", "", True, {"y": Error(absolute=1e-7, peak=1.0, elements=1)})
+    quiet, loud = compared([1.1e-6], [1e-6]), compared([1.0], [1.0])
     assert not judge([quiet], FLOAT32)[0].passed
     assert all(check.passed for check in judge([quiet, loud], FLOAT32))
 

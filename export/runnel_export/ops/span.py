@@ -77,7 +77,7 @@ def _with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path:
     row = torch.full([d for d in dims if isinstance(d, int)], fill, dtype=v.dtype)
     longer = low.node("Concat", name, v.name, axis=at)
     last = low.node("Slice", longer, low.graph.ints(-past), low.graph.ints(2**62), low.graph.ints(at))
-    low.states[name] = State(name, v.dtype, dims, row.numpy(), last)
+    low.states[name] = State(name, v.dtype, dims, row.numpy(), last, past=past)
     return longer
 
 
