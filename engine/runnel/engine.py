@@ -175,7 +175,10 @@ class Engine:
         if id in self._streams:
             raise StreamExistsError(f"stream {id!r} is open already: close it first, or choose another id")
         if len(self._streams) >= self.max_streams:
-            raise LimitError(f"{self.max_streams} streams are open, the most that this engine was loaded for")
+            raise LimitError(
+                f"all {self.max_streams} streams are open: close some, or allow more: max_streams of "
+                "Engine.load, --max-streams of runnel serve"
+            )
         return self.pipeline.open()
 
     def _add(self, id: str | None, states: States) -> Stream:

@@ -35,7 +35,7 @@ class Arena:
         except (MemoryError, ValueError):
             raise LimitError(
                 f"the states of {slots} streams take {rows * self.row_bytes / 2**30:.1f} GiB: "
-                "load the engine with a smaller max_streams"
+                "load the engine with a smaller max_streams (serve: --max-streams)"
             ) from None
         raw = raw[-raw.ctypes.data % _ALIGN :][: rows * self.row_bytes]
         self._rows = raw.reshape(rows, self.row_bytes)
@@ -60,7 +60,8 @@ class Arena:
             slot, self._fresh = self._fresh, self._fresh + 1
         else:
             raise LimitError(
-                f"all {self.slots} streams are open: close some, or load the engine with a larger max_streams"
+                f"all {self.slots} streams are open: close some, or allow more: max_streams of Engine.load, "
+                "--max-streams of runnel serve"
             )
         self.used += 1
         self.write(2 * slot, self._initial)

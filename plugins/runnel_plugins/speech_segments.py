@@ -34,6 +34,7 @@ class SpeechSegments(Stage):
     - ``probability`` float32: as it came;
     - ``speech`` bool: whether this hop lies in speech, judged by the two thresholds alone;
     - ``start``, ``end`` int64: a segment decided at this hop, in samples since the stream began, or -1.
+      They are samples at `rate`, the model's: where a resampler stands before it, not those that came in.
 
     The flush gives at most two rows more, for what only the end decides; their probability is 0. The end
     of the stream is taken to be that of the last hop. `neg_threshold` is threshold - 0.15 (at least 0.01)

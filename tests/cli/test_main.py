@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -73,9 +74,33 @@ def test_a_traceback_on_request(words, monkeypatch, capsys: pytest.CaptureFixtur
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_as_a_shell_expects(monkeypatch) -> None:
+def test_an_interrupt_ends_as_a_shell_expects(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(front, "_load", lambda name: Fake(KeyboardInterrupt()))
     assert main(["run"]) == 130
+    assert capsys.readouterr().err == "runnel: stopped\n"
+
+
+class Killed(Fake):
+    """A command that is told to end while it runs."""
+
+    def run(self, args: object) -> int:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "it would end the tests"
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+
+def test_sigterm_unwinds_and_is_then_what_it_was(monkeypatch) -> None:
+    monkeypatch.setattr(front, "_load", lambda name: Killed(UsageError("")))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["run"])
+        assert ended.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert main(["run"]) == 0, "who ignores it has said so"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch) -> None:

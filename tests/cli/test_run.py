@@ -116,9 +116,8 @@ def test_a_table_in_and_a_table_out_whatever_the_chunk(pipeline, tmp_path, x, ch
     np.testing.assert_array_equal(got["peak"], want["peak"])
 
 
-def test_one_input_takes_all_numeric_columns_or_the_chosen_ones(pipeline, tmp_path, x):
-    rows = [(f"place {i}", a, b) for i, (a, b) in enumerate(x)]
-    named = write_csv(tmp_path / "a.tsv", ["place", "temp", "press"], rows, "\t")
+def test_one_input_takes_a_table_that_fits_exactly_or_the_chosen_columns(pipeline, tmp_path, x):
+    named = write_csv(tmp_path / "a.tsv", ["temp", "press"], x, "\t")
     runnel_run(pipeline, named, "-o", tmp_path / "a.npy", "--quiet")
     swapped = write_csv(tmp_path / "b.csv", ["press", "n", "temp"], [(b, 5, a) for a, b in x])
     runnel_run(pipeline, swapped, "-o", tmp_path / "b.npy", "--columns", "temp,press", "--quiet")
@@ -191,6 +190,23 @@ def test_a_channel_is_chosen(sound_pipeline, tmp_path):
         runnel_run(sound_pipeline, tmp_path / "in.wav", "--quiet")
     with pytest.raises(UsageError, match="no channel '3'; it has the channels 1 to 2"):
         runnel_run(sound_pipeline, tmp_path / "in.wav", "--columns", "3", "--quiet")
+
+
+def test_too_few_channels_are_told_without_advice_that_cannot_help(pipeline, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "in.wav", np.zeros(9, np.float32), 100)
+    with pytest.raises(UsageError, match=r"takes 2 numbers a time step .*, and the file has 1 channel$"):
+        runnel_run(pipeline, tmp_path / "in.wav", "--quiet")
+
+
+def test_a_rate_that_only_the_sound_file_states_is_told(sound_pipeline, tmp_path, capsys):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "in.wav", np.zeros(8, np.float32), 22050)
+    sound_pipeline.write_text(sound_pipeline.read_text().replace("rate = 16000\n", ""))
+    runnel_run(sound_pipeline, tmp_path / "in.wav", "-o", tmp_path / "out.npy", "--quiet")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the pipeline states no rate" in line
+    assert "in.wav is 22050 Hz: say rate under [model] (or export with rate=)" in line
 
 
 def test_sound_at_another_rate_is_refused_and_resampled_as_the_error_says(sound_pipeline, tmp_path):
@@ -287,11 +303,19 @@ def test_a_cell_that_is_no_int64(tmp_path, cell, says):
 @pytest.mark.parametrize(
     ("header", "rows", "says"),
     [
-        (["x.0", "x.2"], [(1, "a")], r"no column 'x.1' \(known: x.0, x.2\); 1 of its columns"),
+        (["x.0", "x.2"], [(1, "a")], r"no column 'x.1'.* x.0, x.2, 1 of them"),
+        (["x.1", "a"], [(1, 2)], "no column 'x.0'.* its columns are x.1, a, 2 of them hold numbers"),
+        (["id", "a", "note"], [(1, 2, "n")], r"columns are id, a, note, 2 of .* such as --columns id,a$"),
+        (["id", "a", "b"], [(1, 2, 3)], r"columns are id, a, b, 3 of .* 2 are needed.* --columns id,a$"),
+        ([1, "2e3"], [(3, 4)], "in.csv: its first row holds numbers, not column names: add a header row"),
+        (["", "nan"], [(3, 4)], "in.csv: its first row holds numbers, not column names"),
+        (["a;b"], [("1;2",)], "in.csv: its header looks separated by ';': save it with commas"),
+        (["a\tb"], [("1\t2",)], r"in.csv: its header looks separated by '\\t': save it with commas"),
+        (["x.0", "x.1"], [], "in.csv: has a header and no rows"),
         (["x.0", "x.1"], [(1, 2), (3, "nan")], "row 2, column 'x.1': 'nan' is not a finite number"),
         (["x.0", "x.1"], [(1, 2)] * 70 + [("", 3)], "row 71, column 'x.0': '' is not a finite number"),
         (["x.0", "x.1"], [(1, 2), (3,)], "row 2, column 'x.1': the row ends before it, after 1 cells"),
-        ([], [], "no column 'x.0'"),
+        ([], [], "in.csv: its first row is blank: it must hold the names of the columns"),
     ],
 )  # fmt: skip
 def test_a_table_that_does_not_fit_says_where(pipeline, tmp_path, header, rows, says):
@@ -299,6 +323,19 @@ def test_a_table_that_does_not_fit_says_where(pipeline, tmp_path, header, rows, 
     with pytest.raises(UsageError, match=says):
         runnel_run(pipeline, source, "-o", tmp_path / "out.csv", "--chunk", 64, "--quiet")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "leaky.onnx", "leaky.toml"]
+
+
+def test_a_table_without_anything(pipeline, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("")
+    with pytest.raises(UsageError, match=r"in\.csv: is empty"):
+        runnel_run(pipeline, tmp_path / "in.csv", "--quiet")
+    assert capsys.readouterr().out == "", "no header of an output that there is not"
+
+
+def test_columns_whose_names_are_numbers_can_be_chosen(pipeline, tmp_path, x):
+    source = write_csv(tmp_path / "in.csv", ["1", "2"], x)
+    runnel_run(pipeline, source, "-o", tmp_path / "out.npy", "--columns", "1,2", "--quiet")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy")["y"], expected(pipeline, x)["y"])
 
 
 def test_a_chosen_column_that_is_not_there_names_the_nearest(pipeline, tmp_path):
@@ -401,24 +438,37 @@ sys.exit(run.run(parser.parse_args()))
 """
 
 
-def test_ctrl_c_leaves_no_half_file_and_what_was_there(pipeline, tmp_path):
+# By the front door; SIGINT as a terminal's shell leaves it, whatever the tests run under.
+FRONT = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from runnel.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [(signal.SIGINT, 130, "runnel: stopped, nothing written\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_leaves_no_half_file_and_what_was_there(pipeline, tmp_path, number, status, says):
     np.save(tmp_path / "in.npy", np.zeros((100_000, 2), np.float32))  # 1000 s at 100 Hz
     (tmp_path / "out.csv").write_text("what was there\n")
     source, target = tmp_path / "in.npy", tmp_path / "out.csv"
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, pipeline, source, "-o", target, "--realtime"],
-        stderr=subprocess.PIPE,
+        [sys.executable, "-c", FRONT, "run", pipeline, source, "-o", target, "--realtime", "--quiet"],
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.csv.*.part")) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert list(tmp_path.glob(".out.csv.*.part")), "it was under way when it was interrupted"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert b"KeyboardInterrupt" in errors
+    assert (process.returncode, errors) == (status, says)
     assert (tmp_path / "out.csv").read_text() == "what was there\n"
     assert not list(tmp_path.glob(".*"))
 

@@ -85,12 +85,13 @@ def test_a_state_that_blows_up_is_refused(tmp_path: Path) -> None:
         engine.open().feed(np.full((1, 1), 1e30, np.float32))
 
 
-def test_an_index_out_of_range(tmp_path: Path) -> None:
+def test_an_index_out_of_range(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = Engine.load(models.embedding(tmp_path / "m.onnx").path)
     good = {"token": np.array([1, 2, 3, 4])}
     laws.commit(engine, good, {"token": np.array([1, 77])}, errors.ChunkError, good)
     with pytest.raises(errors.ChunkError, match="out of range"):
         engine.open().feed(np.array([77]))
+    assert capfd.readouterr().err == "", "told once, by the exception, and not by onnxruntime's log too"
 
 
 def test_arrays_of_unequal_length(tmp_path: Path) -> None:
@@ -133,7 +134,9 @@ def test_ids_and_bounds(engine: Engine) -> None:
             engine.open(bad)  # type: ignore[arg-type]
     more = [engine.open() for _ in range(7)]
     assert len({s.id for s in more}) == 7
-    with pytest.raises(errors.LimitError, match="8 streams are open"):
+    with pytest.raises(
+        errors.LimitError, match=r"all 8 streams are open: close some, .* --max-streams of runnel serve"
+    ):
         engine.open()
     more[0].close()
     engine.open()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from runnel import Signal, TensorSpec, hookspecs
 from runnel.checks import check_stage
+from runnel.cli.main import main
 from runnel.plugins import make_stage
 
 README = Path(__file__).parents[2] / "plugins" / "README.md"
@@ -33,12 +36,27 @@ def install(tmp_path, monkeypatch):
     return make
 
 
-def test_the_readmes_plugin_installs_runs_and_passes_its_own_test(install):
+def test_the_readmes_plugin_installs_runs_and_passes_its_own_test(tmp_path, monkeypatch, capsys):
     text = README.read_text()
     plugin, test = re.findall(r"```python\n(.*?)```", text, re.S)
-    entry, used = re.findall(r"```toml\n(.*?)```", text, re.S)
-    install("runnel_smooth", plugin, entry)
+    project, used = re.findall(r"```toml\n(.*?)```", text, re.S)
+    for name, content in (
+        ("runnel_smooth.py", plugin), ("test_runnel_smooth.py", test), ("pyproject.toml", project)
+    ):  # fmt: skip
+        (tmp_path / name).write_text(content)
+    # As pip builds and unpacks it, with the backend that it names, without an environment of its own.
+    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, "wheel"], cwd=tmp_path, check=True)
+    (wheel,) = (tmp_path / "wheel").glob("runnel_smooth-0.1.0-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert {path.suffix for path in site.iterdir()} == {".py", ".dist-info"}
+    assert [path.name for path in site.glob("*.py")] == ["runnel_smooth.py"], "not its test"
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "runnel_smooth", raising=False)
     assert used == '[[after]]\nuse = "smooth"\nweight = 0.3\n'
+    assert main(["plugins", "smooth"]) == 0
+    assert "weight" in capsys.readouterr().out
     stage = make_stage("smooth", SIGNAL, {"weight": 0.3}, "README")
     _, out = stage.step(stage.open(), {"x": np.ones(3, np.float32)})
     np.testing.assert_allclose(out["x"], [0.3, 0.51, 0.657], rtol=1e-6)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +55,42 @@ def test_no_daemon_is_told_in_one_line(
     err = capsys.readouterr().err
     assert "is the daemon running there" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_file_and_no_stream(
+    daemon: Daemon, engine: SpyEngine, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    path, out = tmp_path / "in.npy", tmp_path / "out.npy"
+    np.save(path, np.zeros((100_000, 2), "float32"))  # 1000 s at 100 Hz
+    front = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from runnel.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", front, "feed", daemon.address, path, "-o", out, "--realtime", "--quiet"]
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (engine.streams and any(s.seq for s in engine.streams.values())):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(30) == status
+    finally:
+        process.kill()
+        process.wait()
+    assert not engine.streams
+    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
+
+
+def test_sound_at_another_rate_is_to_be_converted_here(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "in.wav", np.zeros((9, 2), np.float32), 8000)
+    assert main(["feed", daemon.address, str(tmp_path / "in.wav"), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert "8000 Hz, but the pipeline takes 100 Hz: convert the file first, for example sox" in err
+    assert "or serve a pipeline with a resample stage" in err

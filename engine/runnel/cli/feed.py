@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         client = stack.enter_context(Client(args.address, args.timeout))
         served = client.describe()
         block = chunk_steps(args.chunk, served.inputs.rate, args.realtime)
-        source = stack.enter_context(open_source(args.input, served.inputs, block, args.columns))
+        source = stack.enter_context(open_source(args.input, served.inputs, block, args.columns, served=True))
         rate = served.inputs.rate or source.rate
         chunks = source.chunks
         if args.realtime:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -29,6 +32,7 @@ COMMANDS = {
 _EXIT_ERROR = 2  # an error of runnel's own tree, and argparse's own status for a bad command line
 _EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 _EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+_EXIT_TERMINATED = 143  # as a shell reports SIGTERM
 _TRACEBACK = "show where an error was raised"
 
 
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status.
 
     An error of `RunnelError`'s tree is one line on stderr and status 2 (`--traceback` shows where it
-    came from). Any other exception is a fault in the program and keeps its traceback.
+    came from). Any other exception is a fault in the program and keeps its traceback. SIGTERM leaves as
+    SystemExit, so that files and streams are closed on the way.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), None)
@@ -60,20 +65,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return _EXIT_ERROR
     try:
-        status = commands[name].run(args)
+        with _unwound_by_sigterm():
+            status = commands[name].run(args)
         sys.stdout.flush()  # here, where a closed pipe can still be answered
     except RunnelError as error:
         if args.traceback:
             traceback.print_exc()
         print(f"runnel: {error}", file=sys.stderr)
         return _EXIT_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(", ".join(["runnel: stopped", *map(str, stop.args)]), file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone. The interpreter flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
     return status
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises, unless somebody handles or ignores it already. `serve` handles its own."""
+    in_main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise SystemExit(_EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _load(name: str) -> Command:

@@ -50,9 +50,12 @@ def open_sink(name: str, signal: Signal) -> Iterator[Write]:
             yield write
         if not device:
             os.replace(part, path)
-    except BaseException:  # Ctrl-C too: no half file
-        if not device:
-            part.unlink(missing_ok=True)
+    except BaseException as error:  # Ctrl-C too: no half file
+        if device:
+            raise
+        part.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt("nothing written") from error
         raise
 
 
@@ -77,9 +80,11 @@ def _writer(path: Path, kind: str, file: IO[bytes], signal: Signal) -> Iterator[
 def _table(text: TextIO, separator: str, signal: Signal) -> Write:
     """A header, then one row a time step: the shortest digits that give the number back; bools as 0 and 1."""
     rows = csv.writer(text, delimiter=separator, lineterminator="\n")
-    rows.writerow(columns_of(signal))
+    header = [columns_of(signal)]  # until it is written, with the first output: a bad input leaves none
 
     def write(chunk: Chunk) -> None:
+        while header:
+            rows.writerow(header.pop())
         columns = []
         for tensor in signal.tensors:
             values = chunk[tensor.name]

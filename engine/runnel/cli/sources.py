@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 
@@ -39,19 +39,22 @@ class Source:
 
 @contextmanager
 def open_source(
-    name: str, signal: Signal, block: int, columns: Sequence[str] | None = None
+    name: str, signal: Signal, block: int, columns: Sequence[str] | None = None, served: bool = False
 ) -> Iterator[Source]:
     """Open a file, or standard input for ``-``, as a source of `signal` in chunks of `block` time steps.
 
     `columns`: which columns of a table, or channels of a sound file (from 1), to take, in that order.
+    `served`: the pipeline's file is a daemon's, so that errors do not advise to edit it.
     Raises UsageError for a file that is missing or does not fit the signal. Its chunks raise it for the
     part of the file that cannot be read, and say where that is.
     """
     with ExitStack() as stack:
-        yield _open(name, signal, block, columns, stack)
+        yield _open(name, signal, block, columns, served, stack)
 
 
-def _open(name: str, signal: Signal, block: int, columns: Sequence[str] | None, stack: ExitStack) -> Source:
+def _open(
+    name: str, signal: Signal, block: int, columns: Sequence[str] | None, served: bool, stack: ExitStack
+) -> Source:
     path = Path(name)
     kind = STDIN if name == STDIN else kind_of(path, [*SOUND, *TABLE, ".npy"], "the kind of input")
     if columns is not None and kind in (STDIN, ".npy"):
@@ -61,20 +64,22 @@ def _open(name: str, signal: Signal, block: int, columns: Sequence[str] | None, 
     try:
         if kind in TABLE:
             text = stack.enter_context(path.open(newline="", encoding="utf-8-sig"))
-            return Source(_table(path, csv.reader(text, delimiter=TABLE[kind]), signal, block, columns))
+            return Source(_table(path, text, TABLE[kind], signal, block, columns))
         with path.open("rb"):  # so that a missing file is told in the same words for all kinds
             pass
     except OSError as error:
         raise UsageError(f"{path}: cannot read it: {error.strerror or error}") from None
     if kind in SOUND:
-        return _sound(path, signal, block, columns, stack)
+        return _sound(path, signal, block, columns, served, stack)
     return _array(path, signal, block)
 
 
 # Sound
 
 
-def _sound(path: Path, signal: Signal, block: int, columns: Sequence[str] | None, stack: ExitStack) -> Source:
+def _sound(
+    path: Path, signal: Signal, block: int, columns: Sequence[str] | None, served: bool, stack: ExitStack
+) -> Source:
     library = soundfile(path)
     tensor = _only(str(path), signal)
     if tensor.dtype not in _SOUND_DTYPES or len(tensor.shape) > 1:
@@ -84,14 +89,28 @@ def _sound(path: Path, signal: Signal, block: int, columns: Sequence[str] | None
     except library.LibsndfileError as error:
         raise UsageError(f"{path}: not a sound file that libsndfile reads: {error}") from None
     rate = float(sound.samplerate)
-    if signal.rate is not None and rate != signal.rate:
-        raise UsageError(
-            f"{path}: {rate:g} Hz, but the pipeline takes {signal.rate:g} Hz: in the pipeline "
-            f'file, write rate = {rate:g} under [input], and under [[before]] use = "resample", '
-            f"rate = {signal.rate:g}"
+    if signal.rate is None:
+        print(
+            f"runnel: warning: the pipeline states no rate; {path} is {rate:g} Hz: say rate under [model] "
+            "(or export with rate=)",
+            file=sys.stderr,
         )
+    elif rate != signal.rate:
+        advice = (
+            f"convert the file first, for example sox {path} -r {signal.rate:g} out.wav, or serve a pipeline "
+            "with a resample stage"
+            if served
+            else f"in the pipeline file, write rate = {rate:g} under [input], and under [[before]] "
+            f'use = "resample", rate = {signal.rate:g}'
+        )
+        raise UsageError(f"{path}: {rate:g} Hz, but the pipeline takes {signal.rate:g} Hz: {advice}")
     picked = _channels(path, columns, sound.channels)
     wanted = tensor.shape[0] if tensor.shape else 1
+    if sound.channels < wanted:
+        raise UsageError(
+            f"{path}: the pipeline takes {wanted} numbers a time step ({tensor}), and the file has "
+            f"{sound.channels} channel{'s' * (sound.channels > 1)}"
+        )
     if len(picked) != wanted:
         raise UsageError(
             f"{path}: {len(picked)} of its {sound.channels} channels are chosen, but the pipeline takes "
@@ -117,13 +136,16 @@ def _sound_chunks(sound: Any, tensor: TensorSpec, block: int, picked: list[int])
 
 
 def _table(
-    path: Path, rows: Iterator[list[str]], signal: Signal, block: int, columns: Sequence[str] | None
+    path: Path, text: TextIO, separator: str, signal: Signal, block: int, columns: Sequence[str] | None
 ) -> Iterator[Chunk]:
+    rows = csv.reader(text, delimiter=separator)
     try:
-        header = [cell.strip() for cell in next(rows, [])]
+        header = _header(path, rows, separator, columns if columns is not None else columns_of(signal))
         first = next(rows, None)
+        if first is None:
+            raise UsageError(f"{path}: has a header and no rows")
         places = _places(path, header, first, signal, columns)
-        rest, number = chain([] if first is None else [first], rows), 1
+        rest, number = chain([first], rows), 1
         while part := list(islice(rest, block)):
             yield _table_chunk(path, header, part, number, signal, places)
             number += len(part)
@@ -131,8 +153,27 @@ def _table(
         raise UsageError(f"{path}: not a table of text: {error}") from None
 
 
+def _header(path: Path, rows: Iterator[list[str]], separator: str, wanted: Sequence[str]) -> list[str]:
+    """The first row, which names the columns; told apart from data, and from another separator's."""
+    row = next(rows, None)
+    if row is None:
+        raise UsageError(f"{path}: is empty")
+    header = [cell.strip() for cell in row]
+    if not any(header):
+        raise UsageError(f"{path}: its first row is blank: it must hold the names of the columns")
+    if not set(header).isdisjoint(wanted):
+        return header
+    if all(_is_float(cell) for cell in header if cell):
+        raise UsageError(f"{path}: its first row holds numbers, not column names: add a header row")
+    other = next((mark for mark in ",;\t" if len(header) == 1 and mark in header[0]), None)
+    if other:
+        kind = {",": "commas", "\t": "tabs"}[separator]
+        raise UsageError(f"{path}: its header looks separated by {other!r}: save it with {kind}")
+    return header
+
+
 def _places(
-    path: Path, header: list[str], first: list[str] | None, signal: Signal, columns: Sequence[str] | None
+    path: Path, header: list[str], first: list[str], signal: Signal, columns: Sequence[str] | None
 ) -> list[int]:
     """Which column of the table holds each number of a time step."""
     wanted = columns_of(signal)
@@ -145,16 +186,18 @@ def _places(
     if not missing:
         return [header.index(name) for name in chosen]
     if columns is None and len(signal.tensors) == 1:
-        # One array, named otherwise in the file: all its numbers, in order, if that fits exactly.
-        numeric = [i for i, cell in enumerate(first or []) if _number(cell) is not None and i < len(header)]
-        if len(numeric) == len(wanted):
-            return numeric
-        found = f"; {len(numeric)} of its columns hold numbers, and {len(wanted)} are needed"
+        # One array, named otherwise in the file: the whole table if that fits exactly. Of a table that
+        # holds more, no part is guessed: an id is a number too.
+        numeric = [name for name, cell in zip(header, first, strict=False) if _number(cell) is not None]
+        if len(missing) == len(wanted) == len(header) == len(numeric):
+            return list(range(len(header)))
+        found = f"; its columns are {', '.join(header)}, {len(numeric)} of them hold numbers"
+        choose = f"{len(wanted)} are needed ({signal})"
+        if len(numeric) >= len(wanted):
+            choose += f": say which, in order, such as --columns {','.join(numeric[: len(wanted)])}"
     else:
-        found = ""
-    raise UsageError(
-        f"{path}: no column {missing[0]!r}{nearest(missing[0], header)}{found}. Choose with --columns"
-    )
+        found, choose = "", "Choose with --columns"
+    raise UsageError(f"{path}: no column {missing[0]!r}{nearest(missing[0], header)}{found}. {choose}")
 
 
 def _table_chunk(
@@ -194,11 +237,17 @@ def _cell(path: Path, header: list[str], row: list[str], place: int, number: int
         raise UsageError(f"{where}: {row[place]!r:.80} is not a whole number") from None
 
 
-def _number(cell: str) -> float | None:
+def _is_float(cell: str) -> bool:
+    """Whether it is written as a number, be it nan."""
     try:
-        value = float(cell)
+        float(cell)
     except ValueError:
-        return None
+        return False
+    return True
+
+
+def _number(cell: str) -> float | None:
+    value = float(cell) if _is_float(cell) else math.nan
     return value if math.isfinite(value) else None
 
 
