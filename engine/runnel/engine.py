@@ -105,6 +105,7 @@ class Engine:
         results: list[Any] = [None] * len(pairs)
         pipeline, only_out = self.pipeline, self.pipeline.only_out
         name, dtype, shape = pipeline.tick_name, pipeline.tick_dtype, pipeline.tick_shape
+        ndarray = np.ndarray  # a local name: looked up twice a stream
         broken: set[Stream] = set()
         for indices in _rounds([stream for stream, _ in pairs]):
             now: list[int] = []
@@ -117,11 +118,11 @@ class Engine:
                         stream._pipeline is not pipeline
                         or stream._ended
                         or stream._closed
-                        or stream in broken
+                        or (broken and stream in broken)
                     ):
                         self._refuse(stream)
                     # One well-formed tick is seen without a call, as in Stream.feed.
-                    if chunk.__class__ is np.ndarray and chunk.dtype is dtype and chunk.shape == shape:
+                    if chunk.__class__ is ndarray and chunk.dtype is dtype and chunk.shape == shape:
                         chunks.append({name: chunk})
                     else:
                         chunks.append(pipeline.accept(chunk))
@@ -139,7 +140,7 @@ class Engine:
                     continue
                 stream._states, out = done
                 stream.seq += 1
-                if only_out is not None and chunk.__class__ is np.ndarray:
+                if only_out is not None and chunk.__class__ is ndarray:
                     results[i] = out[only_out]
                 else:
                     results[i] = out

@@ -37,10 +37,13 @@ class Pipeline:
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
-        # What each stage's results are checked against; the model's are its graph's, and checked there.
-        self._declared = [_declared(s) if type(s).open is Stage.open else None for s in stages]
+        # What a stage's results are checked against; the model (which keeps states elsewhere) and the
+        # framing are the engine's own, and proved by its tests.
+        self._declared = [
+            None if isinstance(s, Frame) or type(s).open is not Stage.open else _declared(s) for s in stages
+        ]
         # A stage of somebody's own might keep what it is given, and that is the caller's memory.
-        self._lends = self._declared[0] is not None and not isinstance(stages[0], Frame)
+        self._lends = self._declared[0] is not None
         # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
         alone = len(stages) == 1 and self._declared[0] is None
@@ -224,7 +227,7 @@ class Pipeline:
             chunks = [{name: array.copy() for name, array in chunk.items()} for chunk in chunks]
         if len(self.stages) == 1:
             done = self._many(0, [s[0] for s in states], chunks)
-            return [r if isinstance(r, RunnelError) else ((r[0],), r[1]) for r in done]
+            return [((r[0],), r[1]) if isinstance(r, tuple) else r for r in done]
         after = [list(s) for s in states]
         flowing: list[Chunk] = list(chunks)
         failed: dict[int, RunnelError] = {}
@@ -280,7 +283,7 @@ class Pipeline:
         lengths = set()
         for name, dtype, shape in declared:
             array = out.get(name)
-            if array.__class__ is not np.ndarray or array.dtype != dtype or array.shape[1:] != shape:
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape[1:] != shape:
                 break
             lengths.add(array.shape[:1])
         if len(out) != len(declared) or len(lengths) != 1 or lengths == {()}:

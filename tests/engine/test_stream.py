@@ -280,7 +280,7 @@ def test_a_flushed_stream_is_restored_flushed(engine: Engine) -> None:
 
 
 def test_errors_have_stable_distinct_codes() -> None:
-    tree = errors._walk(errors.RunnelError)
+    tree = [c for c in errors._walk(errors.RunnelError) if c.__module__ == errors.__name__]
     assert len({c.code for c in tree}) == len(tree)
     assert all(errors.by_code(c.code) is c for c in tree)
     assert errors.by_code("FROM_THE_FUTURE") is errors.RunnelError
