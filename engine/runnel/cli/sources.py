@@ -88,6 +88,8 @@ def _sound(
         sound = stack.enter_context(library.SoundFile(path))
     except library.LibsndfileError as error:
         raise UsageError(f"{path}: not a sound file that libsndfile reads: {error}") from None
+    if tensor.dtype.startswith("int") and sound.subtype in ("FLOAT", "DOUBLE"):
+        raise UsageError(f"{path}: holds {sound.subtype} samples in -1..1, but the pipeline takes {tensor}")
     rate = float(sound.samplerate)
     if signal.rate is None:
         print(
@@ -263,8 +265,25 @@ def _array(path: Path, signal: Signal, block: int) -> Source:
         raise UsageError(f"{path}: expected one array with time as its first axis")
     fields = {t.name: _field(path, array, t, len(signal.tensors) == 1) for t in signal.tensors}
     starts = range(0, len(array), block)
-    chunks = ({t.name: fields[t.name][i : i + block].astype(t.dtype) for t in signal.tensors} for i in starts)
+    chunks = ({t.name: _cast(path, t, fields[t.name][i : i + block]) for t in signal.tensors} for i in starts)
     return Source(chunks, len(array))
+
+
+def _cast(path: Path, tensor: TensorSpec, block: Array) -> Array:
+    """The block in the pipeline's dtype; whole numbers that do not fit it would wrap around unseen."""
+    if (
+        block.size
+        and tensor.dtype.lstrip("u").startswith("int")
+        and not np.can_cast(block.dtype, tensor.dtype)
+    ):
+        limits = np.iinfo(tensor.dtype)
+        low, high = int(block.min()), int(block.max())
+        if low < limits.min or high > limits.max:
+            raise UsageError(
+                f"{path}: {tensor.name!r} holds {low if low < limits.min else high}, "
+                f"which is no {tensor.dtype} ({limits.min} to {limits.max})"
+            )
+    return block.astype(tensor.dtype)
 
 
 def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
