@@ -1,5 +1,7 @@
 """Numbers of a file that the pipeline's dtype cannot hold: refused, never wrapped around."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import soundfile
 from runnel import Signal, TensorSpec
 from runnel.cli.sources import open_source
 from runnel.errors import UsageError
+from tests import models
 
 
 def read(path: Path, dtype: str) -> np.ndarray:
@@ -30,3 +33,14 @@ def test_a_sound_file_of_floats_into_whole_numbers(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", np.linspace(-1, 1, 9), 8000, subtype="FLOAT")
     with pytest.raises(UsageError, match=r"holds FLOAT samples in -1..1, but the pipeline takes x: int16"):
         read(tmp_path / "x.wav", "int16")
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    """/dev/full is always full."""
+    model = models.lstm(tmp_path / "m.onnx").path
+    np.save(tmp_path / "x.npy", np.zeros((500, 3), np.float32))
+    command = [sys.executable, "-m", "runnel.cli.main", "run", str(model), str(tmp_path / "x.npy"), "--quiet"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "runnel: no space left on the device that the output goes to\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -80,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone. The interpreter flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
+    except OSError as error:
+        if args.traceback:
+            traceback.print_exc()
+        if error.errno != errno.ENOSPC:
+            raise
+        # A full disk is no fault of the program; what stdout still holds cannot be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("runnel: no space left on the device that the output goes to", file=sys.stderr)
+        return _EXIT_ERROR
     return status
 
 
