@@ -76,15 +76,33 @@ class StreamEndedError(StreamError):
 
 
 class GapError(StreamError):
-    """A chunk's ``seq`` is not the next one."""
+    """A ``seq`` beyond the next one: what lies between has not arrived, or has failed."""
 
     code = "GAP"
+
+
+class ConflictError(StreamError):
+    """A ``seq`` that was applied, with another payload: two requests took one number."""
+
+    code = "CONFLICT"
+
+
+class AlreadyAppliedError(StreamError):
+    """A ``seq`` that was applied so long ago that its reply is no longer kept."""
+
+    code = "ALREADY_APPLIED"
 
 
 class FencedError(StreamError):
     """An epoch that is not the stream's: it is in other hands."""
 
     code = "FENCED"
+
+
+class WrongWorkerError(StreamError):
+    """The stream's name belongs to another worker of this daemon."""
+
+    code = "WRONG_WORKER"
 
 
 class LimitError(RunnelError):

@@ -40,7 +40,9 @@ ITEM_BYTES: Final = {
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
 ]
-Op = Literal["hello", "open", "feed", "flush", "reset", "close"]
+Op = Literal[
+    "hello", "stats", "open", "feed", "flush", "reset", "close", "resume", "snapshot", "restore"
+]  # fmt: skip
 
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Id = Annotated[str, Meta(max_length=MAX_ID)]
@@ -64,8 +66,8 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     sequence_id: Id = ""  # the stream
     sequence_start: bool = False  # a feed that opens the stream first
     sequence_end: bool = False  # a feed that flushes and closes the stream after
-    epoch: Count = 0
-    seq: Count = 0  # of this chunk; the first one after open or reset is 1
+    epoch: Count = 0  # who speaks for the stream
+    seq: Count = 0  # of this feed, flush, reset or close; the first one after open is 1
     inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
 
 
@@ -90,6 +92,8 @@ class Limits(Struct, frozen=True):
 
     streams: int
     pending_per_peer: int
+    kept_replies: int = 0  # a stream's last so many, for repeats
+    idle_seconds: float = 0.0  # a stream without a request for longer is closed; 0: never
     header_bytes: int = MAX_HEADER
     tensors: int = MAX_TENSORS
     tensor_bytes: int = MAX_TENSOR_BYTES
@@ -100,7 +104,12 @@ class Description(Struct, frozen=True, kw_only=True):
     """What a daemon serves: the answer to hello. Rates are in Hz, 0 where they are not known."""
 
     version: str  # of runnel
-    boot_id: str  # new each time that the daemon starts; its streams are gone with it
+    boot_id: str  # new each time that the worker starts; its streams are gone with it
+    worker: int = 0  # which of the workers this is
+    workers: list[str] = []  # their addresses; stream `name` is at workers[crc32(name) % len(workers)]
+    pipeline: str = ""  # the fingerprint of the model, the stages and their options
+    stages: list[str] = []
+    state_bytes: int = 0  # of one stream, in the model
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
     input_rate: float
@@ -110,17 +119,21 @@ class Description(Struct, frozen=True, kw_only=True):
 
 
 class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the daemon answers: outputs, or an error, and where the stream stands."""
+    """What the daemon answers: outputs, or an error, and where the stream stands.
+
+    One without an id that nobody asked for is a notice: the daemon closed the stream that it names.
+    """
 
     v: int
     op: str = ""  # the request's; empty where it could not be read
     id: str = ""
     sequence_id: str = ""
     epoch: int = 0
-    applied_seq: int = 0  # chunks applied since open or reset: the next one's seq less 1
+    applied_seq: int = 0  # the last seq applied: the next one is one more
     outputs: list[TensorInfo] = []
     error: ErrorInfo | None = None
     server: Description | None = None
+    stats: dict[str, Any] | None = None
 
 
 class _Envelope(Struct):
