@@ -19,7 +19,7 @@ from .spec import Array
 from .stage import Chunk
 from .stream import Stream
 
-MAX_ID = 256  # characters of a stream's name: it is kept per stream and repeated in messages
+MAX_ID = 512  # characters of a stream's name, and its user's before it: kept per stream, repeated in messages
 MAX_STREAMS = 10_000_000
 _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 

@@ -21,7 +21,8 @@ import zmq
 from ..errors import UsageError
 from . import socketfile, wire
 from .address import Address, parse
-from .protocol import MAX_PENDING_PER_PEER, Counts, Outgoing, Server
+from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
+from .stats import Stats
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -49,8 +50,7 @@ class Daemon:
         self._bound = parse(address)
         self.address = self._bound.text
         self.started = threading.Event()
-        self.dropped = 0  # replies to peers that are gone, or that do not read
-        self._server = Server(engine, secrets.token_hex(8))
+        self._server = Server(engine, secrets.token_hex(8), secrets.randbits(30) << 32)
         self._told, self._teller = socket.socketpair()
         self._told.setblocking(False)
         self._teller.setblocking(False)
@@ -60,8 +60,8 @@ class Daemon:
         )
 
     @property
-    def counts(self) -> Counts:
-        return self._server.counts
+    def stats(self) -> Stats:
+        return self._server.stats
 
     def stop(self) -> None:
         """Ask to stop: what has arrived is answered first. Asked twice, it is not. From any thread."""
@@ -90,7 +90,7 @@ class Daemon:
                 # In this order: replies leave before the socket file does, and before the context ends.
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
-        log.info("stopped: %s, %d replies dropped", self.counts, self.dropped)
+        log.info("stopped: %s, %d replies dropped", self.stats, self.stats.dropped_replies)
         return answered
 
     def _loop(self, router: zmq.Socket[bytes]) -> None:
@@ -141,7 +141,7 @@ class Daemon:
             except zmq.ZMQError as error:
                 if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                     raise
-                self.dropped += 1
+                self.stats.dropped_replies += 1
 
 
 @contextmanager

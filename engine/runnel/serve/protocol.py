@@ -1,37 +1,56 @@
 """The daemon's half of the protocol, sans-IO: messages and the time in, replies out.
 
 Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in
-`transitions.TRANSITIONS` and nowhere else; an error is answered to the request that it belongs to and
-touches no other; every request is answered exactly once.
+`transitions` and nowhere else; an error is answered to the request that it belongs to and touches no
+other; every request is answered exactly once.
 
 Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
 arrival. `run` takes from each queue what can be done now: calls on the stream up to and including its
 first feed. The feeds of all queues are one batch, so a batch steps a stream at most once, order within
-a stream holds for feed, flush, reset and close alike, and the batch grows with what has arrived.
+a stream holds for every request alike, and the batch grows with what has arrived.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from .. import __version__
-from ..errors import FencedError, GapError, LimitError, RunnelError, ShutdownError
+from ..errors import (
+    FencedError,
+    LimitError,
+    RunnelError,
+    ShutdownError,
+    StreamError,
+    UnknownStreamError,
+    WrongWorkerError,
+)
 from ..spec import Array
 from ..stage import as_error
 from . import wire
+from .placement import Place
+from .sequences import KEPT_REPLIES, Named, Register
+from .stats import Stats
 from .tensors import describe, pack, unpack
-from .transitions import LIKELY, TRANSITIONS, Event, Phase, event_of
+from .transitions import (
+    BEGINS,
+    CHANGES,
+    LIKELY,
+    TRANSITIONS,
+    VERDICTS,
+    Event,
+    Phase,
+    Verdict,
+    event_of,
+)
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..stream import Stream
-
-EPOCH: Final = 1  # every stream's, until streams can be resumed elsewhere
 
 MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
 MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
@@ -39,6 +58,8 @@ MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
 
 Peer = bytes
 Outputs = Mapping[str, Array]
+Body = tuple[list[wire.TensorInfo], Sequence[bytes]]  # a reply's tensors
+NOTHING: Final[Body] = ([], ())
 
 
 class Outgoing(NamedTuple):
@@ -46,23 +67,6 @@ class Outgoing(NamedTuple):
 
     peer: Peer
     frames: list[bytes]
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened since the start; times in seconds."""
-
-    requests: int = 0
-    errors: int = 0
-    batches: int = 0
-    feeds: int = 0
-    longest_wait: float = 0.0  # from receive to run
-
-    def __str__(self) -> str:
-        return (
-            f"{self.requests} requests, {self.errors} errors, {self.feeds} chunks in {self.batches} batches, "
-            f"longest wait {self.longest_wait * 1e3:.1f} ms"
-        )
 
 
 class _Pending(NamedTuple):
@@ -74,41 +78,13 @@ class _Pending(NamedTuple):
     arrived: float
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """A stream's name on the wire: its stream where one is open, and the requests that wait for it."""
-
-    name: str
-    stream: Stream | None = None
-    queue: deque[_Pending] = field(default_factory=deque)
-
-    @property
-    def phase(self) -> Phase:
-        if self.stream is None:
-            return Phase.ABSENT
-        return Phase.ENDED if self.stream.ended else Phase.LIVE
-
-    @property
-    def open_stream(self) -> Stream:
-        assert self.stream is not None  # the table has no such transition from ABSENT
-        return self.stream
-
-    @property
-    def applied(self) -> int:
-        """Chunks applied since open or reset."""
-        return self.stream.seq if self.stream else 0
-
-    def close(self) -> None:
-        stream, self.stream = self.open_stream, None
-        stream.close()
-
-
 class _Step(NamedTuple):
     """A feed in a batch."""
 
-    sequence: _Sequence
+    named: Named
     stream: Stream
     pending: _Pending
+    digest: int
     chunk: Mapping[str, Array]
     before: bytes | None  # the stream as it was, where the feed is its last
 
@@ -116,22 +92,36 @@ class _Step(NamedTuple):
 class Server:
     """One engine's streams, served to peers.
 
-    `boot_id` tells this start of the daemon from all others. Raises PipelineError for a pipeline whose
-    signals the wire has no datatype for.
+    `boot_id` tells this start of the worker from all others; epochs that the server chooses come after
+    `first_epoch`, which should be another at each start. `idle_seconds`: a stream without a request for
+    longer is closed (0: never); it may be set while the server runs. `place`: which worker this is.
+    Raises PipelineError for a pipeline whose signals the wire has no datatype for.
     """
 
-    def __init__(self, engine: Engine, boot_id: str) -> None:
-        self.counts = Counts()
+    def __init__(
+        self,
+        engine: Engine,
+        boot_id: str,
+        first_epoch: int = 0,
+        idle_seconds: float = 0.0,
+        place: Place | None = None,
+    ) -> None:
+        self.idle_seconds = idle_seconds
+        self.stats = Stats()
         self._engine = engine
         self._boot_id = boot_id
-        self._description = _describe(engine, boot_id)
-        self._sequences: dict[str, _Sequence] = {}
-        self._ready: dict[str, _Sequence] = {}  # those whose queue is not empty, oldest first
+        self._place = place or Place()
+        self._description = _describe(engine)
+        self._register = Register()
+        self._ready: dict[Named, None] = {}  # those whose queue is not empty, oldest first
         self._per_peer: Counter[Peer] = Counter()
         self._pending = 0
         self._pending_bytes = 0
-        self._named = 0
+        self._numbered = 0
+        self._epoch = first_epoch
         self._stopping = False
+        self._began = 0.0  # of the last run
+        self._answered: list[float] = []  # when the requests arrived that the last run answered
 
     @property
     def pending(self) -> int:
@@ -143,55 +133,117 @@ class Server:
         """Whether the next request for a stream would be refused: time to run, not to receive."""
         return self._pending >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES
 
+    @property
+    def due(self) -> float | None:
+        """When `tick` has something to do next, if nothing else happens."""
+        return self._register.due(self.idle_seconds)
+
     def stop(self) -> None:
         """From now on every request is answered ShutdownError; what was taken is still run."""
         self._stopping = True
 
-    def receive(self, peer: Peer, frames: Sequence[bytes], now: float) -> list[Outgoing]:
-        """Take a message, whatever its bytes. Returns what can be answered at once: hello, refusals."""
-        self.counts.requests += 1
+    def receive(self, peer: Peer, frames: Sequence[bytes], now: float, user: str = "") -> list[Outgoing]:
+        """Take a message, whatever its bytes. Returns what can be answered at once: hello, refusals.
+
+        `user`: who sent it, where that is known; streams of one name and two users are two streams.
+        """
         try:
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
+            self.stats.requests[""] += 1
             return [self._refuse(peer, "", wire.salvage_id(frames), error)]
+        op = request.op
+        self.stats.requests[op] += 1
         try:
+            if op == "stats":  # also while it stops: that is when one looks
+                return [self._tell(peer, request, stats=self.document())]
             if self._stopping:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
-            if request.op == "hello":
-                reply = wire.Reply(v=wire.VERSION, op="hello", id=request.id, server=self._description)
-                return [Outgoing(peer, wire.encode_reply(reply))]
-            self._take(peer, request, buffers, now)
+            if op == "hello":
+                return [self._tell(peer, request, server=self._hello())]
+            self._take(peer, request, buffers, now, user)
         except RunnelError as error:
-            return [self._refuse(peer, request.op, request.id, error)]
+            return [self._refuse(peer, op, request.id, error)]
         return []
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
+        self._began = now
+        self._answered.clear()
         replies: list[Outgoing] = []
         batch: list[_Step] = []
-        touched = list(self._ready.values())
-        for sequence in touched:
-            for pending in self._drain(sequence, now):
+        touched = list(self._ready)
+        for named in touched:
+            queue = named.queue
+            while queue:
+                pending = queue.popleft()
+                self._untake(pending)
                 try:
-                    self._check(sequence, pending)
-                    if pending.request.op == "feed":
-                        batch.append(self._prepare(sequence, pending))
-                        break
-                    replies.append(self._answer(sequence, pending, self._call(sequence, pending.event)))
+                    step = self._prepare(named, pending, now)
                 except Exception as error:
-                    replies.append(self._answer(sequence, pending, as_error("engine", error)))
+                    replies.append(self._answer(named, pending, as_error("engine", error)))
+                    continue
+                if isinstance(step, _Step):
+                    batch.append(step)
+                    break
+                replies.append(self._answer(named, pending, step))
+            if not queue:
+                named.queue = None
+                del self._ready[named]
         if batch:
-            replies += self._feed(batch)
-        for sequence in touched:
-            if sequence.stream is None and not sequence.queue:
-                del self._sequences[sequence.name]
+            self._feed(batch, replies, now)
+        for named in touched:
+            if named.stream is None:
+                self._register.settle(named)
         return replies
+
+    def done(self, now: float) -> None:
+        """The replies of the last `run` are on their way: how long that took is noted."""
+        observe = self.stats.latency.observe
+        for arrived in self._answered:
+            observe(now - arrived)
+        if self._answered:
+            self.stats.batch_seconds.observe(now - self._began)
+            self._answered.clear()
+
+    def tick(self, now: float) -> list[Outgoing]:
+        """Close the streams that are idle, and forget what is old. Returns a notice for each closed."""
+        notices = []
+        for named in self._register.idle(self.idle_seconds, now):
+            reason = f"was closed: no request for {self.idle_seconds:g} s"
+            reply = wire.Reply(
+                v=wire.VERSION,
+                op="close",
+                sequence_id=named.name,
+                epoch=named.epoch,
+                applied_seq=named.applied,
+                error=_told(UnknownStreamError(f"stream {named.name!r} {reason}")),
+            )
+            notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
+            self._part(named, "idle", reason, now)
+        self._register.expire(now)
+        return notices
+
+    def document(self) -> dict[str, Any]:
+        """What is counted, and how things stand now."""
+        return {
+            "worker": self._place.index,
+            "boot_id": self._boot_id,
+            "streams": len(self._engine.streams),
+            "max_streams": self._engine.max_streams,
+            "pending": self._pending,
+            "pending_bytes": self._pending_bytes,
+            "kept_bytes": self._register.kept_bytes,
+            "stopping": self._stopping,
+            **self.stats.document(),
+        }
 
     # Taking a request.
 
-    def _take(self, peer: Peer, request: wire.Request, buffers: Sequence[bytes], now: float) -> None:
+    def _take(
+        self, peer: Peer, request: wire.Request, buffers: Sequence[bytes], now: float, user: str
+    ) -> None:
         event = event_of(request)
-        nbytes = sum(map(len, buffers))
         if self.full:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
         if self._per_peer[peer] >= MAX_PENDING_PER_PEER:
@@ -199,106 +251,213 @@ class Server:
                 f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies first"
             )
         name = request.sequence_id or self._new_name()
-        sequence = self._sequences.get(name)
-        if sequence is None:
-            sequence = self._sequences[name] = _Sequence(name)
-        sequence.queue.append(_Pending(peer, request, buffers, event, nbytes, now))
-        self._ready[name] = sequence
+        place = self._place
+        if len(place.addresses) > 1 and not place.owns(name):
+            raise WrongWorkerError(
+                f"stream {name!r} belongs to another worker than {place.index} of {len(place.addresses)}: "
+                "its address is in the answer to hello, workers[crc32(name) % len(workers)]"
+            )
+        key = f"{user}/{name}" if user else name
+        named = self._register.find(key) or self._register.add(key, name)
+        pending = _Pending(peer, request, buffers, event, sum(map(len, buffers)), now)
+        if named.queue is None:
+            named.queue = deque((pending,))
+            self._ready[named] = None
+        else:
+            named.queue.append(pending)
         self._per_peer[peer] += 1
         self._pending += 1
-        self._pending_bytes += nbytes
+        self._pending_bytes += pending.nbytes
+
+    def _untake(self, pending: _Pending) -> None:
+        self._pending -= 1
+        self._pending_bytes -= pending.nbytes
+        waiting = self._per_peer[pending.peer] - 1
+        if waiting:
+            self._per_peer[pending.peer] = waiting
+        else:
+            del self._per_peer[pending.peer]
+        self._answered.append(pending.arrived)
 
     def _new_name(self) -> str:
-        """A name for a stream that was opened without one; not met again after a restart."""
-        self._named += 1
-        return f"{self._boot_id}-{self._named}"
+        """A name for a stream that was opened without one: this worker's, and not met after a restart."""
+        while True:
+            self._numbered += 1
+            name = f"{self._boot_id}-{self._numbered}"
+            if self._place.owns(name):
+                return name
 
     # Running what was taken.
 
-    def _drain(self, sequence: _Sequence, now: float) -> Iterator[_Pending]:
-        """The stream's waiting requests, one by one, each no longer pending."""
-        while sequence.queue:
-            pending = sequence.queue.popleft()
-            if not sequence.queue:
-                del self._ready[sequence.name]
-            self._pending -= 1
-            self._pending_bytes -= pending.nbytes
-            self._per_peer[pending.peer] -= 1
-            if not self._per_peer[pending.peer]:
-                del self._per_peer[pending.peer]
-            self.counts.longest_wait = max(self.counts.longest_wait, now - pending.arrived)
-            yield pending
+    def _prepare(self, named: Named, pending: _Pending, now: float) -> _Step | Body:
+        """Do a request, or make a step of it. Raises what the tables, the epoch and the engine say."""
+        request, event = pending.request, pending.event
+        digest = _digest(event, request.inputs, pending.buffers) if event in CHANGES else 0
+        again = self._admit(named, request, event, digest)
+        if named.stream is not None:
+            self._register.touch(named, pending.peer, now)
+        if again is not None:
+            self.stats.repeats += 1
+            return again
+        if request.op == "feed":
+            chunk = unpack(request.inputs, pending.buffers)
+            if request.sequence_start:
+                self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
+            stream = _open(named)
+            before = stream.snapshot() if event is Event.FEED_LAST else None
+            return _Step(named, stream, pending, digest, chunk, before)
+        body = self._call(named, pending, now)
+        if event in CHANGES:
+            named.applied += 1
+            self._register.keep(named, digest, *body, now)
+        return body
 
-    def _check(self, sequence: _Sequence, pending: _Pending) -> None:
-        """Raise what the table and the stream's epoch and seq say of a request."""
-        request = pending.request
-        after = TRANSITIONS[sequence.phase][pending.event]
-        if not isinstance(after, Phase):
-            raise after(f"stream {sequence.name!r} {LIKELY[after]}")
-        if request.epoch not in (0, EPOCH):
-            raise FencedError(f"stream {sequence.name!r} is in epoch {EPOCH}, not {request.epoch}")
-        if request.seq not in (0, sequence.applied + 1):
-            raise GapError(
-                f"stream {sequence.name!r} expects seq {sequence.applied + 1}, not {request.seq}: "
-                "the chunk was not applied"
-            )
+    def _admit(self, named: Named, request: wire.Request, event: Event, digest: int) -> Body | None:
+        """None: the request is to be done. Else the answer to one that was done before."""
+        phase = named.phase
+        stated = request.epoch
+        seq = request.seq
+        if event in BEGINS:
+            if not stated or stated != named.epoch:  # not one that we know: the table alone decides
+                self._look_up(named, phase, event)
+                return None
+            if event is Event.OPEN or event is Event.RESTORE:
+                if phase is Phase.ABSENT:
+                    raise self._unknown(named)
+                return NOTHING
+            seq = 1
+        elif event is Event.RESUME:
+            self._look_up(named, phase, event)
+            if stated and stated == named.resumed_from:
+                return NOTHING
+            if stated and stated != named.epoch:
+                raise _fenced(named)
+            return None
+        elif stated and stated != named.epoch:
+            if phase is Phase.ABSENT:
+                raise self._unknown(named)
+            raise _fenced(named)
+        if seq:
+            verdict, kept = named.judge(seq, digest)
+            if verdict is Verdict.REPEAT and kept is not None:
+                return kept.infos, kept.buffers
+            if phase is Phase.ABSENT:
+                raise self._unknown(named)
+            outcome = VERDICTS[verdict]
+            if not isinstance(outcome, str):
+                raise outcome(f"stream {named.name!r}: {_SAID[verdict].format(seq=seq, n=named.applied)}")
+        self._look_up(named, phase, event)
+        return None
 
-    def _prepare(self, sequence: _Sequence, pending: _Pending) -> _Step:
-        """The chunk of a feed that was checked, and its stream, opened where the feed is the first."""
-        chunk = unpack(pending.request.inputs, pending.buffers)
-        if pending.request.sequence_start:
-            sequence.stream = self._engine.open(sequence.name)
-        stream = sequence.open_stream
-        before = stream.snapshot() if pending.event is Event.FEED_LAST else None
-        return _Step(sequence, stream, pending, chunk, before)
+    def _look_up(self, named: Named, phase: Phase, event: Event) -> None:
+        after = TRANSITIONS[phase][event]
+        if isinstance(after, Phase):
+            return
+        if after is UnknownStreamError:
+            raise self._unknown(named)
+        raise after(f"stream {named.name!r} {LIKELY[after]}")
 
-    def _call(self, sequence: _Sequence, event: Event) -> Outputs:
-        """Everything but a feed, once checked."""
+    def _unknown(self, named: Named) -> StreamError:
+        return UnknownStreamError(f"stream {named.name!r} {named.gone or LIKELY[UnknownStreamError]}")
+
+    def _call(self, named: Named, pending: _Pending, now: float) -> Body:
+        """Everything but a feed, once admitted."""
+        event, request = pending.event, pending.request
         if event is Event.OPEN:
-            sequence.stream = self._engine.open(sequence.name)
-        elif event is Event.FLUSH:
-            return self._flush(sequence.open_stream)
-        elif event is Event.RESET:
-            sequence.open_stream.reset()
+            self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
+            return NOTHING
+        if event is Event.RESTORE:
+            stream = self._engine.restore(bytes(pending.buffers[0]), named.key)
+            self._begin(named, request, stream, stream.seq, pending.peer, now)
+            return NOTHING
+        stream = _open(named)
+        if event is Event.FLUSH:
+            return pack(self._flush(stream))
+        if event is Event.SNAPSHOT:
+            blob = stream.snapshot()
+            return [wire.TensorInfo("snapshot", "UINT8", [len(blob)])], [blob]
+        if event is Event.RESET:
+            stream.reset()
+        elif event is Event.RESUME:
+            named.resumed_from, named.epoch = request.epoch, self._new_epoch()
+            self.stats.resumed += 1
         else:
-            sequence.close()
-        return {}
+            self._part(named, "closed", "was closed", now)
+        return NOTHING
 
-    def _feed(self, batch: Sequence[_Step]) -> list[Outgoing]:
-        """One step for each stream of the batch."""
-        self.counts.batches += 1
+    def _begin(
+        self, named: Named, request: wire.Request, stream: Stream, applied: int, peer: Peer, now: float
+    ) -> None:
+        """A stream is there, in the epoch that was asked for."""
+        self._register.begin(named, stream, request.epoch or self._new_epoch(), applied)
+        self._register.touch(named, peer, now)
+        self.stats.opened += 1
+
+    def _part(self, named: Named, reason: str, text: str, now: float) -> None:
+        self._register.part(named, text, now)
+        self.stats.closed[reason] += 1
+
+    def _new_epoch(self) -> int:
+        self._epoch += 1
+        return self._epoch
+
+    def _feed(self, batch: Sequence[_Step], replies: list[Outgoing], now: float) -> None:
+        """One step for each stream of the batch; its replies are added."""
+        stats = self.stats
+        stats.batches += 1
+        stats.batch_sizes.observe(len(batch))
+        results: Sequence[Any]
         try:
             results = self._engine.feed_many([(step.stream, step.chunk) for step in batch])
         except Exception as error:  # a fault of the engine's own: it committed nothing
             results = [as_error("engine", error)] * len(batch)
-        replies: list[Outgoing] = []
         for step, result in zip(batch, results, strict=True):
+            named, pending = step.named, step.pending
+            body: Body | RunnelError
             try:
-                replies.append(self._answer(step.sequence, step.pending, *self._finish(step, result)))
+                body = self._finish(step, result, now)
             except Exception as error:
-                replies.append(self._answer(step.sequence, step.pending, as_error("engine", error)))
-        return replies
+                body = as_error("engine", error)
+            replies.append(self._answer(named, pending, body))
 
-    def _finish(self, step: _Step, result: Outputs | RunnelError) -> tuple[Outputs | RunnelError, int]:
-        """What is left to do after a step, by the feed's flags; the result and the seq applied."""
-        sequence, request = step.sequence, step.pending.request
+    def _finish(self, step: _Step, result: Outputs | RunnelError, now: float) -> Body | RunnelError:
+        """What is left to do after a step, by the feed's flags; what the reply holds."""
+        named, request = step.named, step.pending.request
         if isinstance(result, RunnelError):
             if request.sequence_start:
-                sequence.close()
-            return result, sequence.applied
-        self.counts.feeds += 1
-        applied = sequence.applied
-        if not request.sequence_end:
-            return result, applied
-        try:
-            rest = self._flush(step.stream)
-        except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
-            sequence.close()
-            if step.before is not None:
-                sequence.stream = self._engine.restore(step.before, sequence.name)
-            return as_error("engine", error), sequence.applied
-        sequence.close()
-        return {name: np.concatenate((array, rest[name])) for name, array in result.items()}, applied
+                self._undo_begin(named, now)
+            return result
+        last = request.sequence_end
+        if last:
+            try:
+                rest = self._flush(step.stream)
+            except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
+                self._roll_back(step, now)
+                return as_error("engine", error)
+            result = {name: np.concatenate((array, rest[name])) for name, array in result.items()}
+        body = pack(result)
+        self.stats.chunks += 1
+        named.applied += 1
+        self._register.keep(named, step.digest, *body, now)
+        if last:
+            self._part(named, "ended", "was closed: its end was fed", now)
+        return body
+
+    def _undo_begin(self, named: Named, now: float) -> None:
+        """The feed that opened the stream failed: it was never there."""
+        self._register.undo(named, now)
+        self.stats.opened -= 1
+
+    def _roll_back(self, step: _Step, now: float) -> None:
+        """The feed that was to end the stream failed: the stream is as it was before."""
+        named = step.named
+        if step.pending.request.sequence_start:
+            self._undo_begin(named, now)
+            return
+        assert step.before is not None
+        assert named.stream is not None
+        named.stream.close()
+        named.stream = self._engine.restore(step.before, named.key)
 
     def _flush(self, stream: Stream) -> Outputs:
         """A pipeline with one output gives an array; the wire wants its name too."""
@@ -310,47 +469,111 @@ class Server:
 
     # Answering.
 
-    def _answer(
-        self,
-        sequence: _Sequence,
-        pending: _Pending,
-        result: Outputs | RunnelError,
-        applied: int | None = None,
-    ) -> Outgoing:
+    def _answer(self, named: Named, pending: _Pending, result: Body | RunnelError) -> Outgoing:
         """The reply to a request that was taken."""
-        error, outputs = (result, {}) if isinstance(result, RunnelError) else (None, result)
-        infos, buffers = pack(outputs)
+        request = pending.request
+        if isinstance(result, RunnelError):
+            # Where it stands is told to those alone who may speak for it.
+            known = (
+                named.stream is not None and request.epoch in (0, named.epoch) and pending.event not in BEGINS
+            )
+            reply = wire.Reply(
+                v=wire.VERSION,
+                op=request.op,
+                id=request.id,
+                sequence_id=named.name,
+                epoch=named.epoch if known else 0,
+                applied_seq=named.applied if known else 0,
+                error=self._count(result),
+            )
+            return Outgoing(pending.peer, wire.encode_reply(reply))
+        infos, buffers = result
         reply = wire.Reply(
             v=wire.VERSION,
-            op=pending.request.op,
-            id=pending.request.id,
-            sequence_id=sequence.name,
-            epoch=EPOCH,
-            applied_seq=sequence.applied if applied is None else applied,
+            op=request.op,
+            id=request.id,
+            sequence_id=named.name,
+            epoch=named.epoch,
+            applied_seq=named.applied,
             outputs=infos,
-            error=self._told(error) if error else None,
         )
         return Outgoing(pending.peer, wire.encode_reply(reply, buffers))
 
-    def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
-        """The reply to a request that was not taken."""
-        reply = wire.Reply(v=wire.VERSION, op=op, id=id, error=self._told(error))
+    def _tell(self, peer: Peer, request: wire.Request, **fields: Any) -> Outgoing:
+        reply = wire.Reply(v=wire.VERSION, op=request.op, id=request.id, **fields)
         return Outgoing(peer, wire.encode_reply(reply))
 
-    def _told(self, error: RunnelError) -> wire.ErrorInfo:
-        self.counts.errors += 1
-        return wire.ErrorInfo(error.code, error.message, error.retry)
+    def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
+        """The reply to a request that was not taken."""
+        reply = wire.Reply(v=wire.VERSION, op=op, id=id, error=self._count(error))
+        return Outgoing(peer, wire.encode_reply(reply))
+
+    def _count(self, error: RunnelError) -> wire.ErrorInfo:
+        self.stats.errors[error.code] += 1
+        return _told(error)
+
+    def _hello(self) -> wire.Description:
+        """What is served; made anew, since a limit may have changed."""
+        engine, place = self._engine, self._place
+        return wire.Description(
+            boot_id=self._boot_id,
+            worker=place.index,
+            workers=[address for address in place.addresses if address],
+            limits=wire.Limits(
+                streams=engine.max_streams,
+                pending_per_peer=MAX_PENDING_PER_PEER,
+                kept_replies=KEPT_REPLIES,
+                idle_seconds=self.idle_seconds,
+            ),
+            **self._description,
+        )
 
 
-def _describe(engine: Engine, boot_id: str) -> wire.Description:
-    pipeline = engine.pipeline
-    return wire.Description(
-        version=__version__,
-        boot_id=boot_id,
-        inputs=describe(pipeline.inputs),
-        outputs=describe(pipeline.outputs),
-        input_rate=pipeline.inputs.rate or 0.0,
-        output_rate=pipeline.outputs.rate or 0.0,
-        latency=pipeline.latency,
-        limits=wire.Limits(streams=engine.max_streams, pending_per_peer=MAX_PENDING_PER_PEER),
+_SAID: Final = {
+    Verdict.CONFLICT: "seq {seq} was applied with another payload; {n} is the last applied",
+    Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
+    Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
+}
+
+
+def _digest(event: Event, inputs: Sequence[wire.TensorInfo], buffers: Sequence[bytes]) -> int:
+    """A number that two requests share if they ask the same: event, tensors, bytes.
+
+    Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
+    """
+    if len(inputs) == 1:
+        info = inputs[0]
+        return hash((event, info.name, info.datatype, *info.shape, buffers[0]))
+    return hash((event, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
+
+
+def _open(named: Named) -> Stream:
+    assert named.stream is not None  # the table has no such transition from ABSENT
+    return named.stream
+
+
+def _fenced(named: Named) -> FencedError:
+    return FencedError(
+        f"stream {named.name!r} is in another epoch than the one stated: it was resumed elsewhere, or "
+        "opened anew"
     )
+
+
+def _told(error: RunnelError) -> wire.ErrorInfo:
+    return wire.ErrorInfo(error.code, error.message, error.retry)
+
+
+def _describe(engine: Engine) -> dict[str, Any]:
+    """What hello says of the pipeline."""
+    pipeline = engine.pipeline
+    return {
+        "version": __version__,
+        "pipeline": pipeline.fingerprint,
+        "stages": [f"{s.name}: {s.inputs} -> {s.outputs}" for s in pipeline.stages],
+        "state_bytes": pipeline.model.state_bytes if pipeline.model else 0,
+        "inputs": describe(pipeline.inputs),
+        "outputs": describe(pipeline.outputs),
+        "input_rate": pipeline.inputs.rate or 0.0,
+        "output_rate": pipeline.outputs.rate or 0.0,
+        "latency": pipeline.latency,
+    }

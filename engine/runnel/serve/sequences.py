@@ -1,0 +1,216 @@
+"""The names that a server knows, and what it remembers of each: where it stands, and its last replies.
+
+Rules of this file: pure (the time is an argument); everything remembered is bounded in number, in bytes
+or in time, and each of the orders kept here makes the next thing to forget the first one in it.
+
+Theory: a reply is kept so that a request whose answer was lost can be sent again and be answered without
+being done again. The replies that are asked for again are the latest ones, whoever's they are: so over
+the bound it is the oldest reply of all that goes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from .transitions import Phase, Verdict
+from .wire import TensorInfo
+
+if TYPE_CHECKING:
+    from ..stream import Stream
+
+KEPT_REPLIES: Final = 64  # a stream's: as many requests as a client may have on their way for one stream
+KEPT_SECONDS: Final = 60.0  # longer than any connection takes to come back while its client still waits
+MAX_KEPT_BYTES: Final = 64 * 2**20  # of all streams
+KEPT_OVERHEAD: Final = 512  # bytes: what Python's objects take around a reply's buffers
+MAX_PARTED: Final = 4096  # closed streams whose end is remembered
+
+
+class Kept:
+    """A reply that can be given again."""
+
+    __slots__ = ("at", "buffers", "digest", "infos", "nbytes", "seq", "sequence")
+
+    def __init__(
+        self,
+        sequence: Named,
+        seq: int,
+        digest: int,
+        infos: list[TensorInfo],
+        buffers: Sequence[bytes],
+        at: float,
+    ) -> None:
+        self.sequence = sequence
+        self.seq = seq
+        self.digest = digest
+        self.infos = infos
+        self.buffers = buffers
+        self.nbytes = KEPT_OVERHEAD + sum(map(len, buffers))
+        self.at = at
+
+
+class Named:
+    """A stream's name on the wire, and all that the server knows of it.
+
+    `stream` is None where none is open: the name then waits for one of its requests, or remembers how the
+    last stream of this name ended.
+    """
+
+    __slots__ = (
+        "applied", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream", "used",
+    )  # fmt: skip
+
+    def __init__(self, key: str, name: str) -> None:
+        self.key = key  # the name and whose it is
+        self.name = name
+        self.stream: Stream | None = None
+        self.epoch = 0
+        self.resumed_from = 0  # the epoch that a resume named to get this one; 0: none did
+        self.applied = 0  # the last seq
+        self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is `applied`
+        self.queue: deque[Any] | None = None  # requests that wait
+        self.peer = b""  # who spoke for it last
+        self.used = 0.0  # when
+        self.gone = ""  # why there is no stream any more
+
+    @property
+    def phase(self) -> Phase:
+        if self.stream is None:
+            return Phase.ABSENT
+        return Phase.ENDED if self.stream.ended else Phase.LIVE
+
+    def judge(self, seq: int, digest: int) -> tuple[Verdict, Kept | None]:
+        """How a stated seq stands to what was applied; the reply that is kept of it."""
+        if seq == self.applied + 1:
+            return Verdict.NEXT, None
+        if seq > self.applied:
+            return Verdict.GAP, None
+        kept = self.kept
+        back = self.applied - seq
+        if not kept or back >= len(kept):
+            return Verdict.OLD, None
+        reply = kept[-1 - back]
+        return (Verdict.REPEAT if reply.digest == digest else Verdict.CONFLICT), reply
+
+
+class Register:
+    """All names."""
+
+    def __init__(self) -> None:
+        self.kept_bytes = 0
+        self._names: dict[str, Named] = {}
+        self._open: OrderedDict[Named, None] = OrderedDict()  # least recently used first
+        self._parted: OrderedDict[Named, None] = OrderedDict()  # first closed first
+        self._kept: OrderedDict[Kept, None] = OrderedDict()  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def find(self, key: str) -> Named | None:
+        return self._names.get(key)
+
+    def add(self, key: str, name: str) -> Named:
+        named = self._names[key] = Named(key, name)
+        return named
+
+    def begin(self, named: Named, stream: Stream, epoch: int, applied: int) -> None:
+        """A stream was opened under the name; what is remembered of an earlier one is forgotten."""
+        self._forget_replies(named)
+        self._parted.pop(named, None)
+        named.stream, named.epoch, named.applied = stream, epoch, applied
+        named.resumed_from, named.gone = 0, ""
+        self._open[named] = None
+
+    def touch(self, named: Named, peer: bytes, now: float) -> None:
+        """The stream was spoken for."""
+        named.peer, named.used = peer, now
+        if named.stream is not None:
+            self._open.move_to_end(named)
+
+    def part(self, named: Named, reason: str, now: float) -> None:
+        """The stream is closed; its end and its kept replies are remembered for a while."""
+        assert named.stream is not None
+        named.stream.close()
+        named.stream, named.gone, named.used = None, reason, now
+        del self._open[named]
+        self._parted[named] = None
+        if len(self._parted) > MAX_PARTED:
+            self._drop(next(iter(self._parted)))
+
+    def undo(self, named: Named, now: float) -> None:
+        """The stream that was just begun was never there."""
+        self.part(named, "", now)
+        del self._parted[named]
+
+    def settle(self, named: Named) -> None:
+        """Forget a name that nothing is known of and nothing waits for."""
+        if named.stream is None and not named.queue and named not in self._parted:
+            self._names.pop(named.key, None)
+
+    def keep(
+        self, named: Named, digest: int, infos: list[TensorInfo], buffers: Sequence[bytes], now: float
+    ) -> None:
+        """Keep the reply to the request that was just applied."""
+        kept = Kept(named, named.applied, digest, infos, buffers, now)
+        replies = named.kept
+        if replies is None:
+            replies = named.kept = deque()
+        elif len(replies) >= KEPT_REPLIES:
+            self._let_go(replies[0])
+        replies.append(kept)
+        self._kept[kept] = None
+        self.kept_bytes += kept.nbytes
+        while self.kept_bytes > MAX_KEPT_BYTES:
+            self._let_go(next(iter(self._kept)))
+
+    def idle(self, seconds: float, now: float) -> Iterator[Named]:
+        """The open streams unused for so long, and with nothing waiting; the caller parts each."""
+        if seconds:
+            while self._open:
+                named = next(iter(self._open))
+                if named.used + seconds > now:
+                    return
+                if named.queue:
+                    self.touch(named, named.peer, now)
+                else:
+                    yield named
+
+    def expire(self, now: float) -> None:
+        """Let go of what was remembered long enough."""
+        while self._kept and (kept := next(iter(self._kept))).at + KEPT_SECONDS <= now:
+            self._let_go(kept)
+        while self._parted and (named := next(iter(self._parted))).used + KEPT_SECONDS <= now:
+            self._drop(named)
+
+    def due(self, idle_seconds: float) -> float | None:
+        """When there is something to do for `idle` or `expire`; None: nothing, as things stand."""
+        times = []
+        if self._open and idle_seconds:
+            times.append(next(iter(self._open)).used + idle_seconds)
+        if self._kept:
+            times.append(next(iter(self._kept)).at + KEPT_SECONDS)
+        if self._parted:
+            times.append(next(iter(self._parted)).used + KEPT_SECONDS)
+        return min(times, default=None)
+
+    def _let_go(self, kept: Kept) -> None:
+        """Forget one reply: the oldest of its stream, being the oldest of all or one too many."""
+        replies = kept.sequence.kept
+        assert replies is not None
+        assert replies[0] is kept
+        replies.popleft()
+        if not replies:
+            kept.sequence.kept = None  # an empty deque takes more memory than all else of an idle stream
+        del self._kept[kept]
+        self.kept_bytes -= kept.nbytes
+
+    def _forget_replies(self, named: Named) -> None:
+        while named.kept:
+            self._let_go(named.kept[0])
+
+    def _drop(self, named: Named) -> None:
+        """Forget how a closed stream ended."""
+        del self._parted[named]
+        self._forget_replies(named)
+        self.settle(named)
