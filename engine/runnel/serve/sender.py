@@ -18,7 +18,7 @@ from .protocol import MAX_PENDING_PER_PEER
 QUEUED_REPLIES: Final = 2 * MAX_PENDING_PER_PEER  # a peer's: more than it may have requests
 LARGE: Final = 32 * 1024  # bytes: above it, not copying pays for the tracker (seen on Linux, pyzmq 27.3)
 MAX_HELD: Final = 64 * 2**20  # bytes of large replies that libzmq holds for one peer
-_SWEEP: Final = 256  # peers whose large replies are remembered before those of peers gone are looked for
+_FIRST_SWEEP: Final = 256  # peers remembered for their large replies before those done with are forgotten
 
 _LAST: Final = int(zmq.NOBLOCK)  # plain integers: an IntFlag costs a microsecond each time
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -33,6 +33,7 @@ class Sender:
         router.copy_threshold = 0  # whatever is tracked is not copied: a copy is let go of at once
         self._send = router.send
         self._held: dict[Peer, deque[tuple[int, zmq.MessageTracker]]] = {}
+        self._sweep_at = _FIRST_SWEEP
 
     def __call__(self, peer: Peer, frames: Frames, nbytes: int) -> Fate:
         """Send one reply, or not a byte of it."""
@@ -58,8 +59,9 @@ class Sender:
 
     def _holds(self, peer: Peer, more: int) -> int:
         """Bytes of large replies that libzmq would hold for the peer with `more`; any one may pass."""
-        if len(self._held) >= _SWEEP:
+        if len(self._held) >= self._sweep_at:
             self._held = {p: held for p, held in self._held.items() if held and not held[-1][1].done}
+            self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._held))
         held = self._held.setdefault(peer, deque())
         while held and held[0][1].done:
             held.popleft()
