@@ -98,7 +98,7 @@ class Daemon:
         with (
             self._told,
             self._teller,
-            _heard(signals, self._teller),
+            heard(signals, self._teller),
             zmq.Context() as context,
             context.socket(zmq.ROUTER) as router,
         ):
@@ -212,8 +212,8 @@ class Daemon:
 
 
 @contextmanager
-def _heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
-    """Within it each of the signals is a byte on `teller`, written in C.
+def heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
+    """Within it each of the signals is a byte on `teller`, its number, written in C.
 
     A handler in Python would wait for the poll to return when the signal comes just before it.
     """

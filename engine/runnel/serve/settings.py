@@ -18,7 +18,6 @@ from ..errors import UsageError, nearest
 MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
 MAX_PROVIDERS: Final = 16
 LEVELS: Final = ("debug", "info", "warning", "error")
-FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +30,7 @@ class Settings:
     workers: int = 1
     threads: int = 1  # onnxruntime's, for one step
     providers: tuple[str, ...] = ()
-    metrics: str = ""  # host:port of the HTTP server
     log_level: str = "info"
-    log_format: str = "text"
 
 
 RELOADABLE: Final = ("idle_seconds", "log_level")
@@ -49,8 +46,12 @@ def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Sett
     given = {name: _CHECKS[name](value, f"{where}: [serve] {name}") for name, value in table.items()}
     for name, value in flags.items():
         if value is not None:
-            given[name] = _CHECKS[name](value, f"--{name.removesuffix('s') if name == 'providers' else name}")
+            given[name] = _CHECKS[name](value, _flag(name))
     return Settings(**given)
+
+
+def _flag(name: str) -> str:
+    return "--provider" if name == "providers" else f"--{name.replace('_', '-')}"
 
 
 class Source:
@@ -121,13 +122,6 @@ def _among(known: tuple[str, ...]) -> Check:
     return check
 
 
-def _host_port(value: Any, where: str) -> str:
-    host, colon, port = _text(value, where).rpartition(":")
-    if not host or not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{where} must be host:port, as 127.0.0.1:9100, not {value!r}")
-    return str(value)
-
-
 _CHECKS: Final[Mapping[str, Check]] = {
     "bind": _text,  # `address.parse` knows what an address is
     "max_streams": _whole(1, 10_000_000),
@@ -135,7 +129,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "workers": _whole(1, MAX_WORKERS),
     "threads": _whole(1, 1024),
     "providers": _texts,
-    "metrics": _host_port,
     "log_level": _among(LEVELS),
-    "log_format": _among(FORMATS),
 }
+
+FLAGS: Final = tuple(_CHECKS)
