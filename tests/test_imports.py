@@ -70,12 +70,15 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py"}
+    assert importers["zmq"] == {"serve/daemon.py", "serve/sender.py", "serve/client.py"}
     assert importers["torch"] == set()
 
 
-def test_protocol_has_no_socket_and_no_clock() -> None:
-    assert not tops(ENGINE / "serve" / "protocol.py") & {
+@pytest.mark.parametrize(
+    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+)
+def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {
         "zmq",
         "time",
         "socket",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from runnel.serve.settings import Settings
 
@@ -31,6 +32,11 @@ def ready(process: subprocess.Popen[str], workers: int = 1) -> str:
         if "serving on " in line and (workers == 1 or f": {workers} workers" in line):
             return line.split("serving on ")[1].split(": ")[0]
     raise AssertionError("it did not serve")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that it started, in the order of their starts."""
+    return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 
 
 def observe_nothing(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[None]:

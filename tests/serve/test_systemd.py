@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from runnel.serve.settings import Settings, Source
 from runnel.serve.systemd import Notifier
 
 from .peers import Gate, ask, dealer, feed, reply_of
-from .processes import command, observe_nothing
+from .processes import children, command, observe_nothing
 from .support import code, model_pipeline, tally_engine
 
 
@@ -172,14 +171,11 @@ def test_a_worker_that_hangs_stops_the_watchdogs_messages(
     with command(str(model_pipeline(tmp_path)), "--bind", address, "--workers", "2") as process:
         manager.told_of("READY=1")
         assert manager.hears("WATCHDOG=1", 20)
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        assert len(children) == 2
-        os.kill(int(children[1]), signal.SIGSTOP)
+        _, stuck = children(process)
+        os.kill(stuck, signal.SIGSTOP)
         time.sleep(1)  # its last beat grows old
         assert not manager.hears("WATCHDOG=1", 1)
-        os.kill(int(children[1]), signal.SIGCONT)
+        os.kill(stuck, signal.SIGCONT)
         assert manager.hears("WATCHDOG=1", 20)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

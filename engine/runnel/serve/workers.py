@@ -29,7 +29,7 @@ from .settings import Settings, Source
 
 START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
 STOP_SECONDS: Final = FINISH_SECONDS + LINGER_MS / 1000 + 3.0  # for workers to answer what has arrived
-REAP_SECONDS: Final = 5.0  # between the end of a worker's link and that of its process
+REAP_SECONDS: Final = 2.0  # between the end of a worker's link and that of its process
 FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
 LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
 SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
