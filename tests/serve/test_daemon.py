@@ -15,7 +15,7 @@ from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 
 from .peers import Gate, ask, dealer, feed, reply_of, run
-from .support import SpyEngine, code, rows
+from .support import UNLUCKY, SpyEngine, code, rows
 
 
 def test_what_arrives_during_a_batch_is_the_next_batch(daemon: Daemon, engine: SpyEngine) -> None:
@@ -123,5 +123,35 @@ def test_a_peer_that_connects_and_says_nothing_is_cut_off(
         silent.settimeout(5)
         while silent.recv(100):  # the daemon's greeting, then the end
             pass
+    daemon.stop()
+    thread.join(10)
+
+
+def test_a_stage_that_fails_ends_that_request_alone(daemon: Daemon) -> None:
+    with dealer(daemon.address) as sock:
+        for name in ("a", "b"):
+            assert code(ask(sock, "open", name)) == "ok"
+        sock.send_multipart(feed("a", UNLUCKY, seq=1))
+        sock.send_multipart(feed("b", 1, seq=1))
+        sock.send_multipart(feed("a", 2, seq=1))  # the one that failed used no number
+        found = {
+            (reply.sequence_id, code(reply), reply.applied_seq) for reply in (reply_of(sock) for _ in "123")
+        }
+        assert found == {("a", "STAGE_FAILED", 0), ("b", "ok", 1), ("a", "ok", 1)}
+
+
+def test_an_idle_stream_is_closed_and_its_client_told_though_nobody_asks(
+    engine: SpyEngine, address: str
+) -> None:
+    daemon = Daemon(engine, address, idle_seconds=0.3)
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        opened = ask(sock, "open", "a")
+        notice = reply_of(sock)
+        assert (notice.id, notice.op, notice.sequence_id, notice.epoch) == ("", "close", "a", opened.epoch)
+        assert code(notice) == "UNKNOWN_STREAM"
+        assert "a" not in engine.streams
+        assert "no request for 0.3 s" in ask(sock, "flush", "a").error.message  # type: ignore[union-attr]
     daemon.stop()
     thread.join(10)
