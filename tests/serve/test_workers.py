@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import pytest
 import zmq
 
 from runnel.errors import RunnelError, UsageError
-from runnel.serve import link, wire
+from runnel.serve import link, wire, worker
+from runnel.serve import workers as workers_module
+from runnel.serve.address import MAX_PATH
 from runnel.serve.placement import worker_of
-from runnel.serve.settings import Settings, Source
+from runnel.serve.settings import MAX_WORKERS, Settings, Source
 from runnel.serve.systemd import Notifier
 from runnel.serve.workers import FIRST_PAUSE, LAST_PAUSE, SOUND_SECONDS, Backoff, Supervisor, addresses
 
@@ -241,3 +245,45 @@ def test_a_link_that_is_not_read_is_not_waited_for() -> None:
     with ours, theirs:
         while link.send(ours, {"beat": True}):
             pass
+
+
+def test_the_largest_packet_fits() -> None:
+    ours, theirs = link.pair()
+    longest = f"ipc:///{chr(0x20AC) * (MAX_PATH // 3)}"  # as JSON writes them, six bytes a character
+    packet = {"workers": [longest] * MAX_WORKERS}
+    with ours, theirs:
+        assert link.send(ours, packet)
+        assert link.receive(theirs) == packet
+
+
+def test_a_worker_that_never_serves_is_ended(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    monkeypatch.setattr(workers_module, "START_SECONDS", 0.3)
+    settings = Settings(bind=f"ipc://{tmp_path}/d.sock", workers=2)
+    with Notifier({}) as notifier, pytest.raises(RunnelError, match="ended with status -9 before it served"):
+        Supervisor(str(pipeline), settings, Source(pipeline, {}), notifier, observe_nothing).serve(())
+
+
+def test_a_worker_that_hangs_ends_itself_when_its_supervisor_is_gone(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    stopped: list[bool] = []
+    ours, theirs = link.pair()
+    with theirs:
+        order = link.Order(0, str(pipeline), "ipc:///x", False, Settings(), 0.0)
+        keeper = worker._Steered(theirs, order)
+        keeper.daemon = types.SimpleNamespace(stop=lambda: stopped.append(True))  # type: ignore[assignment]
+        keeper.ready("ipc:///x")
+        assert link.receive(ours) == {"ready": True}
+        assert not ended.is_set()
+        ours.close()
+        assert ended.wait(10)
+    assert stopped == [True]

@@ -145,6 +145,7 @@ class Supervisor:
             elif worker.process and not worker.ready and worker.since + START_SECONDS <= now:
                 log.error("worker %d did not serve within %g s: it is ended", worker.index, START_SECONDS)
                 worker.process.kill()
+                worker.since = now  # told once
         if not self._serving and all(worker.ready for worker in self._workers):
             self._serving = True
             served = [worker.address for worker in self._workers]
