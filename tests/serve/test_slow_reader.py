@@ -192,3 +192,22 @@ def test_large_replies_of_peers_that_are_gone_are_forgotten(
                 sock.send_multipart(feed(name, *[1.0] * 20_000, sequence_start=True))
                 assert code(reply_of(sock)) == "ok"
     assert len(made[0]._held) <= 8
+
+
+def test_what_libzmq_holds_for_a_peer_is_given_back_when_it_is_gone(
+    engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[sender.Sender] = []
+    monkeypatch.setattr(
+        "runnel.serve.daemon.Sender", lambda router: made.append(sender.Sender(router)) or made[0]
+    )
+    with served(engine, address) as daemon:
+        with dealer(daemon.address, queued=1) as deaf:
+            for i in range(10):
+                deaf.send_multipart(feed(f"s{i}", *[1.0] * 2**17, sequence_start=True))
+            until(lambda: daemon.stats.chunks == 10)
+            (held,) = made[0]._held.values()
+            assert not held[-1][1].done
+        with dealer(daemon.address) as sock:
+            assert code(ask(sock, "hello")) == "ok"
+        until(lambda: all(tracker.done for _, tracker in held))
