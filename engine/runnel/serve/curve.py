@@ -1,0 +1,108 @@
+"""CURVE on a daemon's socket and on a client's: who is who, proved by keys.
+
+Seen with libzmq 4.3: CURVE without a ZAP handler lets everyone in, unless a domain is set and enforced; a
+routing id can be taken over by another key once it is free; a message tells the user id that its connection
+proved. So the user is asked of each message (half a microsecond), and never of the routing id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from ..errors import AccessError, UsageError
+from .keys import Secret, Users, read_secret, read_users
+from .zap import DOMAIN, admit
+
+MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep the admitted from being served
+_ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq asks
+
+
+def new_pair() -> tuple[str, str]:
+    """A new public and secret key."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def connect_as(socket: zmq.Socket[bytes], keys: Secret) -> None:
+    """Let a client's socket prove who it is, and talk to the holder of `keys.server` alone."""
+    socket.curve_secretkey = keys.secret.encode()
+    socket.curve_publickey = zmq.curve_public(keys.secret.encode())
+    socket.curve_serverkey = keys.server.encode()
+
+
+def client_keys(path: str | Path) -> Secret:
+    """A client's key file. Raises UsageError, also where the daemon's key is not in it."""
+    keys = read_secret(Path(path))
+    if not keys.server:
+        raise UsageError(
+            f'{path}: no `server` in it: add server = "KEY" with the key in the .pub file of the daemon'
+        )
+    return keys
+
+
+class Guard:
+    """Lets into a daemon's socket only those who hold an authorised key.
+
+    `keys`: the daemon's own secret key; `authorised`: the file or folder that lists the users. Raises
+    UsageError for either. Belongs to the thread of the socket.
+    """
+
+    def __init__(self, keys: Path, authorised: Path) -> None:
+        self._keys = read_secret(keys)
+        self._authorised = authorised
+        self._users: Users = read_users(authorised)
+        self._zap: zmq.Socket[bytes] | None = None
+
+    def __len__(self) -> int:
+        """Keys that are let in."""
+        return len(self._users)
+
+    def reload(self) -> None:
+        """Read the list of users again: holds for new connections and for the next message of old ones.
+
+        Raises UsageError; then the list is as it was.
+        """
+        self._users = read_users(self._authorised)
+
+    @contextmanager
+    def at(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> Iterator[None]:
+        """Guard `router`, which is not bound yet; from then on nobody gets in unless `answer` is called."""
+        with context.socket(zmq.REP) as self._zap:
+            self._zap.linger = 0
+            self._zap.bind(_ENDPOINT)
+            router.curve_server = 1
+            router.curve_secretkey = self._keys.secret.encode()
+            router.zap_domain = DOMAIN
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            yield
+        self._zap = None
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """Readable when somebody knocks."""
+        assert self._zap is not None, "within `at`"
+        return self._zap
+
+    def answer(self) -> None:
+        """Answer those who have knocked. Never waits."""
+        for _ in range(MAX_ADMITTED):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self.socket.send_multipart(admit(frames, self._users))
+
+    def user(self, frame: zmq.Frame) -> str:
+        """Whose message it is, by any of its frames. Raises AccessError for a key that is not on the list."""
+        try:
+            name = self._users.get(bytes.fromhex(str(frame.get("User-Id"))))
+        except zmq.ZMQError:  # libzmq knows no user: not met behind an enforced domain
+            name = None
+        if name is None:
+            raise AccessError("this key is not, or no longer, on the daemon's list of users")
+        return name
