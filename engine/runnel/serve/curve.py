@@ -1,8 +1,9 @@
 """CURVE on a daemon's socket and on a client's: who is who, proved by keys.
 
 Seen with libzmq 4.3: CURVE without a ZAP handler lets everyone in, unless a domain is set and enforced; a
-routing id can be taken over by another key once it is free; a message tells the user id that its connection
-proved. So the user is asked of each message (half a microsecond), and never of the routing id.
+message tells the user id that its connection proved, in half a microsecond; a routing id can be taken over
+by another key once it is free. So the user is asked of each message, and never of the routing id; and since
+replies go to a routing id, nobody may choose one that another could know.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .keys import Secret, Users, read_secret, read_users
 from .zap import DOMAIN, admit
 
 MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep the admitted from being served
+_CHOSEN: Final = 5  # bytes of a routing id that libzmq chose: 0, and a number that began at random
 _ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq asks
 
 
@@ -97,12 +99,19 @@ class Guard:
                 return
             self.socket.send_multipart(admit(frames, self._users))
 
-    def user(self, frame: zmq.Frame) -> str:
-        """Whose message it is, by any of its frames. Raises AccessError for a key that is not on the list."""
+    def user(self, peer: zmq.Frame) -> str:
+        """Whose message it is, by its first frame, the routing id.
+
+        Raises AccessError for a key that is not on the list now, and for a routing id of the peer's own.
+        """
         try:
-            name = self._users.get(bytes.fromhex(str(frame.get("User-Id"))))
+            name = self._users.get(bytes.fromhex(str(peer.get("User-Id"))))
         except zmq.ZMQError:  # libzmq knows no user: not met behind an enforced domain
             name = None
         if name is None:
             raise AccessError("this key is not, or no longer, on the daemon's list of users")
+        if len(peer) != _CHOSEN or peer.bytes[0]:
+            raise AccessError(
+                "a routing id was set: leave it to the daemon, since another user could take it over"
+            )
         return name
