@@ -19,7 +19,7 @@ _ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
 
 
 class Arena:
-    """State rows for up to `slots` streams. Memory is touched only as slots come into use."""
+    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken."""
 
     def __init__(self, states: Sequence[ModelState], slots: int) -> None:
         offsets, stride = [], 0
@@ -53,7 +53,11 @@ class Arena:
         self.used = 0
 
     def take(self) -> int:
-        """A slot's first row, holding the initial state. LimitError when all slots are taken."""
+        """A slot's first row, holding the initial state. LimitError when all slots are taken.
+
+        Both of its rows are in memory from now on: a stream that could be opened can be stepped, and a
+        machine that is out of memory says so at an open and not in the middle of a stream.
+        """
         if self._free:
             slot = heapq.heappop(self._free)
         elif self._fresh < self.slots:
@@ -65,6 +69,7 @@ class Arena:
             )
         self.used += 1
         self.write(2 * slot, self._initial)
+        self.write(2 * slot + 1, self._initial)
         return 2 * slot
 
     def give(self, row: int) -> None:

@@ -8,6 +8,7 @@ replies go to a routing id, nobody may choose one that another could know.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from .zap import DOMAIN, admit
 MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep the admitted from being served
 _CHOSEN: Final = 5  # bytes of a routing id that libzmq chose: 0, and a number that began at random
 _ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq asks
+
+log = logging.getLogger("runnel.serve")
 
 
 def new_pair() -> tuple[str, str]:
@@ -67,14 +70,20 @@ class Guard:
     def reload(self) -> None:
         """Read the list of users again: holds for new connections and for the next message of old ones.
 
-        Raises UsageError; then the list is as it was.
+        Where it cannot be read, that is logged, and it stays as it was.
         """
-        self._users = read_users(self._authorised)
+        try:
+            self._users = read_users(self._authorised)
+        except UsageError as error:
+            log.error("reload: the list of users stays as it was: %s", error)
+        else:
+            log.info("reload: %d keys are authorised", len(self._users))
 
     @contextmanager
     def at(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> Iterator[None]:
         """Guard `router`, which is not bound yet; from then on nobody gets in unless `answer` is called."""
-        with context.socket(zmq.REP) as self._zap:
+        self._zap = context.socket(zmq.REP)
+        try:
             self._zap.linger = 0
             self._zap.bind(_ENDPOINT)
             router.curve_server = 1
@@ -82,7 +91,13 @@ class Guard:
             router.zap_domain = DOMAIN
             router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
             yield
-        self._zap = None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let nobody in any more. Closing twice is allowed."""
+        if self._zap is not None:
+            self._zap.close()
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -99,19 +114,17 @@ class Guard:
                 return
             self.socket.send_multipart(admit(frames, self._users))
 
-    def user(self, peer: zmq.Frame) -> str:
-        """Whose message it is, by its first frame, the routing id.
+    def user(self, peer: bytes, frame: zmq.Frame) -> str:
+        """Whose message it is, by its routing id and any of its frames.
 
         Raises AccessError for a key that is not on the list now, and for a routing id of the peer's own.
         """
         try:
-            name = self._users.get(bytes.fromhex(str(peer.get("User-Id"))))
+            name = self._users.get(bytes.fromhex(str(frame.get("User-Id"))))
         except zmq.ZMQError:  # libzmq knows no user: not met behind an enforced domain
             name = None
         if name is None:
             raise AccessError("this key is not, or no longer, on the daemon's list of users")
-        if len(peer) != _CHOSEN or peer.bytes[0]:
-            raise AccessError(
-                "a routing id was set: leave it to the daemon, since another user could take it over"
-            )
+        if len(peer) != _CHOSEN or peer[0]:
+            raise AccessError("a routing id was set: leave it to the daemon, another user could take it over")
         return name

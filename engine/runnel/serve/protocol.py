@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -150,7 +149,7 @@ class Server:
         try:
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
-            return self.refuse(peer, frames, error)
+            return [self.refuse(peer, frames, error)]
         op = request.op
         self.stats.requests[op] += 1
         try:
@@ -165,10 +164,10 @@ class Server:
             return [self._refuse(peer, op, request.id, error)]
         return []
 
-    def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> list[Outgoing]:
-        """Answer a message that is not to be done: it is none, or its sender may not send any."""
+    def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
+        """Answer a message with an error, whatever its bytes, and take nothing of it."""
         self.stats.requests[""] += 1
-        return [self._refuse(peer, "", wire.salvage_id(frames), error)]
+        return self._refuse(peer, "", wire.salvage_id(frames), error)
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
