@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from runnel import errors
@@ -58,10 +59,15 @@ class Tape:
         return tape
 
 
-def fuzzed_engine() -> Engine:
-    """A resampler, whose state is more than sums, before the tally."""
+@cache
+def _pipeline() -> Pipeline:
+    """A resampler, whose state is more than sums, before the tally. Stages hold no state, so one will do."""
     source = Signal((TensorSpec("x", "float32", (2,)),), 150.0)
-    return Engine(Pipeline([Resample(source, rate=100.0), Tally()], None, {}), MAX_STREAMS)
+    return Pipeline([Resample(source, rate=100.0), Tally()], None, {})
+
+
+def fuzzed_engine() -> Engine:
+    return Engine(_pipeline(), MAX_STREAMS)
 
 
 class House:

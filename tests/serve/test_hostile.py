@@ -7,7 +7,6 @@ what they say, beside a stream whose outputs must stay what they are.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import threading
 import time
