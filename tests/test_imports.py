@@ -79,8 +79,11 @@ def test_one_importer_each() -> None:
     assert importers["torch"] == set()
 
 
-def test_protocol_has_no_socket_and_no_clock() -> None:
-    assert not tops(ENGINE / "serve" / "protocol.py") & {
+@pytest.mark.parametrize(
+    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+)
+def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {
         "zmq",
         "time",
         "socket",

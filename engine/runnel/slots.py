@@ -55,13 +55,14 @@ class Arena:
     def take(self) -> int:
         """A slot's first row, holding the initial state. LimitError when all slots are taken.
 
-        Both of its rows are in memory from now on: a stream that could be opened can be stepped, and a
-        machine that is out of memory says so at an open and not in the middle of a stream.
+        Both of its rows are in memory from now on: where there is no more of it, that shows when a stream is
+        opened, and not in the middle of one.
         """
         if self._free:
             slot = heapq.heappop(self._free)
         elif self._fresh < self.slots:
             slot, self._fresh = self._fresh, self._fresh + 1
+            self.write(2 * slot + 1, self._initial)
         else:
             raise LimitError(
                 f"all {self.slots} streams are open: close some, or allow more: max_streams of Engine.load, "
@@ -69,7 +70,6 @@ class Arena:
             )
         self.used += 1
         self.write(2 * slot, self._initial)
-        self.write(2 * slot + 1, self._initial)
         return 2 * slot
 
     def give(self, row: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret, write
 
 from .peers import ask, dealer, feed, reply_of
-from .support import SpyEngine, code
+from .processes import command, ready
+from .support import SpyEngine, code, model_pipeline
 
 
 class Site:
@@ -146,7 +149,8 @@ def test_a_key_struck_off_is_refused_at_once_and_let_in_again(
 
 def until(sock: zmq.Socket[bytes], wanted: str) -> wire.Reply:
     """Ask until the daemon has read its list."""
-    for _ in range(1000):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         reply = ask(sock, "hello")
         if code(reply) == wanted:
             return reply
@@ -180,3 +184,43 @@ def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Se
     daemon.stop()
     thread.join(15)
     assert not thread.is_alive()
+
+
+# The command
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_daemon_with_keys_by_its_settings(site: Site, tmp_path: Path, workers: int) -> None:
+    alice = site.user("alice")
+    pipeline = model_pipeline(tmp_path)
+    with pipeline.open("a") as file:
+        file.write(f'[serve]\nkeys = "daemon.key"\nauthorised = "users"\nworkers = {workers}\n')
+    with command(str(pipeline), "--bind", "tcp://0.0.0.0:*") as process:
+        address = ready(process, workers).replace("0.0.0.0", "127.0.0.1")
+        with dealer(address) as plain, peer(address, alice) as sock:
+            assert code(ask(sock, "hello")) == "ok"
+            plain.send_multipart(feed("mic", 1, sequence_start=True))
+            assert not plain.poll(300)
+            (site.users / "alice.pub").unlink()
+            process.send_signal(signal.SIGHUP)
+            until(sock, "NO_ACCESS")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--keys", "daemon.key"], "keys and authorised go together"),
+        (["--keys", "none.key", "--authorised", "users"], "none.key: No such file"),
+        (["--keys", "daemon.pub", "--authorised", "users"], "others can read this secret key"),
+        ([], "without keys anyone could use it"),
+    ],
+)
+def test_keys_that_cannot_be_used(site: Site, tmp_path: Path, words: list[str], message: str) -> None:
+    words = [str(site.folder / word) if "." in word or word == "users" else word for word in words]
+    with command(str(model_pipeline(tmp_path)), "--bind", "tcp://0.0.0.0:*", *words) as process:
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 2
+    assert message in stderr
+    assert "Traceback" not in stderr

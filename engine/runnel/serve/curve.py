@@ -12,13 +12,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
 from ..errors import AccessError, UsageError
 from .keys import Secret, Users, read_secret, read_users
 from .zap import DOMAIN, admit
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep the admitted from being served
 _CHOSEN: Final = 5  # bytes of a routing id that libzmq chose: 0, and a number that began at random
@@ -50,6 +53,11 @@ def client_keys(path: str | Path) -> Secret:
     return keys
 
 
+def guard_of(settings: Settings) -> Guard | None:
+    """Who guards a daemon of these settings; None where they name no keys. Raises as `Guard` does."""
+    return Guard(Path(settings.keys), Path(settings.authorised)) if settings.keys else None
+
+
 class Guard:
     """Lets into a daemon's socket only those who hold an authorised key.
 
@@ -62,10 +70,6 @@ class Guard:
         self._authorised = authorised
         self._users: Users = read_users(authorised)
         self._zap: zmq.Socket[bytes] | None = None
-
-    def __len__(self) -> int:
-        """Keys that are let in."""
-        return len(self._users)
 
     def reload(self) -> None:
         """Read the list of users again: holds for new connections and for the next message of old ones.

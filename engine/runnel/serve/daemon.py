@@ -107,12 +107,12 @@ class Daemon:
         with (
             self._told,
             self._teller,
-            _heard(signals, self._teller),
+            heard(signals, self._teller),
             zmq.Context() as context,
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
-            guarded = self._guard.at(context, router) if self._guard else nullcontext()
+            guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
             with guarded, _bind(router, self._bound) as self.address:
                 place = self._keeper.meet(self.address)
                 # Another start, other epochs: one that a client remembers from before is nobody's.
@@ -127,7 +127,7 @@ class Daemon:
                 self._loop(router)
                 answered = self._finish(router)
                 # In this order: replies leave before the socket file does, and before the context ends.
-                if self._guard:
+                if self._guard is not None:
                     self._guard.close()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
@@ -139,7 +139,7 @@ class Daemon:
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(self._told, zmq.POLLIN)
-        if self._guard:
+        if self._guard is not None:
             poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
             poller.poll(self._patience())
@@ -177,7 +177,7 @@ class Daemon:
         """Take what has arrived, run one batch of it, reply; then what time asks for."""
         server, outbox = self._server, self._outbox
         self._listen()
-        if self._guard:
+        if self._guard is not None:
             self._guard.answer()
         self._take(router)
         now = time.monotonic()
@@ -203,7 +203,7 @@ class Daemon:
         self._stops += len(told) - reloads
         if reloads and not self._stops:
             self._keeper.reload(self._server)
-            if self._guard:
+            if self._guard is not None:
                 self._guard.reload()
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
@@ -218,7 +218,7 @@ class Daemon:
                 return
             peer, frames, first = message
             now = clock()
-            if guard:
+            if guard is not None:
                 try:
                     user = guard.user(peer, first)
                 except AccessError as error:
@@ -237,8 +237,8 @@ class Daemon:
 
 
 @contextmanager
-def _heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
-    """Within it each of the signals is a byte on `teller`, written in C.
+def heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
+    """Within it each of the signals is a byte on `teller`, its number, written in C.
 
     A handler in Python would wait for the poll to return when the signal comes just before it.
     """

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from ..errors import RunnelError
@@ -17,6 +19,8 @@ from .settings import Settings, Source, renewed
 
 if TYPE_CHECKING:
     from .protocol import Server
+
+Observe = Callable[[Settings, Sequence[str]], AbstractContextManager[object]]
 
 log = logging.getLogger("runnel.serve")
 
@@ -44,15 +48,29 @@ class Keeper:
 
 
 class Service(Keeper):
-    """A service of one process, under systemd or not."""
+    """A service of one process, under systemd or not.
 
-    def __init__(self, notifier: systemd.Notifier, source: Source, settings: Settings) -> None:
+    `observe(settings, addresses)` is entered once it serves, and left at the end of the keeper's context.
+    """
+
+    def __init__(
+        self, notifier: systemd.Notifier, source: Source, settings: Settings, observe: Observe
+    ) -> None:
         self.beat_seconds = notifier.watchdog_seconds
         self._notifier = notifier
         self._source = source
         self._settings = settings
+        self._observe = observe
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def ready(self, address: str) -> None:
+        self._stack.enter_context(self._observe(self._settings, [address]))
         self._notifier.send(systemd.READY, systemd.status(f"serving on {address}"))
 
     def beat(self) -> None:
@@ -91,4 +109,9 @@ def reread(source: Source, now: Settings) -> Settings:
 def apply(settings: Settings, server: Server) -> None:
     """Put into effect what can change while the daemon runs."""
     server.idle_seconds = settings.idle_seconds
-    logging.getLogger("runnel").setLevel(settings.log_level.upper())
+    set_level(settings.log_level)
+
+
+def set_level(level: str) -> None:
+    """Log what is of this level, or graver."""
+    logging.getLogger("runnel").setLevel(level.upper())

@@ -110,9 +110,11 @@ class Outbox:
         """Send the refusal of a request. A peer that was dropped and can take it, reads again."""
         if peer not in self._deaf:
             self.post(peer, frames, now)
-        elif self._send(peer, frames, sum(map(len, frames))) is Fate.FULL:
+            return
+        fate = self._send(peer, frames, sum(map(len, frames)))
+        if fate is not Fate.SENT:
             self._stats.dropped_replies += 1
-        else:
+        if fate is not Fate.FULL:
             del self._deaf[peer]
 
     def retry(self, now: float) -> None:

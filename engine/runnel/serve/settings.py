@@ -18,7 +18,6 @@ from ..errors import UsageError, nearest
 MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
 MAX_PROVIDERS: Final = 16
 LEVELS: Final = ("debug", "info", "warning", "error")
-FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +28,11 @@ class Settings:
     max_streams: int = 1024  # open at once, in each worker: a hash of the name places them, unevenly
     idle_seconds: float = 3600.0  # a stream without a request for longer is closed; 0: never
     workers: int = 1
+    keys: str = ""  # file of the daemon's secret key: then only users are let in, from anywhere
+    authorised: str = ""  # file or folder that lists the users
     threads: int = 1  # onnxruntime's, for one step
     providers: tuple[str, ...] = ()
-    metrics: str = ""  # host:port of the HTTP server
     log_level: str = "info"
-    log_format: str = "text"
 
 
 RELOADABLE: Final = ("idle_seconds", "log_level")
@@ -43,14 +42,22 @@ Check = Callable[[Any, str], Any]
 def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Settings:
     """The settings of a [serve] table and of flags; a flag of None was not given.
 
-    Raises PipelineError for an unknown key, UsageError for a value that is none.
+    Raises PipelineError for an unknown key, UsageError for a value that is none, and for keys without users.
     """
     tables.known(table, tuple(_CHECKS), f"{where}: [serve]")
     given = {name: _CHECKS[name](value, f"{where}: [serve] {name}") for name, value in table.items()}
     for name, value in flags.items():
         if value is not None:
-            given[name] = _CHECKS[name](value, f"--{name.removesuffix('s') if name == 'providers' else name}")
+            given[name] = _CHECKS[name](value, _flag(name))
+    if ("keys" in given) != ("authorised" in given):
+        raise UsageError(
+            f"{where}: keys and authorised go together: the daemon's own key, and the list of its users"
+        )
     return Settings(**given)
+
+
+def _flag(name: str) -> str:
+    return "--provider" if name == "providers" else f"--{name.replace('_', '-')}"
 
 
 class Source:
@@ -68,6 +75,9 @@ class Source:
         """
         document = tables.read_toml(self.path) if self.path.suffix == ".toml" else {}
         table = tables.table(document, "serve", str(self.path))
+        for name in ("keys", "authorised"):  # relative to the file that names them
+            if isinstance(table.get(name), str):
+                table = {**table, name: str(self.path.parent / table[name])}
         rest = {key: value for key, value in document.items() if key != "serve"}
         settings = make(table, self._flags, str(self.path))
         self._rest = self._rest or rest
@@ -121,21 +131,16 @@ def _among(known: tuple[str, ...]) -> Check:
     return check
 
 
-def _host_port(value: Any, where: str) -> str:
-    host, colon, port = _text(value, where).rpartition(":")
-    if not host or not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{where} must be host:port, as 127.0.0.1:9100, not {value!r}")
-    return str(value)
-
-
 _CHECKS: Final[Mapping[str, Check]] = {
     "bind": _text,  # `address.parse` knows what an address is
     "max_streams": _whole(1, 10_000_000),
     "idle_seconds": _seconds,
     "workers": _whole(1, MAX_WORKERS),
+    "keys": _text,
+    "authorised": _text,
     "threads": _whole(1, 1024),
     "providers": _texts,
-    "metrics": _host_port,
     "log_level": _among(LEVELS),
-    "log_format": _among(FORMATS),
 }
+
+FLAGS: Final = tuple(_CHECKS)
