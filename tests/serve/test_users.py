@@ -13,12 +13,14 @@ import pytest
 import zmq
 
 from runnel.errors import UsageError
+from runnel.serve import daemon as daemon_module
 from runnel.serve import wire
 from runnel.serve.curve import Guard, connect_as, new_pair
 from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret, write
 
-from .peers import ask, dealer, feed, reply_of
+from . import raw
+from .peers import ask, dealer, feed, reply_of, run
 from .processes import command, ready
 from .support import SpyEngine, code, model_pipeline
 
@@ -181,6 +183,46 @@ def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Se
         assert code(reply_of(sock)) == "ok"
         assert not plain.poll(200)
     assert list(engine.streams) == ["alice/a"]
+    daemon.stop()
+    thread.join(15)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        raw.greeting(),
+        raw.greeting() + raw.ready() + raw.message(b"hello"),
+        raw.greeting(b"PLAIN") + raw.frame(b"\x05HELLO\x05alice\x00", raw.COMMAND),
+        raw.greeting(b"CURVE"),
+        raw.greeting(b"CURVE") + raw.frame(b"\x05HELLO\x01\x00" + bytes(192), raw.COMMAND),
+        raw.greeting(b"CURVE") + raw.frame(b"\x08INITIATE" + bytes(300), raw.COMMAND),
+        raw.greeting(b"CURVE") + raw.frame(b"\x07MESSAGE" + bytes(100), raw.COMMAND),
+        raw.greeting(b"CURVE") + raw.message(b"hello"),
+    ],
+    ids=[
+        "silence",
+        "NULL",
+        "PLAIN",
+        "half",
+        "a false HELLO",
+        "INITIATE first",
+        "MESSAGE first",
+        "no command",
+    ],
+)
+def test_a_handshake_that_is_none_is_ended(
+    site: Site, alice: Secret, tmp_path: Path, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 300)
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", guard=site.guard())
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with raw.connected(daemon.address) as false, peer(daemon.address, alice) as sock:
+        raw.tell(false, sent)
+        assert code(ask(sock, "hello")) == "ok"
+        assert b"boot_id" not in raw.rest(false), "the daemon ends it, at the latest when its time is over"
+        assert code(ask(sock, "hello")) == "ok"
     daemon.stop()
     thread.join(15)
     assert not thread.is_alive()
