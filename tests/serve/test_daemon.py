@@ -57,9 +57,9 @@ def test_of_frames_without_end_only_what_a_message_holds_is_kept(daemon: Daemon)
         seen: list[int] = []
         receive = protocol.Server.receive
 
-        def spy(self: Any, peer: bytes, frames: list[bytes], now: float) -> Any:
+        def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
             seen.append(len(frames))
-            return receive(self, peer, frames, now)
+            return receive(self, peer, frames, now, user)
 
         patch.setattr(protocol.Server, "receive", spy)
         sock.send_multipart([b"x"] * 3000)

@@ -20,6 +20,8 @@ EVERY: dict[str, Any] = {
     "max_streams": 7,
     "idle_seconds": 1.5,
     "workers": 3,
+    "keys": "d.key",
+    "authorised": "users",
     "threads": 2,
     "providers": ("CPUExecutionProvider",),
     "log_level": "debug",
@@ -43,6 +45,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
         ("idle_seconds", -1), ("idle_seconds", float("inf")), ("idle_seconds", float("nan")),
         ("idle_seconds", "60"), ("idle_seconds", True),
         ("workers", 0), ("workers", 257),
+        ("keys", ""), ("keys", 1), ("authorised", ""), ("authorised", ["a"]),
         ("threads", 0),
         ("providers", "CPU"), ("providers", []), ("providers", [1]), ("providers", ["x"] * 17),
         ("log_level", "loud"), ("log_level", 3),
@@ -110,3 +113,15 @@ def test_settings_reach_a_worker_as_they_are() -> None:
         ours.close()
         assert link.receive(theirs) is None
         assert not link.send(theirs, {})
+
+
+def test_keys_and_users_go_together_and_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    for name in ("keys", "authorised"):
+        with pytest.raises(UsageError, match="keys and authorised go together"):
+            make({name: "x"}, {}, "p.toml")
+    path = tmp_path / "p.toml"
+    path.write_text('[serve]\nkeys = "d.key"\nauthorised = "/etc/users"\n')
+    settings, _ = Source(path, {}).read()
+    assert (settings.keys, settings.authorised) == (f"{tmp_path}/d.key", "/etc/users")
+    settings, _ = Source(path, {"keys": "here.key"}).read()
+    assert settings.keys == "here.key"

@@ -94,9 +94,11 @@ def main(fd: int) -> int:
 
 def _serve(wire: socket.socket, order: link.Order) -> bool:
     from ..engine import Engine
+    from .curve import guard_of
     from .daemon import Daemon
 
     settings = order.settings
+    guard = guard_of(settings)
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
@@ -111,7 +113,9 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         flush_denormals=True,
     ) as engine:
         keeper = _Steered(wire, order)
-        keeper.daemon = Daemon(engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper)
+        keeper.daemon = Daemon(
+            engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
+        )
         return keeper.daemon.serve()
 
 
