@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from ..errors import UsageError
-from . import socketfile, wire
+from . import process, socketfile, wire
 from .address import Address, parse
 from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
 from .stats import Stats
@@ -51,6 +51,7 @@ class Daemon:
         self.address = self._bound.text
         self.started = threading.Event()
         self._server = Server(engine, secrets.token_hex(8), secrets.randbits(30) << 32)
+        self._server.gauges = process.gauges
         self._told, self._teller = socket.socketpair()
         self._told.setblocking(False)
         self._teller.setblocking(False)

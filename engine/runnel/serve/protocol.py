@@ -13,7 +13,7 @@ a stream holds for every request alike, and the batch grows with what has arrive
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -108,6 +108,7 @@ class Server:
     ) -> None:
         self.idle_seconds = idle_seconds
         self.stats = Stats()
+        self.gauges: Callable[[], Mapping[str, float]] = dict  # of the process, by who may ask the system
         self._engine = engine
         self._boot_id = boot_id
         self._place = place or Place()
@@ -235,6 +236,7 @@ class Server:
             "pending_bytes": self._pending_bytes,
             "kept_bytes": self._register.kept_bytes,
             "stopping": self._stopping,
+            **self.gauges(),
             **self.stats.document(),
         }
 
