@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "run",
     "serve": "serve",
     "feed": "feed",
+    "top": "top",
     "plugins": "plugins",
     "demo": "demo",
 }
