@@ -13,7 +13,7 @@ HISTORY: Final = 240  # intervals of steps/s that are kept: more than a terminal
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GAP: Final = "  "
 _COLUMNS: Final = (
-    "streams", "steps/s", "req/s", "fill", "p50", "p90", "p99", "queue", "queued", "memory", "cpu", "err/s"
+    "streams", "steps/s", "req/s", "fill", "p50", "p90", "p99", "queue", "mem", "cpu", "err/s"
 )  # fmt: skip
 _MOST_CODES: Final = 6  # errors by code that one line names
 
@@ -62,8 +62,8 @@ def document(shown: Frame) -> dict[str, Any]:
 
 def render(shown: Frame, width: int = 100, height: int = 1000) -> list[str]:
     """The frame's lines: at most `height` of them, none wider than `width`."""
-    lines = [_title(shown), "", *_table(shown), "", *_details(shown, width)]
-    return [line[:width].rstrip() for line in lines[:height]]
+    lines = [_title(shown), "", *_table(shown, width), "", *_details(shown, width)]
+    return ["".join(filter(str.isprintable, line))[:width].rstrip() for line in lines[:height]]
 
 
 def _title(shown: Frame) -> str:
@@ -75,25 +75,26 @@ def _title(shown: Frame) -> str:
             words.append(f"pipeline {served.pipeline[:12]}")
     if any(seen.stats and seen.stats.get("stopping") for seen in shown.seen):
         words.append("STOPPING")
-    words.append(f"every {shown.seconds:.3g} s")
+    words.append(f"over {shown.seconds:.3g} s")
     return _GAP.join(words)
 
 
-def _table(shown: Frame) -> list[str]:
-    """The head, a row for each worker, and where there are several, one for all."""
+def _table(shown: Frame, width: int) -> list[str]:
+    """The head, a row for each worker, and where there are several, one for all; closer if it is narrow."""
     rows: list[tuple[str, ...] | str] = [("worker", *_COLUMNS)]
     for at, (seen, one) in enumerate(zip(shown.seen, shown.workers, strict=True)):
         if one is not None:
             rows.append((str(at), *_cells(one)))
         else:
-            rows.append(f"{at:>6}{_GAP}" + (f"{seen.error}, trying" if seen.error else "here; one more look"))
+            rows.append(f"{at:>6}{_GAP}" + (f"trying: {seen.error}" if seen.error else "here; one more look"))
     if len(shown.seen) > 1 and shown.all:
         rows.append(("all", *_cells(shown.all)))
     widths = [
         max(map(len, column)) for column in zip(*(r for r in rows if isinstance(r, tuple)), strict=True)
     ]
+    gap = _GAP if sum(widths) + len(_GAP) * (len(widths) - 1) <= width else " "
     return [
-        row if isinstance(row, str) else _GAP.join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True))
+        row if isinstance(row, str) else gap.join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True))
         for row in rows
     ]
 
@@ -108,7 +109,6 @@ def _cells(one: Reading) -> tuple[str, ...]:
         duration(one.p90),
         duration(one.p99),
         number(one.pending),
-        size(one.pending_bytes),
         size(one.resident_bytes),
         f"{one.cpu:.0%}",
         number(sum(one.errors.values())),
@@ -121,6 +121,7 @@ def _details(shown: Frame, width: int) -> list[str]:
         return []
     return [
         f"steps/s   {sparkline(shown.history, max(1, width - 30))}  most {number(max(shown.history))}",
+        f"queue     {number(one.pending)} requests, {size(one.pending_bytes)} of tensors",
         f"streams   {_rates({'opened': one.opened, **{f'closed: {k}': v for k, v in one.closed.items()}})}",
         f"replies   {_rates({'repeated': one.repeats, 'dropped': one.dropped})}, "
         f"kept {size(one.kept_bytes)}, resumed {number(one.resumed)}/s",

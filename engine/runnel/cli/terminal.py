@@ -39,9 +39,10 @@ class Screen:
 
     def draw(self, lines: Sequence[str]) -> None:
         """Show these, in place of what stood there."""
-        shown = lines[: self.size[1]]
-        body = "\r\n".join(line + _REST_OF_LINE for line in shown)
-        self._out.write(_HOME + body + _REST_OF_SCREEN)
+        height = self.size[1]
+        # A line is cleared before it is written: after its last column, the last character would go too.
+        body = "\n".join(_REST_OF_LINE + line for line in lines[:height])
+        self._out.write(_HOME + body + ("\n" + _REST_OF_SCREEN if len(lines) < height else ""))
         self._out.flush()
 
     def wait(self, seconds: float) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "watch a daemon live: streams, steps/s, latency, queue, memory, errors"
 
 MAX_INTERVAL: Final = 3600.0  # seconds: an hour
+ANSWER_SECONDS: Final = 2.0  # a worker that takes longer is shown as silent
 MIN_INTERVAL: Final = 0.1  # seconds: a look costs a daemon some 100 µs
 
 _EXAMPLE = """examples:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not (args.once or args.json) and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("standard input and output are no terminal: use --once, or --json")
-    with Watcher([args.address]) as watcher:
+    with Watcher([args.address], ANSWER_SECONDS) as watcher:
         try:
             if args.once:
                 _once(watcher, args.address, args.interval)

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
 
 MAX_VALUE: Final = 256  # characters of a field's text: an id's bound on the wire
+MAX_EVENT: Final = 1000  # characters of an event: an address and a pipeline fit
 MAX_TRACE: Final = 4000  # characters of a traceback; its end says most
 MAX_KINDS: Final = 256  # of events, each with a budget of its own; the rest share one
 BURST: Final = 20  # lines of a kind at once
@@ -31,6 +32,7 @@ Format = Literal["text", "json"]
 FORMATS: Final[tuple[Format, ...]] = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
+_MOST: Final = {"event": MAX_EVENT, "trace": MAX_TRACE}
 _BARE = re.compile(r'[^\s"=\\]+\Z')
 
 
@@ -112,25 +114,28 @@ class TextFormatter(logging.Formatter):
     """``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(f"{_key(key)}={_text(value)}" for key, value in _fields(record).items())
+        return " ".join(f"{_key(key)}={_text(_plain(key, value))}" for key, value in _fields(record).items())
 
 
 class JsonFormatter(logging.Formatter):
     """The same as one JSON object a line; numbers stay numbers."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({key: _plain(value) for key, value in _fields(record).items()}, ensure_ascii=True)
+        return json.dumps({key: _plain(key, value) for key, value in _fields(record).items()})
 
 
 @contextmanager
 def written(stream: TextIO, format: Format = "text", level: str = "info") -> Iterator[None]:
-    """Within it what is logged anywhere goes to `stream`; on the way out what was suppressed is told."""
+    """Within it what is logged anywhere goes to `stream`; on the way out what was suppressed is told.
+
+    `level` is that of runnel's own loggers; of others only warnings and worse are written.
+    """
     root = logging.getLogger()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     limit = RateLimit()
     handler.addFilter(limit)
-    before = root.level
+    before = logging.getLogger("runnel").level
     root.addHandler(handler)
     set_level(level)
     try:
@@ -140,13 +145,13 @@ def written(stream: TextIO, format: Format = "text", level: str = "info") -> Ite
             fields = {"fields": {"kind": kind, "suppressed": owed}}
             handler.emit(root.makeRecord("runnel", logging.INFO, "", 0, "suppressed", (), None, extra=fields))
         root.removeHandler(handler)
-        root.setLevel(before)
+        logging.getLogger("runnel").setLevel(before)
         handler.close()
 
 
 def set_level(level: str) -> None:
     """Log this and what is graver: one of `LEVELS`."""
-    logging.getLogger().setLevel(level.upper())
+    logging.getLogger("runnel").setLevel(level.upper())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -165,20 +170,19 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     return fields
 
 
-def _plain(value: object) -> object:
+def _plain(key: str, value: object) -> object:
     """As JSON has it: numbers, true, false, null; everything else as bounded text."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, bytes):
         value = value[:MAX_VALUE].hex()
     text = str(value)
-    most = MAX_TRACE if "\n" in text and text.startswith("Traceback") else MAX_VALUE
+    most = _MOST.get(key, MAX_VALUE)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _text(value: object) -> str:
+def _text(plain: object) -> str:
     """As logfmt has it: bare where nothing in it could be misread, else quoted and escaped."""
-    plain = _plain(value)
     if isinstance(plain, float):
         return f"{plain:.6g}"
     if not isinstance(plain, str):

@@ -19,7 +19,7 @@ from . import wire
 from .address import parse
 
 MAX_WORKERS: Final = 1024  # that a HELLO may name: a connection is opened to each
-UNANSWERED: Final = 16  # questions that libzmq holds for a worker that does not read: the next are not sent
+UNANSWERED: Final = 16  # questions that libzmq holds for a worker that does not read: then it begins anew
 MAX_TIMEOUT: Final = 86400.0  # seconds: a day
 LARGEST_ANSWER: Final = 2**20  # bytes of a frame: a description and its stats are some kilobytes
 
@@ -102,15 +102,10 @@ class Watcher:
         poller = zmq.Poller()
         found: dict[str, Seen] = {}
         for address in addresses:
-            socket = self._connected(address)
             for op in _QUESTIONS:
-                header = wire.Request(v=wire.VERSION, op=op, id=f"{turn}/{op}")
-                try:
-                    socket.send_multipart(wire.encode_request(header), zmq.NOBLOCK)
-                except zmq.Again:
-                    break  # it reads nothing; the deadline says the rest
+                self._send(address, wire.Request(v=wire.VERSION, op=op, id=f"{turn}/{op}"))
             found[address] = Seen(address)
-            poller.register(socket, zmq.POLLIN)
+            poller.register(self._sockets[address], zmq.POLLIN)
         missing: dict[str, set[str]] = {address: set(_QUESTIONS) for address in addresses}
         names = {self._sockets[address]: address for address in addresses}
         deadline = time.monotonic() + self.timeout
@@ -129,6 +124,14 @@ class Watcher:
                 why = f"no answer from {address} within {self.timeout:g} s"
                 found[address] = replace(found[address], error=why)
         return [found[address] for address in addresses]
+
+    def _send(self, address: str, question: wire.Request) -> None:
+        frames = wire.encode_request(question)
+        try:
+            self._connected(address).send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:  # nobody reads there: the old questions go, so that this one is first
+            self._sockets.pop(address).close(linger=0)
+            self._connected(address).send_multipart(frames, zmq.NOBLOCK)
 
     def _connected(self, address: str) -> zmq.Socket[bytes]:
         if address not in self._sockets:
