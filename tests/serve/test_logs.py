@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from runnel.serve import logs
 from runnel.serve.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
+from runnel.serve.protocol import Server
+
+from .support import UNLUCKY, Peer, rows, tally_engine
 
 _PAIR = re.compile(r'(?P<key>[^ =]+)=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^ "]*))(?: |\Z)')
 
@@ -91,8 +94,8 @@ def test_values_and_tracebacks_are_cut_off() -> None:
     with written(out):
         try:
             raise ValueError("why " * 5000)
-        except ValueError:
-            log.exception("stage failed", stage="vad")
+        except ValueError as error:
+            log.exception("stage failed", error, stage="vad")
     (line,) = out.getvalue().splitlines()
     found = parsed(line)
     assert found["stage"] == "vad"
@@ -193,3 +196,21 @@ def test_what_is_suppressed_to_the_end_is_told_at_the_end() -> None:
     assert shown[-1]["kind"] == "WARNING bad message"
     # On a slow machine the bucket has filled by a token meanwhile: a line more, which tells of its own.
     assert len(shown) - 1 + sum(int(line.get("suppressed", 0)) for line in shown) == BURST + 500
+
+
+def test_a_server_tells_of_failed_stages_bad_messages_and_idle_streams() -> None:
+    server = Server(tally_engine(), "boot", idle_seconds=5.0)
+    peer, out = Peer(server), io.StringIO()
+    with written(out):
+        peer.ask("open", "mic 1")
+        peer.ask("feed", "mic 1", rows(UNLUCKY))
+        peer.ask("feed", "nobody", rows(1))  # a client's own mistake: it is answered, and that will do
+        server.receive(b"\x00peer", [b"nonsense"], 0.0)
+        server.tick(100.0)
+    failed, bad, idle = (parsed(line) for line in out.getvalue().splitlines())
+    assert (failed["event"], failed["level"], failed["stream"]) == ("stage failed", "error", "mic 1")
+    assert "stage 'tally' failed" in failed["error"]
+    assert "an unlucky number" in failed["trace"]
+    assert (bad["event"], bad["level"], bad["peer"]) == ("bad message", "warning", "0070656572")
+    assert (idle["event"], idle["level"], idle["stream"]) == ("stream closed", "info", "mic 1")
+    assert idle["reason"] == "idle"

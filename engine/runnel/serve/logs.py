@@ -44,25 +44,27 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
-    def debug(self, event: str, **fields: object) -> None:
+    def debug(self, event: str, /, **fields: object) -> None:
         self._log(logging.DEBUG, event, fields)
 
-    def info(self, event: str, **fields: object) -> None:
+    def info(self, event: str, /, **fields: object) -> None:
         self._log(logging.INFO, event, fields)
 
-    def warning(self, event: str, **fields: object) -> None:
+    def warning(self, event: str, /, **fields: object) -> None:
         self._log(logging.WARNING, event, fields)
 
-    def error(self, event: str, **fields: object) -> None:
+    def error(self, event: str, /, **fields: object) -> None:
         self._log(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: object) -> None:
-        """An error, with the traceback of what is being handled."""
-        self._log(logging.ERROR, event, fields, exc_info=True)
+    def exception(self, event: str, error: BaseException, /, **fields: object) -> None:
+        """An error, with its traceback and that of its cause."""
+        self._log(logging.ERROR, event, fields, error)
 
-    def _log(self, level: int, event: str, fields: Mapping[str, object], exc_info: bool = False) -> None:
+    def _log(
+        self, level: int, event: str, fields: Mapping[str, object], error: BaseException | None = None
+    ) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, exc_info=exc_info, extra={"fields": fields})
+            self._logger.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 class Budget:

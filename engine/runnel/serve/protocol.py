@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -25,13 +24,16 @@ from ..errors import (
     LimitError,
     RunnelError,
     ShutdownError,
+    StageError,
     StreamError,
     UnknownStreamError,
+    WireError,
     WrongWorkerError,
 )
 from ..spec import Array
 from ..stage import as_error
 from . import wire
+from .logs import Log
 from .placement import Place
 from .sequences import KEPT_REPLIES, Named, Register
 from .stats import Stats
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
 MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
 MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
+
+log = Log("runnel.serve")
 
 Peer = bytes
 Outputs = Mapping[str, Array]
@@ -222,6 +226,7 @@ class Server:
             )
             notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
             self._part(named, "idle", reason, now)
+            log.info("stream closed", stream=named.key, reason="idle", idle_seconds=self.idle_seconds)
         self._register.expire(now)
         return notices
 
@@ -488,6 +493,8 @@ class Server:
                 applied_seq=named.applied if known else 0,
                 error=self._count(result),
             )
+            if isinstance(result, StageError):
+                log.exception("stage failed", result, stream=named.key, error=result.message)
             return Outgoing(pending.peer, wire.encode_reply(reply))
         infos, buffers = result
         reply = wire.Reply(
@@ -507,6 +514,8 @@ class Server:
 
     def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
         """The reply to a request that was not taken."""
+        if isinstance(error, WireError):
+            log.warning("bad message", peer=peer, error=error.message)
         reply = wire.Reply(v=wire.VERSION, op=op, id=id, error=self._count(error))
         return Outgoing(peer, wire.encode_reply(reply))
 
