@@ -71,13 +71,16 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py", "serve/watch.py"}
+    assert importers["zmq"] == {f"serve/{name}.py" for name in ("daemon", "sender", "client", "watch")}
     assert importers["torch"] == set()
     assert importers["prometheus_client"] == {"serve/exposition.py"}
 
 
-def test_protocol_has_no_socket_and_no_clock() -> None:
-    assert not tops(ENGINE / "serve" / "protocol.py") & {
+@pytest.mark.parametrize(
+    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+)
+def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {
         "zmq",
         "time",
         "socket",

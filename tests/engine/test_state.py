@@ -1,5 +1,8 @@
 """Snapshots: exact both ways, and anything else than one is refused."""
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,6 +94,24 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
             arena.give(held.pop(op % len(held)))
         assert arena.used == len(held)
         assert all((arena.read(r)["h"] == 9).all() for r in held)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_an_open_streams_memory_is_reserved_and_no_others() -> None:
+    row = 2**20
+    before = resident()
+    arena = Arena([state("h", ("slot", row // 4))], 1000)
+    assert resident() - before < 10 * row, "it is touched only when a slot is taken"
+    rows = [arena.take() for _ in range(20)]
+    taken = resident() - before
+    assert 40 * row <= taken < 60 * row
+    for first in rows:  # the steps of all these streams take no more
+        arena.write(first ^ 1, {"h": np.ones(row // 4, "float32")})
+    assert resident() - before < taken + 5 * row
 
 
 def test_more_rows_than_memory() -> None:

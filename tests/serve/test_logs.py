@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from runnel.serve import logs
 from runnel.serve.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
 from runnel.serve.protocol import Server
+from runnel.serve.settings import FORMATS
 
 from .support import UNLUCKY, Peer, rows, tally_engine
 
@@ -35,7 +36,7 @@ def parsed(line: str) -> dict[str, str]:
     return pairs
 
 
-def lines(format: logs.Format = "text", level: str = "debug", **fields: object) -> list[str]:
+def lines(format: str = "text", level: str = "debug", **fields: object) -> list[str]:
     out = io.StringIO()
     with written(out, format, level):
         log.info("thing done", **fields)
@@ -66,7 +67,7 @@ _HOSTILE = st.text() | st.sampled_from(
 
 @given(_HOSTILE)
 def test_no_value_can_forge_a_line_a_field_or_a_control_sequence(value: str) -> None:
-    for format in logs.FORMATS:
+    for format in FORMATS:
         (line,) = lines(format, stream=value, after=1)
         found: dict[str, Any] = parsed(line) if format == "text" else json.loads(line)
         assert list(found) == ["ts", "level", "event", "stream", "after"]
@@ -169,7 +170,7 @@ def test_the_next_line_says_what_was_suppressed() -> None:
     clock, out = Clock(), io.StringIO()
     limit = RateLimit(clock=clock)
     handler = logging.StreamHandler(out)
-    handler.setFormatter(logs.TextFormatter())
+    handler.setFormatter(logs.Lines("text", {"worker": 3}))
     handler.addFilter(limit)
     logger = logging.getLogger("runnel.test")
     logger.addHandler(handler)
@@ -184,6 +185,7 @@ def test_the_next_line_says_what_was_suppressed() -> None:
     shown = [parsed(line) for line in out.getvalue().splitlines()]
     assert [line["event"] for line in shown] == ["bad message"] * BURST + ["another kind", "bad message"]
     assert shown[-1]["suppressed"] == "5"
+    assert {line["worker"] for line in shown} == {"3"}
     assert "suppressed" not in shown[-2]
 
 

@@ -261,7 +261,9 @@ def test_without_the_library_health_works_and_metrics_say_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with caplog.at_level(logging.WARNING), pages(*two) as address:
-        assert "pip install 'runnel[metrics]'" in caplog.text
+        (record,) = caplog.records
+        assert record.message == "health checks only"
+        assert "pip install 'runnel[metrics]'" in record.fields["why"]
         assert get(address, "/healthz")[0] == 200
         status, _, text = get(address, "/metrics")
     assert status == 501
@@ -300,3 +302,4 @@ def test_an_address_in_use_and_one_for_everybody(two: list[Worker], caplog: pyte
         assert not caplog.records
     with metrics.serve("0.0.0.0:0", [two[0].address]):
         assert "readable by whoever" in caplog.text
+        assert {record.fields["address"] for record in caplog.records} == {"0.0.0.0:0"}

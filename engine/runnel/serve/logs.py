@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Final, Literal, TextIO
+from typing import Final, TextIO
 
 MAX_VALUE: Final = 256  # characters of a field's text: an id's bound on the wire
 MAX_EVENT: Final = 1000  # characters of an event: an address and a pipeline fit
@@ -28,9 +28,6 @@ MAX_KINDS: Final = 256  # of events, each with a budget of its own; the rest sha
 BURST: Final = 20  # lines of a kind at once
 PER_SECOND: Final = 1.0  # lines of a kind after that
 
-Format = Literal["text", "json"]
-FORMATS: Final[tuple[Format, ...]] = ("text", "json")
-LEVELS: Final = ("debug", "info", "warning", "error")
 
 _MOST: Final = {"event": MAX_EVENT, "trace": MAX_TRACE}
 _BARE = re.compile(r'[^\s"=\\]+\Z')
@@ -112,29 +109,35 @@ class RateLimit(logging.Filter):
         return suppressed is not None
 
 
-class TextFormatter(logging.Formatter):
-    """``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``."""
+class Lines(logging.Formatter):
+    """A record's fields as a line; `common` are those of every line, after the event.
+
+    ``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``; or the same
+    as a JSON object, in which numbers stay numbers.
+    """
+
+    def __init__(self, format: str, common: Mapping[str, object]) -> None:
+        super().__init__()
+        self._json = format == "json"
+        self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(f"{_key(key)}={_text(_plain(key, value))}" for key, value in _fields(record).items())
-
-
-class JsonFormatter(logging.Formatter):
-    """The same as one JSON object a line; numbers stay numbers."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({key: _plain(key, value) for key, value in _fields(record).items()})
+        fields = {key: _plain(key, value) for key, value in _fields(record, self._common).items()}
+        if self._json:
+            return json.dumps(fields)
+        return " ".join(f"{_key(key)}={_text(value)}" for key, value in fields.items())
 
 
 @contextmanager
-def written(stream: TextIO, format: Format = "text", level: str = "info") -> Iterator[None]:
+def written(stream: TextIO, format: str = "text", level: str = "info", **common: object) -> Iterator[None]:
     """Within it what is logged anywhere goes to `stream`; on the way out what was suppressed is told.
 
+    `format`: `text` or `json`; `common`: fields of every line.
     `level` is that of runnel's own loggers; of others only warnings and worse are written.
     """
     root = logging.getLogger()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    handler.setFormatter(Lines(format, common))
     limit = RateLimit()
     handler.addFilter(limit)
     before = logging.getLogger("runnel").level
@@ -152,16 +155,17 @@ def written(stream: TextIO, format: Format = "text", level: str = "info") -> Ite
 
 
 def set_level(level: str) -> None:
-    """Log this and what is graver: one of `LEVELS`."""
+    """Log this and what is graver: `debug`, `info`, `warning` or `error`."""
     logging.getLogger("runnel").setLevel(level.upper())
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def _fields(record: logging.LogRecord, common: Mapping[str, object]) -> dict[str, object]:
     """The line's, in order."""
     fields: dict[str, object] = {
         "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
         "level": record.levelname.lower(),
         "event": record.getMessage(),
+        **common,
     }
     for key, value in getattr(record, "fields", {}).items():
         fields.setdefault(key, value)  # an event's own field never stands for the line's

@@ -10,10 +10,10 @@ that any number of probes costs the daemon a few questions a second.
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from . import exposition
+from .logs import Log
 from .watch import Seen, Watcher
 
 MAX_CONNECTIONS: Final = 16  # at once: a scraper and a few probes; the next is told 503
@@ -37,7 +38,7 @@ FRESH: Final = 0.2  # seconds that an answer is used again
 _ADDRESS = re.compile(r"(?:(?P<host>\[[^\]]+\]|[^:\[\]]+)?:)?(?P<port>[0-9]{1,5})\Z")
 _TEXT: Final = "text/plain; charset=utf-8"
 
-log = logging.getLogger("runnel.metrics")
+log = Log("runnel.metrics")
 
 
 def parse(text: str) -> tuple[str, int]:
@@ -71,15 +72,17 @@ def serve(http_address: str, daemon_addresses: Sequence[str]) -> Iterator[str]:
         except OSError as error:
             raise UsageError(f"cannot serve metrics on {http_address}: {error.strerror}") from None
         if not ip_address(host).is_loopback:
-            log.warning("metrics are readable by whoever reaches %s", http_address)
+            log.warning("metrics are readable by whoever reaches them", address=http_address)
         try:
             exposition.encoder("")
         except UsageError as error:
-            log.warning("health checks only: %s", error)
+            log.warning("health checks only", why=error.message)
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="runnel-metrics")
         thread.start()
+        bound = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+        log.info("serving metrics", address=f"http://{bound}")
         try:
-            yield f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+            yield bound
         finally:
             server.shutdown()
             thread.join()
@@ -163,7 +166,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a connection of %s failed", client_address, exc_info=True)
+        log.debug("a connection failed", peer=client_address, why=sys.exception())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -215,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        log.debug(format, *args)
+        log.debug("request", text=format % args)
 
 
 def _head(connection: socket.socket) -> bytes:

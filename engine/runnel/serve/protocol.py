@@ -155,8 +155,7 @@ class Server:
         try:
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
-            self.stats.requests[""] += 1
-            return [self._refuse(peer, "", wire.salvage_id(frames), error)]
+            return [self.refuse(peer, frames, error)]
         op = request.op
         self.stats.requests[op] += 1
         try:
@@ -170,6 +169,11 @@ class Server:
         except RunnelError as error:
             return [self._refuse(peer, op, request.id, error)]
         return []
+
+    def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
+        """Answer a message with an error, whatever its bytes, and take nothing of it."""
+        self.stats.requests[""] += 1
+        return self._refuse(peer, "", wire.salvage_id(frames), error)
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
