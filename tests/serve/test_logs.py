@@ -17,23 +17,10 @@ from runnel.serve.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Lo
 from runnel.serve.protocol import Server
 from runnel.serve.settings import FORMATS
 
+from .logfmt import parsed
 from .support import UNLUCKY, Peer, rows, tally_engine
 
-_PAIR = re.compile(r'(?P<key>[^ =]+)=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^ "]*))(?: |\Z)')
-
 log = Log("runnel.test")
-
-
-def parsed(line: str) -> dict[str, str]:
-    """Of a logfmt line, by the format's own rules."""
-    pairs, at = {}, 0
-    while at < len(line):
-        match = _PAIR.match(line, at)
-        assert match, line[at:]
-        quoted = match["quoted"]
-        pairs[match["key"]] = json.loads(f'"{quoted}"', strict=False) if quoted is not None else match["bare"]
-        at = match.end()
-    return pairs
 
 
 def lines(format: str = "text", level: str = "debug", **fields: object) -> list[str]:

@@ -6,7 +6,6 @@ busier the daemon is, the more has arrived, and the larger the batches get by th
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
 import signal
@@ -23,6 +22,7 @@ from ..errors import LimitError, UsageError
 from . import process, socketfile, wire
 from .address import Address, parse
 from .keeper import Keeper
+from .logs import Log
 from .outbox import Outbox
 from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
 from .sender import Sender
@@ -41,7 +41,7 @@ MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 b
 
 _NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
 
-log = logging.getLogger("runnel.serve")
+log = Log("runnel.serve")
 
 
 class Daemon:
@@ -67,9 +67,11 @@ class Daemon:
         self._told.setblocking(False)
         self._teller.setblocking(False)
         self._stops = 0
-        self._about = (
-            f"{engine.pipeline.inputs} -> {engine.pipeline.outputs}, up to {engine.max_streams} streams"
-        )
+        self._about = {
+            "inputs": engine.pipeline.inputs,
+            "outputs": engine.pipeline.outputs,
+            "max_streams": engine.max_streams,
+        }
 
     @property
     def stats(self) -> Stats:
@@ -112,7 +114,7 @@ class Daemon:
                 )
                 self._server.gauges = process.gauges
                 self._outbox = Outbox(Sender(router), self._server.stats)
-                log.info("serving on %s: %s", self.address, self._about)
+                log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
                 self._loop(router)
@@ -120,7 +122,7 @@ class Daemon:
                 # In this order: replies leave before the socket file does, and before the context ends.
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
-        log.info("stopped: %s, %d replies dropped", self.stats, self.stats.dropped_replies)
+        log.info("stopped", **self.stats.summary())
         return answered
 
     def _loop(self, router: zmq.Socket[bytes]) -> None:
@@ -145,7 +147,7 @@ class Daemon:
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
-        log.info("stopping: %d requests wait", self._server.pending)
+        log.info("stopping", pending=self._server.pending)
         self._keeper.stopping()
         began = time.monotonic()
         while self._stops < 2 and (left := began + SETTLE_SECONDS - time.monotonic()) > 0:

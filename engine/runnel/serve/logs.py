@@ -22,14 +22,14 @@ from datetime import UTC, datetime
 from typing import Final, TextIO
 
 MAX_VALUE: Final = 256  # characters of a field's text: an id's bound on the wire
-MAX_EVENT: Final = 1000  # characters of an event: an address and a pipeline fit
+MAX_REASON: Final = 1000  # of an event's or an error's: what was given, what expected, what to do
 MAX_TRACE: Final = 4000  # characters of a traceback; its end says most
 MAX_KINDS: Final = 256  # of events, each with a budget of its own; the rest share one
 BURST: Final = 20  # lines of a kind at once
 PER_SECOND: Final = 1.0  # lines of a kind after that
 
 
-_MOST: Final = {"event": MAX_EVENT, "trace": MAX_TRACE}
+_MOST: Final = {"event": MAX_REASON, "error": MAX_REASON, "why": MAX_REASON, "trace": MAX_TRACE}
 _BARE = re.compile(r'[^\s"=\\]+\Z')
 
 

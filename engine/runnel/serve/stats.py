@@ -68,8 +68,12 @@ class Stats:
                 laid[name] = dict(value) if isinstance(value, Counter) else value
         return laid
 
-    def __str__(self) -> str:
-        return (
-            f"{self.requests.total()} requests, {self.errors.total()} errors, "
-            f"{self.chunks} chunks in {self.batches} batches"
-        )
+    def summary(self) -> dict[str, int]:
+        """The few numbers that say at the end what was done."""
+        return {
+            "requests": self.requests.total(),
+            "errors": self.errors.total(),
+            "chunks": self.chunks,
+            "batches": self.batches,
+            "dropped_replies": self.dropped_replies,
+        }

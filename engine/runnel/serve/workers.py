@@ -8,7 +8,6 @@ it keeps ending; its streams are gone, the others' untouched.
 
 from __future__ import annotations
 
-import logging
 import selectors
 import signal
 import socket
@@ -34,7 +33,7 @@ FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
 LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
 SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
 
-log = logging.getLogger("runnel.serve")
+log = logs.Log("runnel.serve")
 
 
 def addresses(bind: str, workers: int) -> list[str]:
@@ -143,13 +142,15 @@ class Supervisor:
             if worker.again is not None and worker.again <= now and not self._stops:
                 self._start(worker)
             elif worker.process and not worker.ready and worker.since + START_SECONDS <= now:
-                log.error("worker %d did not serve within %g s: it is ended", worker.index, START_SECONDS)
+                log.error(
+                    "worker ended: it did not serve in time", worker=worker.index, seconds=START_SECONDS
+                )
                 worker.process.kill()
         if not self._serving and all(worker.ready for worker in self._workers):
             self._serving = True
             served = [worker.address for worker in self._workers]
             stack.enter_context(self._observe(self._settings, served))
-            log.info("serving on %s: %d workers, the last at %s", served[0], len(served), served[-1])
+            log.info("all workers serve", address=served[0], workers=len(served), last=served[-1])
             self._notifier.send(systemd.READY, systemd.status(f"{len(served)} workers at {served[0]}"))
         self._watch(now)
 
@@ -191,7 +192,7 @@ class Supervisor:
 
     def _finish(self, told: socket.socket) -> bool:
         """Have all workers answer what has arrived; a second signal has them stop at once."""
-        log.info("stopping: %d workers", sum(worker.process is not None for worker in self._workers))
+        log.info("stopping", workers=sum(worker.process is not None for worker in self._workers))
         self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
         deadline = time.monotonic() + STOP_SECONDS
         asked = 0
@@ -281,7 +282,7 @@ class Supervisor:
         else:
             pause = worker.backoff.after(served)
             worker.again = time.monotonic() + pause
-            log.error("%s: its streams are lost; it is started again in %g s", why, pause)
+            log.error("worker lost, with its streams", worker=worker.index, why=why, again_in_seconds=pause)
 
     def _kill(self) -> None:
         """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
