@@ -67,7 +67,7 @@ def render(shown: Frame, width: int = 100, height: int = 1000) -> list[str]:
 
 
 def _title(shown: Frame) -> str:
-    words = ["runnel top", shown.address]
+    words = ["runnel top", shown.address, f"over {shown.seconds:.3g} s"]
     served = next((seen.served for seen in shown.seen if seen.served), None)
     if served:
         words.append(f"version {served.version}")
@@ -75,7 +75,6 @@ def _title(shown: Frame) -> str:
             words.append(f"pipeline {served.pipeline[:12]}")
     if any(seen.stats and seen.stats.get("stopping") for seen in shown.seen):
         words.append("STOPPING")
-    words.append(f"over {shown.seconds:.3g} s")
     return _GAP.join(words)
 
 

@@ -457,7 +457,7 @@ class Server:
     def _undo_begin(self, named: Named, now: float) -> None:
         """The feed that opened the stream failed: it was never there."""
         self._register.undo(named, now)
-        self.stats.opened -= 1
+        self.stats.closed["failed"] += 1  # what is counted only grows
 
     def _roll_back(self, step: _Step, now: float) -> None:
         """The feed that was to end the stream failed: the stream is as it was before."""

@@ -50,7 +50,7 @@ class Stats:
         self.batches = 0
         self.opened = 0
         self.resumed = 0
-        self.closed: Counter[str] = Counter()  # streams, by reason: closed, ended, idle
+        self.closed: Counter[str] = Counter()  # streams, by reason: closed, ended, failed, idle
         self.batch_sizes = Histogram(SIZES)  # streams
         self.batch_seconds = Histogram(SECONDS)
         self.latency = Histogram(SECONDS)  # of a request, from its arrival until its reply is on its way
