@@ -71,7 +71,8 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {f"serve/{name}.py" for name in ("daemon", "sender", "client", "watch")}
+    zmq = ("client", "curve", "daemon", "sender", "watch")
+    assert importers["zmq"] == {f"serve/{name}.py" for name in zmq}
     assert importers["torch"] == set()
     assert importers["prometheus_client"] == {"serve/exposition.py"}
 
@@ -100,6 +101,11 @@ def test_wire_imports_only_errors_and_the_header_library() -> None:
     for found in imports(ENGINE / "serve" / "wire.py"):
         top = found.split(".")[0]
         assert top in sys.stdlib_module_names or top == "msgspec" or found.startswith("runnel.errors"), found
+
+
+@pytest.mark.parametrize("name", ["keys", "zap"])
+def test_who_is_let_in_is_decided_without_a_socket(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {"zmq", "time", "socket", "threading"}
 
 
 def test_the_engine_never_imports_the_exporter() -> None:

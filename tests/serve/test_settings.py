@@ -20,11 +20,14 @@ EVERY: dict[str, Any] = {
     "max_streams": 7,
     "idle_seconds": 1.5,
     "workers": 3,
+    "keys": "d.key",
+    "authorised": "users",
     "threads": 2,
     "providers": ("CPUExecutionProvider",),
     "log_level": "debug",
     "log_format": "json",
     "metrics": "127.0.0.1:9464",
+    "metrics_keys": "metrics.key",
 }
 
 
@@ -45,6 +48,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
         ("idle_seconds", -1), ("idle_seconds", float("inf")), ("idle_seconds", float("nan")),
         ("idle_seconds", "60"), ("idle_seconds", True),
         ("workers", 0), ("workers", 257),
+        ("keys", ""), ("keys", 1), ("authorised", ""), ("authorised", ["a"]),
         ("threads", 0),
         ("providers", "CPU"), ("providers", []), ("providers", [1]), ("providers", ["x"] * 17),
         ("log_level", "loud"), ("log_level", 3),
@@ -113,3 +117,22 @@ def test_settings_reach_a_worker_as_they_are() -> None:
         ours.close()
         assert link.receive(theirs) is None
         assert not link.send(theirs, {})
+
+
+def test_keys_and_users_go_together_and_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    for name in ("keys", "authorised"):
+        with pytest.raises(UsageError, match="keys and authorised go together"):
+            make({name: "x"}, {}, "p.toml")
+    path = tmp_path / "p.toml"
+    path.write_text('[serve]\nkeys = "d.key"\nauthorised = "/etc/users"\n')
+    settings, _ = Source(path, {}).read()
+    assert (settings.keys, settings.authorised) == (f"{tmp_path}/d.key", "/etc/users")
+    settings, _ = Source(path, {"keys": "here.key"}).read()
+    assert settings.keys == "here.key"
+
+
+def test_metrics_of_a_daemon_with_keys_need_a_user() -> None:
+    table = {"metrics": "9464", "keys": "daemon.key", "authorised": "users"}
+    with pytest.raises(UsageError, match="metrics_keys"):
+        make(table, {}, "p.toml")
+    assert make(table, {"metrics_keys": "m.key"}, "p.toml").metrics_keys == "m.key"

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="FILE|ADDRESS", help="a .onnx model, a .toml pipeline, or where a daemon serves"
     )
     parser.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
+    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a daemon's answer (5)"
     )
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if "://" in args.path:
         from .inspect_daemon import show
 
-        show(args.path, args.json, args.timeout)
+        show(args.path, args.json, args.timeout, args.keys)
     else:
         _show_file(Path(args.path), args.json)
     return 0

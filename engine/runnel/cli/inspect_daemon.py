@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from ..serve.wire import Description, TensorMetadata
 
 
-def show(address: str, as_json: bool, timeout: float) -> None:
-    """Print it. Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping."""
+def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
+    """Print it; `keys`: the asker's key file, where the daemon has keys.
+
+    Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping.
+    """
+    from ..serve.curve import client_keys
     from ..serve.watch import Watcher
 
-    with Watcher([address], timeout) as watcher:
+    with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:
         seen = watcher.look()
     served = next((worker.served for worker in seen if worker.served), None)
     if served is None:

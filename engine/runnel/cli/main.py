@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": "serve",
     "feed": "feed",
     "top": "top",
+    "keys": "keys",
     "plugins": "plugins",
     "demo": "demo",
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..serve.settings import Settings, Source
     from ..serve.systemd import Notifier
 
-HELP = "serve a pipeline to clients on this machine"
+HELP = "serve a pipeline to clients"
 
 _EXAMPLE = """examples:
   runnel serve vad.toml --bind ipc:///run/runnel.sock
@@ -30,8 +30,14 @@ A pipeline file may say all of this itself, and flags go before it:
   idle_seconds = 600
   workers = 4
 
+To be reached from other machines it needs keys (runnel keys --help), and then only users are let in:
+  bind = "tcp://0.0.0.0:7070"
+  keys = "daemon.key"                # these two are relative to the pipeline file
+  authorised = "users.toml"          # lines of the users' .pub files; or a folder of such files
+
 SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once and exits with 1.
-SIGHUP reads [serve] again: idle_seconds and log_level change at once, what else was changed is logged.
+SIGHUP reads [serve] again: idle_seconds and log_level change at once, what else was changed is logged. It
+also reads the list of users again: whose key is no longer in it is refused from then on.
 """
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -41,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("pipeline", help="a pipeline (.toml), or a model that describes itself (.onnx)")
     parser.add_argument("--bind", metavar="ADDRESS", help="ipc:///path/to.sock, or tcp://127.0.0.1:port")
+    parser.add_argument("--keys", metavar="FILE", help="the daemon's secret key: only users are let in")
+    parser.add_argument("--authorised", metavar="PATH", help="the list of users: a file, or a folder of .pub")
     parser.add_argument(
         "--max-streams", type=int, metavar="N", help="streams open at once in a worker, at most (1024)"
     )
@@ -68,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="serve /metrics for Prometheus, /healthz and /readyz over HTTP there; a port alone: loopback",
     )
+    parser.add_argument(
+        "--metrics-keys", metavar="FILE", help="keys of the user as whom these ask a daemon that has keys"
+    )
     parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
 
 
@@ -85,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"where is {args.pipeline} to be served? --bind ipc:///path/to.sock, or bind in its [serve] table"
         )
-    parse(settings.bind)  # a bad address is told before a large model is loaded
+    parse(settings.bind, keyed=bool(settings.keys))  # a bad address is told before a large model is loaded
     if settings.metrics:
         from ..serve.metrics import parse as parse_metrics
 
@@ -100,9 +111,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
     from ..engine import Engine
+    from ..serve.curve import guard_of
     from ..serve.daemon import Daemon
     from ..serve.keeper import Service
 
+    guard = guard_of(settings)
     with Engine.load(
         args.pipeline,
         max_streams=settings.max_streams,
@@ -112,7 +125,7 @@ def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier:
         flush_denormals=True,  # the process is the daemon's own
     ) as engine:
         keeper = Service(notifier, source, settings, _observe)
-        daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper)
+        daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard)
         with keeper:
             return daemon.serve(_SIGNALS)
 
@@ -126,9 +139,13 @@ def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier
 
 def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[object]:
     """What looks at the daemon from outside while it serves at the addresses."""
+    if not settings.metrics:
+        return nullcontext()
     from ..serve import metrics
+    from ..serve.curve import client_keys
 
-    return metrics.serve(settings.metrics, addresses) if settings.metrics else nullcontext()
+    keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
+    return metrics.serve(settings.metrics, addresses, keys)
 
 
 def _allow_files() -> None:

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", type=float, default=1.0, metavar="S", help="seconds between two looks (1)"
     )
+    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="one interval as text, then leave")
     how.add_argument(
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
+    from ..serve.curve import client_keys
     from ..serve.watch import Watcher
 
     if not MIN_INTERVAL <= args.interval <= MAX_INTERVAL:
@@ -54,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not (args.once or args.json) and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("standard input and output are no terminal: use --once, or --json")
-    with Watcher([args.address], ANSWER_SECONDS) as watcher:
+    keys = client_keys(args.keys) if args.keys else None
+    with Watcher([args.address], ANSWER_SECONDS, keys) as watcher:
         try:
             if args.once:
                 _once(watcher, args.address, args.interval)

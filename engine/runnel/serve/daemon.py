@@ -13,14 +13,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from ..errors import LimitError, UsageError
+from ..errors import AccessError, LimitError, UsageError
 from . import process, socketfile, wire
 from .address import Address, parse
+from .curve import Guard
 from .keeper import Keeper
 from .logs import Log
 from .outbox import Outbox
@@ -45,18 +46,26 @@ log = Log("runnel.serve")
 
 
 class Daemon:
-    """Serves an engine's streams at an address: ``ipc:///path`` or ``tcp://127.0.0.1:port``.
+    """Serves an engine's streams at an address: ``ipc:///path`` or ``tcp://host:port``.
 
     The thread that calls `serve` owns the socket and the engine until it returns; only `stop` and `reload`
     may be called from others. A port ``*`` is chosen by the system: `address` names it once `started` is
     set. `idle_seconds`: a stream without a request for longer is closed; 0: never. `keeper`: who looks
-    after the daemon. Raises UsageError for an address that cannot be served.
+    after the daemon. `guard`: who lets in none but its users; without it, whoever reaches the address is
+    let in, and that is one on this machine. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
-        self, engine: Engine, address: str, *, idle_seconds: float = 0.0, keeper: Keeper | None = None
+        self,
+        engine: Engine,
+        address: str,
+        *,
+        idle_seconds: float = 0.0,
+        keeper: Keeper | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        self._bound = parse(address)
+        self._bound = parse(address, keyed=guard is not None)
+        self._guard = guard
         self.address = self._bound.text
         self.started = threading.Event()
         self._engine = engine
@@ -105,7 +114,8 @@ class Daemon:
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
-            with _bind(router, self._bound) as self.address:
+            guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
+            with guarded, _bind(router, self._bound) as self.address:
                 place = self._keeper.meet(self.address)
                 # Another start, other epochs: one that a client remembers from before is nobody's.
                 first_epoch = secrets.randbits(30) << 32
@@ -120,6 +130,8 @@ class Daemon:
                 self._loop(router)
                 answered = self._finish(router)
                 # In this order: replies leave before the socket file does, and before the context ends.
+                if self._guard is not None:
+                    self._guard.close()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
         log.info("stopped", **self.stats.summary())
@@ -130,6 +142,8 @@ class Daemon:
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(self._told, zmq.POLLIN)
+        if self._guard is not None:
+            poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
             poller.poll(self._patience())
             self._turn(router)
@@ -166,6 +180,8 @@ class Daemon:
         """Take what has arrived, run one batch of it, reply; then what time asks for."""
         server, outbox = self._server, self._outbox
         self._listen()
+        if self._guard is not None:
+            self._guard.answer()
         self._take(router)
         now = time.monotonic()
         if server.pending:
@@ -190,22 +206,31 @@ class Daemon:
         self._stops += len(told) - reloads
         if reloads and not self._stops:
             self._keeper.reload(self._server)
+            if self._guard is not None:
+                self._guard.reload()
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
-        server, outbox, clock = self._server, self._outbox, time.monotonic
+        server, outbox, guard, clock = self._server, self._outbox, self._guard, time.monotonic
+        user = ""
         for _ in range(MAX_TAKEN):
             if server.full:
                 return
             message = _receive(router)
             if message is None:
                 return
-            peer, frames = message
+            peer, frames, first = message
             now = clock()
+            if guard is not None:
+                try:
+                    user = guard.user(peer, first)
+                except AccessError as error:
+                    outbox.refuse(*server.refuse(peer, frames, error), now)
+                    continue
             if why := outbox.refuses(peer):
                 outbox.refuse(*server.refuse(peer, frames, LimitError(why)), now)
                 continue
-            for reply in server.receive(peer, frames, now):
+            for reply in server.receive(peer, frames, now, user):
                 outbox.post(*reply, now)
 
     def _send(self, replies: Iterable[Outgoing], now: float) -> None:
@@ -260,8 +285,8 @@ def _bind(router: zmq.Socket[bytes], address: Address) -> Iterator[str]:
         socketfile.remove(address.path, ours)
 
 
-def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes]] | None:
-    """The next message that has arrived: its peer and its frames, one too many of them at most.
+def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] | None:
+    """The next message that has arrived: its peer, its frames, one too many at most, and the first of them.
 
     What no message can hold is read, and not kept. libzmq hands a message over when its last frame
     has come: what a peer sends before that it keeps itself, and only a limit on the process bounds it.
@@ -272,7 +297,7 @@ def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes]] | None:
     except zmq.Again:
         return None
     # A frame that is not copied knows whether more follow: to ask the socket costs more than the frame.
-    frame = recv(copy=False)
+    frame = first = recv(copy=False)
     frames = [frame.bytes]
     kept = len(frames[0])
     while frame.more:
@@ -280,4 +305,4 @@ def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes]] | None:
         if len(frames) <= 1 + wire.MAX_TENSORS and kept <= wire.MAX_MESSAGE_BYTES:
             frames.append(frame.bytes)
             kept += len(frame)
-    return peer, frames
+    return peer, frames, first

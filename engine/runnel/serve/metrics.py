@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from . import exposition
+from .keys import Secret
 from .logs import Log
 from .watch import Seen, Watcher
 
@@ -59,14 +60,15 @@ def parse(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def serve(http_address: str, daemon_addresses: Sequence[str]) -> Iterator[str]:
+def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | None = None) -> Iterator[str]:
     """Within it the pages are served at `http_address`; yields it with the port that it has.
 
-    `daemon_addresses`: the workers', or one of them. They need not be up yet. Raises UsageError for an
+    `daemon_addresses`: the workers', or one of them. They need not be up yet. `keys`: those of a user, where
+    the daemon has keys. Raises UsageError for an
     address that is none or cannot be bound. On the way out its threads and sockets are gone.
     """
     host, port = parse(http_address)
-    with Watcher(daemon_addresses, timeout=ANSWER_SECONDS) as watcher:
+    with Watcher(daemon_addresses, ANSWER_SECONDS, keys) as watcher:
         try:
             server = _Server((host, port), _Fresh(watcher))
         except OSError as error:

@@ -29,11 +29,14 @@ class Settings:
     max_streams: int = 1024  # open at once, in each worker: a hash of the name places them, unevenly
     idle_seconds: float = 3600.0  # a stream without a request for longer is closed; 0: never
     workers: int = 1
+    keys: str = ""  # file of the daemon's secret key: then only users are let in, from anywhere
+    authorised: str = ""  # file or folder that lists the users
     threads: int = 1  # onnxruntime's, for one step
     providers: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
     metrics: str = ""  # host:port of /metrics, /healthz and /readyz
+    metrics_keys: str = ""  # file of the user's keys by which they ask a daemon that has keys
 
 
 RELOADABLE: Final = ("idle_seconds", "log_level")
@@ -43,13 +46,21 @@ Check = Callable[[Any, str], Any]
 def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Settings:
     """The settings of a [serve] table and of flags; a flag of None was not given.
 
-    Raises PipelineError for an unknown key, UsageError for a value that is none.
+    Raises PipelineError for an unknown key, UsageError for a value that is none, and for keys without users.
     """
     tables.known(table, tuple(_CHECKS), f"{where}: [serve]")
     given = {name: _CHECKS[name](value, f"{where}: [serve] {name}") for name, value in table.items()}
     for name, value in flags.items():
         if value is not None:
             given[name] = _CHECKS[name](value, _flag(name))
+    if ("keys" in given) != ("authorised" in given):
+        raise UsageError(
+            f"{where}: keys and authorised go together: the daemon's own key, and the list of its users"
+        )
+    if "keys" in given and "metrics" in given and "metrics_keys" not in given:
+        raise UsageError(
+            f"{where}: metrics of a daemon with keys are asked for as a user: metrics_keys names its key file"
+        )
     return Settings(**given)
 
 
@@ -72,6 +83,9 @@ class Source:
         """
         document = tables.read_toml(self.path) if self.path.suffix == ".toml" else {}
         table = tables.table(document, "serve", str(self.path))
+        for name in ("keys", "authorised", "metrics_keys"):  # relative to the file that names them
+            if isinstance(table.get(name), str):
+                table = {**table, name: str(self.path.parent / table[name])}
         rest = {key: value for key, value in document.items() if key != "serve"}
         settings = make(table, self._flags, str(self.path))
         self._rest = self._rest or rest
@@ -130,11 +144,14 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "max_streams": _whole(1, 10_000_000),
     "idle_seconds": _seconds,
     "workers": _whole(1, MAX_WORKERS),
+    "keys": _text,
+    "authorised": _text,
     "threads": _whole(1, 1024),
     "providers": _texts,
     "log_level": _among(LEVELS),
     "log_format": _among(FORMATS),
     "metrics": _text,  # `metrics.parse` knows what an address is
+    "metrics_keys": _text,
 }
 
 FLAGS: Final = tuple(_CHECKS)

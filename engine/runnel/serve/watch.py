@@ -17,6 +17,8 @@ import zmq
 from ..errors import RunnelError, UsageError
 from . import wire
 from .address import parse
+from .curve import connect_as
+from .keys import Secret
 
 MAX_WORKERS: Final = 1024  # that a HELLO may name: a connection is opened to each
 UNANSWERED: Final = 16  # questions that libzmq holds for a worker that does not read: then it begins anew
@@ -50,17 +52,19 @@ class Watcher:
     """The workers of one daemon, asked again and again: ``with Watcher(["ipc:///run/runnel.sock"]) as w``.
 
     `addresses`: those known at first; the others are learnt from their HELLO. `timeout`: seconds for all
-    to answer. A worker that comes back is found again. Not thread-safe. Raises UsageError for an address
+    to answer. `keys`: the watcher's own, where the daemon has keys. A worker that comes back is found again.
+    Not thread-safe. Raises UsageError for an address
     that is none.
     """
 
-    def __init__(self, addresses: Sequence[str], timeout: float = 2.0) -> None:
+    def __init__(self, addresses: Sequence[str], timeout: float = 2.0, keys: Secret | None = None) -> None:
         for address in addresses:
-            if parse(address).text.endswith(":*"):
+            if parse(address, keyed=keys is not None).text.endswith(":*"):
                 raise UsageError(f"address {address!r}: expected the port that the daemon has")
         if not 0 < timeout <= MAX_TIMEOUT:
             raise UsageError(f"timeout: up to {MAX_TIMEOUT:g} seconds, not {timeout:g}")
         self.timeout = timeout
+        self._keys = keys
         self._addresses = list(addresses)
         self._asked = itertools.count(1)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
@@ -68,7 +72,7 @@ class Watcher:
     def look(self) -> list[Seen]:
         """Ask all workers at once; one `Seen` each, in their order. Raises nothing for silence."""
         seen = self._ask(self._addresses)
-        told = next((s.served.workers for s in seen if s.served and s.served.workers), self._addresses)
+        told = next((_workers(s.served, s.address) for s in seen if s.served), self._addresses)
         if told == self._addresses:
             return seen
         self._adopt(told)
@@ -93,7 +97,7 @@ class Watcher:
         """Watch these from now on."""
         if len(addresses) > MAX_WORKERS:
             raise UsageError(f"the daemon names {len(addresses)} workers: at most {MAX_WORKERS} are watched")
-        self._addresses = [parse(address).text for address in addresses]
+        self._addresses = [parse(address, keyed=self._keys is not None).text for address in addresses]
         for gone in self._sockets.keys() - set(self._addresses):
             self._sockets.pop(gone).close(linger=0)
 
@@ -141,9 +145,19 @@ class Watcher:
             socket.setsockopt(zmq.RCVHWM, UNANSWERED)
             socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_ANSWER)
             socket.setsockopt(zmq.IPV6, int("[" in address))
+            if self._keys is not None:
+                connect_as(socket, self._keys)
             socket.connect(address)
             self._sockets[address] = socket
         return self._sockets[address]
+
+
+def _workers(served: wire.Description, address: str) -> list[str]:
+    """All workers' addresses; the one that was asked, at `address`, is where it was found."""
+    found = list(served.workers) or [address]
+    if served.worker < len(found):
+        found[served.worker] = address
+    return found
 
 
 def _answer(socket: zmq.Socket[bytes]) -> wire.Reply | None:

@@ -97,9 +97,11 @@ def main(fd: int) -> int:
 
 def _serve(wire: socket.socket, order: link.Order) -> bool:
     from ..engine import Engine
+    from .curve import guard_of
     from .daemon import Daemon
 
     settings = order.settings
+    guard = guard_of(settings)
     with Engine.load(
         order.pipeline,
         max_streams=settings.max_streams,
@@ -109,7 +111,9 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         flush_denormals=True,
     ) as engine:
         keeper = _Steered(wire, order)
-        keeper.daemon = Daemon(engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper)
+        keeper.daemon = Daemon(
+            engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
+        )
         return keeper.daemon.serve()
 
 

@@ -36,17 +36,17 @@ SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because o
 log = logs.Log("runnel.serve")
 
 
-def addresses(bind: str, workers: int) -> list[str]:
+def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
     """What each worker is to bind: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
 
     Raises UsageError where one of them is no address.
     """
-    if parse(bind).path is not None:
+    if parse(bind, keyed).path is not None:
         asked = [bind, *(f"{bind}.{i}" for i in range(1, workers))]
     else:
         host, _, port = bind.rpartition(":")
         asked = [f"{host}:{port if port == '*' else int(port) + i}" for i in range(workers)]
-    return [parse(address).text for address in asked]
+    return [parse(address, keyed).text for address in asked]
 
 
 class Backoff:
@@ -103,7 +103,8 @@ class Supervisor:
         self._notifier = notifier
         self._observe = observe
         self._trust = trust
-        self._workers = [_Worker(i, a) for i, a in enumerate(addresses(settings.bind, settings.workers))]
+        asked = addresses(settings.bind, settings.workers, keyed=bool(settings.keys))
+        self._workers = [_Worker(i, address) for i, address in enumerate(asked)]
         self._selector = selectors.DefaultSelector()
         self._serving = False  # all were ready once
         self._stops = 0
