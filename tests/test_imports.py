@@ -66,17 +66,15 @@ def test_pure_modules_import_numpy_and_pure_modules_only(name: str) -> None:
 
 def test_one_importer_each() -> None:
     importers: dict[str, set[str]] = {"onnxruntime": set(), "zmq": set(), "torch": set(), "onnx": set()}
+    importers["prometheus_client"] = set()
     for path in ENGINE.rglob("*.py"):
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {
-        "serve/daemon.py",
-        "serve/sender.py",
-        "serve/client.py",
-        "serve/curve.py",
-    }
+    zmq = ("client", "curve", "daemon", "sender", "watch")
+    assert importers["zmq"] == {f"serve/{name}.py" for name in zmq}
     assert importers["torch"] == set()
+    assert importers["prometheus_client"] == {"serve/exposition.py"}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +89,12 @@ def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
         "threading",
         "datetime",
     }
+
+
+@pytest.mark.parametrize("name", ["serve/stats", "serve/reading", "cli/panel"])
+def test_what_is_counted_and_shown_is_pure(name: str) -> None:
+    clocks = {"zmq", "time", "socket", "threading", "datetime", "os", "sys"}
+    assert not tops(ENGINE / f"{name}.py") & clocks
 
 
 def test_wire_imports_only_errors_and_the_header_library() -> None:

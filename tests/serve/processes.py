@@ -10,6 +10,8 @@ from pathlib import Path
 
 from runnel.serve.settings import Settings
 
+from .logfmt import parsed
+
 
 @contextmanager
 def command(*words: str) -> Iterator[subprocess.Popen[str]]:
@@ -29,8 +31,9 @@ def ready(process: subprocess.Popen[str], workers: int = 1) -> str:
     """Wait for the line that says where it serves; the address in it."""
     assert process.stderr
     for line in process.stderr:
-        if "serving on " in line and (workers == 1 or f": {workers} workers" in line):
-            return line.split("serving on ")[1].split(": ")[0]
+        told = parsed(line) if line.startswith("ts=") else {"event": line}
+        if told["event"] == ("serving" if workers == 1 else "all workers serve"):
+            return told["address"]
     raise AssertionError("it did not serve")
 
 

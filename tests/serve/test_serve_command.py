@@ -14,6 +14,7 @@ from runnel.errors import UnknownStreamError
 from runnel.serve.client import Client
 from tests import models
 
+from .logfmt import events, parsed
 from .peers import ask, dealer, feed, reply_of
 from .processes import command, ready
 from .support import code, model_pipeline, rows
@@ -45,7 +46,8 @@ def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
         assert process.stderr
         log = process.stderr.read()
     assert [code(reply) for reply in replies] == ["ok"] * 200
-    assert "stopped: 400 requests, 0 errors, 200 chunks" in log
+    (stopped,) = (line for line in events(log) if line["event"] == "stopped")
+    assert [stopped[name] for name in ("requests", "errors", "chunks")] == ["400", "0", "200"]
     assert not path.exists()
 
 
@@ -100,31 +102,36 @@ def test_sighup_reads_the_table_again_and_a_broken_file_changes_nothing(tmp_path
         address = ready(process)
         assert process.stderr
 
-        def reloaded() -> str:
+        def reloaded() -> dict[str, str]:
             process.send_signal(signal.SIGHUP)
             assert process.stderr
-            return process.stderr.readline().split("runnel: ")[1].strip()
+            while (told := parsed(process.stderr.readline()))["event"] == "stream closed":
+                pass  # the idle one, at its own time
+            return told
 
         with Client(address) as client, client.open("a") as stream:
             assert client.describe().limits["streams"] == 7, "the flag goes before the table"
             assert client.describe().limits["idle_seconds"] == 100
-            assert reloaded() == f"reload: nothing is new in {path}"
+            assert reloaded()["event"] == "nothing to reload: nothing is new"
             path.write_text(text + table + "idle_seconds = 0.2\n")
-            assert reloaded() == "reload: idle_seconds is 0.2 now"
+            told = reloaded()
+            assert (told["event"], told["name"], told["value"]) == ("setting changed", "idle_seconds", "0.2")
             for broken, said in (
                 ("[serve", "not TOML"),
                 ("[serve]\nworkers = 0", "workers"),
                 ("[serve]\nwrokers = 1", "'workers'"),
             ):
                 path.write_text(text + broken)
-                message = reloaded()
-                assert message.startswith("reload: nothing was changed: ")
-                assert said in message
+                told = reloaded()
+                assert told["event"] == "reload failed: nothing was changed"
+                assert said in told["error"]
             time.sleep(0.5)
             with pytest.raises(UnknownStreamError, match=r"no request for 0\.2 s"):
                 stream.feed(rows(1))
         path.write_text(text.replace("time", "ticks") + table + "idle_seconds = 0.2\n")
-        assert reloaded() == f"reload: the pipeline was changed in {path}: that needs a restart"
+        told = reloaded()
+        assert told["event"] == "setting not changed: that needs a restart"
+        assert (told["name"], told["path"]) == ("pipeline", str(path))
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 
@@ -135,6 +142,6 @@ def test_sighup_of_a_bare_model_is_logged_and_harmless(tmp_path: Path) -> None:
         ready(process)
         process.send_signal(signal.SIGHUP)
         assert process.stderr
-        assert "has no settings to read again" in process.stderr.readline()
+        assert "a model has no settings" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

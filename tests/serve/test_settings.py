@@ -25,6 +25,9 @@ EVERY: dict[str, Any] = {
     "threads": 2,
     "providers": ("CPUExecutionProvider",),
     "log_level": "debug",
+    "log_format": "json",
+    "metrics": "127.0.0.1:9464",
+    "metrics_keys": "metrics.key",
 }
 
 
@@ -49,6 +52,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
         ("threads", 0),
         ("providers", "CPU"), ("providers", []), ("providers", [1]), ("providers", ["x"] * 17),
         ("log_level", "loud"), ("log_level", 3),
+        ("log_format", "xml"), ("metrics", ""), ("metrics", 9464),
     ],
 )  # fmt: skip
 def test_a_value_that_is_none_is_refused_wherever_it_comes_from(name: str, value: Any) -> None:
@@ -125,3 +129,10 @@ def test_keys_and_users_go_together_and_lie_beside_the_file_that_names_them(tmp_
     assert (settings.keys, settings.authorised) == (f"{tmp_path}/d.key", "/etc/users")
     settings, _ = Source(path, {"keys": "here.key"}).read()
     assert settings.keys == "here.key"
+
+
+def test_metrics_of_a_daemon_with_keys_need_a_user() -> None:
+    table = {"metrics": "9464", "keys": "daemon.key", "authorised": "users"}
+    with pytest.raises(UsageError, match="metrics_keys"):
+        make(table, {}, "p.toml")
+    assert make(table, {"metrics_keys": "m.key"}, "p.toml").metrics_keys == "m.key"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import threading
 import time
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 import zmq
 
+from runnel.cli.main import main
 from runnel.errors import UsageError
 from runnel.serve import daemon as daemon_module
-from runnel.serve import wire
+from runnel.serve import metrics, wire
 from runnel.serve.curve import Guard, connect_as, new_pair
 from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret, write
+from runnel.serve.watch import Watcher
 
 from . import raw
 from .peers import ask, dealer, feed, reply_of, run
@@ -266,3 +269,31 @@ def test_keys_that_cannot_be_used(site: Site, tmp_path: Path, words: list[str], 
         assert process.returncode == 2
     assert message in stderr
     assert "Traceback" not in stderr
+
+
+def test_who_watches_is_a_user_too(
+    site: Site, daemon: Daemon, alice: Secret, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = daemon.address.replace("0.0.0.0", "127.0.0.1")
+    with Watcher([address], 10, alice) as watcher:
+        (seen,) = watcher.look()
+    assert seen.ready
+    assert seen.address == address, "and not the one that the daemon is bound to"
+    with Watcher([address], 0.5) as stranger:
+        assert not stranger.look()[0].alive
+    (site.folder / "alice.key").write_text(f'secret = "{alice.secret}"\nserver = "{alice.server}"\n')
+    (site.folder / "alice.key").chmod(0o600)
+    assert main(["inspect", address, "--keys", str(site.folder / "alice.key")]) == 0
+    assert (
+        main(["top", address, "--once", "--interval", "0.1", "--keys", str(site.folder / "alice.key")]) == 0
+    )
+    assert address in capsys.readouterr().out
+
+
+def test_pages_of_a_daemon_with_keys_ask_as_a_user(site: Site, daemon: Daemon, alice: Secret) -> None:
+    with metrics.serve("127.0.0.1:0", [daemon.address.replace("0.0.0.0", "127.0.0.1")], alice) as address:
+        host, _, port = address.partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()

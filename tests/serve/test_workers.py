@@ -24,6 +24,7 @@ from runnel.serve.settings import MAX_WORKERS, Settings, Source
 from runnel.serve.systemd import Notifier
 from runnel.serve.workers import FIRST_PAUSE, LAST_PAUSE, SOUND_SECONDS, Backoff, Supervisor, addresses
 
+from .logfmt import events
 from .peers import ask, dealer, feed, reply_of
 from .processes import children, command, observe_nothing, ready
 from .support import code, model_pipeline
@@ -139,8 +140,9 @@ def test_a_worker_that_dies_is_started_again_and_the_others_go_on(pipeline: Path
             assert code(ask(one, "open", other)) == "ok"
         process.send_signal(signal.SIGTERM)
         log = finished(process, 0)
-    assert "worker 1 ended with status -9" in log
-    assert f"again in {FIRST_PAUSE:g} s" in log
+    (lost,) = (line for line in events(log) if line["event"] == "worker lost, with its streams")
+    assert (lost["worker"], lost["why"]) == ("1", "worker 1 ended with status -9")
+    assert lost["again_in_seconds"] == f"{FIRST_PAUSE:g}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -209,7 +211,7 @@ def test_what_no_worker_can_serve_is_told_in_its_words(pipeline: Path, tmp_path:
             log = finished(process, 2)
     assert f"runnel: cannot bind {taken}: another daemon is serving there" in log
     assert "Traceback" not in log
-    assert "serving on" not in log
+    assert "all workers serve" not in log
     assert not (tmp_path / "d.sock").exists()
 
 
@@ -235,9 +237,12 @@ def test_they_read_their_settings_again(pipeline: Path, tmp_path: Path) -> None:
             assert within(20, lambda at=address: hello(at).limits.idle_seconds == 50)
         process.send_signal(signal.SIGTERM)
         log = finished(process, 0)
-    assert "idle_seconds is 50.0 now" in log
-    assert "bind was changed" in log
-    assert "workers was changed" in log
+    changed = {line["name"]: line["event"] for line in events(log) if "name" in line}
+    assert changed == {
+        "idle_seconds": "setting changed",
+        "bind": "setting not changed: that needs a restart",
+        "workers": "setting not changed: that needs a restart",
+    }
 
 
 def test_a_link_that_is_not_read_is_not_waited_for() -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "run",
     "serve": "serve",
     "feed": "feed",
+    "top": "top",
     "keys": "keys",
     "plugins": "plugins",
     "demo": "demo",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,11 +70,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="onnxruntime execution provider; may be repeated",
     )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (info)")
+    parser.add_argument("--log-format", metavar="FORMAT", help="text (key=value), or json (text)")
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve /metrics for Prometheus, /healthz and /readyz over HTTP there; a port alone: loopback",
+    )
+    parser.add_argument(
+        "--metrics-keys", metavar="FILE", help="keys of the user as whom these ask a daemon that has keys"
+    )
     parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
+    from ..serve import logs
     from ..serve.address import parse
     from ..serve.settings import FLAGS, Source
     from ..serve.systemd import Notifier
@@ -88,9 +97,11 @@ def run(args: argparse.Namespace) -> int:
             f"where is {args.pipeline} to be served? --bind ipc:///path/to.sock, or bind in its [serve] table"
         )
     parse(settings.bind, keyed=bool(settings.keys))  # a bad address is told before a large model is loaded
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s runnel: %(message)s")
-    logging.getLogger("runnel").setLevel(settings.log_level.upper())
-    with Notifier() as notifier:
+    if settings.metrics:
+        from ..serve.metrics import parse as parse_metrics
+
+        parse_metrics(settings.metrics)
+    with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
         if settings.workers > 1:
             answered = _many(args, settings, source, notifier)
         else:
@@ -128,7 +139,13 @@ def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier
 
 def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[object]:
     """What looks at the daemon from outside while it serves at the addresses."""
-    return nullcontext()
+    if not settings.metrics:
+        return nullcontext()
+    from ..serve import metrics
+    from ..serve.curve import client_keys
+
+    keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
+    return metrics.serve(settings.metrics, addresses, keys)
 
 
 def _allow_files() -> None:

@@ -8,7 +8,6 @@ replies go to a routing id, nobody may choose one that another could know.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import zmq
 
 from ..errors import AccessError, UsageError
 from .keys import Secret, Users, read_secret, read_users
+from .logs import Log
 from .zap import DOMAIN, admit
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep th
 _CHOSEN: Final = 5  # bytes of a routing id that libzmq chose: 0, and a number that began at random
 _ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq asks
 
-log = logging.getLogger("runnel.serve")
+log = Log("runnel.serve")
 
 
 def new_pair() -> tuple[str, str]:
@@ -79,9 +79,9 @@ class Guard:
         try:
             self._users = read_users(self._authorised)
         except UsageError as error:
-            log.error("reload: the list of users stays as it was: %s", error)
+            log.error("reload failed: the users stay as they were", error=error.message)
         else:
-            log.info("reload: %d keys are authorised", len(self._users))
+            log.info("users read again", keys=len(self._users))
 
     @contextmanager
     def at(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> Iterator[None]:

@@ -6,7 +6,6 @@ busier the daemon is, the more has arrived, and the larger the batches get by th
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
 import signal
@@ -20,10 +19,11 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from ..errors import AccessError, LimitError, UsageError
-from . import socketfile, wire
+from . import process, socketfile, wire
 from .address import Address, parse
 from .curve import Guard
 from .keeper import Keeper
+from .logs import Log
 from .outbox import Outbox
 from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
 from .sender import Sender
@@ -42,7 +42,7 @@ MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 b
 
 _NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
 
-log = logging.getLogger("runnel.serve")
+log = Log("runnel.serve")
 
 
 class Daemon:
@@ -76,9 +76,11 @@ class Daemon:
         self._told.setblocking(False)
         self._teller.setblocking(False)
         self._stops = 0
-        self._about = (
-            f"{engine.pipeline.inputs} -> {engine.pipeline.outputs}, up to {engine.max_streams} streams"
-        )
+        self._about = {
+            "inputs": engine.pipeline.inputs,
+            "outputs": engine.pipeline.outputs,
+            "max_streams": engine.max_streams,
+        }
 
     @property
     def stats(self) -> Stats:
@@ -120,8 +122,9 @@ class Daemon:
                 self._server = Server(
                     self._engine, secrets.token_hex(8), first_epoch, self._idle_seconds, place
                 )
+                self._server.gauges = process.gauges
                 self._outbox = Outbox(Sender(router), self._server.stats)
-                log.info("serving on %s: %s", self.address, self._about)
+                log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
                 self._loop(router)
@@ -131,7 +134,7 @@ class Daemon:
                     self._guard.close()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
-        log.info("stopped: %s, %d replies dropped", self.stats, self.stats.dropped_replies)
+        log.info("stopped", **self.stats.summary())
         return answered
 
     def _loop(self, router: zmq.Socket[bytes]) -> None:
@@ -158,7 +161,7 @@ class Daemon:
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
-        log.info("stopping: %d requests wait", self._server.pending)
+        log.info("stopping", pending=self._server.pending)
         self._keeper.stopping()
         began = time.monotonic()
         while self._stops < 2 and (left := began + SETTLE_SECONDS - time.monotonic()) > 0:

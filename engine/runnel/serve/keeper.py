@@ -6,14 +6,14 @@ systemd's side of a daemon that is one process; `worker` has that of a worker.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from ..errors import RunnelError
-from . import systemd
+from . import logs, systemd
+from .logs import Log
 from .placement import Place
 from .settings import Settings, Source, renewed
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Observe = Callable[[Settings, Sequence[str]], AbstractContextManager[object]]
 
-log = logging.getLogger("runnel.serve")
+log = Log("runnel.serve")
 
 
 class Keeper:
@@ -89,29 +89,24 @@ class Service(Keeper):
 def reread(source: Source, now: Settings) -> Settings:
     """The settings after a new reading, what is found logged; the same where the file cannot be read."""
     if source.path.suffix != ".toml":
-        log.info("reload: %s is a model: it has no settings to read again", source.path)
+        log.info("nothing to reload: a model has no settings", path=source.path)
         return now
     try:
         read, other_pipeline = source.read()
     except RunnelError as error:
-        log.error("reload: nothing was changed: %s", error)
+        log.error("reload failed: nothing was changed", path=source.path, error=error.message)
         return now
     after, changed, fixed = renewed(now, read)
     for name in changed:
-        log.info("reload: %s is %s now", name, getattr(after, name))
-    for name in [*fixed, *(["the pipeline"] if other_pipeline else [])]:
-        log.warning("reload: %s was changed in %s: that needs a restart", name, source.path)
+        log.info("setting changed", name=name, value=getattr(after, name))
+    for name in [*fixed, *(["pipeline"] if other_pipeline else [])]:
+        log.warning("setting not changed: that needs a restart", name=name, path=source.path)
     if not changed and not fixed and not other_pipeline:
-        log.info("reload: nothing is new in %s", source.path)
+        log.info("nothing to reload: nothing is new", path=source.path)
     return after
 
 
 def apply(settings: Settings, server: Server) -> None:
     """Put into effect what can change while the daemon runs."""
     server.idle_seconds = settings.idle_seconds
-    set_level(settings.log_level)
-
-
-def set_level(level: str) -> None:
-    """Log what is of this level, or graver."""
-    logging.getLogger("runnel").setLevel(level.upper())
+    logs.set_level(settings.log_level)

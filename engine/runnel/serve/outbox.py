@@ -13,12 +13,12 @@ kept replies are still there: it asks again, or resumes from another connection.
 from __future__ import annotations
 
 import enum
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from .logs import Log
 from .protocol import MAX_PENDING_PER_PEER
 from .stats import Stats
 
@@ -31,7 +31,7 @@ MAX_DROPPED: Final = 4096  # peers remembered as dropped; one that is forgotten 
 FIRST_RETRY: Final = 0.005  # seconds
 LAST_RETRY: Final = 0.5  # seconds: many peers that do not read cost next to nothing
 
-log = logging.getLogger("runnel.serve")
+log = Log("runnel.serve")
 
 Peer = bytes
 Frames = Sequence[bytes]
@@ -169,7 +169,7 @@ class Outbox:
         if len(self._deaf) > MAX_DROPPED:
             del self._deaf[next(iter(self._deaf))]
         self._stats.dropped_peers += 1
-        log.warning("a client was dropped with %d replies: %s", replies, why)
+        log.warning("peer dropped", peer=peer, replies=replies, why=why)
 
     def _let_go(self, peer: Peer) -> int:
         backlog = self._slow.pop(peer)

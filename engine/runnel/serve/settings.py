@@ -18,6 +18,7 @@ from ..errors import UsageError, nearest
 MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
 MAX_PROVIDERS: Final = 16
 LEVELS: Final = ("debug", "info", "warning", "error")
+FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Settings:
     threads: int = 1  # onnxruntime's, for one step
     providers: tuple[str, ...] = ()
     log_level: str = "info"
+    log_format: str = "text"
+    metrics: str = ""  # host:port of /metrics, /healthz and /readyz
+    metrics_keys: str = ""  # file of the user's keys by which they ask a daemon that has keys
 
 
 RELOADABLE: Final = ("idle_seconds", "log_level")
@@ -52,6 +56,10 @@ def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Sett
     if ("keys" in given) != ("authorised" in given):
         raise UsageError(
             f"{where}: keys and authorised go together: the daemon's own key, and the list of its users"
+        )
+    if "keys" in given and "metrics" in given and "metrics_keys" not in given:
+        raise UsageError(
+            f"{where}: metrics of a daemon with keys are asked for as a user: metrics_keys names its key file"
         )
     return Settings(**given)
 
@@ -75,7 +83,7 @@ class Source:
         """
         document = tables.read_toml(self.path) if self.path.suffix == ".toml" else {}
         table = tables.table(document, "serve", str(self.path))
-        for name in ("keys", "authorised"):  # relative to the file that names them
+        for name in ("keys", "authorised", "metrics_keys"):  # relative to the file that names them
             if isinstance(table.get(name), str):
                 table = {**table, name: str(self.path.parent / table[name])}
         rest = {key: value for key, value in document.items() if key != "serve"}
@@ -141,6 +149,9 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "threads": _whole(1, 1024),
     "providers": _texts,
     "log_level": _among(LEVELS),
+    "log_format": _among(FORMATS),
+    "metrics": _text,  # `metrics.parse` knows what an address is
+    "metrics_keys": _text,
 }
 
 FLAGS: Final = tuple(_CHECKS)

@@ -7,7 +7,6 @@ supervisor's: then the worker answers what has arrived, and stops.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ..errors import RunnelError
-from . import link
+from . import link, logs
 from .keeper import Keeper, apply
 from .placement import Place
 
@@ -84,7 +83,11 @@ def main(fd: int) -> int:
         if packet is None:
             return STATUS_FAILED
         try:
-            return 0 if _serve(wire, link.order(packet)) else 1
+            order = link.order(packet)
+            with logs.written(
+                sys.stderr, order.settings.log_format, order.settings.log_level, worker=order.index
+            ):
+                return 0 if _serve(wire, order) else 1
         except _EarlyStopError:
             return 0
         except RunnelError as error:
@@ -99,11 +102,6 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
 
     settings = order.settings
     guard = guard_of(settings)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format=f"%(asctime)s runnel[{order.index}]: %(message)s",
-    )
     with Engine.load(
         order.pipeline,
         max_streams=settings.max_streams,

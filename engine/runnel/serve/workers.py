@@ -8,7 +8,6 @@ it keeps ending; its streams are gone, the others' untouched.
 
 from __future__ import annotations
 
-import logging
 import selectors
 import signal
 import socket
@@ -21,10 +20,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from ..errors import RunnelError, UsageError
-from . import link, systemd
+from . import link, logs, systemd
 from .address import parse
 from .daemon import FINISH_SECONDS, LINGER_MS, heard
-from .keeper import Observe, reread, set_level
+from .keeper import Observe, reread
 from .settings import Settings, Source
 
 START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
@@ -34,7 +33,7 @@ FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
 LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
 SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
 
-log = logging.getLogger("runnel.serve")
+log = logs.Log("runnel.serve")
 
 
 def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
@@ -144,14 +143,16 @@ class Supervisor:
             if worker.again is not None and worker.again <= now and not self._stops:
                 self._start(worker)
             elif worker.process and not worker.ready and worker.since + START_SECONDS <= now:
-                log.error("worker %d did not serve within %g s: it is ended", worker.index, START_SECONDS)
+                log.error(
+                    "worker ended: it did not serve in time", worker=worker.index, seconds=START_SECONDS
+                )
                 worker.process.kill()
                 worker.since = now  # told once
         if not self._serving and all(worker.ready for worker in self._workers):
             self._serving = True
             served = [worker.address for worker in self._workers]
             stack.enter_context(self._observe(self._settings, served))
-            log.info("serving on %s: %d workers, the last at %s", served[0], len(served), served[-1])
+            log.info("all workers serve", address=served[0], workers=len(served), last=served[-1])
             self._notifier.send(systemd.READY, systemd.status(f"{len(served)} workers at {served[0]}"))
         self._watch(now)
 
@@ -185,7 +186,7 @@ class Supervisor:
     def _reload(self) -> None:
         self._notifier.send(systemd.reloading(time.monotonic()))
         self._settings = reread(self._source, self._settings)
-        set_level(self._settings.log_level)
+        logs.set_level(self._settings.log_level)
         for worker in self._workers:
             if worker.link:
                 link.send(worker.link, {"settings": asdict(self._settings)})
@@ -193,7 +194,7 @@ class Supervisor:
 
     def _finish(self, told: socket.socket) -> bool:
         """Have all workers answer what has arrived; a second signal has them stop at once."""
-        log.info("stopping: %d workers", sum(worker.process is not None for worker in self._workers))
+        log.info("stopping", workers=sum(worker.process is not None for worker in self._workers))
         self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
         deadline = time.monotonic() + STOP_SECONDS
         asked = 0
@@ -283,7 +284,7 @@ class Supervisor:
         else:
             pause = worker.backoff.after(served)
             worker.again = time.monotonic() + pause
-            log.error("%s: its streams are lost; it is started again in %g s", why, pause)
+            log.error("worker lost, with its streams", worker=worker.index, why=why, again_in_seconds=pause)
 
     def _kill(self) -> None:
         """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
