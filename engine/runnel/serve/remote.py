@@ -1,0 +1,179 @@
+"""What both clients share: what a daemon serves, a stream's handle, chunks as a request's tensors. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import ChunkError, RunnelError, StreamClosedError, StreamError, TimeoutError, UsageError
+from ..spec import Array, Signal
+from ..stage import Chunk
+from . import wire
+from .address import parse
+from .conversation import SNAPSHOT, Line, Ticket
+from .placement import worker_of
+from .tensors import pack, undescribe, unpack
+
+WINDOW: Final = 32  # a stream's chunks on their way: enough to hide the way, and half of what a daemon keeps
+MAX_TIMEOUT: Final = 86400  # seconds: a day; a poll counts milliseconds in 32 bits
+
+Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
+Tensors = tuple[list[wire.TensorInfo], list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a daemon serves."""
+
+    version: str  # of the daemon's runnel
+    boot_id: str  # new at each start of the daemon; its streams are gone with it
+    inputs: Signal
+    outputs: Signal
+    latency: int  # input time steps
+    limits: Mapping[str, float]
+    worker: int = 0  # which of the workers answered
+    workers: tuple[str, ...] = ()  # their addresses
+    pipeline: str = ""  # the fingerprint of the model, the stages and their options
+    stages: tuple[str, ...] = ()
+    state_bytes: int = 0  # of one stream, in the model
+
+    @classmethod
+    def told(cls, reply: wire.Reply) -> Served:
+        """What the answer to hello says. Raises RunnelError where it says nothing."""
+        told = reply.server
+        if told is None:
+            raise RunnelError(f"the daemon's answer to {reply.op!r} lacks what was asked for")
+        return cls(
+            version=told.version,
+            boot_id=told.boot_id,
+            inputs=undescribe(told.inputs, told.input_rate),
+            outputs=undescribe(told.outputs, told.output_rate),
+            latency=told.latency,
+            limits={name: getattr(told.limits, name) for name in told.limits.__struct_fields__},
+            worker=told.worker,
+            workers=tuple(told.workers),
+            pipeline=told.pipeline,
+            stages=tuple(told.stages),
+            state_bytes=told.state_bytes,
+        )
+
+    def address_of(self, stream: str) -> str | None:
+        """The worker that a stream of that name lives at; None: the one that told this."""
+        if len(self.workers) < 2:
+            return None
+        index = worker_of(stream, len(self.workers))
+        return None if index == self.worker else self.workers[index]
+
+    def window(self, wanted: int) -> int:
+        """A stream's unanswered requests: no more than can be answered again, if all replies are lost."""
+        return max(1, min(wanted, int(self.limits["kept_replies"])))
+
+    def tensors(self, chunk: Array | Chunk) -> Tensors:
+        """A chunk as a request holds it. Raises ChunkError for what is none."""
+        if isinstance(chunk, np.ndarray):
+            names = self.inputs.names
+            if len(names) != 1:
+                raise ChunkError(
+                    f"this pipeline has {len(names)} inputs: give a dict of arrays with {self.inputs}"
+                )
+            return pack({names[0]: chunk})
+        if not isinstance(chunk, Mapping):
+            raise ChunkError(f"a chunk is a numpy array or a dict of them, not {type(chunk).__name__}")
+        return pack(chunk)
+
+
+class Handle:
+    """What a stream in a daemon is, whoever waits for its replies."""
+
+    __slots__ = ("_closed", "_line", "_served", "_waiting")
+
+    def __init__(self, line: Line, served: Served) -> None:
+        self._line = line
+        self._served = served
+        self._waiting: deque[tuple[Ticket, bool]] = deque()  # sent; and whether the chunk was one array
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        """The stream's name."""
+        return self._line.name
+
+    @property
+    def seq(self) -> int:
+        """The last request applied to it, as the daemon last told: chunks, flushes and resets count."""
+        return self._line.applied
+
+    @property
+    def outstanding(self) -> int:
+        """Chunks sent whose results were not received."""
+        return len(self._waiting)
+
+    def _tensors(self, chunk: Array | Chunk) -> Tensors:
+        self._check_open()
+        return self._served.tensors(chunk)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError(f"stream {self.id!r} is closed: open it anew")
+
+    def _nothing_sent(self) -> StreamError:
+        return StreamError(f"stream {self.id!r} has no result to receive: send a chunk first")
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"<{name} {self.id!r}, {'closed' if self._closed else f'seq {self.seq}'}>"
+
+
+def outputs(ticket: Ticket, bare: bool) -> Out:
+    """What an answered request's reply holds; `bare`: an array alone where there is one output."""
+    arrays = unpack(ticket.answer().outputs, ticket.payload)
+    if bare and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    return arrays
+
+
+def snapshot_of(ticket: Ticket) -> bytes:
+    """The blob in the answer to `snapshot`."""
+    reply = ticket.answer()
+    if [info.name for info in reply.outputs] != [SNAPSHOT]:
+        raise RunnelError("the daemon's answer to 'snapshot' lacks what was asked for")
+    return bytes(ticket.payload[0])
+
+
+def check_client(address: str, timeout: float, window: int) -> str:
+    """The address, checked, as are the other two. Raises UsageError."""
+    text = parse(address).text
+    if text.endswith(":*"):
+        raise UsageError(f"address {address!r}: a client needs the port that the daemon has")
+    if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+        raise UsageError(
+            f"timeout must be a positive number of seconds, {MAX_TIMEOUT} at most, not {timeout!r}"
+        )
+    if not isinstance(window, int) or window < 1:
+        raise UsageError(f"window must be a positive number of chunks, not {window!r}")
+    return text
+
+
+def check_name(name: str) -> str:
+    """A stream's name, checked as far as it must be to be sent. Raises StreamError."""
+    try:
+        name.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise StreamError(f"a stream's id is printable text, not {name!r}") from None
+    return name
+
+
+def silence(address: str, timeout: float) -> TimeoutError:
+    """No reply came."""
+    return TimeoutError(
+        f"no reply from {address} within {timeout:g} s: is the daemon running there "
+        f"(runnel serve PIPELINE --bind {address}), and is it not overloaded?"
+    )
+
+
+def closed(address: str) -> UsageError:
+    return UsageError(f"this client of {address} is closed: make another")
