@@ -182,7 +182,7 @@ class Conversation:
             unanswered.remove(ticket)
         if reply is not None and reply.epoch == line.epoch and reply.applied_seq > line.applied:
             line.applied = reply.applied_seq
-        if error is not None and isinstance(error, UnknownStreamError | FencedError):
+        if error is not None and isinstance(error, (UnknownStreamError, FencedError)):
             line.lost = error
         if not unanswered:  # where one failed, those behind it failed too: the next seq is the daemon's word
             line.sent = line.applied

@@ -30,6 +30,9 @@ CONNECT_MS: Final = (
 HEARTBEAT_MS: Final = 2000  # over tcp a peer can vanish without a word: it is asked so often,
 HEARTBEAT_TIMEOUT_MS: Final = 6000  # and given up after so long
 
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain numbers: an enum's flags are joined anew at each use
+_LAST: Final = int(zmq.NOBLOCK)
+
 
 class Link:
     """A connection to one worker, from the first use until `close`."""
@@ -63,10 +66,13 @@ class Link:
     def send(self) -> None:
         """Hand libzmq what is to be sent, as far as it takes it."""
         outbox = self.talk.outbox
+        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
         sent = 0
         try:
             for frames in outbox.values():
-                self._socket.send_multipart(frames, zmq.NOBLOCK)
+                for frame in frames[:-1]:
+                    send(frame, _MORE)
+                send(frames[-1], _LAST)
                 sent += 1
         except zmq.Again:  # there is no connection, or its queue is full since the daemon does not read
             for id in list(islice(outbox, sent)):

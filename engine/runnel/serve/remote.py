@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,13 +90,15 @@ class Served:
 class Handle:
     """What a stream in a daemon is, whoever waits for its replies."""
 
-    __slots__ = ("_closed", "_line", "_served", "_waiting")
+    __slots__ = ("_closed", "_infos", "_kind", "_line", "_served", "_waiting")
 
     def __init__(self, line: Line, served: Served) -> None:
         self._line = line
         self._served = served
         self._waiting: deque[tuple[Ticket, bool]] = deque()  # sent; and whether the chunk was one array
         self._closed = False
+        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # of the last chunk, one array
+        self._infos: list[wire.TensorInfo] = []  # what a request said of it
 
     @property
     def id(self) -> str:
@@ -113,8 +116,17 @@ class Handle:
         return len(self._waiting)
 
     def _tensors(self, chunk: Array | Chunk) -> Tensors:
+        """A chunk as a request holds it. Raises ChunkError, StreamClosedError."""
         self._check_open()
-        return self._served.tensors(chunk)
+        if not isinstance(chunk, np.ndarray):
+            return self._served.tensors(chunk)
+        kind = chunk.shape, chunk.dtype
+        if kind == self._kind:  # like the last one, as all day long: only the numbers differ
+            return self._infos, [chunk.tobytes()]
+        infos, buffers = self._served.tensors(chunk)
+        if sys.byteorder == "little" and chunk.dtype.isnative:  # then the wire's bytes are the array's
+            self._kind, self._infos = kind, infos
+        return infos, buffers
 
     def _check_open(self) -> None:
         if self._closed:
