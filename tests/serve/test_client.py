@@ -13,8 +13,7 @@ import zmq
 
 import runnel
 from runnel import errors
-from runnel.serve import client as client_module
-from runnel.serve import wire
+from runnel.serve import remote, wire
 from runnel.serve.client import Client
 from runnel.serve.conversation import failure
 from runnel.serve.daemon import Daemon
@@ -125,7 +124,7 @@ def test_feed_many_is_as_the_engines(client: Client, engine: SpyEngine) -> None:
 
 
 def test_more_than_a_window_of_chunks(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "IN_FLIGHT", 7)
+    monkeypatch.setattr(remote, "IN_FLIGHT", 7)
     streams = [client.open() for _ in range(3)]
     results = client.feed_many([(streams[i % 3], rows(i)) for i in range(100)])
     for k, stream in enumerate(streams):

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import deque
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, cast
 
-from ..errors import FencedError, LimitError, RunnelError, TimeoutError, UnknownStreamError
+from ..errors import FencedError, RunnelError, UnknownStreamError
 from ..spec import Array
 from ..stage import Chunk
 from . import wire
 from .conversation import Ticket
 from .remote import (
     WINDOW,
+    Flight,
     Handle,
     Out,
     Served,
     check_client,
     check_name,
     closed,
+    full_window,
     outputs,
+    random_epoch,
     silence,
     snapshot_of,
 )
 from .shared import SharedLink, When
-
-IN_FLIGHT: Final = 512  # requests that feed_many has on their way: enough to fill a daemon's batches
 
 
 class Client:
@@ -74,7 +75,7 @@ class Client:
         id that is none. After a TimeoutError the daemon may open it later: open it again.
         """
         name, served, link = self._place(id)
-        epoch = _random_epoch()
+        epoch = random_epoch()
         return self._stream(link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
 
     def restore(self, blob: bytes, id: str | None = None) -> RemoteStream:
@@ -84,7 +85,7 @@ class Client:
         TooLargeError for one larger than a message may be.
         """
         name, served, link = self._place(id)
-        epoch = _random_epoch()
+        epoch = random_epoch()
         ticket = link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
         return self._stream(ticket, link, served)
 
@@ -99,11 +100,9 @@ class Client:
     def stats(self) -> list[dict[str, Any]]:
         """What each worker counts, in their order."""
         served = self.describe()
-        addresses = list(served.workers) or [self.address]
-        addresses[served.worker if len(addresses) > 1 else 0] = self.address
         return [
             self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout).answer().stats or {}
-            for address in addresses
+            for address in served.addresses(self.address)
         ]
 
     def feed_many(self, pairs: Sequence[tuple[RemoteStream, Array | Chunk]]) -> list[Any]:
@@ -114,42 +113,34 @@ class Client:
         order, and after one that failed those on their way fail too (GapError), so that none is skipped.
         Replies are waited for as long as they keep coming; after a TimeoutError all the rest have one.
         """
-        results: list[Any] = [None] * len(pairs)
-        flying: deque[tuple[int, RemoteStream, Ticket, bool]] = deque()
-        quiet: TimeoutError | None = None
+        flight = Flight(len(pairs))
+        flying = flight.flying
 
         def land() -> None:
-            nonlocal quiet
-            at, stream, ticket, bare = flying.popleft()
+            _, stream, ticket, _ = flying[0]
             if not ticket.done:
-                with stream._link.lock:  # those behind a silent one may be here already
-                    stream._link.settle(ticket, self.timeout, None if quiet is None else 0.0)
-            try:
-                results[at] = outputs(ticket, bare)
-            except RunnelError as error:
-                results[at] = error
-                if isinstance(error, TimeoutError):
-                    quiet = error
+                link = cast(RemoteStream, stream)._link
+                with link.lock:  # those behind a silent one may be here already
+                    link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
+            flight.land()
 
         for at, (stream, chunk) in enumerate(pairs):
-            link, line = stream._link, stream._line
+            link = stream._link
             try:
                 infos, buffers = stream._tensors(chunk)
-                while flying and (
-                    len(flying) >= IN_FLIGHT or link.link.full or len(line.unanswered) >= stream._window
-                ):
+                while flight.held_back(stream) or (flying and link.link.full):
                     land()
-                if quiet is not None:
-                    raise quiet
+                if flight.quiet is not None:
+                    raise flight.quiet
                 with link.lock:
-                    ticket = link.post(line, stream._window, "feed", infos, buffers, self.timeout)
+                    ticket = link.post(stream._line, stream._window, "feed", infos, buffers, self.timeout)
             except RunnelError as error:
-                results[at] = error
+                flight.results[at] = error
             else:
                 flying.append((at, stream, ticket, not isinstance(chunk, Mapping)))
         while flying:
             land()
-        return results
+        return flight.results
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
@@ -200,14 +191,13 @@ class RemoteStream(Handle):
     chunk is applied behind that.
     """
 
-    __slots__ = ("_client", "_link", "_window")
+    __slots__ = ("_client", "_link")
 
     def __init__(self, client: Client, link: SharedLink, ticket: Ticket, served: Served) -> None:
         assert ticket.line is not None
-        super().__init__(ticket.line, served)
+        super().__init__(ticket.line, served, client.window)
         self._client = client
         self._link = link
-        self._window = served.window(client.window)
 
     def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return what it makes: as `Stream.feed`.
@@ -237,10 +227,7 @@ class RemoteStream(Handle):
             if len(waiting) >= self._window and not link.wait(
                 When(lambda: len(waiting) < self._window), timeout
             ):
-                raise LimitError(
-                    f"stream {self.id!r}: {len(waiting)} results are outstanding, which is its window: "
-                    "receive some before sending more"
-                )
+                raise full_window(self)
             ticket = link.post(self._line, self._window, "feed", infos, buffers, timeout)
             waiting.append((ticket, not isinstance(chunk, Mapping)))
 
@@ -251,21 +238,20 @@ class RemoteStream(Handle):
         was asked for again, so receive it later.
         """
         link, waiting, timeout = self._link, self._waiting, self._client.timeout
+        deadline = time.monotonic() + timeout
         with link.lock:
             link.check()
-            if not waiting:
-                raise self._nothing_sent()
-            oldest = waiting.popleft()
-            ticket, bare = oldest
-            try:
-                link.wait(ticket, timeout)
-            finally:
-                if not ticket.done:
-                    waiting.appendleft(oldest)
-            if not ticket.done:
-                link.link.talk.renew(self._line)
-                link.link.send()
-                raise silence(self._client.address, timeout)
+            while True:
+                if not waiting:
+                    raise self._nothing_sent()
+                ticket, bare = waiting[0]
+                if ticket.done:  # and else it may be another thread that receives it
+                    break
+                if not link.wait(ticket, deadline - time.monotonic()):
+                    link.link.talk.renew(self._line)
+                    link.link.send()
+                    raise silence(self._client.address, timeout)
+            waiting.popleft()
             link.changed()
         return outputs(ticket, bare)
 
@@ -335,8 +321,3 @@ class RemoteStream(Handle):
         with self._link.lock:
             self._link.glance()
             return bool(self._waiting) and self._waiting[0][0].done
-
-
-def _random_epoch() -> int:
-    """63 bits with the highest set: never 0, never one that a daemon counts up to, always as long."""
-    return secrets.randbits(62) | 1 << 62

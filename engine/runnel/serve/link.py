@@ -58,10 +58,10 @@ class Link:
         return self.talk.in_flight >= self.limit
 
     @property
-    def arrived(self) -> bool:
-        """Whether there is something to read; until this is False the descriptor does not tell."""
+    def ready(self) -> bool:
+        """Whether `turn` has something to do; until this is False the descriptors do not tell."""
         events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
-        return bool(events & zmq.POLLIN)
+        return bool(events & (zmq.POLLIN | zmq.POLLOUT if self.talk.outbox else zmq.POLLIN))
 
     def send(self) -> None:
         """Hand libzmq what is to be sent, as far as it takes it."""

@@ -1,7 +1,8 @@
-"""What both clients share: what a daemon serves, a stream's handle, chunks as a request's tensors. Pure."""
+"""What both clients share: what a daemon serves, a stream's handle, chunks as tensors. No socket."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -10,7 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import ChunkError, RunnelError, StreamClosedError, StreamError, TimeoutError, UsageError
+from ..errors import (
+    ChunkError,
+    LimitError,
+    RunnelError,
+    StreamClosedError,
+    StreamError,
+    TimeoutError,
+    UsageError,
+)
 from ..spec import Array, Signal
 from ..stage import Chunk
 from . import wire
@@ -20,6 +29,7 @@ from .placement import worker_of
 from .tensors import pack, undescribe, unpack
 
 WINDOW: Final = 32  # a stream's chunks on their way: enough to hide the way, and half of what a daemon keeps
+IN_FLIGHT: Final = 512  # requests that feed_many has on their way: enough to fill a daemon's batches
 MAX_TIMEOUT: Final = 86400  # seconds: a day; a poll counts milliseconds in 32 bits
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
@@ -69,6 +79,12 @@ class Served:
         index = worker_of(stream, len(self.workers))
         return None if index == self.worker else self.workers[index]
 
+    def addresses(self, home: str) -> list[str]:
+        """Every worker's address, in order; `home` is that of the one that told this."""
+        if len(self.workers) < 2:
+            return [home]
+        return [home if i == self.worker else address for i, address in enumerate(self.workers)]
+
     def window(self, wanted: int) -> int:
         """A stream's unanswered requests: no more than can be answered again, if all replies are lost."""
         return max(1, min(wanted, int(self.limits["kept_replies"])))
@@ -90,11 +106,12 @@ class Served:
 class Handle:
     """What a stream in a daemon is, whoever waits for its replies."""
 
-    __slots__ = ("_closed", "_infos", "_kind", "_line", "_served", "_waiting")
+    __slots__ = ("_closed", "_infos", "_kind", "_line", "_served", "_waiting", "_window")
 
-    def __init__(self, line: Line, served: Served) -> None:
+    def __init__(self, line: Line, served: Served, window: int) -> None:
         self._line = line
         self._served = served
+        self._window = served.window(window)
         self._waiting: deque[tuple[Ticket, bool]] = deque()  # sent; and whether the chunk was one array
         self._closed = False
         self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # of the last chunk, one array
@@ -140,6 +157,39 @@ class Handle:
         return f"<{name} {self.id!r}, {'closed' if self._closed else f'seq {self.seq}'}>"
 
 
+class Flight:
+    """The chunks of one `feed_many`: their results, in the order given, and those on their way."""
+
+    def __init__(self, chunks: int) -> None:
+        self.results: list[Any] = [None] * chunks
+        self.flying: deque[tuple[int, Handle, Ticket, bool]] = deque()
+        self.quiet: TimeoutError | None = None  # the daemon is: nothing more is sent, nor waited for
+
+    def held_back(self, stream: Handle) -> bool:
+        """Whether a result must be taken before the stream's next chunk is sent."""
+        return bool(self.flying) and (
+            len(self.flying) >= IN_FLIGHT or len(stream._line.unanswered) >= stream._window
+        )
+
+    def land(self) -> None:
+        """Take the oldest, which is settled."""
+        at, _, ticket, bare = self.flying.popleft()
+        try:
+            self.results[at] = outputs(ticket, bare)
+        except RunnelError as error:
+            self.results[at] = error
+            if isinstance(error, TimeoutError):
+                self.quiet = error
+
+
+def full_window(stream: Handle) -> LimitError:
+    """Chunks were sent, and no result was received."""
+    return LimitError(
+        f"stream {stream.id!r}: {stream.outstanding} results are outstanding, which is its window: "
+        "receive some before sending more"
+    )
+
+
 def outputs(ticket: Ticket, bare: bool) -> Out:
     """What an answered request's reply holds; `bare`: an array alone where there is one output."""
     arrays = unpack(ticket.answer().outputs, ticket.payload)
@@ -177,6 +227,11 @@ def check_name(name: str) -> str:
     except (UnicodeEncodeError, AttributeError):
         raise StreamError(f"a stream's id is printable text, not {name!r}") from None
     return name
+
+
+def random_epoch() -> int:
+    """63 bits with the highest set: never 0, never one that a daemon counts up to, always as long."""
+    return secrets.randbits(62) | 1 << 62
 
 
 def silence(address: str, timeout: float) -> TimeoutError:

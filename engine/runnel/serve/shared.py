@@ -108,7 +108,7 @@ class SharedLink:
         try:
             while not awaited.done:
                 self.check()
-                if self._leads is None and link.arrived:
+                if self._leads is None and link.ready:
                     self._read()
                     continue
                 now = time.monotonic()
@@ -126,7 +126,7 @@ class SharedLink:
 
     def glance(self) -> None:
         """Read what has arrived, without waiting. With the lock held."""
-        if not self._closed and self._leads is None and self.link.arrived:
+        if not self._closed and self._leads is None and self.link.ready:
             self._read()
 
     def changed(self) -> None:
@@ -182,7 +182,7 @@ class SharedLink:
 
     def _send(self) -> None:
         self.link.send()
-        if self._leads is not None and self.link.arrived:
+        if self._leads is not None and self.link.ready:
             self._read()
 
     def _read(self) -> None:
