@@ -146,13 +146,19 @@ class Conversation:
 
     # Hearing.
 
-    def received(self, frames: Sequence[bytes]) -> Sequence[Ticket]:
-        """Take a message; the requests that it settles. One that nobody waits for settles none."""
+    def received(self, frames: Sequence[bytes], cut: bool = False) -> Sequence[Ticket]:
+        """Take a message; the requests that it settles. One that nobody waits for settles none.
+
+        `cut`: it was read when the connection had been made anew, and `reconnected` was not called yet. Then
+        an error may be about what was sent behind something lost: it is not heard, but asked for again.
+        """
         try:
             reply, payload = wire.decode_reply(frames)
         except WireError as error:
             broken = self._flying.pop(wire.salvage_id(frames), None)
             return self._settle(broken, error) if broken is not None else ()
+        if cut and reply.error is not None:
+            return ()
         ticket = self._flying.pop(reply.id, None)
         if ticket is None:
             if not reply.id and reply.error is not None:

@@ -1,9 +1,9 @@
 """One connection of a client: a DEALER and the conversation over it. Never blocks; not thread-safe.
 
 Theory: libzmq connects again by itself, with back-off, and what it does is told by the socket's monitor.
-The conversation must hear of a new connection before it hears what came over it: what was sent over it
-before that is answered without what the old one lost, and is said again. So whatever arrives is put
-aside until the monitor was asked.
+What is sent over a new one before the conversation knows of it comes behind what the old one lost, and may
+be answered with errors (`GAP`) that are not to be heard. So what arrives is put aside until the monitor
+was asked: libzmq tells it of a connection before anything comes over that.
 
 Both file descriptors are edge-triggered: they say that something happened, and fall silent when any
 call on the socket has seen it, a `send` too. So `turn` before waiting, and after whatever woke.
@@ -42,9 +42,10 @@ class Link:
         self.talk = Conversation(secrets.token_hex(4))
         self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
         self.connections = 0  # made so far
+        self._up = False  # there is one, as far as was told
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         _configure(self._socket, address)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
         self._drain_monitor()  # from here on its descriptor tells of each event
         self.descriptors = self._socket.FD, self._monitor.FD
@@ -61,11 +62,18 @@ class Link:
     def ready(self) -> bool:
         """Whether `turn` has something to do; until this is False the descriptors do not tell."""
         events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
-        return bool(events & (zmq.POLLIN | zmq.POLLOUT if self.talk.outbox else zmq.POLLIN))
+        sending = self._up and self.talk.outbox
+        return bool(events & (zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN))
 
     def send(self) -> None:
-        """Hand libzmq what is to be sent, as far as it takes it."""
+        """Hand libzmq what is to be sent, as far as it takes it; nothing while there is no connection.
+
+        It would keep all of it, requests that are given up as well. (Its own option for that, IMMEDIATE,
+        ends the process where a connection is cut within a message: libzmq 4.3.5, `fq.cpp`.)
+        """
         outbox = self.talk.outbox
+        if not self._up:
+            return
         send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
         sent = 0
         try:
@@ -74,7 +82,7 @@ class Link:
                     send(frame, _MORE)
                 send(frames[-1], _LAST)
                 sent += 1
-        except zmq.Again:  # there is no connection, or its queue is full since the daemon does not read
+        except zmq.Again:  # its queue is full, since the daemon does not read
             for id in list(islice(outbox, sent)):
                 del outbox[id]
         else:
@@ -89,13 +97,15 @@ class Link:
                 messages.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
         except zmq.Again:
             pass
+        again = False
         if self._told.poll(0) and self._drain_monitor():
             self.connections += 1
-            if self.connections > 1:
-                talk.reconnected()
+            again = self.connections > 1
         settled: list[Ticket] = []
         for frames in messages:
-            settled += talk.received(frames)
+            settled += talk.received(frames, again)
+        if again:
+            talk.reconnected()
         if talk.outbox:
             self.send()
         return settled
@@ -111,15 +121,15 @@ class Link:
         made = False
         try:
             while True:
-                recv_monitor_message(self._monitor, zmq.NOBLOCK)
-                made = True
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+                self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                made = made or self._up
         except zmq.Again:
             return made
 
 
 def _configure(dealer: zmq.Socket[bytes], address: str) -> None:
     dealer.setsockopt(zmq.LINGER, 0)
-    dealer.setsockopt(zmq.IMMEDIATE, 1)  # while there is no connection, what is to be sent stays with us
     dealer.setsockopt(zmq.SNDHWM, QUEUED)
     dealer.setsockopt(zmq.RCVHWM, QUEUED)
     dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
