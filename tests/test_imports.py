@@ -74,14 +74,17 @@ def test_one_importer_each() -> None:
     assert importers["torch"] == set()
 
 
-def test_protocol_has_no_socket_and_no_clock() -> None:
-    assert not tops(ENGINE / "serve" / "protocol.py") & {
+@pytest.mark.parametrize("name", ["protocol", "conversation"])
+def test_both_halves_of_the_protocol_have_no_socket_and_no_clock(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {
         "zmq",
         "time",
         "socket",
         "asyncio",
         "threading",
         "datetime",
+        "random",
+        "secrets",
     }
 
 

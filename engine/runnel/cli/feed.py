@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from ..errors import UsageError
@@ -63,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(progress.close)
         made = 0
         with open_sink(args.output, served.outputs) as write, client.open(args.id) as stream:
-            for chunk in chunks:
-                out = stream.feed(chunk)
+            counted = _counted(chunks, progress)
+            # Ahead of its results where the input is all there; live, each result is written when it is made.
+            live = args.realtime or args.input == "-"
+            for out in map(stream.feed, counted) if live else stream.feed_all(counted):
                 write(out)
                 made += _rows(out)
-                progress.add(_rows(chunk))
             rest = stream.flush()
             if not isinstance(rest, dict):  # one output comes bare
                 rest = {served.outputs.names[0]: rest}
@@ -75,6 +77,12 @@ def run(args: argparse.Namespace) -> int:
             made += _rows(rest)
         progress.close(f"{progress.summary()}, {made} rows out")
     return 0
+
+
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    for chunk in chunks:
+        progress.add(_rows(chunk))
+        yield chunk
 
 
 def _rows(chunk: Chunk) -> int:
