@@ -73,14 +73,15 @@ def test_one_importer_each() -> None:
     assert importers["zmq"] == {
         "serve/daemon.py",
         "serve/sender.py",
-        "serve/client.py",
+        "serve/connection.py",
         "serve/curve.py",
     }
     assert importers["torch"] == set()
 
 
 @pytest.mark.parametrize(
-    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+    "name",
+    ["protocol", "conversation", "sequences", "transitions", "placement", "stats", "outbox", "settings"],
 )
 def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
     assert not tops(ENGINE / "serve" / f"{name}.py") & {
@@ -90,6 +91,8 @@ def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
         "asyncio",
         "threading",
         "datetime",
+        "random",
+        "secrets",
     }
 
 
