@@ -15,6 +15,8 @@ from runnel.serve.curve import Guard, connect_as, new_pair
 from runnel.serve.keys import Secret, client_keys, write
 from runnel.serve.zap import DOMAIN, admit
 
+from .peers import knock
+
 KEY = b"\7" * 32
 
 
@@ -133,7 +135,7 @@ def test_a_stranger_is_not_heard(house: House, router: zmq.Socket[bytes], strang
     }[stranger]
     where = address(router)
     with house.dealer(where, keys) as outside, house.dealer(where, house.alice) as alice:
-        outside.send(b"let me in")
+        knock(outside, [b"let me in"])
         for _ in range(50):
             assert not house.turn(router)
         alice.send(b"a")

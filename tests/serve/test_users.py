@@ -19,7 +19,7 @@ from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret
 
 from . import raw
-from .peers import ask, dealer, feed, reply_of
+from .peers import ask, dealer, feed, knock, reply_of
 from .processes import command, ready
 from .site import Site, guarded, here
 from .support import SpyEngine, code, model_pipeline
@@ -100,7 +100,7 @@ def test_a_stranger_gets_no_answer(address: str, daemon: Daemon, alice: Secret, 
         "wrong daemon": lambda: peer(address, Secret(alice.secret, public)),
     }[who]
     with stranger() as sock, peer(address, alice) as good:
-        sock.send_multipart(feed("mic", 1, sequence_start=True))
+        knock(sock, feed("mic", 1, sequence_start=True))
         assert not sock.poll(500)
         assert code(ask(good, "hello")) == "ok"
     assert daemon.stats.requests.total() == 1
@@ -153,7 +153,7 @@ def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Se
         dealer(daemon.address) as plain,
         peer(daemon.address, alice) as sock,
     ):
-        plain.send_multipart(feed("a", 1, sequence_start=True))
+        knock(plain, feed("a", 1, sequence_start=True))
         sock.send_multipart(feed("a", 5, sequence_start=True))
         assert code(reply_of(sock)) == "ok"
         assert not plain.poll(200)
@@ -211,7 +211,7 @@ def test_a_daemon_with_keys_by_its_settings(site: Site, tmp_path: Path, workers:
         address = ready(process, workers).replace("0.0.0.0", "127.0.0.1")
         with dealer(address) as plain, peer(address, alice) as sock:
             assert code(ask(sock, "hello")) == "ok"
-            plain.send_multipart(feed("mic", 1, sequence_start=True))
+            knock(plain, feed("mic", 1, sequence_start=True))
             assert not plain.poll(300)
             (site.users / "alice.pub").unlink()
             process.send_signal(signal.SIGHUP)
