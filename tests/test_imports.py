@@ -71,14 +71,15 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    zmq = ("client", "curve", "daemon", "sender", "watch")
+    zmq = ("connection", "curve", "daemon", "sender", "watch")
     assert importers["zmq"] == {f"serve/{name}.py" for name in zmq}
     assert importers["torch"] == set()
     assert importers["prometheus_client"] == {"serve/exposition.py"}
 
 
 @pytest.mark.parametrize(
-    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+    "name",
+    ["protocol", "conversation", "sequences", "transitions", "placement", "stats", "outbox", "settings"],
 )
 def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
     assert not tops(ENGINE / "serve" / f"{name}.py") & {
@@ -88,6 +89,8 @@ def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
         "asyncio",
         "threading",
         "datetime",
+        "random",
+        "secrets",
     }
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import RunnelError
     from .plugins import hookimpl
+    from .serve.aclient import AsyncClient
     from .serve.client import Client
     from .spec import Framing, Signal, TensorSpec
     from .stage import Stage
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Engine",
     "Framing",
@@ -33,6 +35,7 @@ __all__ = [
 
 # Loaded when first named, so that `import runnel` costs a device next to nothing (PEP 562).
 _HOMES = {
+    "AsyncClient": "serve.aclient",
     "Client": "serve.client",
     "Engine": "engine",
     "Framing": "spec",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
@@ -28,6 +28,12 @@ def dealer(address: str, queued: int = 1000) -> Iterator[zmq.Socket[bytes]]:
         yield sock
     finally:
         sock.close()
+
+
+def knock(sock: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    """Send where we may not be let in: libzmq then gives the connection up, and a send waits for ever."""
+    with suppress(zmq.Again):
+        sock.send_multipart(frames, zmq.NOBLOCK)
 
 
 def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> wire.Reply:

@@ -3,7 +3,7 @@
 import pytest
 
 from runnel.errors import UsageError
-from runnel.serve.address import parse
+from runnel.serve.address import beside, parse
 
 HERE = ["tcp://127.0.0.1:7070", "tcp://127.8.9.1:*", "tcp://[::1]:1", "tcp://localhost:65535", "ipc:///run/x"]
 BEYOND = ["tcp://0.0.0.0:7070", "tcp://*:7070", "tcp://[::]:1", "tcp://eth0:7070", "tcp://example.org:7070"]
@@ -29,3 +29,16 @@ def test_other_machines_are_reached_with_keys_only(text: str) -> None:
 def test_what_is_no_address(text: str, keyed: bool) -> None:
     with pytest.raises(UsageError, match="address"):
         parse(text, keyed)
+
+
+@pytest.mark.parametrize(
+    ("worker", "home", "found"),
+    [
+        ("tcp://0.0.0.0:7071", "tcp://example.org:7070", "tcp://example.org:7071"),
+        ("tcp://[::]:7071", "tcp://[fe80::1]:9", "tcp://[fe80::1]:7071"),
+        ("tcp://127.0.0.1:7071", "tcp://127.0.0.1:7070", "tcp://127.0.0.1:7071"),
+        ("ipc:///run/x.1", "ipc:///run/x", "ipc:///run/x.1"),
+    ],
+)
+def test_a_worker_is_reached_where_its_daemon_is(worker: str, home: str, found: str) -> None:
+    assert beside(worker, home) == found

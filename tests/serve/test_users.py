@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,34 +16,16 @@ from runnel.cli.main import main
 from runnel.errors import UsageError
 from runnel.serve import daemon as daemon_module
 from runnel.serve import metrics, wire
-from runnel.serve.curve import Guard, connect_as, new_pair
+from runnel.serve.curve import connect_as, new_pair
 from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret, write
 from runnel.serve.watch import Watcher
 
 from . import raw
-from .peers import ask, dealer, feed, reply_of, run
+from .peers import ask, dealer, feed, knock, reply_of
 from .processes import command, ready
+from .site import Site, guarded, here
 from .support import SpyEngine, code, model_pipeline
-
-
-class Site:
-    """A daemon's folder of keys."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.users = folder / "users"
-        self.users.mkdir()
-        self.public, secret = new_pair()
-        write(folder, "daemon", self.public, Secret(secret))
-
-    def guard(self) -> Guard:
-        return Guard(self.folder / "daemon.key", self.users)
-
-    def user(self, name: str) -> Secret:
-        public, secret = new_pair()
-        write(self.users, name, public, Secret(secret))
-        return Secret(secret, self.public)
 
 
 @contextmanager
@@ -76,19 +57,13 @@ def bob(site: Site) -> Secret:
 @pytest.fixture
 def daemon(site: Site, engine: SpyEngine, alice: Secret, bob: Secret) -> Iterator[Daemon]:
     """Reachable from other machines."""
-    daemon = Daemon(engine, "tcp://0.0.0.0:*", guard=site.guard())
-    thread = threading.Thread(target=daemon.serve)
-    thread.start()
-    assert daemon.started.wait(10)
-    yield daemon
-    daemon.stop()
-    thread.join(15)
-    assert not thread.is_alive()
+    with guarded(engine, site) as daemon:
+        yield daemon
 
 
 @pytest.fixture
 def address(daemon: Daemon) -> str:
-    return daemon.address.replace("0.0.0.0", "127.0.0.1")
+    return here(daemon)
 
 
 def test_streams_of_one_name_and_two_users_never_meet(
@@ -128,7 +103,7 @@ def test_a_stranger_gets_no_answer(address: str, daemon: Daemon, alice: Secret, 
         "wrong daemon": lambda: peer(address, Secret(alice.secret, public)),
     }[who]
     with stranger() as sock, peer(address, alice) as good:
-        sock.send_multipart(feed("mic", 1, sequence_start=True))
+        knock(sock, feed("mic", 1, sequence_start=True))
         assert not sock.poll(500)
         assert code(ask(good, "hello")) == "ok"
     assert daemon.stats.requests.total() == 1
@@ -176,19 +151,16 @@ def test_without_keys_nothing_beyond_this_machine_is_served(engine: SpyEngine) -
 
 
 def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Secret, tmp_path: Path) -> None:
-    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", guard=site.guard())
-    thread = threading.Thread(target=daemon.serve)
-    thread.start()
-    assert daemon.started.wait(10)
-    with dealer(daemon.address) as plain, peer(daemon.address, alice) as sock:
-        plain.send_multipart(feed("a", 1, sequence_start=True))
+    with (
+        guarded(engine, site, f"ipc://{tmp_path}/d.sock") as daemon,
+        dealer(daemon.address) as plain,
+        peer(daemon.address, alice) as sock,
+    ):
+        knock(plain, feed("a", 1, sequence_start=True))
         sock.send_multipart(feed("a", 5, sequence_start=True))
         assert code(reply_of(sock)) == "ok"
         assert not plain.poll(200)
-    assert list(engine.streams) == ["alice/a"]
-    daemon.stop()
-    thread.join(15)
-    assert not thread.is_alive()
+        assert list(engine.streams) == ["alice/a"]
 
 
 @pytest.mark.parametrize(
@@ -218,17 +190,15 @@ def test_a_handshake_that_is_none_is_ended(
     site: Site, alice: Secret, tmp_path: Path, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 300)
-    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", guard=site.guard())
-    thread, _ = run(daemon)
-    assert daemon.started.wait(10)
-    with raw.connected(daemon.address) as false, peer(daemon.address, alice) as sock:
+    with (
+        guarded(engine, site, f"ipc://{tmp_path}/d.sock") as daemon,
+        raw.connected(daemon.address) as false,
+        peer(daemon.address, alice) as sock,
+    ):
         raw.tell(false, sent)
         assert code(ask(sock, "hello")) == "ok"
         assert b"boot_id" not in raw.rest(false), "the daemon ends it, at the latest when its time is over"
         assert code(ask(sock, "hello")) == "ok"
-    daemon.stop()
-    thread.join(15)
-    assert not thread.is_alive()
 
 
 # The command
@@ -244,7 +214,7 @@ def test_a_daemon_with_keys_by_its_settings(site: Site, tmp_path: Path, workers:
         address = ready(process, workers).replace("0.0.0.0", "127.0.0.1")
         with dealer(address) as plain, peer(address, alice) as sock:
             assert code(ask(sock, "hello")) == "ok"
-            plain.send_multipart(feed("mic", 1, sequence_start=True))
+            knock(plain, feed("mic", 1, sequence_start=True))
             assert not plain.poll(300)
             (site.users / "alice.pub").unlink()
             process.send_signal(signal.SIGHUP)

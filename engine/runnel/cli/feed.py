@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from ..errors import UsageError
@@ -43,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a reply (5)"
     )
+    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
     with ExitStack() as stack:
-        client = stack.enter_context(Client(args.address, args.timeout))
+        client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()
         block = chunk_steps(args.chunk, served.inputs.rate, args.realtime)
         source = stack.enter_context(open_source(args.input, served.inputs, block, args.columns, served=True))
@@ -63,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(progress.close)
         made = 0
         with open_sink(args.output, served.outputs) as write, client.open(args.id) as stream:
-            for chunk in chunks:
-                out = stream.feed(chunk)
+            counted = _counted(chunks, progress)
+            # Ahead of its results where the input is all there; live, each result is written when it is made.
+            live = args.realtime or args.input == "-"
+            for out in map(stream.feed, counted) if live else stream.feed_all(counted):
                 write(out)
                 made += _rows(out)
-                progress.add(_rows(chunk))
             rest = stream.flush()
             if not isinstance(rest, dict):  # one output comes bare
                 rest = {served.outputs.names[0]: rest}
@@ -75,6 +78,12 @@ def run(args: argparse.Namespace) -> int:
             made += _rows(rest)
         progress.close(f"{progress.summary()}, {made} rows out")
     return 0
+
+
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    for chunk in chunks:
+        progress.add(_rows(chunk))
+        yield chunk
 
 
 def _rows(chunk: Chunk) -> int:

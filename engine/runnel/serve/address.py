@@ -48,6 +48,16 @@ def parse(text: str, keyed: bool = False) -> Address:
     return Address(text)
 
 
+def beside(address: str, home: str) -> str:
+    """Where a client reaches a worker bound to `address`, when it reaches another of the daemon's at `home`.
+
+    They are on one machine, and the name that it has for the client need not be the one that they are bound
+    to: 0.0.0.0, say, or what a container calls itself.
+    """
+    here, there = _TCP.match(address), _TCP.match(home)
+    return f"tcp://{there['host']}:{here['port']}" if here and there else address
+
+
 def _path(path: str, text: str) -> Path:
     if not path or path.startswith("@"):
         # An abstract socket has no file, so no permissions: anyone on the machine could connect.

@@ -2,154 +2,160 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
-import zmq
-
-from ..errors import (
-    ChunkError,
-    RunnelError,
-    StreamClosedError,
-    TimeoutError,
-    UnknownStreamError,
-    UsageError,
-    by_code,
-)
-from ..spec import Array, Signal
+from ..errors import FencedError, RunnelError, UnknownStreamError
+from ..spec import Array
 from ..stage import Chunk
 from . import wire
-from .address import parse
-from .tensors import pack, undescribe, unpack
-
-WINDOW: Final = 512  # requests that feed_many has in flight: enough to fill a daemon's batches
-MAX_TIMEOUT: Final = 86400  # seconds: a day; zmq counts milliseconds in 32 bits
-QUEUED: Final = 2 * WINDOW  # messages that libzmq holds for us, either way
-
-Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What a daemon serves."""
-
-    version: str  # of the daemon's runnel
-    boot_id: str  # new at each start of the daemon; its streams are gone with it
-    inputs: Signal
-    outputs: Signal
-    latency: int  # input time steps
-    limits: Mapping[str, int]
+from .conversation import Ticket
+from .keys import client_keys
+from .remote import (
+    WINDOW,
+    Flight,
+    Handle,
+    Out,
+    Served,
+    check_client,
+    check_name,
+    closed,
+    full_window,
+    outputs,
+    random_epoch,
+    silence,
+    snapshot_of,
+)
+from .shared import SharedLink, When
 
 
 class Client:
     """A connection to a daemon: ``with runnel.Client("ipc:///run/runnel.sock") as client: ...``.
 
-    `timeout`: seconds to wait for a reply. Connects when first used. Errors that the daemon answers are
-    raised as the same classes that the engine raises. Closing the client leaves its streams open in the
-    daemon. Not thread-safe: it belongs to the thread that uses it first.
+    `timeout`: seconds that a call waits for replies in all, over lost connections too. `window`: chunks
+    of one stream on their way at most (`RemoteStream.send`). `keys`: the file of this client's keys, which
+    `runnel keys new NAME --server DAEMON.pub` made, for a daemon that has keys. Connects when first used;
+    a daemon with several workers is one connection each, and a stream's name says which it lives at. A lost
+    connection is made again, with back-off: streams are resumed, what was not answered is said again,
+    and each chunk is applied once. Closing the client leaves its streams open in the daemon.
 
-    Raises UsageError for an address that is none, or use from another thread; TimeoutError when the
-    daemon does not answer: a chunk may then have been applied or not (see `RemoteStream.feed`).
+    Threads may share it, and even a stream of it: a stream's requests are then done in the order in
+    which they were made. Errors that the daemon answers are raised as the classes that the engine
+    raises. Raises UsageError for an address that is none, or once closed; TimeoutError when the daemon
+    does not answer: whether the request was done is then not known (see `RemoteStream.feed`).
     """
 
-    def __init__(self, address: str, timeout: float = 5.0) -> None:
-        self.address = parse(address).text
-        if self.address.endswith(":*"):
-            raise UsageError(f"address {address!r}: a client needs the port that the daemon has")
-        if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
-            raise UsageError(
-                f"timeout must be a positive number of seconds, {MAX_TIMEOUT} at most, not {timeout!r}"
-            )
+    def __init__(
+        self, address: str, timeout: float = 5.0, window: int = WINDOW, keys: str | Path | None = None
+    ) -> None:
+        self._keys = client_keys(keys) if keys is not None else None
+        self.address = check_client(address, timeout, window, keyed=keys is not None)
         self.timeout = timeout
-        self._socket: zmq.Socket[bytes] | None = None
-        self._thread = 0
-        self._closed = False
-        self._ids = itertools.count(1)
-        self._awaited: set[str] = set()
-        self._arrived: dict[str, tuple[wire.Reply, dict[str, Array]]] = {}
+        self.window = window
+        self._lock = threading.Lock()
+        self._links: dict[str, SharedLink] = {}  # by address
         self._served: Served | None = None
+        self._connection = 0  # of the home link, that it was asked over
+        self._closed = False
 
     def describe(self) -> Served:
-        """What the daemon serves; asked once, when first needed."""
-        if self._served is None:
-            reply, _ = self._ask(wire.Request(v=wire.VERSION, op="hello", id=self._new_id()))
-            told = reply.server
-            if told is None:
-                raise _failed(reply)
-            self._served = Served(
-                told.version,
-                told.boot_id,
-                undescribe(told.inputs, told.input_rate),
-                undescribe(told.outputs, told.output_rate),
-                told.latency,
-                {name: getattr(told.limits, name) for name in told.limits.__struct_fields__},
-            )
-        return self._served
+        """What the daemon serves; asked when first needed, and again after each new connection."""
+        home = self._link(self.address)
+        served = self._served
+        if served is None or self._connection != home.link.connections:
+            reply = home.ask(lambda talk: talk.ask("hello"), self.timeout).answer()
+            served = Served.told(reply, self.address)
+            home.link.limit = int(served.limits["pending_per_peer"])
+            self._served, self._connection = served, home.link.connections
+        return served
 
     def open(self, id: str | None = None) -> RemoteStream:
-        """A new stream in its initial state; without an id the daemon makes one.
+        """A new stream in its initial state; without an id one is made.
 
         Raises StreamExistsError, LimitError when the daemon's streams are all taken, StreamError for an
-        id that is none.
+        id that is none. After a TimeoutError the daemon may open it later: open it again.
         """
-        self.describe()
-        request = wire.Request(v=wire.VERSION, op="open", id=self._new_id(), sequence_id=id or "")
-        reply, _ = self._ask(request)
-        if reply.error:
-            raise _failed(reply)
-        return RemoteStream(self, reply.sequence_id)
+        name, served, link = self._place(id)
+        epoch = random_epoch()
+        return self._stream(link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
+
+    def restore(self, blob: bytes, id: str | None = None) -> RemoteStream:
+        """A new stream that goes on from where the snapshot was taken; its `seq` is the chunks since.
+
+        Raises as `open` does; SnapshotError for a blob that is damaged, or of another pipeline;
+        TooLargeError for one larger than a message may be.
+        """
+        name, served, link = self._place(id)
+        epoch = random_epoch()
+        ticket = link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
+        return self._stream(ticket, link, served)
+
+    def resume(self, id: str) -> RemoteStream:
+        """Take over a stream that is open in the daemon, whoever holds it: after a restart of one's own, say.
+
+        Who held it gets FencedError from then on. `seq` tells how far it is. Raises UnknownStreamError.
+        """
+        name, served, link = self._place(id)
+        return self._stream(link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
+
+    def stats(self) -> list[dict[str, Any]]:
+        """What each worker counts, in their order."""
+        served = self.describe()
+        return [
+            self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout).answer().stats or {}
+            for address in served.addresses(self.address)
+        ]
 
     def feed_many(self, pairs: Sequence[tuple[RemoteStream, Array | Chunk]]) -> list[Any]:
-        """Feed several streams, all on their way before the first reply: as `Engine.feed_many`.
+        """Feed several streams, many chunks on their way at a time: as `Engine.feed_many`.
 
         Returns what `RemoteStream.feed` returns for each, in the same order; in place of a failed
         chunk's output stands its error. A stream may occur more than once: its chunks are applied in
-        order, and after one that failed its later ones fail too (GapError), so that none is skipped.
-        Replies are waited for as long as they keep coming.
+        order, and after one that failed those on their way fail too (GapError), so that none is skipped.
+        Replies are waited for as long as they keep coming; after a TimeoutError all the rest have one.
         """
-        results: list[Any] = [None] * len(pairs)
-        flying: deque[tuple[int, str]] = deque()
-        window = min(WINDOW, self.describe().limits["pending_per_peer"])
-        stated: dict[RemoteStream, int] = {}
-        silence: TimeoutError | None = None
+        flight = Flight(len(pairs))
+        flying = flight.flying
 
         def land() -> None:
-            nonlocal silence
-            at, id = flying.popleft()
-            stream, chunk = pairs[at]
-            try:
-                results[at] = stream._result(id, chunk, wait=silence is None)
-            except TimeoutError as error:  # of this one; those behind it may be here already
-                results[at] = silence = error
-            except RunnelError as error:
-                results[at] = error
+            _, stream, ticket, _ = flying[0]
+            if not ticket.done:
+                link = cast(RemoteStream, stream)._link
+                with link.lock:  # those behind a silent one may be here already
+                    link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
+            flight.land()
 
         for at, (stream, chunk) in enumerate(pairs):
-            if len(flying) == window:
-                land()
-            seq = stated[stream] = stated.get(stream, stream.seq) + 1
+            link = stream._link
             try:
-                if silence:
-                    raise silence
-                flying.append((at, stream._post("feed", chunk, seq)))
+                infos, buffers = stream._tensors(chunk)
+                while flight.held_back(stream) or (flying and link.link.full):
+                    land()
+                if flight.quiet is not None:
+                    raise flight.quiet
+                with link.lock:
+                    ticket = link.post(stream._line, stream._window, "feed", infos, buffers, self.timeout)
             except RunnelError as error:
-                results[at] = error
+                flight.results[at] = error
+            else:
+                flying.append((at, stream, ticket, not isinstance(chunk, Mapping)))
         while flying:
             land()
-        return results
+        return flight.results
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
-        self._closed = True
-        if self._socket is not None:
-            self._socket.close(linger=0)
-            self._socket = None
+        with self._lock:
+            self._closed = True
+            links = list(self._links.values())
+            self._links.clear()
+        for link in links:
+            link.close()
 
     def __enter__(self) -> Client:
         return self
@@ -160,102 +166,144 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self.address}{', closed' if self._closed else ''}>"
 
-    # One request, one reply.
+    def _link(self, address: str) -> SharedLink:
+        with self._lock:
+            if self._closed:
+                raise closed(self.address)
+            link = self._links.get(address)
+            if link is None:
+                limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
+                link = self._links[address] = SharedLink(address, limit, self._keys)
+            return link
 
-    def _new_id(self) -> str:
-        return str(next(self._ids))
+    def _place(self, id: str | None) -> tuple[str, Served, SharedLink]:
+        name = secrets.token_hex(8) if id is None else check_name(id)
+        served = self.describe()
+        return name, served, self._link(served.address_of(name) or self.address)
 
-    def _ask(
-        self, request: wire.Request, buffers: Sequence[bytes] = ()
-    ) -> tuple[wire.Reply, dict[str, Array]]:
-        self._post(request, buffers)
-        return self._collect(request.id)
-
-    def _post(self, request: wire.Request, buffers: Sequence[bytes]) -> None:
-        frames = wire.encode_request(request, buffers)
-        try:
-            self._connected().send_multipart(frames)
-        except zmq.Again:
-            raise self._silence() from None
-        self._awaited.add(request.id)
-
-    def _collect(self, id: str, wait: bool = True) -> tuple[wire.Reply, dict[str, Array]]:
-        """Wait for this reply, keeping those that are awaited besides it and no others.
-
-        A reply that came too late for its own request is among the others.
-        """
-        socket = self._connected()
-        try:
-            while id not in self._arrived:
-                if not socket.poll(int(self.timeout * 1000) if wait else 0):
-                    raise self._silence()
-                reply, buffers = wire.decode_reply(socket.recv_multipart())
-                if reply.id in self._awaited:
-                    self._arrived[reply.id] = reply, unpack(reply.outputs, buffers)
-            return self._arrived.pop(id)
-        finally:
-            self._awaited.discard(id)
-
-    def _connected(self) -> zmq.Socket[bytes]:
-        if self._closed:
-            raise UsageError(f"this client of {self.address} is closed: make another")
-        if self._socket is None:
-            self._thread = threading.get_ident()
-            self._socket = zmq.Context.instance().socket(zmq.DEALER)
-            self._socket.setsockopt(zmq.LINGER, 0)
-            self._socket.setsockopt(zmq.SNDHWM, QUEUED)
-            self._socket.setsockopt(zmq.RCVHWM, QUEUED)
-            self._socket.setsockopt(zmq.SNDTIMEO, int(self.timeout * 1000))
-            self._socket.setsockopt(zmq.IPV6, int("[" in self.address))
-            self._socket.connect(self.address)
-        elif self._thread != threading.get_ident():
-            raise UsageError("a Client belongs to the thread that used it first: make one for each thread")
-        return self._socket
-
-    def _silence(self) -> TimeoutError:
-        return TimeoutError(
-            f"no reply from {self.address} within {self.timeout:g} s: is the daemon running there "
-            f"(runnel serve PIPELINE --bind {self.address}), and is it not overloaded?"
-        )
+    def _stream(self, ticket: Ticket, link: SharedLink, served: Served) -> RemoteStream:
+        ticket.answer()
+        return RemoteStream(self, link, ticket, served)
 
 
-class RemoteStream:
-    """A stream in a daemon; made by `Client.open`.
+class RemoteStream(Handle):
+    """A stream in a daemon; made by `Client.open`, `restore` and `resume`.
 
-    `seq` counts the chunks applied since it was opened or reset, as the daemon last told.
+    Two ways to use it. One chunk at a time: `feed` returns what it makes. Many on their way: `send` puts
+    a chunk on its way, `receive` returns the oldest result, in order; `feed_all` does both.
+
+    A chunk that failed was not applied. Those on their way behind it fail too (GapError), as does one
+    that is made before they are all answered; then `seq` says where the stream stands, and the next
+    chunk is applied behind that.
     """
 
-    __slots__ = ("_client", "_closed", "id", "seq")
+    __slots__ = ("_client", "_link")
 
-    def __init__(self, client: Client, id: str) -> None:
-        self.id = id
-        self.seq = 0
+    def __init__(self, client: Client, link: SharedLink, ticket: Ticket, served: Served) -> None:
+        assert ticket.line is not None
+        super().__init__(ticket.line, served, client.window)
         self._client = client
-        self._closed = False
+        self._link = link
 
     def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return what it makes: as `Stream.feed`.
 
-        Raises what `Stream.feed` raises; UnknownStreamError when the daemon has lost the stream, so it
-        must be opened anew; LimitError, TimeoutError. After a TimeoutError the chunk may or may not have
-        been applied: feed it again, and a GapError says that it was, `seq` then being what is true.
+        What was sent before it is applied before it; those results are still to be received. Raises
+        what `Stream.feed` raises; UnknownStreamError when the daemon has lost or closed the stream, so
+        that it must be opened anew; FencedError when another has resumed it; LimitError, ShutdownError;
+        AlreadyAppliedError when it was applied, but its reply was lost for longer than it is kept.
+
+        After a TimeoutError the chunk may have been applied, or may be. Feed the same chunk again: it
+        is applied once in any case. Another chunk in its place is ConflictError where the first was
+        applied: its output is then lost, and the next chunk goes behind it.
         """
-        return self._result(self._post("feed", chunk, self.seq + 1), chunk)
+        infos, buffers = self._tensors(chunk)
+        return outputs(self._call("feed", infos, buffers), not isinstance(chunk, Mapping))
+
+    def send(self, chunk: Array | Chunk) -> None:
+        """Put a chunk on its way; its result is to be received.
+
+        Where `window` results are outstanding it waits until another thread receives one; raises
+        LimitError where none does in time, TimeoutError where the daemon takes nothing. Nothing was
+        sent then.
+        """
+        infos, buffers = self._tensors(chunk)
+        link, waiting, timeout = self._link, self._waiting, self._client.timeout
+        with link.lock:
+            if len(waiting) >= self._window and not link.wait(
+                When(lambda: len(waiting) < self._window), timeout
+            ):
+                raise full_window(self)
+            ticket = link.post(self._line, self._window, "feed", infos, buffers, timeout)
+            waiting.append((ticket, not isinstance(chunk, Mapping)))
+
+    def receive(self) -> Out:
+        """The result of the oldest chunk that was sent; raises its error, as `feed` does.
+
+        Raises StreamError where nothing is outstanding. After a TimeoutError the result still is: it
+        was asked for again, so receive it later.
+        """
+        link, waiting, timeout = self._link, self._waiting, self._client.timeout
+        deadline = time.monotonic() + timeout
+        with link.lock:
+            link.check()
+            while True:
+                if not waiting:
+                    raise self._nothing_sent()
+                ticket, bare = waiting[0]
+                if ticket.done:  # and else it may be another thread that receives it
+                    break
+                if not link.wait(ticket, deadline - time.monotonic()):
+                    link.link.talk.renew(self._line)
+                    link.link.send()
+                    raise silence(self._client.address, timeout)
+            waiting.popleft()
+            link.changed()
+        return outputs(ticket, bare)
+
+    def results(self) -> Iterator[Out]:
+        """What is outstanding, in order; raises the error of a chunk that failed, as `receive` does."""
+        while self._waiting:
+            yield self.receive()
+
+    def feed_all(self, chunks: Iterable[Array | Chunk]) -> Iterator[Out]:
+        """Feed all chunks, as many on their way as the window allows; yields each one's output, in order.
+
+        Raises a failed chunk's error. What was sent behind it, or before the caller left, stays
+        outstanding: `receive` it.
+        """
+        for chunk in chunks:
+            while len(self._waiting) >= self._window or self._ready():
+                yield self.receive()
+            self.send(chunk)
+        yield from self.results()
 
     def flush(self) -> Out:
         """End the stream: return what is still inside (an array where there is one output)."""
-        return self._result(self._post("flush"), None)
+        self._check_open()
+        return outputs(self._call("flush"), True)
 
     def reset(self) -> None:
-        """Back to the initial state: as a new stream, with `seq` 0."""
-        self._result(self._post("reset"), {})
+        """Back to the initial state: as a new stream, though its requests are counted on."""
+        self._check_open()
+        self._call("reset").answer()
+
+    def snapshot(self) -> bytes:
+        """The stream behind all that was fed or sent, as bytes for `Client.restore` or `Engine.restore`."""
+        self._check_open()
+        return snapshot_of(self._call("snapshot"))
 
     def close(self) -> None:
-        """Give the stream's place back. Closing twice, or one that the daemon has lost, is allowed."""
+        """Give the stream's place back; results not received are dropped.
+
+        Closing twice, or one that is lost or in other hands, is allowed.
+        """
         if self._closed:
             return
-        with suppress(UnknownStreamError):
-            self._result(self._post("close"), {})
+        if self._line.lost is None:
+            with suppress(UnknownStreamError, FencedError):
+                self._call("close").answer()
+        self._waiting.clear()
         self._closed = True
 
     def __enter__(self) -> RemoteStream:
@@ -264,48 +312,18 @@ class RemoteStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<RemoteStream {self.id!r}, {'closed' if self._closed else f'seq {self.seq}'}>"
+    def _call(
+        self, op: wire.Op, infos: list[wire.TensorInfo] | None = None, buffers: list[bytes] | None = None
+    ) -> Ticket:
+        """One request, settled."""
+        link, timeout = self._link, self._client.timeout
+        with link.lock:
+            ticket = link.post(self._line, self._window, op, infos or [], buffers or [], timeout)
+            link.settle(ticket, timeout)
+        return ticket
 
-    def _post(self, op: wire.Op, chunk: Array | Chunk | None = None, seq: int = 0) -> str:
-        """Send a request; its correlation id. `seq` 0: whichever is next."""
-        if self._closed:
-            raise StreamClosedError(f"stream {self.id!r} is closed: open it anew")
-        client = self._client
-        infos, buffers = pack(self._named(chunk)) if chunk is not None else ([], [])
-        id = client._new_id()
-        request = wire.Request(v=wire.VERSION, op=op, id=id, sequence_id=self.id, seq=seq, inputs=infos)
-        client._post(request, buffers)
-        return id
-
-    def _result(self, id: str, chunk: Array | Chunk | None, wait: bool = True) -> Out:
-        """The reply's outputs, in the form that the chunk had."""
-        reply, outputs = self._client._collect(id, wait)
-        if reply.epoch:  # said of the stream, and not of the message alone
-            self.seq = reply.applied_seq
-        if reply.error:
-            raise _failed(reply)
-        if len(outputs) == 1 and not isinstance(chunk, Mapping):
-            return next(iter(outputs.values()))
-        return outputs
-
-    def _named(self, chunk: Array | Chunk) -> Chunk:
-        inputs = self._client.describe().inputs
-        if isinstance(chunk, Mapping):
-            return chunk
-        if not isinstance(chunk, np.ndarray):
-            raise ChunkError(f"a chunk is a numpy array or a dict of them, not {type(chunk).__name__}")
-        if len(inputs.names) != 1:
-            raise ChunkError(
-                f"this pipeline has {len(inputs.names)} inputs: give a dict of arrays with {inputs}"
-            )
-        return {inputs.names[0]: chunk}
-
-
-def _failed(reply: wire.Reply) -> RunnelError:
-    """The error that the daemon answered, as the class that its code names."""
-    if reply.error is None:
-        return RunnelError(f"the daemon's answer to {reply.op!r} lacks what was asked for")
-    cls = by_code(reply.error.code)
-    unknown = cls is RunnelError and reply.error.code != RunnelError.code
-    return cls(f"{reply.error.code}: {reply.error.message}" if unknown else reply.error.message)
+    def _ready(self) -> bool:
+        """Whether the oldest result is here."""
+        with self._link.lock:
+            self._link.glance()
+            return bool(self._waiting) and self._waiting[0][0].done

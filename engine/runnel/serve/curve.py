@@ -43,16 +43,6 @@ def connect_as(socket: zmq.Socket[bytes], keys: Secret) -> None:
     socket.curve_serverkey = keys.server.encode()
 
 
-def client_keys(path: str | Path) -> Secret:
-    """A client's key file. Raises UsageError, also where the daemon's key is not in it."""
-    keys = read_secret(Path(path))
-    if not keys.server:
-        raise UsageError(
-            f'{path}: no `server` in it: add server = "KEY" with the key in the .pub file of the daemon'
-        )
-    return keys
-
-
 def guard_of(settings: Settings) -> Guard | None:
     """Who guards a daemon of these settings; None where they name no keys. Raises as `Guard` does."""
     return Guard(Path(settings.keys), Path(settings.authorised)) if settings.keys else None

@@ -83,6 +83,16 @@ def read_secret(path: Path) -> Secret:
     return Secret(**document)
 
 
+def client_keys(path: str | Path) -> Secret:
+    """A client's key file. Raises UsageError, also where the daemon's key is not in it."""
+    keys = read_secret(Path(path))
+    if not keys.server:
+        raise UsageError(
+            f'{path}: no `server` in it: add server = "KEY" with the key in the .pub file of the daemon'
+        )
+    return keys
+
+
 def read_users(path: Path) -> Users:
     """Who is let in, by a file or a folder of ``*.pub`` files: ``name = "key"``, or a list of keys.
 

@@ -58,9 +58,9 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
         if _SWAPPED:
             array = np.frombuffer(buffer, _LITTLE[info.datatype]).astype(_NATIVE[info.datatype])
             array.setflags(write=False)
+            chunk[info.name] = array.reshape(info.shape)
         else:
-            array = np.frombuffer(buffer, _NATIVE[info.datatype])
-        chunk[info.name] = array.reshape(info.shape)
+            chunk[info.name] = np.ndarray(info.shape, _NATIVE[info.datatype], buffer)
     return chunk
 
 

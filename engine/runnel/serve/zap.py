@@ -10,6 +10,7 @@ from typing import Final
 
 DOMAIN: Final = b"runnel"  # must not be empty: libzmq lets anyone in where there is no domain to ask about
 _VERSION: Final = b"1.0"
+_NOT_NOW: Final = b"300"  # not 400: a libzmq that was told so never tries again, though the list may change
 _FRAMES: Final = 7  # version, request id, domain, address, routing id, mechanism, and CURVE's one credential
 
 
@@ -29,5 +30,5 @@ def admit(frames: Sequence[bytes], keys: Container[bytes]) -> list[bytes]:
         and frames[6] in keys
     )
     if not known:
-        return [_VERSION, request_id, b"400", b"no authorised key", b"", b""]
+        return [_VERSION, request_id, _NOT_NOW, b"no authorised key", b"", b""]
     return [_VERSION, request_id, b"200", b"OK", frames[6].hex().encode(), b""]

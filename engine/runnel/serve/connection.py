@@ -1,0 +1,145 @@
+"""One connection of a client: a DEALER and the conversation over it. Never blocks; not thread-safe.
+
+Theory: libzmq connects again by itself, with back-off, and what it does is told by the socket's monitor.
+What is sent over a new one before the conversation knows of it comes behind what the old one lost, and may
+be answered with errors (`GAP`) that are not to be heard. So what arrives is put aside until the monitor
+was asked: libzmq tells it of a connection before anything comes over that.
+
+Both file descriptors are edge-triggered: they say that something happened, and fall silent when any
+call on the socket has seen it, a `send` too. So `turn` before waiting, and after whatever woke.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+from itertools import islice
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from .conversation import Conversation, Ticket
+from .curve import connect_as
+from .keys import Secret
+
+QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
+RECONNECT_MS: Final = 50  # before the first attempt; doubled at each ...
+RECONNECT_MAX_MS: Final = 2000  # ... up to this: a daemon that is back is found within so long
+CONNECT_MS: Final = (
+    5000  # a host that does not answer is tried again, and not waited for by the system's 2 min
+)
+HEARTBEAT_MS: Final = 2000  # over tcp a peer can vanish without a word: it is asked so often,
+HEARTBEAT_TIMEOUT_MS: Final = 6000  # and given up after so long
+
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain numbers: an enum's flags are joined anew at each use
+_LAST: Final = int(zmq.NOBLOCK)
+
+
+class Link:
+    """A connection to one worker, from the first use until `close`."""
+
+    def __init__(self, address: str, keys: Secret | None = None) -> None:
+        self.address = address
+        self.talk = Conversation(secrets.token_hex(4))
+        self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
+        self.connections = 0  # made so far
+        self._up = False  # there is one, as far as was told
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        _configure(self._socket, address)
+        if keys is not None:
+            connect_as(self._socket, keys)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
+        self._drain_monitor()  # from here on its descriptor tells of each event
+        self.descriptors = self._socket.FD, self._monitor.FD
+        self._told = select.poll()
+        self._told.register(self.descriptors[1], select.POLLIN)
+        self._socket.connect(address)
+
+    @property
+    def full(self) -> bool:
+        """Whether the daemon would refuse one request more."""
+        return self.talk.in_flight >= self.limit
+
+    @property
+    def ready(self) -> bool:
+        """Whether `turn` has something to do; until this is False the descriptors do not tell."""
+        events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
+        sending = self._up and self.talk.outbox
+        return bool(events & (zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN))
+
+    def send(self) -> None:
+        """Hand libzmq what is to be sent, as far as it takes it; nothing while there is no connection.
+
+        It would keep all of it, requests that are given up as well. (Its own option for that, IMMEDIATE,
+        ends the process where a connection is cut within a message: libzmq 4.3.5, `fq.cpp`.)
+        """
+        outbox = self.talk.outbox
+        if not self._up:
+            return
+        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
+        sent = 0
+        try:
+            for frames in outbox.values():
+                for frame in frames[:-1]:
+                    send(frame, _MORE)
+                send(frames[-1], _LAST)
+                sent += 1
+        except zmq.Again:  # its queue is full, since the daemon does not read
+            for id in list(islice(outbox, sent)):
+                del outbox[id]
+        else:
+            outbox.clear()
+
+    def turn(self) -> list[Ticket]:
+        """Read what has arrived, and send what follows from it. Returns the requests that it settled."""
+        talk = self.talk
+        messages: list[list[bytes]] = []
+        try:
+            for _ in range(talk.in_flight or 1):  # no more than are due: to ask and get nothing costs most
+                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
+        except zmq.Again:
+            pass
+        again = False
+        if self._told.poll(0) and self._drain_monitor():
+            self.connections += 1
+            again = self.connections > 1
+        settled: list[Ticket] = []
+        for frames in messages:
+            settled += talk.received(frames, again)
+        if again:
+            talk.reconnected()
+        if talk.outbox:
+            self.send()
+        return settled
+
+    def close(self) -> None:
+        """Disconnect; what was not sent is not sent."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    def _drain_monitor(self) -> bool:
+        """Whether a connection was made since it was last asked."""
+        made = False
+        try:
+            while True:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+                self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                made = made or self._up
+        except zmq.Again:
+            return made
+
+
+def _configure(dealer: zmq.Socket[bytes], address: str) -> None:
+    dealer.setsockopt(zmq.LINGER, 0)
+    dealer.setsockopt(zmq.SNDHWM, QUEUED)
+    dealer.setsockopt(zmq.RCVHWM, QUEUED)
+    dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    if address.startswith("tcp"):
+        dealer.setsockopt(zmq.IPV6, int("[" in address))
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)

@@ -1,0 +1,103 @@
+"""A proxy between client and daemon that can cut its connections, anywhere in a message."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+from pathlib import Path
+
+PIECE = 4096  # bytes
+
+
+class Proxy:
+    """Forwards bytes from an ipc socket file of its own to the daemon's.
+
+    `cut`: end all connections, both ways; bytes on their way are lost. Cuts itself after a random number
+    of bytes where `every` is given, so that messages end in their middle.
+    """
+
+    def __init__(self, folder: Path, target: str, every: int = 0, seed: int = 0) -> None:
+        self.address = f"ipc://{folder}/proxy.sock"
+        self.cuts = 0
+        self.replies = threading.Event()  # while it is not set, nothing comes back from the daemon
+        self.replies.set()
+        self.target = target.removeprefix("ipc://")
+        self.every = every
+        self._random = random.Random(seed)
+        self._left = self._next()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.address.removeprefix("ipc://"))
+        self._listener.listen()
+        self._start(self._accept)
+
+    def cut(self) -> None:
+        with self._lock:
+            self.cuts += 1
+            ends, self._open = self._open, set()
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.replies.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def _start(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.socket(socket.AF_UNIX)
+            try:
+                far.connect(self.target)
+            except OSError:  # no daemon: the client is to come again
+                near.close()
+                continue
+            with self._lock:
+                self._open |= {near, far}
+            self._start(self._forward, near, far, None)
+            self._start(self._forward, far, near, self.replies)
+
+    def _forward(self, source: socket.socket, sink: socket.socket, gate: threading.Event | None) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(PIECE):
+                if gate is not None:
+                    gate.wait(30)
+                if self.every and self._spend(len(piece)):
+                    with contextlib.suppress(OSError):
+                        sink.send(piece[: self._random.randrange(len(piece) + 1)])
+                    self.cut()
+                    break
+                sink.sendall(piece)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()  # each direction closes what it alone reads
+
+    def _spend(self, n: int) -> bool:
+        with self._lock:
+            self._left -= n
+            if self._left > 0:
+                return False
+            self._left = self._next()
+            return True
+
+    def _next(self) -> int:
+        return self._random.randrange(1, 2 * self.every) if self.every else 0

@@ -1,0 +1,54 @@
+"""A daemon's folder of keys, and the daemon that is guarded by them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runnel.engine import Engine
+from runnel.serve.curve import Guard, new_pair
+from runnel.serve.daemon import Daemon
+from runnel.serve.keys import Secret, write
+
+
+class Site:
+    """Keys of a daemon in `folder`, of its users in `folder`/users, with their secrets beside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.users = folder / "users"
+        self.users.mkdir()
+        self.public, secret = new_pair()
+        write(folder, "daemon", self.public, Secret(secret))
+
+    def guard(self) -> Guard:
+        return Guard(self.folder / "daemon.key", self.users)
+
+    def user(self, name: str) -> Secret:
+        public, secret = new_pair()
+        write(self.users, name, public, Secret(secret, self.public))
+        return Secret(secret, self.public)
+
+    def key_file(self, name: str) -> Path:
+        return self.users / f"{name}.key"
+
+
+@contextmanager
+def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> Iterator[Daemon]:
+    daemon = Daemon(engine, address, guard=site.guard())
+    thread = threading.Thread(target=daemon.serve)
+    thread.start()
+    assert daemon.started.wait(10)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+def here(daemon: Daemon) -> str:
+    """Its address as a client on this machine has it."""
+    return daemon.address.replace("0.0.0.0", "127.0.0.1")
