@@ -21,7 +21,7 @@ from runnel.spec import Array
 from .support import UNLUCKY, SpyEngine, plain_engine, rows, tally_engine
 
 EPOCH = 2**62
-MANY = settings(max_examples=500 if settings().max_examples < 100 else 20_000)
+MANY = settings(max_examples=500 if settings().max_examples < 100 else 5_000)
 
 
 class Link:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, cast
+
+import numpy as np
 
 from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
@@ -113,7 +115,7 @@ class AsyncClient:
             except RunnelError as error:
                 flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, not isinstance(chunk, Mapping)))
+                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
         while flying:
             await land()
         return flight.results
@@ -167,7 +169,7 @@ class AsyncRemoteStream(Handle):
     async def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return what it makes: as `RemoteStream.feed`."""
         infos, buffers = self._tensors(chunk)
-        return outputs(await self._call("feed", infos, buffers), not isinstance(chunk, Mapping))
+        return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def send(self, chunk: Array | Chunk) -> None:
         """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`."""
@@ -178,7 +180,7 @@ class AsyncRemoteStream(Handle):
         ):
             raise full_window(self)
         ticket = await link.post(self._line, self._window, "feed", infos, buffers, timeout)
-        waiting.append((ticket, not isinstance(chunk, Mapping)))
+        waiting.append((ticket, isinstance(chunk, np.ndarray)))
 
     async def receive(self) -> Out:
         """The result of the oldest chunk that was sent: as `RemoteStream.receive`."""
