@@ -59,8 +59,9 @@ class SharedLink:
         self._ear, self._bell = socket.socketpair()
         self._ear.setblocking(False)
         self._bell.setblocking(False)
+        self._ear_descriptor = self._ear.fileno()
         self._wakers = select.poll()
-        for descriptor in (*self.link.descriptors, self._ear.fileno()):
+        for descriptor in (*self.link.descriptors, self._ear_descriptor):
             self._wakers.register(descriptor, select.POLLIN)
 
     def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
@@ -167,7 +168,7 @@ class SharedLink:
                 self._let_go()
         if self._closed:
             return
-        if any(descriptor == self._ear.fileno() for descriptor, _ in woken):
+        if (self._ear_descriptor, select.POLLIN) in woken:
             with suppress(BlockingIOError):
                 self._ear.recv(64)
         self._read()
