@@ -70,7 +70,7 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {"serve/daemon.py", "serve/link.py"}
+    assert importers["zmq"] == {"serve/daemon.py", "serve/connection.py"}
     assert importers["torch"] == set()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runnel import errors
-from runnel.serve import link as link_module
+from runnel.serve import connection as connection_module
 from runnel.serve.client import Client, RemoteStream
 from runnel.serve.daemon import Daemon
 from runnel.serve.remote import WINDOW
@@ -152,7 +152,7 @@ def test_what_libzmq_does_not_take_is_sent_later(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon stands still, and every queue between is full."""
-    monkeypatch.setattr(link_module, "QUEUED", 2)
+    monkeypatch.setattr(connection_module, "QUEUED", 2)
     gate = Gate(engine)
     chunk = rows(*[1.0] * 30_000)
     with Client(daemon.address, timeout=30) as client:

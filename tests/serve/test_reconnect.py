@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runnel import AsyncClient, errors
-from runnel.serve import link
+from runnel.serve import connection
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 from runnel.spec import Array
@@ -179,8 +179,8 @@ def test_chunks_on_their_way_to_a_daemon_that_died_are_told_lost(tmp_path: Path)
 def test_a_peer_that_vanished_without_a_word_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "HEARTBEAT_MS", 50)
-    monkeypatch.setattr(link, "HEARTBEAT_TIMEOUT_MS", 200)
+    monkeypatch.setattr(connection, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(connection, "HEARTBEAT_TIMEOUT_MS", 200)
     with running(f"ipc://{tmp_path}/d.sock") as daemon:
         proxy = Proxy(tmp_path, daemon.address, tcp=True)
         with Client(proxy.address, timeout=30) as client, client.open() as stream:

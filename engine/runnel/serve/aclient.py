@@ -14,8 +14,8 @@ from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from . import wire
+from .connection import Connection
 from .conversation import Conversation, Line, Ticket
-from .link import Link
 from .remote import (
     WINDOW,
     Flight,
@@ -260,7 +260,7 @@ class _LoopLink:
 
     def __init__(self, address: str, limit: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.link = Link(address)
+        self.link = Connection(address)
         self.link.limit = limit
         self._closed = False
         self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # who waits for it

@@ -21,8 +21,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from . import wire
+from .connection import Connection
 from .conversation import Conversation, Line, Ticket
-from .link import Link
 from .remote import closed, silence
 
 
@@ -51,7 +51,7 @@ class SharedLink:
 
     def __init__(self, address: str, limit: int = 1) -> None:
         self.lock = threading.Lock()
-        self.link = Link(address)
+        self.link = Connection(address)
         self.link.limit = limit
         self._leads: Awaited | None = None  # what the leader waits for, while it sleeps
         self._followers: dict[threading.Condition, Awaited] = {}
