@@ -69,7 +69,7 @@ class Link:
             link.down.extend(out.frames for out in outgoing if out.peer == link.peer)
 
     def hear(self, n: int = 1_000_000) -> None:
-        """As `connection.Connection.turn`: what came over a new connection is looked at before that is told."""
+        """As `connection.Connection.turn`: what came over a new connection is read before that is told."""
         for _ in range(min(n, len(self.down))):
             self.settled += self.talk.received(self.down.popleft(), self.fresh)
         if self.fresh:

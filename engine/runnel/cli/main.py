@@ -26,6 +26,8 @@ COMMANDS = {
     "run": "run",
     "serve": "serve",
     "feed": "feed",
+    "top": "top",
+    "keys": "keys",
     "plugins": "plugins",
     "demo": "demo",
 }
