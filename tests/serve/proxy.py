@@ -12,14 +12,14 @@ PIECE = 4096  # bytes
 
 
 class Proxy:
-    """Forwards bytes from an ipc socket file of its own to the daemon's.
+    """Forwards bytes from an ipc socket file of its own, or a port on loopback, to the daemon's file.
 
     `cut`: end all connections, both ways; bytes on their way are lost. Cuts itself after a random number
-    of bytes where `every` is given, so that messages end in their middle.
+    of bytes where `every` is given, so that messages end in their middle. `freeze`: its connections stay,
+    and nothing passes over them any more, as where a cable was pulled.
     """
 
-    def __init__(self, folder: Path, target: str, every: int = 0, seed: int = 0) -> None:
-        self.address = f"ipc://{folder}/proxy.sock"
+    def __init__(self, folder: Path, target: str, every: int = 0, seed: int = 0, tcp: bool = False) -> None:
         self.cuts = 0
         self.replies = threading.Event()  # while it is not set, nothing comes back from the daemon
         self.replies.set()
@@ -30,9 +30,12 @@ class Proxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.address.removeprefix("ipc://"))
+        self._frozen: set[socket.socket] = set()
+        self._listener = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
+        self._listener.bind(("127.0.0.1", 0) if tcp else f"{folder}/proxy.sock")
         self._listener.listen()
+        name = self._listener.getsockname()
+        self.address = f"tcp://127.0.0.1:{name[1]}" if tcp else f"ipc://{name}"
         self._start(self._accept)
 
     def cut(self) -> None:
@@ -42,6 +45,10 @@ class Proxy:
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def freeze(self) -> None:
+        with self._lock:
+            self._frozen |= self._open
 
     def close(self) -> None:
         self.replies.set()
@@ -80,6 +87,8 @@ class Proxy:
             while piece := source.recv(PIECE):
                 if gate is not None:
                     gate.wait(30)
+                if source in self._frozen:
+                    continue
                 if self.every and self._spend(len(piece)):
                     with contextlib.suppress(OSError):
                         sink.send(piece[: self._random.randrange(len(piece) + 1)])

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from runnel import errors
+from runnel.serve import connection as connection_module
 from runnel.serve.client import Client, RemoteStream
 from runnel.serve.daemon import Daemon
+from runnel.serve.remote import WINDOW
 from runnel.spec import Array
 
 from .peers import Gate
@@ -144,6 +146,27 @@ def test_no_more_requests_are_in_flight_than_the_daemon_takes(client: Client, of
     results = in_threads(*(lambda s=s: [*s.feed_all(rows(1) for _ in range(50)), s.flush()] for s in streams))
     assert all(column(chunks) == list(range(1, 51)) for chunks in results)
     assert "LIMIT" not in client.stats()[0]["errors"]
+
+
+def test_what_libzmq_does_not_take_is_sent_later(
+    daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon stands still, and every queue between is full."""
+    monkeypatch.setattr(connection_module, "QUEUED", 2)
+    gate = Gate(engine)
+    chunk = rows(*[1.0] * 30_000)
+    with Client(daemon.address, timeout=30) as client:
+        stream = client.open()
+        talk = client._links[daemon.address].link.talk
+        stream.send(rows(0))
+        assert gate.entered.wait(10)
+        for _ in range(WINDOW - 1):
+            stream.send(chunk)
+        assert talk.outbox, "it was all taken: the test shows nothing"
+        gate.go.set()
+        got = column([*stream.results(), stream.flush()])
+        assert got == list(range(30_000 * (WINDOW - 1) + 1))
+        assert not talk.outbox
 
 
 def test_feed_all_yields_in_order_and_stops_at_a_failed_chunk(client: Client) -> None:

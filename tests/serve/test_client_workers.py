@@ -14,9 +14,22 @@ import pytest
 from runnel import AsyncClient, errors
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
+from runnel.serve.keeper import Keeper
 from runnel.serve.placement import Place
 
 from .support import SpyEngine, rows, tally_engine
+
+
+class Fixed(Keeper):
+    """Tells a worker where it stands, all addresses being known."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._fixed = place
+
+    def meet(self, address: str) -> Place:
+        return self._fixed
+
 
 NAMES = [f"mic-{k}" for k in range(24)]
 
@@ -30,9 +43,9 @@ def engines() -> list[SpyEngine]:
 def workers(tmp_path: Path, engines: list[SpyEngine]) -> Iterator[list[str]]:
     """Three daemons that are the workers of one; in threads here, each its own process in earnest."""
     addresses = [f"ipc://{tmp_path}/w{k}.sock" for k in range(3)]
-    daemons = [Daemon(engine, address) for engine, address in zip(engines, addresses, strict=True)]
-    for k, daemon in enumerate(daemons):
-        daemon._server._place = Place(k, addresses)
+    daemons = [
+        Daemon(engine, addresses[k], keeper=Fixed(Place(k, addresses))) for k, engine in enumerate(engines)
+    ]
     threads = [threading.Thread(target=daemon.serve) for daemon in daemons]
     for thread in threads:
         thread.start()

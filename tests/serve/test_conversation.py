@@ -21,7 +21,7 @@ from runnel.spec import Array
 from .support import UNLUCKY, SpyEngine, plain_engine, rows, tally_engine
 
 EPOCH = 2**62
-MANY = settings(max_examples=500 if settings().max_examples < 100 else 20_000)
+MANY = settings(max_examples=500 if settings().max_examples < 100 else 5_000)
 
 
 class Link:
@@ -69,7 +69,7 @@ class Link:
             link.down.extend(out.frames for out in outgoing if out.peer == link.peer)
 
     def hear(self, n: int = 1_000_000) -> None:
-        """As `link.Link.turn`: what came over a new connection is looked at before that is told."""
+        """As `connection.Connection.turn`: what came over a new connection is read before that is told."""
         for _ in range(min(n, len(self.down))):
             self.settled += self.talk.received(self.down.popleft(), self.fresh)
         if self.fresh:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from runnel import AsyncClient, errors
+from runnel.serve import connection
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 from runnel.spec import Array
@@ -172,6 +173,21 @@ def test_chunks_on_their_way_to_a_daemon_that_died_are_told_lost(tmp_path: Path)
             with pytest.raises(errors.UnknownStreamError):
                 stream.send(rows(4))
             assert client.stats()[0]["chunks"] == 0
+        proxy.close()
+
+
+def test_a_peer_that_vanished_without_a_word_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(connection, "HEARTBEAT_TIMEOUT_MS", 200)
+    with running(f"ipc://{tmp_path}/d.sock") as daemon:
+        proxy = Proxy(tmp_path, daemon.address, tcp=True)
+        with Client(proxy.address, timeout=30) as client, client.open() as stream:
+            out = [stream.feed(rows(1))]
+            proxy.freeze()
+            out += [stream.feed(rows(2)), stream.flush()]
+            assert np.concatenate(out)[:, 0].tolist() == [1, 3]
         proxy.close()
 
 

@@ -18,7 +18,7 @@ from runnel.serve import daemon as daemon_module
 from runnel.serve import metrics, wire
 from runnel.serve.curve import connect_as, new_pair
 from runnel.serve.daemon import Daemon
-from runnel.serve.keys import Secret, write
+from runnel.serve.keys import Secret
 from runnel.serve.watch import Watcher
 
 from . import raw

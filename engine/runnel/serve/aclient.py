@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from . import wire
-from .connection import Link
+from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret, client_keys
 from .remote import (
@@ -118,7 +120,7 @@ class AsyncClient:
             except RunnelError as error:
                 flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, not isinstance(chunk, Mapping)))
+                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
         while flying:
             await land()
         return flight.results
@@ -172,7 +174,7 @@ class AsyncRemoteStream(Handle):
     async def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return what it makes: as `RemoteStream.feed`."""
         infos, buffers = self._tensors(chunk)
-        return outputs(await self._call("feed", infos, buffers), not isinstance(chunk, Mapping))
+        return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def send(self, chunk: Array | Chunk) -> None:
         """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`."""
@@ -183,7 +185,7 @@ class AsyncRemoteStream(Handle):
         ):
             raise full_window(self)
         ticket = await link.post(self._line, self._window, "feed", infos, buffers, timeout)
-        waiting.append((ticket, not isinstance(chunk, Mapping)))
+        waiting.append((ticket, isinstance(chunk, np.ndarray)))
 
     async def receive(self) -> Out:
         """The result of the oldest chunk that was sent: as `RemoteStream.receive`."""
@@ -263,7 +265,7 @@ class _LoopLink:
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.link = Link(address, keys)
+        self.link = Connection(address, keys)
         self.link.limit = limit
         self._closed = False
         self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # who waits for it

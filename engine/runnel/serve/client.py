@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from ..errors import FencedError, RunnelError, UnknownStreamError
 from ..spec import Array
@@ -143,7 +145,7 @@ class Client:
             except RunnelError as error:
                 flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, not isinstance(chunk, Mapping)))
+                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
         while flying:
             land()
         return flight.results
@@ -218,7 +220,7 @@ class RemoteStream(Handle):
         applied: its output is then lost, and the next chunk goes behind it.
         """
         infos, buffers = self._tensors(chunk)
-        return outputs(self._call("feed", infos, buffers), not isinstance(chunk, Mapping))
+        return outputs(self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     def send(self, chunk: Array | Chunk) -> None:
         """Put a chunk on its way; its result is to be received.
@@ -235,7 +237,7 @@ class RemoteStream(Handle):
             ):
                 raise full_window(self)
             ticket = link.post(self._line, self._window, "feed", infos, buffers, timeout)
-            waiting.append((ticket, not isinstance(chunk, Mapping)))
+            waiting.append((ticket, isinstance(chunk, np.ndarray)))
 
     def receive(self) -> Out:
         """The result of the oldest chunk that was sent; raises its error, as `feed` does.

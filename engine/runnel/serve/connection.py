@@ -36,8 +36,8 @@ _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain numbers: an enum's flags 
 _LAST: Final = int(zmq.NOBLOCK)
 
 
-class Link:
-    """A connection to one worker, from the first use until `close`."""
+class Connection:
+    """The way to one worker, from the first use until `close`."""
 
     def __init__(self, address: str, keys: Secret | None = None) -> None:
         self.address = address

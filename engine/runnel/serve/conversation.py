@@ -161,7 +161,7 @@ class Conversation:
             return ()
         ticket = self._flying.pop(reply.id, None)
         if ticket is None:
-            if not reply.id and reply.error is not None:
+            if not reply.id and reply.op == "close" and reply.error is not None:
                 self._notice(reply, reply.error)
             return ()
         ticket.reply, ticket.payload = reply, payload

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from . import wire
-from .connection import Link
+from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret
 from .remote import closed, silence
@@ -52,7 +52,7 @@ class SharedLink:
 
     def __init__(self, address: str, limit: int = 1, keys: Secret | None = None) -> None:
         self.lock = threading.Lock()
-        self.link = Link(address, keys)
+        self.link = Connection(address, keys)
         self.link.limit = limit
         self._leads: Awaited | None = None  # what the leader waits for, while it sleeps
         self._followers: dict[threading.Condition, Awaited] = {}
@@ -60,8 +60,9 @@ class SharedLink:
         self._ear, self._bell = socket.socketpair()
         self._ear.setblocking(False)
         self._bell.setblocking(False)
+        self._ear_descriptor = self._ear.fileno()
         self._wakers = select.poll()
-        for descriptor in (*self.link.descriptors, self._ear.fileno()):
+        for descriptor in (*self.link.descriptors, self._ear_descriptor):
             self._wakers.register(descriptor, select.POLLIN)
 
     def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
@@ -168,7 +169,7 @@ class SharedLink:
                 self._let_go()
         if self._closed:
             return
-        if any(descriptor == self._ear.fileno() for descriptor, _ in woken):
+        if (self._ear_descriptor, select.POLLIN) in woken:
             with suppress(BlockingIOError):
                 self._ear.recv(64)
         self._read()
