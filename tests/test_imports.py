@@ -70,7 +70,7 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py"}
+    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py", "load/remote.py"}
     assert importers["torch"] == set()
 
 
