@@ -14,7 +14,7 @@ from runnel.engine import Engine
 from runnel.pipeline import Pipeline
 from runnel.serve.protocol import Outgoing, Server
 from runnel.serve.tensors import pack, unpack
-from runnel.serve.wire import Reply, Request, decode_reply, encode_request
+from runnel.serve.wire import Reply, Request, TensorInfo, decode_reply, encode_request
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
 
@@ -93,6 +93,17 @@ class Peer:
         header = Request(v=1, op=op, id=id, sequence_id=stream, inputs=infos, **fields)  # type: ignore[arg-type]
         self.take(self.server.receive(self.name, encode_request(header, buffers), 0.0))
         return id
+
+    def restore(self, stream: str, blob: bytes, **fields: Any) -> Reply:
+        """Ask for a stream that goes on from a snapshot."""
+        self._sent += 1
+        id = f"{self.name.decode()}/{self._sent}"
+        inputs = [TensorInfo("snapshot", "UINT8", [len(blob)])]
+        header = Request(v=1, op="restore", id=id, sequence_id=stream, inputs=inputs, **fields)
+        self.take(self.server.receive(self.name, encode_request(header, [blob]), 0.0))
+        while self.server.pending:
+            self.take(self.server.run(0.0))
+        return self.replies[id][0]
 
     def take(self, outgoing: list[Outgoing]) -> None:
         for out in outgoing:

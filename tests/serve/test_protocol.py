@@ -14,6 +14,7 @@ from runnel.errors import PipelineError
 from runnel.pipeline import Pipeline
 from runnel.serve import protocol, wire
 from runnel.serve.protocol import Server
+from runnel.serve.sequences import KEPT_SECONDS
 from runnel.serve.transitions import TRANSITIONS, Event, Phase
 from runnel.spec import Signal, TensorSpec
 
@@ -59,7 +60,12 @@ def test_every_pair_of_the_table(phase: Phase, event: Event) -> None:
     bring(peer, phase)
     before = engine.streams["a"].snapshot() if "a" in engine.streams else None
     op = "feed" if event in FLAGS else event.value
-    reply, _ = peer.ask(op, "a", rows(2) if op == "feed" else None, **FLAGS.get(event, {}))
+    if event is Event.RESTORE:
+        elsewhere = tally_engine().open("b")
+        elsewhere.feed(rows(7))
+        reply = peer.restore("a", elsewhere.snapshot())
+    else:
+        reply, _ = peer.ask(op, "a", rows(2) if op == "feed" else None, **FLAGS.get(event, {}))
     expected = TRANSITIONS[phase][event]
     if isinstance(expected, Phase):
         assert code(reply) == "ok"
@@ -85,8 +91,8 @@ def test_a_feed_that_fails_changes_nothing(phase: Phase, event: Event, value: fl
     if isinstance(TRANSITIONS[phase][event], Phase):
         assert code(reply) == "STAGE_FAILED"
     assert len(y) == 0
-    assert reply.applied_seq == (1 if before else 0)
     assert phase_of(engine) is phase
+    assert reply.applied_seq in (0, {Phase.ABSENT: 0, Phase.LIVE: 1, Phase.ENDED: 2}[phase])
     assert (engine.streams["a"].snapshot() if before else None) == before
     assert server.pending == 0
 
@@ -100,11 +106,11 @@ def test_outputs_and_seq_over_a_life() -> None:
     reply, y = peer.ask("feed", "a", rows(4), seq=2)
     assert (y[:, 0].tolist(), reply.applied_seq) == ([6], 2)
     reply, y = peer.ask("flush", "a")
-    assert (y[:, 0].tolist(), reply.applied_seq) == ([10], 2)
-    reply, _ = peer.ask("reset", "a")
-    assert reply.applied_seq == 0
-    reply, y = peer.ask("feed", "a", rows(5, 6), seq=1, sequence_end=True)
-    assert (y[:, 0].tolist(), reply.applied_seq) == ([5, 11], 1)
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([10], 3)
+    reply, _ = peer.ask("reset", "a", seq=4)
+    assert reply.applied_seq == 4
+    reply, y = peer.ask("feed", "a", rows(5, 6), seq=5, sequence_end=True)
+    assert (y[:, 0].tolist(), reply.applied_seq) == ([5, 11], 5)
     assert code(peer.ask("feed", "a", rows(1))[0]) == "UNKNOWN_STREAM"
 
 
@@ -122,25 +128,6 @@ def test_names_made_by_the_daemon_differ_from_start_to_start() -> None:
         peer = Peer(Server(tally_engine(), boot))
         names |= {peer.ask("open")[0].sequence_id, peer.ask("open")[0].sequence_id}
     assert len(names) == 4
-
-
-@pytest.mark.parametrize("seq", [1, 3, 2**62])
-def test_a_seq_that_is_not_the_next_is_a_gap(seq: int) -> None:
-    _, _, peer = served()
-    bring(peer, Phase.LIVE)
-    reply, _ = peer.ask("feed", "a", rows(2), seq=seq)
-    assert code(reply) == "GAP"
-    assert reply.applied_seq == 1
-    assert "expects seq 2" in reply.error.message  # type: ignore[union-attr]
-    assert code(peer.ask("feed", "a", rows(2), seq=2)[0]) == "ok"
-
-
-def test_another_epoch_is_fenced() -> None:
-    _, _, peer = served()
-    bring(peer, Phase.LIVE)
-    assert code(peer.ask("feed", "a", rows(2), epoch=2)[0]) == "FENCED"
-    assert code(peer.ask("reset", "a", epoch=2)[0]) == "FENCED"
-    assert code(peer.ask("feed", "a", rows(2), epoch=1)[0]) == "ok"
 
 
 def test_a_batch_holds_each_stream_once_and_all_that_arrived() -> None:
@@ -286,8 +273,10 @@ def test_names_that_were_never_opened_leave_nothing_behind() -> None:
     for i in range(50):
         assert code(peer.ask("feed", f"ghost{i}", rows(1))[0]) == "UNKNOWN_STREAM"
         peer.ask("feed", f"short{i}", rows(1), sequence_start=True, sequence_end=True)
-    assert not server._sequences
+    server.tick(KEPT_SECONDS)
+    assert len(server._register) == 0
     assert not server._per_peer
+    assert (server._register.kept_bytes, server.due) == (0, None)
 
 
 def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
@@ -302,12 +291,32 @@ def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
     assert code(peer.replies[taken][0]) == "ok"
 
 
-def test_the_longest_wait_is_counted_from_arrival_to_run() -> None:
+def test_latency_is_counted_from_arrival_until_the_reply_is_on_its_way() -> None:
     server = Server(tally_engine(), "boot")
-    header = wire.Request(v=1, op="open", sequence_id="a")
-    server.receive(b"p", wire.encode_request(header), 10.0)
-    server.run(10.25)
-    assert server.counts.longest_wait == 0.25
+    for k in range(2):
+        header = wire.Request(v=1, op="open", sequence_id=f"a{k}")
+        server.receive(b"p", wire.encode_request(header), 10.0 + k)
+    server.run(12.0)
+    server.done(12.5)
+    server.done(99.0)
+    assert server.stats.latency.sum == 2.5 + 1.5
+    assert server.stats.batch_seconds.sum == 0.5
+
+
+def test_stats_tell_what_was_done_and_how_things_stand() -> None:
+    _, server, peer = served(max_streams=3)
+    bring(peer, Phase.LIVE)
+    peer.ask("feed", "a", rows(1), seq=9)
+    peer.ask("feed", "b", rows(1, 2), sequence_start=True, sequence_end=True)
+    server.stop()
+    waiting, _ = peer.ask("stats")
+    told = waiting.stats
+    assert told is not None
+    assert (told["streams"], told["max_streams"], told["stopping"]) == (1, 3, True)
+    assert (told["chunks"], told["opened"], told["batches"]) == (2, 2, 2)
+    assert told["closed"] == {"ended": 1}
+    assert told["errors"] == {"GAP": 1}
+    assert told["requests"] == {"open": 1, "feed": 3, "stats": 1}
 
 
 # Messages that make no sense.
@@ -322,7 +331,12 @@ def test_the_longest_wait_is_counted_from_arrival_to_run() -> None:
         {"op": "close"},
         {"op": "open", "sequence_id": "a", "sequence_start": True},
         {"op": "flush", "sequence_id": "a", "sequence_end": True},
-        {"op": "close", "sequence_id": "a", "seq": 1},
+        {"op": "open", "sequence_id": "a", "seq": 1},
+        {"op": "snapshot", "sequence_id": "a", "seq": 1},
+        {"op": "resume"},
+        {"op": "snapshot"},
+        {"op": "feed", "sequence_id": "a", "sequence_start": True, "seq": 2},
+        {"op": "restore", "sequence_id": "a"},
     ],
 )
 def test_fields_that_do_not_go_together(fields: dict[str, object]) -> None:

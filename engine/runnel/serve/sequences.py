@@ -142,6 +142,7 @@ class Register:
         """The stream that was just begun was never there."""
         self.part(named, "", now)
         del self._parted[named]
+        named.epoch = 0  # else the same request again would pass for a repeat
 
     def settle(self, named: Named) -> None:
         """Forget a name that nothing is known of and nothing waits for."""

@@ -1,0 +1,270 @@
+"""What the server remembers of a stream: replies for repeats, its end, its last use; and for how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from runnel.serve import sequences, wire
+from runnel.serve.placement import Place, worker_of
+from runnel.serve.protocol import Outgoing, Server
+from runnel.serve.sequences import KEPT_REPLIES, KEPT_SECONDS
+from runnel.serve.wire import Reply, Request
+
+from .support import Peer, code, rows, tally_engine
+
+
+def opened(**options: object) -> tuple[Server, Peer]:
+    server = Server(tally_engine(), "boot", **options)  # type: ignore[arg-type]
+    peer = Peer(server)
+    peer.ask("open", "a", epoch=7)
+    return server, peer
+
+
+def test_a_repeat_is_answered_with_the_kept_reply_and_not_done_again() -> None:
+    server, peer = opened()
+    first, y = peer.ask("feed", "a", rows(1, 2, 3), epoch=7, seq=1)
+    peer.ask("feed", "a", rows(4), epoch=7, seq=2)
+    again, same = peer.ask("feed", "a", rows(1, 2, 3), epoch=7, seq=1)
+    assert (code(again), same.tolist()) == ("ok", y.tolist())
+    assert again.id != first.id
+    assert (first.applied_seq, again.applied_seq) == (1, 2)
+    assert (server.stats.chunks, server.stats.repeats) == (2, 1)
+
+
+@pytest.mark.parametrize("other", [rows(1, 2), rows(1, 2, 4), rows(1, 2, 3).astype("float64")])
+def test_another_payload_under_an_applied_seq_is_a_conflict(other: object) -> None:
+    server, peer = opened()
+    peer.ask("feed", "a", rows(1, 2, 3), seq=1)
+    assert code(peer.ask("feed", "a", other, seq=1)[0]) == "CONFLICT"  # type: ignore[arg-type]
+    assert code(peer.ask("flush", "a", seq=1)[0]) == "CONFLICT"
+    assert server.stats.chunks == 1
+
+
+def test_the_same_bytes_in_another_shape_are_another_payload() -> None:
+    _, peer = opened()
+    peer.ask("feed", "a", rows(1, 2), seq=1)
+    assert code(peer.ask("feed", "a", rows(1, 2).reshape(1, 4), seq=1)[0]) == "CONFLICT"
+
+
+def test_so_many_replies_of_a_stream_are_kept() -> None:
+    server, peer = opened()
+    for seq in range(1, KEPT_REPLIES + 2):
+        peer.ask("feed", "a", rows(seq), seq=seq)
+    assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ALREADY_APPLIED"
+    assert code(peer.ask("feed", "a", rows(2), seq=2)[0]) == "ok"
+    told = peer.ask("hello")[0].server
+    assert told is not None
+    assert told.limits.kept_replies == KEPT_REPLIES
+    assert server.stats.chunks == KEPT_REPLIES + 1
+
+
+def test_kept_replies_are_bounded_in_bytes_and_the_oldest_of_all_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequences, "MAX_KEPT_BYTES", 4 * (sequences.KEPT_OVERHEAD + 8))
+    server, peer = opened()
+    peer.ask("open", "b")
+    peer.ask("feed", "b", rows(0, 1), seq=1)  # 8 bytes come back of each
+    for seq in (1, 2, 3):
+        peer.ask("feed", "a", rows(0, 1)[: 1 + (seq == 1)], seq=seq)
+    assert code(peer.ask("feed", "b", rows(0, 1), seq=1)[0]) == "ok"
+    peer.ask("feed", "a", rows(9), seq=4)
+    assert code(peer.ask("feed", "b", rows(0, 1), seq=1)[0]) == "ALREADY_APPLIED"
+    assert code(peer.ask("feed", "a", rows(0, 1), seq=1)[0]) == "ok"
+    assert server.document()["kept_bytes"] <= sequences.MAX_KEPT_BYTES
+
+
+def test_a_reply_larger_than_all_that_may_be_kept_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "MAX_KEPT_BYTES", sequences.KEPT_OVERHEAD + 100)
+    server, peer = opened()
+    peer.ask("feed", "a", rows(*range(100)), seq=1)
+    assert server.document()["kept_bytes"] == 0
+    assert code(peer.ask("feed", "a", rows(*range(100)), seq=1)[0]) == "ALREADY_APPLIED"
+    assert code(peer.ask("feed", "a", rows(1), seq=2)[0]) == "ok"
+    assert code(peer.ask("feed", "a", rows(1), seq=2)[0]) == "ok"
+    assert server.stats.chunks == 2
+
+
+def test_what_is_kept_is_let_go_after_a_while() -> None:
+    server, peer = opened()
+    peer.ask("feed", "a", rows(1), seq=1)
+    assert server.due == KEPT_SECONDS
+    server.tick(KEPT_SECONDS - 1)
+    assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ok"
+    server.tick(KEPT_SECONDS)
+    assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ALREADY_APPLIED"
+    assert server.due is None
+
+
+# The end of a stream.
+
+
+def test_the_last_reply_of_a_closed_stream_can_be_asked_for_again() -> None:
+    server, peer = opened()
+    _, y = peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1, sequence_end=True)
+    again, same = peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1, sequence_end=True)
+    assert (code(again), same.tolist()) == ("ok", y.tolist())
+    assert code(peer.ask("open", "a", epoch=7)[0]) == "UNKNOWN_STREAM"  # a late copy of the open
+    assert code(peer.ask("close", "a", epoch=7, seq=2)[0]) == "UNKNOWN_STREAM"
+    server.tick(KEPT_SECONDS)
+    assert code(peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1, sequence_end=True)[0]) == "UNKNOWN_STREAM"
+
+
+def test_a_late_chunk_of_a_closed_stream_never_reaches_the_next_of_its_name() -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", first_epoch=50)
+    peer = Peer(server)
+    old = peer.ask("open", "a")[0].epoch
+    peer.ask("close", "a", epoch=old, seq=1)
+    new = peer.ask("open", "a")[0].epoch
+    assert new != old
+    assert code(peer.ask("feed", "a", rows(1), epoch=old, seq=1)[0]) == "FENCED"
+    assert engine.streams["a"].seq == 0
+
+
+def test_the_memory_of_closed_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "MAX_PARTED", 3)
+    server, peer = opened()
+    for k in range(10):
+        peer.ask("feed", f"s{k}", rows(1), epoch=9, sequence_start=True, sequence_end=True)
+    assert len(server._register) == 1 + 3
+    again = [
+        code(peer.ask("feed", f"s{k}", rows(1), epoch=9, sequence_start=True, sequence_end=True)[0])
+        for k in (9, 8, 7)
+    ]
+    assert (again, server.stats.repeats) == (["ok"] * 3, 3)
+
+
+# Idle streams.
+
+
+def notice(out: Outgoing) -> tuple[bytes, Reply]:
+    return out.peer, wire.decode_reply(out.frames)[0]
+
+
+def ask_at(server: Server, peer: bytes, now: float, **fields: object) -> Reply:
+    header = Request(v=1, **fields)  # type: ignore[arg-type]
+    server.receive(peer, wire.encode_request(header), now)
+    [out] = server.run(now)
+    return wire.decode_reply(out.frames)[0]
+
+
+def test_an_idle_stream_is_closed_and_who_spoke_for_it_last_is_told() -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", idle_seconds=100.0)
+    for name in "ab":
+        ask_at(server, b"one", 0.0, op="open", sequence_id=name)
+    ask_at(server, b"two", 50.0, op="reset", sequence_id="a")
+    assert server.tick(99.0) == []
+    [(peer, reply)] = [notice(out) for out in server.tick(100.0)]
+    assert (peer, reply.op, reply.id, reply.sequence_id) == (b"one", "close", "", "b")
+    assert (code(reply), list(engine.streams)) == ("UNKNOWN_STREAM", ["a"])
+    assert server.tick(149.0) == []
+    assert server.due == 150.0
+    [(peer, reply)] = [notice(out) for out in server.tick(150.0)]
+    assert (peer, reply.sequence_id, reply.applied_seq) == (b"two", "a", 1)
+    late = ask_at(server, b"two", 151.0, op="flush", sequence_id="a")
+    assert code(late) == "UNKNOWN_STREAM"
+    assert "no request for 100 s" in late.error.message  # type: ignore[union-attr]
+    assert server.stats.closed == {"idle": 2}
+
+
+def test_a_stream_whose_request_waits_is_not_idle() -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", idle_seconds=10.0)
+    ask_at(server, b"one", 0.0, op="open", sequence_id="a")
+    server.receive(b"one", wire.encode_request(Request(v=1, op="flush", sequence_id="a")), 9.0)
+    assert server.tick(11.0) == []
+    [out] = server.run(11.0)
+    assert code(notice(out)[1]) == "ok"
+
+
+def test_a_fenced_request_does_not_keep_a_stream_awake() -> None:
+    server = Server(tally_engine(), "boot", idle_seconds=10.0)
+    ask_at(server, b"one", 0.0, op="open", sequence_id="a", epoch=5)
+    assert code(ask_at(server, b"two", 9.0, op="reset", sequence_id="a", epoch=6)) == "FENCED"
+    [(peer, _)] = [notice(out) for out in server.tick(10.0)]
+    assert peer == b"one"
+
+
+def test_no_stream_is_idle_where_there_is_no_limit() -> None:
+    server, _ = opened()
+    assert server.tick(1e9) == []
+    assert server.due is None
+
+
+# Resuming.
+
+
+def test_resume_fences_who_held_the_stream_and_says_where_it_stands() -> None:
+    server, one = opened()
+    two = Peer(server, b"two")
+    one.ask("feed", "a", rows(1), epoch=7, seq=1)
+    reply, _ = two.ask("resume", "a")
+    assert (code(reply), reply.applied_seq) == ("ok", 1)
+    assert reply.epoch not in (0, 7)
+    fenced, _ = one.ask("feed", "a", rows(2), epoch=7, seq=2)
+    assert (code(fenced), fenced.epoch, fenced.applied_seq) == ("FENCED", 0, 0)
+    assert code(one.ask("resume", "a", epoch=7)[0]) == "FENCED"
+    assert code(two.ask("feed", "a", rows(2), epoch=reply.epoch, seq=2)[0]) == "ok"
+
+
+def test_a_resume_whose_reply_was_lost_can_be_repeated() -> None:
+    server, peer = opened()
+    first = peer.ask("resume", "a", epoch=7)[0]
+    again = peer.ask("resume", "a", epoch=7)[0]
+    assert (code(again), again.epoch) == ("ok", first.epoch)
+    assert server.stats.resumed == 1
+
+
+def test_what_was_unanswered_is_answered_in_the_new_epoch() -> None:
+    server, peer = opened()
+    _, y = peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1)
+    epoch = peer.ask("resume", "a", epoch=7)[0].epoch
+    again, same = peer.ask("feed", "a", rows(1, 2), epoch=epoch, seq=1)
+    assert (code(again), same.tolist()) == ("ok", y.tolist())
+    assert server.stats.chunks == 1
+
+
+# Users and workers.
+
+
+def test_one_name_and_two_users_are_two_streams() -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot")
+
+    def ask(user: str, **fields: object) -> Reply:
+        header = Request(v=1, **fields)  # type: ignore[arg-type]
+        server.receive(b"p", wire.encode_request(header), 0.0, user)
+        [out] = server.run(0.0)
+        return wire.decode_reply(out.frames)[0]
+
+    assert [code(ask(u, op="open", sequence_id="mic")) for u in ("ann", "bob", "")] == ["ok"] * 3
+    assert ask("ann", op="reset", sequence_id="mic").sequence_id == "mic"
+    assert code(ask("ann", op="close", sequence_id="mic")) == "ok"
+    assert code(ask("eve", op="close", sequence_id="mic")) == "UNKNOWN_STREAM"
+    assert sorted(engine.streams) == ["bob/mic", "mic"]
+
+
+def test_a_stream_lives_at_one_worker_and_the_others_say_so() -> None:
+    addresses = [f"ipc:///w.{i}" for i in range(3)]
+    workers = [Peer(Server(tally_engine(), f"boot{i}", place=Place(i, addresses))) for i in range(3)]
+    for name in ("mic-1", "mic-2", "mic-3", "größe"):
+        said = [code(worker.ask("open", name)[0]) for worker in workers]
+        assert said.count("ok") == 1
+        assert said.index("ok") == worker_of(name, 3)
+        assert said.count("WRONG_WORKER") == 2
+    for i, worker in enumerate(workers):
+        made = worker.ask("open")[0].sequence_id
+        assert worker_of(made, 3) == i
+        told = worker.ask("hello")[0].server
+        assert told is not None
+        assert (told.worker, told.workers) == (i, addresses)
+
+
+def test_placement_is_crc_32_as_the_page_says() -> None:
+    # From the CRC catalogue: the check value of CRC-32/ISO-HDLC is cbf43926 for "123456789".
+    assert [worker_of("123456789", n) for n in (1, 2, 7, 1000)] == [
+        0,
+        *(0xCBF43926 % n for n in (2, 7, 1000)),
+    ]
