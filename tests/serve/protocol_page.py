@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from runnel import errors
-from runnel.serve import protocol, tensors, wire
+from runnel.serve import protocol, sequences, tensors, wire
+from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
-from runnel.serve.transitions import TRANSITIONS, Event, Phase
+from runnel.serve.transitions import TRANSITIONS, VERDICTS, Event, Phase
 from runnel.spec import Array
 
 from .support import rows, tally_engine
@@ -33,6 +34,14 @@ def transitions() -> str:
     return "\n".join(lines)
 
 
+def verdicts() -> str:
+    lines = ["| the seq stated | what happens |", "|---|---|"]
+    for verdict, outcome in VERDICTS.items():
+        shown = outcome if isinstance(outcome, str) else f"`{outcome.code}`"
+        lines.append(f"| {verdict.value} | {shown} |")
+    return "\n".join(lines)
+
+
 def bounds() -> str:
     told = {
         "bytes of the header": wire.MAX_HEADER,
@@ -45,6 +54,10 @@ def bounds() -> str:
         "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
         "requests of all clients that wait": protocol.MAX_PENDING,
         "bytes of tensors that wait (libzmq holds more before that)": protocol.MAX_PENDING_BYTES,
+        "replies kept of one stream": sequences.KEPT_REPLIES,
+        "seconds that a reply is kept, and the end of a closed stream": int(sequences.KEPT_SECONDS),
+        "bytes of all replies kept": sequences.MAX_KEPT_BYTES,
+        "closed streams whose end is remembered": sequences.MAX_PARTED,
     }
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {k} | {v:,} |" for k, v in told.items())])
 
@@ -67,7 +80,11 @@ CODES = [
     errors.StreamEndedError,
     errors.StreamError,
     errors.GapError,
+    errors.ConflictError,
+    errors.AlreadyAppliedError,
     errors.FencedError,
+    errors.WrongWorkerError,
+    errors.SnapshotError,
     errors.StageError,
     errors.ShutdownError,
 ]
@@ -85,35 +102,70 @@ def _line(error: type[errors.RunnelError]) -> str:
 
 def examples() -> str:
     """A whole conversation, byte for byte."""
-    server = Server(tally_engine(max_streams=1024), "0123456789abcdef")
+    place = Place(0, ("ipc:///run/runnel.sock",))
+    server = Server(
+        tally_engine(max_streams=1024), "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place
+    )
     parts: list[str] = []
 
-    def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> None:
+    def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> list[bytes]:
         infos, buffers = tensors.pack({"x": x}) if x is not None else ([], [])
-        request = wire.Request(v=1, op=op, inputs=infos, **fields)
+        return send(title, wire.Request(v=1, op=op, inputs=infos, **fields), buffers)
+
+    def send(title: str, request: wire.Request, buffers: Sequence[bytes]) -> list[bytes]:
         frames = wire.encode_request(request, buffers)
         [reply] = server.receive(b"peer", frames, 0.0) or server.run(0.0)
         parts.append(
             f"{title}\n\n```\n" + "\n".join([*_show("→", frames), *_show("←", reply.frames)]) + "\n```"
         )
+        return reply.frames
 
     say("**hello**: what is served here?", "hello", id="1")
-    say("**open** a stream.", "open", id="2", sequence_id="mic")
+    say("**open** a stream, in an epoch of the client's choice.", "open", id="2", sequence_id="mic", epoch=5)
+    fed = {"id": "3", "sequence_id": "mic", "epoch": 5, "seq": 1}
     say(
         "**feed** two time steps of `x`, FP32 (T, 2). This pipeline's latency is 1, so one comes back.",
-        "feed", rows(1, 2), id="3", sequence_id="mic", seq=1,
+        "feed", rows(1, 2), **fed,
+    )  # fmt: skip
+    say("The same again, since its reply was lost: the kept reply, and nothing is done.", "feed",
+        rows(1, 2), **fed)  # fmt: skip
+    say("The same `seq` with another payload.", "feed", rows(3), **fed)
+    say(
+        "**feed** with a `seq` beyond the next: an error, and nothing was applied.",
+        "feed", rows(3), id="4", sequence_id="mic", epoch=5, seq=5,
     )  # fmt: skip
     say(
-        "**feed** with a `seq` that is not the next: an error, and nothing was applied.",
-        "feed", rows(3), id="4", sequence_id="mic", seq=5,
+        "**resume**: on another connection, if the stream is still in epoch 5. It goes on in a new one.",
+        "resume", id="5", sequence_id="mic", epoch=5,
     )  # fmt: skip
-    say("**flush**: the end of the stream; what was still inside.", "flush", id="5", sequence_id="mic")
-    say("**reset**: as new.", "reset", id="6", sequence_id="mic")
-    say("**close**.", "close", id="7", sequence_id="mic")
+    say(
+        "A **feed** in the old epoch: whoever sent it no longer speaks for the stream.",
+        "feed", rows(3), id="6", sequence_id="mic", epoch=5, seq=2,
+    )  # fmt: skip
+    taken = say("**snapshot**: the stream as bytes.", "snapshot", id="7", sequence_id="mic", epoch=8)
+    say(
+        "**flush**: the end of the stream; what was still inside.",
+        "flush", id="8", sequence_id="mic", epoch=8, seq=2,
+    )  # fmt: skip
+    say("**reset**: as new.", "reset", id="9", sequence_id="mic", epoch=8, seq=3)
+    say("**close**.", "close", id="10", sequence_id="mic", epoch=8, seq=4)
+    send(
+        "**restore**: a stream that goes on from the snapshot; its `applied_seq` is the snapshot's chunks.",
+        wire.Request(
+            v=1, op="restore", id="11", sequence_id="mic-2", epoch=6,
+            inputs=[wire.TensorInfo("snapshot", "UINT8", [len(taken[1])])],
+        ),
+        [taken[1]],
+    )  # fmt: skip
     say(
         "A whole stream in one message: **feed** with `sequence_start` and `sequence_end`.",
-        "feed", rows(1, 2, 3), id="8", sequence_id="clip", sequence_start=True, sequence_end=True,
+        "feed", rows(1, 2, 3), id="12", sequence_id="clip", sequence_start=True, sequence_end=True,
     )  # fmt: skip
+    [told] = server.tick(3600.0)
+    parts.append(
+        "A **notice**, an hour later: nobody asked, so it has no `id`. The daemon closed the stream.\n\n"
+        "```\n" + "\n".join(_show("←", told.frames)) + "\n```"
+    )
     return "\n\n".join(parts)
 
 
@@ -130,6 +182,7 @@ def _show(arrow: str, frames: list[bytes]) -> Iterator[str]:
 
 PARTS: dict[str, Callable[[], str]] = {
     "transitions": transitions,
+    "verdicts": verdicts,
     "bounds": bounds,
     "datatypes": datatypes,
     "codes": codes,

@@ -79,15 +79,21 @@ def test_a_foreign_client_streams(foreign: ForeignClient) -> None:
     server = foreign.ask("hello")[0]["server"]
     assert server["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
     assert server["latency"] == 1
-    assert "error" not in foreign.ask("open", sequence_id="mic")[0]
-    header, out = foreign.ask("feed", {"x": [[1, 10], [2, 20]]}, sequence_id="mic", seq=1)
-    assert out == {"y": [(1, 10)]}
-    assert header["applied_seq"] == 1
-    header, out = foreign.ask("feed", {"x": [[3, 30]]}, sequence_id="mic", seq=1)  # repeated by mistake
-    assert header["error"]["code"] == "GAP"
+    assert "error" not in foreign.ask("open", sequence_id="mic", epoch=77)[0]
+    for _ in range(2):  # the second time as if the reply had been lost
+        header, out = foreign.ask("feed", {"x": [[1, 10], [2, 20]]}, sequence_id="mic", epoch=77, seq=1)
+        assert out == {"y": [(1, 10)]}
+        assert header["applied_seq"] == 1
+    header, out = foreign.ask("feed", {"x": [[3, 30]]}, sequence_id="mic", seq=1)  # by mistake
+    assert header["error"]["code"] == "CONFLICT"
     assert header["error"]["retry"] is False
     assert header["applied_seq"] == 1
-    assert foreign.ask("flush", sequence_id="mic")[1] == {"y": [(3, 30)]}
+    epoch = foreign.ask("resume", sequence_id="mic", epoch=77)[0]["epoch"]
+    header, _ = foreign.ask("feed", {"x": [[3, 30]]}, sequence_id="mic", epoch=77, seq=2)
+    assert header["error"]["code"] == "FENCED"
+    header, out = foreign.ask("feed", {"x": [[3, 30]]}, sequence_id="mic", epoch=epoch, seq=2)
+    assert out == {"y": [(3, 30)]}
+    assert foreign.ask("flush", sequence_id="mic", epoch=epoch, seq=3)[1] == {"y": [(6, 60)]}
     assert "error" not in foreign.ask("close", sequence_id="mic")[0]
     assert foreign.ask("feed", {"x": [[1, 1]]}, sequence_id="mic")[0]["error"]["code"] == "UNKNOWN_STREAM"
 

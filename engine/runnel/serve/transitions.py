@@ -23,7 +23,13 @@ from ..errors import (
 from .wire import Request
 
 
-class Phase(enum.Enum):
+class _Enum(enum.Enum):
+    """Looked up several times a message: enum's own hash is a function in Python, this is none."""
+
+    __hash__ = object.__hash__
+
+
+class Phase(_Enum):
     """Where a stream stands."""
 
     ABSENT = "absent"  # not open: never was, or closed
@@ -31,7 +37,7 @@ class Phase(enum.Enum):
     ENDED = "ended"  # flushed
 
 
-class Event(enum.Enum):
+class Event(_Enum):
     """What a request does to a stream; a feed's two flags make four events of it."""
 
     OPEN = "open"
@@ -93,7 +99,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | type[StreamError]]]] = 
 }
 
 
-class Verdict(enum.Enum):
+class Verdict(_Enum):
     """How a stated seq stands to n, the last one applied; `outcome` is what the page says of it."""
 
     NEXT = "n + 1"
