@@ -9,12 +9,31 @@ from runnel.engine import Engine
 from runnel.serve.protocol import Server
 from runnel.serve.tensors import pack
 from runnel.serve.wire import Request, decode_reply, encode_request
-from runnel.stage import Chunk
+from runnel.stage import Chunk, State
+from tests.growth import resident
+
+from .support import Tally
 
 STREAMS = 64  # open at a time
 FEEDS = 15  # of each before it closes
-STEP_SECONDS = 0.1  # of the server's time between two batches: what it keeps grows old within some rounds
-IDLE_SECONDS = 5.0
+STEP_SECONDS = 1.0  # of the server's time between two batches: replies and idle streams last a few rounds
+IDLE_SECONDS = 30.0
+
+WARM_UP_STEPS = 20_000  # several times as long as anything is kept, in the server's time
+SAMPLES = 40
+LEAKED = 1024  # bytes a step: in 40,000 of them 39 MiB
+
+
+class Leaking(Tally):
+    """Forgets nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hoard: list[bytes] = []
+
+    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        self.hoard.append(bytes(LEAKED))
+        return super().step(state, chunk)
 
 
 def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
@@ -67,3 +86,20 @@ def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
         closes = [(Request(v=1, op="close", sequence_id=name), []) for name in names[1::3]]
         assert set(ask(ends + closes)) == {""}
         yield STREAMS * FEEDS + len(ends)
+
+
+def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
+    """Resident bytes after each of `SAMPLES` equal parts of so many steps, warm beforehand."""
+    work = rounds(engine, chunks)
+
+    def run(wanted: int) -> None:
+        done = 0
+        while done < wanted:
+            done += next(work)
+
+    run(WARM_UP_STEPS)
+    samples: list[float] = []
+    for _ in range(SAMPLES):
+        run(steps // SAMPLES)
+        samples.append(resident())
+    return samples

@@ -15,47 +15,14 @@ from hypothesis import strategies as st
 
 from runnel.engine import Engine
 from runnel.pipeline import Pipeline
-from runnel.stage import Chunk, State
+from runnel.stage import Chunk
 from tests import models
-from tests.growth import ALLOWED, LEAST, grown, grows, resident
+from tests.growth import ALLOWED, LEAST, grown, grows
 
-from .churning import rounds
-from .support import Tally
+from .churning import Leaking, watched
 
 QUICK_STEPS = 40_000
 SOAK_STEPS = 5_000_000
-WARM_UP_STEPS = 60_000  # two minutes of the server's time: whatever it keeps has been let go
-SAMPLES = 40
-LEAKED = 1024  # bytes a step: 40,000 of them are 39 MiB
-
-
-class Leaking(Tally):
-    """Forgets nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hoard: list[bytes] = []
-
-    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        self.hoard.append(bytes(LEAKED))
-        return super().step(state, chunk)
-
-
-def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
-    """Resident bytes after each of `SAMPLES` equal parts of so many steps, warm beforehand."""
-    work = rounds(engine, chunks)
-
-    def run(wanted: int) -> None:
-        done = 0
-        while done < wanted:
-            done += next(work)
-
-    run(WARM_UP_STEPS)
-    samples: list[float] = []
-    for _ in range(SAMPLES):
-        run(steps // SAMPLES)
-        samples.append(resident())
-    return samples
 
 
 def model(folder: Path) -> tuple[Engine, list[Chunk]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import select
 import time
-import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -22,6 +21,7 @@ import zmq
 from ..errors import RunnelError, TimeoutError, UsageError, WireError, by_code
 from ..serve import wire
 from ..serve.address import parse
+from ..serve.placement import worker_of
 from ..serve.tensors import pack
 from ..stage import Chunk
 from .inputs import Playlist
@@ -133,8 +133,7 @@ class RemoteTarget:
         each = min(MAX_CONNECTIONS, -(-streams // (STREAMS_PER_CONNECTION * len(workers))))
         sockets = [[connection(context, self._undo, worker) for _ in range(each)] for worker in workers]
         return [
-            sockets[zlib.crc32(name.encode()) % len(workers)][stream % each]
-            for stream, name in enumerate(self._names)
+            sockets[worker_of(name, len(workers))][stream % each] for stream, name in enumerate(self._names)
         ]
 
     def _number(self, stream: int, seq: int, due: float) -> int:
