@@ -17,6 +17,7 @@ from runnel.serve.protocol import Server
 from runnel.serve.wire import Request, encode_request
 from runnel.spec import Array
 from tests import silero
+from tests.deploy import sizing
 
 from . import loops, serving
 from .kit import LARGE, SMALL, Kit
@@ -171,6 +172,24 @@ def _silero(which: str, kit: Kit) -> Measured:
     hops = np.load(speech)[: 64 * silero.HOP].reshape(64, silero.HOP)
     profile = loops.feed_many(Engine.load(path), [list(hops)])
     return Measured(Spread.of([float(found["capacity"])]), beside, profile)
+
+
+def _sizing(kit: Kit) -> Measured:
+    """What deploy/sizing.md says of the daemon, from a ramp in process, and a ramp on the daemon."""
+    quick = kit.effort.messages < 1000
+    asked = ("--ramp", "--deadline", "20ms", "--rate", str(HZ), "--chunk", "1")
+    asked += ("--seconds", "0.5", "--streams", "64") if quick else ("--seconds", "5")
+    inside = serving.bench(kit.large.path, *asked)["capacity"]
+    with serving.serving(kit, kit.large.path, "--max-streams", "8192") as (address, _):
+        held = serving.bench(address, *asked)["capacity"]
+    predicted = sizing.streams(HZ, inside)
+    message = 1 / (HZ * held) - 1 / (HZ * inside)
+    beside = [
+        ("streams in process", str(inside)),
+        ("streams of a worker", f"{held}; by the formula {predicted:.0f}"),
+        ("`message`, as these two figures have it", f"{message * 1e6:.0f} µs"),
+    ]
+    return Measured(Spread.of([predicted / held]), beside)
 
 
 # Very many streams
@@ -330,6 +349,14 @@ ROWS = (
     ),
     _silero_row("reexport", "our file"),
     _silero_row("vendor", "the vendor's file"),
+    Row(
+        "sizing",
+        f"streams of a worker by the formula of deploy/sizing.md ÷ measured, {LARGE} at {HZ} Hz",
+        f"{_OPEN_LOOP} Ramps to p99 < 20 ms, in process and on a daemon; the formula makes the second figure "
+        "of the first.",
+        _sizing,
+        1.25,
+    ),
     Row(
         "many-open",
         f"cost of a step with {MANY} streams open and {STREAMS} fed ÷ with {STREAMS} open, {LARGE}",
