@@ -330,8 +330,8 @@ ROWS = (
     Row(
         "serve-throughput",
         f"steps/s over ipc, one client, {STREAMS} streams, {LARGE} ÷ bare pyzmq echo of the same bytes",
-        f"`Client.feed_many`, {TOGETHER} ticks of each stream a call; the echo: a ROUTER in a process of its own "
-        f"that answers each request with a reply's very frames, and a DEALER that keeps {WINDOW} on their way.",
+        f"`Client.feed_many`, {TOGETHER} ticks of each stream a call; the echo: a ROUTER in a process of its "
+        f"own that answers each request with a reply's very frames, and a DEALER with {WINDOW} on their way.",
         _throughput,
         0.7,
         least=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.load.ramp import CLOSE, ramp
+from runnel.load.ramp import ATTEMPTS, CLOSE, ramp
 from runnel.load.trial import Plan, Result
 
 
@@ -25,7 +25,7 @@ def test_the_answer_is_known_to_within_a_small_part(capacity: int, first: int, m
     reachable = min(capacity, most)
     assert found.streams <= reachable
     assert reachable - found.streams <= max(1, CLOSE * reachable)
-    assert found.trials == len(tried) <= 30
+    assert found.trials == len(tried) <= 30 * ATTEMPTS
     assert max(tried) <= most
     assert (found.missed is None) == (found.streams == most)
     assert (found.held is None) == (found.streams == 0)
@@ -33,3 +33,20 @@ def test_the_answer_is_known_to_within_a_small_part(capacity: int, first: int, m
         assert found.held.plan.streams == found.streams
     if found.missed:
         assert found.streams < found.missed.plan.streams
+
+
+@given(st.integers(8, 5000), st.data())
+def test_single_disturbances_do_not_reach_the_answer(capacity: int, data: st.DataObject) -> None:
+    """Trials that would have been met fail now and then, never the same one twice."""
+    disturbed: set[int] = set()
+
+    def passes(result: Result) -> bool:
+        streams = result.plan.streams
+        if streams not in disturbed and data.draw(st.booleans()):
+            disturbed.add(streams)
+            return False
+        return streams <= capacity
+
+    found = ramp(result_of, passes, first=8, most=10_000)
+    assert capacity - found.streams <= max(1, CLOSE * capacity)
+    assert found.streams <= capacity
