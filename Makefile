@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 CODE := engine plugins export tests
 
-.PHONY: run test soak bench lint recordings clean
+.PHONY: run test soak fuzz bench lint recordings clean
 
 run: $(VENV)/demo.stamp ## the main job: export, certify, serve and stream a trained model
 	$(BIN)/runnel demo
@@ -17,6 +17,9 @@ test: $(VENV)/test.stamp recordings lint ## everything that must hold, in minute
 soak: $(VENV)/test.stamp recordings ## the same laws, far longer
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n 2 -q
 	$(BIN)/python -m pytest -q -m soak
+
+fuzz: $(VENV)/fuzz.stamp ## bytes that nobody thought of, until Ctrl-C or FUZZ="-max_total_time=60"
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(FUZZ)
 
 bench: $(VENV)/test.stamp recordings ## writes tests/bench/RESULTS.md; leave the machine alone meanwhile
 	$(BIN)/python -m tests.bench

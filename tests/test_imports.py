@@ -66,16 +66,22 @@ def test_pure_modules_import_numpy_and_pure_modules_only(name: str) -> None:
 
 def test_one_importer_each() -> None:
     importers: dict[str, set[str]] = {"onnxruntime": set(), "zmq": set(), "torch": set(), "onnx": set()}
+    importers["prometheus_client"] = set()
     for path in ENGINE.rglob("*.py"):
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    assert importers["zmq"] == {"serve/daemon.py", "serve/client.py", "load/remote.py"}
+    zmq = ("client", "curve", "daemon", "sender", "watch")
+    assert importers["zmq"] == {"load/remote.py", *(f"serve/{name}.py" for name in zmq)}
     assert importers["torch"] == set()
+    assert importers["prometheus_client"] == {"serve/exposition.py"}
 
 
-def test_protocol_has_no_socket_and_no_clock() -> None:
-    assert not tops(ENGINE / "serve" / "protocol.py") & {
+@pytest.mark.parametrize(
+    "name", ["protocol", "sequences", "transitions", "placement", "stats", "outbox", "settings"]
+)
+def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {
         "zmq",
         "time",
         "socket",
@@ -85,10 +91,21 @@ def test_protocol_has_no_socket_and_no_clock() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["serve/stats", "serve/reading", "cli/panel"])
+def test_what_is_counted_and_shown_is_pure(name: str) -> None:
+    clocks = {"zmq", "time", "socket", "threading", "datetime", "os", "sys"}
+    assert not tops(ENGINE / f"{name}.py") & clocks
+
+
 def test_wire_imports_only_errors_and_the_header_library() -> None:
     for found in imports(ENGINE / "serve" / "wire.py"):
         top = found.split(".")[0]
         assert top in sys.stdlib_module_names or top == "msgspec" or found.startswith("runnel.errors"), found
+
+
+@pytest.mark.parametrize("name", ["keys", "zap"])
+def test_who_is_let_in_is_decided_without_a_socket(name: str) -> None:
+    assert not tops(ENGINE / "serve" / f"{name}.py") & {"zmq", "time", "socket", "threading"}
 
 
 def test_the_engine_never_imports_the_exporter() -> None:

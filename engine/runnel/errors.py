@@ -105,6 +105,12 @@ class WrongWorkerError(StreamError):
     code = "WRONG_WORKER"
 
 
+class AccessError(RunnelError):
+    """A key that is not, or no longer, on the daemon's list of users."""
+
+    code = "NO_ACCESS"
+
+
 class LimitError(RunnelError):
     """A bound was met: too many streams, too many requests at once."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import SnapshotError
 from .spec import Array, Framing, Signal, TensorSpec
 from .stage import Arrays, Chunk, Stage, State, require_finite
 
@@ -33,6 +34,15 @@ class Frame(Stage):
 
     def initial(self) -> Arrays:
         return {"samples": self._initial}
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        shape = arrays["samples"].shape
+        if shape[1:] != self._initial.shape[1:] or not self.framing.context <= shape[0] < self.framing.window:
+            raise SnapshotError(
+                f"{self.name}: the samples held have shape {shape}, expected {self.framing.context} to "
+                f"{self.framing.window - 1} of shape {self._initial.shape[1:]}"
+            )
+        return super().load(state, arrays)
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         fresh = chunk[self._source]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_STAGES = 64
 
-_TOP = ("input", "model", "before", "after")
+_TOP = ("input", "model", "before", "after", "serve")
 _INPUT = ("rate", "shape", "dtype")
 _RENAMES = ("path", "inputs", "outputs")  # what may be said of a model that describes itself
 
@@ -86,9 +86,11 @@ def load_pipeline(
     for use, options, place in after:
         stages.append(_plugin(use, signal, options, place))
         signal = stages[-1].outputs
+    # How a pipeline is served is not what it computes: a snapshot fits whatever [serve] says.
+    computed = {key: part for key, part in document.items() if key != "serve"}
     identity = {
         "model": hashlib.sha256(data).hexdigest(),
-        "file": {**document, "model": {**model_part, "path": ""}},
+        "file": {**computed, "model": {**model_part, "path": ""}},
     }
     try:
         return Pipeline(stages, spec, identity)

@@ -19,7 +19,7 @@ _ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
 
 
 class Arena:
-    """State rows for up to `slots` streams. Memory is touched only as slots come into use."""
+    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken."""
 
     def __init__(self, states: Sequence[ModelState], slots: int) -> None:
         offsets, stride = [], 0
@@ -53,11 +53,16 @@ class Arena:
         self.used = 0
 
     def take(self) -> int:
-        """A slot's first row, holding the initial state. LimitError when all slots are taken."""
+        """A slot's first row, holding the initial state. LimitError when all slots are taken.
+
+        Both of its rows are in memory from now on: where there is no more of it, that shows when a stream is
+        opened, and not in the middle of one.
+        """
         if self._free:
             slot = heapq.heappop(self._free)
         elif self._fresh < self.slots:
             slot, self._fresh = self._fresh, self._fresh + 1
+            self.write(2 * slot + 1, self._initial)
         else:
             raise LimitError(
                 f"all {self.slots} streams are open: close some, or allow more: max_streams of Engine.load, "

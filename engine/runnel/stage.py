@@ -76,7 +76,12 @@ class Stage(abc.ABC):
         return self.initial()
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """`state`'s place with these arrays in it: restore and reset. `state` itself stays valid."""
+        """`state`'s place with these arrays in it: restore and reset. `state` itself stays valid.
+
+        The names, dtypes and ranks are those of `initial`. What else must hold for `step` to be safe (a
+        length, the range of a position) is checked here: whoever restores a stream may have written its
+        state. Raises: anything; the engine wraps it and nothing was restored.
+        """
         return dict(arrays)
 
     def dump(self, state: State) -> Arrays:

@@ -22,6 +22,8 @@ from .spec import DTYPES, MAX_RANK, Array
 MAGIC = b"RNLS"
 FORMAT = 1
 MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; more is no snapshot of ours
+MAX_HEADER = 2**20  # bytes of JSON: some 10,000 arrays; what it becomes in memory is 20 times that
+MAX_SEQ = 2**63 - 1  # what the wire can say
 _DIGEST = 16
 _HEAD = struct.Struct("<4sBI")
 
@@ -59,13 +61,19 @@ def encode(snapshot: Snapshot) -> bytes:
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
+    if len(text) > MAX_HEADER:
+        raise SnapshotError(f"the names of the stream's state take {len(text)} bytes; at most {MAX_HEADER}")
     if len(body) + _DIGEST > MAX_SNAPSHOT:
         raise SnapshotError(f"the stream's state takes {len(body)} bytes; a snapshot holds {MAX_SNAPSHOT}")
     return body + hashlib.blake2b(body, digest_size=_DIGEST).digest()
 
 
 def decode(blob: bytes) -> Snapshot:
-    """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one."""
+    """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one.
+
+    The checksum finds damage, not malice: whoever may restore may have written these bytes. What comes
+    back is well-formed; whether it is a state of the stage is for the stage to see, in `Stage.load`.
+    """
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise SnapshotError(f"a snapshot is bytes, not {type(blob).__name__}")
     data = bytes(blob)
@@ -74,6 +82,8 @@ def decode(blob: bytes) -> Snapshot:
     _, version, length = _HEAD.unpack_from(data)
     if version != FORMAT:
         raise SnapshotError(f"snapshot format {version}; this version of runnel reads format {FORMAT}")
+    if length > MAX_HEADER:
+        raise SnapshotError(f"the snapshot's header has {length} bytes; at most {MAX_HEADER}")
     body, digest = data[:-_DIGEST], data[-_DIGEST:]
     if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
         raise SnapshotError("the snapshot is damaged: its checksum does not match")
@@ -94,6 +104,8 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
             count = math.prod(shape)
             if at + count * kind.itemsize > len(body):
                 raise ValueError(f"array {key!r} runs past the end")
+            if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
+                raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
             array = np.frombuffer(body, kind, count, at).reshape(shape)
             arrays[str(key)] = array.astype(np.dtype(dtype), copy=False)
             at += count * kind.itemsize
@@ -101,8 +113,8 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes too many")
     seq, ended = header["seq"], header["ended"]
-    if type(seq) is not int or seq < 0 or type(ended) is not bool:
-        raise ValueError(f"seq is {seq!r}, ended is {ended!r}")
+    if type(seq) is not int or not 0 <= seq <= MAX_SEQ or type(ended) is not bool:
+        raise ValueError(f"seq is {seq!r:.80}, ended is {ended!r:.80}")
     return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages))
 
 

@@ -19,7 +19,7 @@ from fractions import Fraction
 import numpy as np
 
 import runnel
-from runnel.errors import PipelineError
+from runnel.errors import PipelineError, SnapshotError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
 from runnel.stage import Arrays, Chunk, Stage, State, require_finite
@@ -81,6 +81,18 @@ class Resample(Stage):
         width = self.phases.shape[1] - 1
         tails = {f"tail.{t.name}": np.zeros((width, *t.shape), np.float32) for t in self.inputs.tensors}
         return {**tails, "position": np.array(self.half, np.int64)}
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        """A position far away would have rows made until memory is full."""
+        position = int(arrays["position"])
+        if not -self.up <= position <= max(self.half, self.down):
+            raise SnapshotError(f"{self.name}: position {position} is none that a stream can have")
+        for name, like in self.initial().items():
+            if arrays[name].shape != like.shape:
+                raise SnapshotError(
+                    f"{self.name}: {name!r} has shape {arrays[name].shape}, expected {like.shape}"
+                )
+        return super().load(state, arrays)
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         steps = len(next(iter(chunk.values())))

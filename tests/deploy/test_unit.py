@@ -41,10 +41,25 @@ def test_it_starts_a_command_that_runnel_serve_knows() -> None:
     assert str(socket.parent) == f"/run/{section('Service')['RuntimeDirectory']}"
 
 
-def test_it_waits_longer_than_the_daemon_takes_to_finish() -> None:
+def test_it_waits_longer_than_the_daemon_takes_to_start_and_to_finish() -> None:
     from runnel.serve.daemon import FINISH_SECONDS, LINGER_MS
+    from runnel.serve.workers import REAP_SECONDS, START_SECONDS, STOP_SECONDS
 
-    assert int(section("Service")["TimeoutStopSec"]) > FINISH_SECONDS + LINGER_MS / 1000
+    service = section("Service")
+    longest = max(FINISH_SECONDS + 2 * LINGER_MS / 1000, STOP_SECONDS + REAP_SECONDS)
+    assert int(service["TimeoutStopSec"]) > longest
+    assert int(service["TimeoutStartSec"]) >= START_SECONDS
+
+
+def test_systemd_hears_and_tells_what_the_daemon_says_and_heeds() -> None:
+    """That it does is shown by tests/serve/test_systemd.py; here, that the unit counts on it."""
+    service = section("Service")
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert shlex.split(service["ExecReload"])[-2:] == ["-HUP", "$MAINPID"]
+    assert service["KillMode"] == "mixed"
+    assert "AF_UNIX" in service["RestrictAddressFamilies"].split(), "NOTIFY_SOCKET is one"
+    assert service["Restart"] == "on-failure", "which a watchdog that was not fed is"
 
 
 @pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze here")

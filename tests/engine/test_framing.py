@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.errors import ModelError, NonFiniteError
+from runnel.errors import ModelError, NonFiniteError, SnapshotError
 from runnel.framing import Frame
 from runnel.spec import Framing, TensorSpec
 
@@ -61,3 +61,12 @@ def test_a_nan_is_refused_before_it_is_kept() -> None:
 def test_bounds(window: int, hop: int) -> None:
     with pytest.raises(ModelError, match=r"hop must be in 1..window"):
         Framing(window, hop)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (4, 2), (2, 3), (0, 2), (10**6, 2)])
+def test_samples_that_no_stream_can_hold_are_not_restored(shape: tuple[int, ...]) -> None:
+    stage = make(4, 2, (2,))
+    for held in (2, 3):
+        stage.load(stage.open(), {"samples": np.zeros((held, 2), np.float32)})
+    with pytest.raises(SnapshotError, match=r"expected 2 to 3 of shape \(2,\)"):
+        stage.load(stage.open(), {"samples": np.zeros(shape, np.float32)})

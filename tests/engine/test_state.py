@@ -1,5 +1,12 @@
 """Snapshots: exact both ways, and anything else than one is refused."""
 
+import hashlib
+import json
+import resource
+import struct
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from runnel.errors import LimitError, NonFiniteError, SnapshotError
 from runnel.slots import Arena
 from runnel.spec import DTYPES
-from runnel.state import Snapshot, decode, encode
+from runnel.state import MAX_HEADER, Snapshot, decode, encode
 from tests.models import state
 
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -57,6 +64,79 @@ def test_one_flipped_bit(at: int, bit: int) -> None:
         decode(bytes(blob))
 
 
+# What somebody made up: the checksum is right, and nothing else need be.
+
+
+def made_up(header: object, tail: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    body = struct.pack("<4sBI", b"RNLS", 1, len(text)) + text + tail
+    return body + hashlib.blake2b(body, digest_size=16).digest()
+
+
+def one(**changed: object) -> dict[str, object]:
+    return {"pipeline": "p", "seq": 0, "ended": False, "stages": [["m", [["h", "uint8", [2]]]]]} | changed
+
+
+def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
+    assert decode(made_up(one(), b"ab")).stages[0][1]["h"].tobytes() == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("blob", "words"),
+    [
+        (made_up(b"[" * 100_000), "makes no sense"),
+        (made_up(b'{"a":' * 100_000), "makes no sense"),
+        (made_up(b" " * (MAX_HEADER + 1)), "header has 1048577 bytes"),
+        (made_up(b"9" * 5000), "makes no sense"),
+        (made_up(b"\xff"), "makes no sense"),
+        (made_up([]), "makes no sense"),
+        (made_up(one(seq=2**63), b"ab"), "seq is"),
+        (made_up(one(seq=-1), b"ab"), "seq is"),
+        (made_up(one(seq=True), b"ab"), "seq is"),
+        (made_up(one(seq=1.0), b"ab"), "seq is"),
+        (made_up(one(ended=1), b"ab"), "ended is"),
+        (made_up(one(), b"a"), "past the end"),
+        (made_up(one(), b"abc"), "1 bytes too many"),
+        (made_up(one(stages=[["m", [["h", "bool", [2]]]]]), b"\1\2"), "neither 0 nor 1"),
+        (made_up(one(stages=[["m", [["h", "object", [2]]]]]), b"ab"), "object"),
+        (made_up(one(stages=[["m", [["h", ["uint8"], [2]]]]]), b"ab"), "uint8"),
+        (made_up(one(stages=[["m", [["h", "uint8", 2]]]]), b"ab"), "makes no sense"),
+        (made_up(one(stages=[["m", [["h", "uint8", [-2, -1]]]]]), b"ab"), "makes no sense"),
+        (made_up(one(stages=[["m", [["h", "uint8", [1e300]]]]]), b"ab"), "makes no sense"),
+        (made_up(one(stages=[["m", [["h", "uint8", [float("nan")]]]]]), b"ab"), "makes no sense"),
+        (made_up(one(stages=[["m", [["h", "uint8", [2**28] * 8]]]]), b"ab"), "past the end"),
+        (made_up(one(stages=[["m", [["h", "uint8", [0, *[2**28] * 7]]]]])), "makes no sense"),
+        (made_up(one(stages=[["m", [["h", "uint8", [1] * 99]]]]), b"a"), "makes no sense"),
+        (made_up(one(stages=[[0]]), b"ab"), "makes no sense"),
+        (made_up(one(stages=None), b"ab"), "makes no sense"),
+    ],
+)
+def test_a_snapshot_that_somebody_made_up(blob: bytes, words: str) -> None:
+    with pytest.raises(SnapshotError, match=words):
+        decode(blob)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["m", "h", *DTYPES]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(list(one())), inner),
+    max_leaves=12,
+)
+
+
+@given(
+    header=json_values | st.builds(lambda k, v: one(**{k: v}), st.sampled_from(list(one())), json_values),
+    tail=st.binary(max_size=20),
+)
+def test_any_header_is_taken_or_refused(header: object, tail: bytes) -> None:
+    with suppress(SnapshotError):
+        decode(made_up(header, tail))
+
+
+def test_a_header_that_decode_would_refuse_is_not_encoded() -> None:
+    with pytest.raises(SnapshotError, match="the names of the stream's state"):
+        encode(Snapshot("p", 1, False, (("m" * (MAX_HEADER + 1), {}),)))
+
+
 # The arena
 
 
@@ -91,6 +171,24 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
             arena.give(held.pop(op % len(held)))
         assert arena.used == len(held)
         assert all((arena.read(r)["h"] == 9).all() for r in held)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_an_open_streams_memory_is_reserved_and_no_others() -> None:
+    row = 2**20
+    before = resident()
+    arena = Arena([state("h", ("slot", row // 4))], 1000)
+    assert resident() - before < 10 * row, "it is touched only when a slot is taken"
+    rows = [arena.take() for _ in range(20)]
+    taken = resident() - before
+    assert 40 * row <= taken < 60 * row
+    for first in rows:  # the steps of all these streams take no more
+        arena.write(first ^ 1, {"h": np.ones(row // 4, "float32")})
+    assert resident() - before < taken + 5 * row
 
 
 def test_more_rows_than_memory() -> None:

@@ -12,7 +12,7 @@ from scipy.signal import firwin, resample_poly
 
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
-from runnel.errors import NonFiniteError, PipelineError
+from runnel.errors import NonFiniteError, PipelineError, SnapshotError
 from runnel_plugins.resample import Resample, low_pass
 
 RATES = [(48000, 16000), (44100, 16000), (16000, 48000), (8000, 11025), (16000, 16000), (3, 2), (1000, 999)]
@@ -158,3 +158,32 @@ def test_from_rate_is_what_the_stage_takes():
 def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         Resample(signal, **options)
+
+
+@pytest.mark.parametrize("position", [-(2**62), 2**62, -(2**33)])
+def test_a_position_that_no_stream_can_have_is_not_restored(position):
+    """From -2**33 on, the next step would make gigabytes of rows."""
+    stage = make(48000, 16000)
+    with pytest.raises(SnapshotError, match="position"):
+        stage.load(stage.open(), {**stage.initial(), "position": np.array(position)})
+
+
+def test_a_tail_of_another_length_is_not_restored():
+    stage = make(48000, 16000)
+    with pytest.raises(SnapshotError, match=r"'tail\.x' has shape \(1,\)"):
+        stage.load(stage.open(), {**stage.initial(), "tail.x": np.zeros(1, np.float32)})
+
+
+@given(
+    rates=st.sampled_from(RATES),
+    cuts=st.lists(st.integers(0, 300), max_size=6).map(sorted),
+    flushed=st.booleans(),
+)
+def test_every_state_that_a_stream_has_is_restored(rates, cuts, flushed):
+    stage = make(*rates)
+    state = stage.open()
+    for a, b in itertools.pairwise([0, *cuts, 300]):
+        state, _ = stage.step(state, {"x": np.ones(b - a, np.float32)})
+        stage.load(stage.open(), stage.dump(state))
+    if flushed:
+        stage.load(stage.open(), stage.dump(stage.flush(state)[0]))

@@ -71,6 +71,7 @@ def datatypes() -> str:
 CODES = [
     errors.WireError,
     errors.TooLargeError,
+    errors.AccessError,
     errors.LimitError,
     errors.ChunkError,
     errors.EmptyChunkError,

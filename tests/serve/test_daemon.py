@@ -15,7 +15,7 @@ from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 
 from .peers import Gate, ask, dealer, feed, reply_of, run
-from .support import SpyEngine, code, rows
+from .support import UNLUCKY, SpyEngine, code, rows
 
 
 def test_what_arrives_during_a_batch_is_the_next_batch(daemon: Daemon, engine: SpyEngine) -> None:
@@ -57,9 +57,9 @@ def test_of_frames_without_end_only_what_a_message_holds_is_kept(daemon: Daemon)
         seen: list[int] = []
         receive = protocol.Server.receive
 
-        def spy(self: Any, peer: bytes, frames: list[bytes], now: float) -> Any:
+        def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
             seen.append(len(frames))
-            return receive(self, peer, frames, now)
+            return receive(self, peer, frames, now, user)
 
         patch.setattr(protocol.Server, "receive", spy)
         sock.send_multipart([b"x"] * 3000)
@@ -96,30 +96,8 @@ def test_a_peer_that_is_gone_costs_its_replies_and_nothing_else(daemon: Daemon, 
         time.sleep(0.2)  # until the daemon's side has seen it go
         gate.go.set()
         assert len(stream.feed(rows(1))) == 0
-    assert daemon.dropped == 1
+    assert daemon.stats.dropped_replies == 1
     assert engine.streams["b"].seq == 1
-
-
-def test_a_peer_that_does_not_read_is_bounded_and_slows_no_other(
-    engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon_module, "QUEUED_REPLIES", 10)
-    daemon = Daemon(engine, address)
-    thread, _ = run(daemon)
-    assert daemon.started.wait(10)
-    with dealer(daemon.address, queued=1) as deaf, Client(daemon.address) as client:
-        hello = wire.encode_request(wire.Request(v=1, op="hello"))
-        for _ in range(20_000):
-            deaf.send_multipart(hello)
-        stream = client.open("a")
-        stream.feed(rows(1))
-        deadline = time.monotonic() + 10
-        while not daemon.dropped and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert daemon.dropped
-        assert stream.flush().tolist() == [[1, 1]]
-    daemon.stop()
-    thread.join(10)
 
 
 def test_a_full_server_is_not_handed_more(
@@ -145,5 +123,35 @@ def test_a_peer_that_connects_and_says_nothing_is_cut_off(
         silent.settimeout(5)
         while silent.recv(100):  # the daemon's greeting, then the end
             pass
+    daemon.stop()
+    thread.join(10)
+
+
+def test_a_stage_that_fails_ends_that_request_alone(daemon: Daemon) -> None:
+    with dealer(daemon.address) as sock:
+        for name in ("a", "b"):
+            assert code(ask(sock, "open", name)) == "ok"
+        sock.send_multipart(feed("a", UNLUCKY, seq=1))
+        sock.send_multipart(feed("b", 1, seq=1))
+        sock.send_multipart(feed("a", 2, seq=1))  # the one that failed used no number
+        found = {
+            (reply.sequence_id, code(reply), reply.applied_seq) for reply in (reply_of(sock) for _ in "123")
+        }
+        assert found == {("a", "STAGE_FAILED", 0), ("b", "ok", 1), ("a", "ok", 1)}
+
+
+def test_an_idle_stream_is_closed_and_its_client_told_though_nobody_asks(
+    engine: SpyEngine, address: str
+) -> None:
+    daemon = Daemon(engine, address, idle_seconds=0.3)
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        opened = ask(sock, "open", "a")
+        notice = reply_of(sock)
+        assert (notice.id, notice.op, notice.sequence_id, notice.epoch) == ("", "close", "a", opened.epoch)
+        assert code(notice) == "UNKNOWN_STREAM"
+        assert "a" not in engine.streams
+        assert "no request for 0.3 s" in ask(sock, "flush", "a").error.message  # type: ignore[union-attr]
     daemon.stop()
     thread.join(10)

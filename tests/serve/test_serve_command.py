@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runnel.errors import UnknownStreamError
 from runnel.serve.client import Client
+from tests import models
 
+from .logfmt import events, parsed
 from .peers import ask, dealer, feed, reply_of
+from .processes import command, ready
 from .support import code, model_pipeline, rows
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_pipeline(tmp_path_factory.mktemp("model"))
-
-
-@contextmanager
-def command(*words: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runnel.cli.main", "serve", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def ready(process: subprocess.Popen[str]) -> str:
-    """Wait for the line that says where it serves; the address in it."""
-    assert process.stderr
-    line = process.stderr.readline()
-    assert "serving on " in line, line + process.stderr.read()
-    return line.split("serving on ")[1].split(": ")[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,7 +46,8 @@ def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
         assert process.stderr
         log = process.stderr.read()
     assert [code(reply) for reply in replies] == ["ok"] * 200
-    assert "stopped: 400 requests, 0 errors, 200 chunks" in log
+    (stopped,) = (line for line in events(log) if line["event"] == "stopped")
+    assert [stopped[name] for name in ("requests", "errors", "chunks")] == ["400", "0", "200"]
     assert not path.exists()
 
 
@@ -98,7 +77,10 @@ def test_a_daemon_that_was_killed_starts_again_at_the_same_address(pipeline: Pat
     [
         (["--bind", "tcp://0.0.0.0:7070"], "other machines"),
         (["--bind", "ipc:///nowhere/at/all.sock"], "No such file"),
-        (["--bind", "tcp://127.0.0.1:*", "--max-streams", "0"], "max_streams"),
+        ([], "--bind"),
+        (["--bind", "tcp://127.0.0.1:*", "--max-streams", "0"], "--max-streams"),
+        (["--bind", "tcp://127.0.0.1:*", "--workers", "1000"], "--workers"),
+        (["--bind", "tcp://127.0.0.1:65535", "--workers", "2"], "65535"),
         (["--bind", "tcp://127.0.0.1:*", "--provider", "MagicExecutionProvider"], "MagicExecutionProvider"),
     ],
 )
@@ -109,3 +91,57 @@ def test_what_cannot_be_served_is_told_in_one_line(pipeline: Path, words: list[s
     assert message in stderr
     assert "Traceback" not in stderr
     assert len(stderr.splitlines()) == 1
+
+
+def test_sighup_reads_the_table_again_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    path = model_pipeline(tmp_path)
+    text = path.read_text()
+    table = f'[serve]\nbind = "ipc://{tmp_path}/d.sock"\n'
+    path.write_text(text + table + "idle_seconds = 100\nmax_streams = 5\n")
+    with command(str(path), "--max-streams", "7") as process:
+        address = ready(process)
+        assert process.stderr
+
+        def reloaded() -> dict[str, str]:
+            process.send_signal(signal.SIGHUP)
+            assert process.stderr
+            while (told := parsed(process.stderr.readline()))["event"] == "stream closed":
+                pass  # the idle one, at its own time
+            return told
+
+        with Client(address) as client, client.open("a") as stream:
+            assert client.describe().limits["streams"] == 7, "the flag goes before the table"
+            assert client.describe().limits["idle_seconds"] == 100
+            assert reloaded()["event"] == "nothing to reload: nothing is new"
+            path.write_text(text + table + "idle_seconds = 0.2\n")
+            told = reloaded()
+            assert (told["event"], told["name"], told["value"]) == ("setting changed", "idle_seconds", "0.2")
+            for broken, said in (
+                ("[serve", "not TOML"),
+                ("[serve]\nworkers = 0", "workers"),
+                ("[serve]\nwrokers = 1", "'workers'"),
+            ):
+                path.write_text(text + broken)
+                told = reloaded()
+                assert told["event"] == "reload failed: nothing was changed"
+                assert said in told["error"]
+            time.sleep(0.5)
+            with pytest.raises(UnknownStreamError, match=r"no request for 0\.2 s"):
+                stream.feed(rows(1))
+        path.write_text(text.replace("time", "ticks") + table + "idle_seconds = 0.2\n")
+        told = reloaded()
+        assert told["event"] == "setting not changed: that needs a restart"
+        assert (told["name"], told["path"]) == ("pipeline", str(path))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_sighup_of_a_bare_model_is_logged_and_harmless(tmp_path: Path) -> None:
+    model = models.lstm(tmp_path / "m.onnx").path
+    with command(str(model), "--trust", "--bind", f"ipc://{tmp_path}/d.sock") as process:
+        ready(process)
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr
+        assert "a model has no settings" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0

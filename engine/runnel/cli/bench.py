@@ -29,7 +29,7 @@ _EXAMPLE = """examples:
 
 Chunks are sent when they are due, whether or not earlier ones were answered, and latency counts from then:
 a daemon that stalls cannot slow the load down and hide it. --ramp doubles the streams until the deadline is
-missed twice, then bisects. Exit status 1: chunks failed or stayed without an answer, or --ramp held no stream.
+missed twice, then bisects. Exit status 1: chunks failed or had no answer, or --ramp held no stream.
 """
 
 _ADDRESS: Final = re.compile(r"[a-z]+://")

@@ -1,4 +1,4 @@
-"""`runnel inspect`: what a model file or a pipeline holds, and what was proved of it."""
+"""`runnel inspect`: what a model file, a pipeline or a running daemon holds, and what was proved of it."""
 
 from __future__ import annotations
 
@@ -17,33 +17,52 @@ from .text import aligned, certificate_rows, counted, document, model_rows
 if TYPE_CHECKING:
     from ..engine import Engine
 
-HELP = "show inputs, states, operators, cost and certificate of a model or pipeline"
+HELP = "show inputs, states, operators, cost and certificate of a model or pipeline, or what a daemon serves"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example:\n  runnel inspect model.onnx\n  runnel inspect pipeline.toml --json"
-    parser.add_argument("path", metavar="FILE", type=Path, help="a .onnx model or a .toml pipeline")
+    parser.epilog = (
+        "examples:\n  runnel inspect model.onnx\n  runnel inspect pipeline.toml --json\n"
+        "  runnel inspect ipc:///run/runnel.sock"
+    )
+    parser.add_argument(
+        "path", metavar="FILE|ADDRESS", help="a .onnx model, a .toml pipeline, or where a daemon serves"
+    )
     parser.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
+    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a daemon's answer (5)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit status 0. Raises errors of the tree: a file that is none, TimeoutError where no daemon answers."""
+    if "://" in args.path:
+        from .inspect_daemon import show
+
+        show(args.path, args.json, args.timeout, args.keys)
+    else:
+        _show_file(Path(args.path), args.json)
+    return 0
+
+
+def _show_file(path: Path, as_json: bool) -> None:
     from ..engine import Engine
 
     # A file that is not the certified one is shown all the same, and said to be that.
-    with Engine.load(args.path, max_streams=1, trust=True) as engine:
+    with Engine.load(path, max_streams=1, trust=True) as engine:
         spec = engine.pipeline.model
         assert spec is not None  # each pipeline file has a model
-        file = _model_file(args.path)
+        file = _model_file(path)
         hint = ""
         if spec.graph is None:
             graph, hint = _count(file)
             spec = replace(spec, graph=graph)
         vouched = _vouched(file, spec)
-        if args.json:
+        if as_json:
             print(json.dumps(_json(engine, spec, file, vouched), indent=2))
         else:
             print(_text(engine, spec, file, vouched, hint))
-    return 0
 
 
 def _text(engine: Engine, spec: ModelSpec, file: Path, vouched: bool, hint: str) -> str:

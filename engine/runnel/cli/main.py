@@ -27,6 +27,8 @@ COMMANDS = {
     "serve": "serve",
     "feed": "feed",
     "bench": "bench",
+    "top": "top",
+    "keys": "keys",
     "plugins": "plugins",
     "demo": "demo",
 }

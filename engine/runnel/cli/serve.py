@@ -3,55 +3,149 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-HELP = "serve a pipeline to clients on this machine"
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..serve.settings import Settings, Source
+    from ..serve.systemd import Notifier
+
+HELP = "serve a pipeline to clients"
 
 _EXAMPLE = """examples:
   runnel serve vad.toml --bind ipc:///run/runnel.sock
   runnel serve model.onnx --bind tcp://127.0.0.1:7070 --max-streams 4096
+  runnel serve vad.toml --bind ipc:///run/runnel.sock --workers 4
+
+A pipeline file may say all of this itself, and flags go before it:
+  [serve]
+  bind = "ipc:///run/runnel.sock"
+  max_streams = 4096
+  idle_seconds = 600
+  workers = 4
+
+To be reached from other machines it needs keys (runnel keys --help), and then only users are let in:
+  bind = "tcp://0.0.0.0:7070"
+  keys = "daemon.key"                # these two are relative to the pipeline file
+  authorised = "users.toml"          # lines of the users' .pub files; or a folder of such files
 
 SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once and exits with 1.
+SIGHUP reads [serve] again: idle_seconds and log_level change at once, what else was changed is logged. It
+also reads the list of users again: whose key is no longer in it is refused from then on.
 """
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("pipeline", help="a pipeline (.toml), or a model that describes itself (.onnx)")
+    parser.add_argument("--bind", metavar="ADDRESS", help="ipc:///path/to.sock, or tcp://127.0.0.1:port")
+    parser.add_argument("--keys", metavar="FILE", help="the daemon's secret key: only users are let in")
+    parser.add_argument("--authorised", metavar="PATH", help="the list of users: a file, or a folder of .pub")
     parser.add_argument(
-        "--bind", required=True, metavar="ADDRESS", help="ipc:///path/to.sock, or tcp://127.0.0.1:port"
+        "--max-streams", type=int, metavar="N", help="streams open at once in a worker, at most (1024)"
     )
     parser.add_argument(
-        "--max-streams", type=int, default=1024, metavar="N", help="streams open at once, at most (1024)"
+        "--idle-seconds",
+        type=float,
+        metavar="S",
+        help="close a stream without a request for longer (3600; 0: never)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's threads (1)")
     parser.add_argument(
-        "--provider", action="append", metavar="NAME", help="onnxruntime execution provider; may be repeated"
+        "--workers", type=int, metavar="N", help="processes, one a core; streams are placed by name (1)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="onnxruntime's threads (1)")
+    parser.add_argument(
+        "--provider",
+        action="append",
+        dest="providers",
+        metavar="NAME",
+        help="onnxruntime execution provider; may be repeated",
+    )
+    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (info)")
+    parser.add_argument("--log-format", metavar="FORMAT", help="text (key=value), or json (text)")
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve /metrics for Prometheus, /healthz and /readyz over HTTP there; a port alone: loopback",
+    )
+    parser.add_argument(
+        "--metrics-keys", metavar="FILE", help="keys of the user as whom these ask a daemon that has keys"
     )
     parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
-    from ..engine import Engine
+    from ..serve import logs
     from ..serve.address import parse
-    from ..serve.daemon import Daemon
+    from ..serve.settings import FLAGS, Source
+    from ..serve.systemd import Notifier
 
     _allow_files()
-    parse(args.bind)  # a bad address is told before a large model is loaded
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s runnel: %(message)s")
+    source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
+    settings, _ = source.read()
+    if not settings.bind:
+        raise UsageError(
+            f"where is {args.pipeline} to be served? --bind ipc:///path/to.sock, or bind in its [serve] table"
+        )
+    parse(settings.bind, keyed=bool(settings.keys))  # a bad address is told before a large model is loaded
+    if settings.metrics:
+        from ..serve.metrics import parse as parse_metrics
+
+        parse_metrics(settings.metrics)
+    with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
+        if settings.workers > 1:
+            answered = _many(args, settings, source, notifier)
+        else:
+            answered = _one(args, settings, source, notifier)
+    return 0 if answered else 1
+
+
+def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
+    from ..engine import Engine
+    from ..serve.curve import guard_of
+    from ..serve.daemon import Daemon
+    from ..serve.keeper import Service
+
+    guard = guard_of(settings)
     with Engine.load(
         args.pipeline,
-        max_streams=args.max_streams,
-        providers=args.provider,
-        threads=args.threads,
+        max_streams=settings.max_streams,
+        providers=settings.providers or None,
+        threads=settings.threads,
         trust=args.trust,
         flush_denormals=True,  # the process is the daemon's own
     ) as engine:
-        answered = Daemon(engine, args.bind).serve(signals=(signal.SIGTERM, signal.SIGINT))
-    return 0 if answered else 1
+        keeper = Service(notifier, source, settings, _observe)
+        daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard)
+        with keeper:
+            return daemon.serve(_SIGNALS)
+
+
+def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
+    from ..serve.workers import Supervisor
+
+    supervisor = Supervisor(args.pipeline, settings, source, notifier, _observe, trust=args.trust)
+    return supervisor.serve(_SIGNALS)
+
+
+def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[object]:
+    """What looks at the daemon from outside while it serves at the addresses."""
+    if not settings.metrics:
+        return nullcontext()
+    from ..serve import metrics
+    from ..serve.curve import client_keys
+
+    keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
+    return metrics.serve(settings.metrics, addresses, keys)
 
 
 def _allow_files() -> None:

@@ -26,21 +26,24 @@ class Address:
         return self.text
 
 
-def parse(text: str) -> Address:
-    """The address, checked. Raises UsageError, saying what an address looks like."""
+def parse(text: str, keyed: bool = False) -> Address:
+    """The address, checked. Raises UsageError, saying what an address looks like.
+
+    `keyed`: whether both ends prove who they are; only then may it lead to other machines.
+    """
     if text.startswith("ipc://"):
         return Address(text, _path(text.removeprefix("ipc://"), text))
     match = _TCP.match(text)
     if match is None:
         raise UsageError(
-            f"address {text!r}: expected ipc:///path/to.sock, or tcp://127.0.0.1:port on this machine"
+            f"address {text!r}: expected ipc:///path/to.sock, or tcp://127.0.0.1:port; with keys, tcp://host:port"
         )
     if match["port"] != "*" and int(match["port"]) > 65535:
         raise UsageError(f"address {text!r}: a port is at most 65535")
-    if not _is_loopback(match["host"].strip("[]")):
+    if not keyed and not _is_loopback(match["host"].strip("[]")):
         raise UsageError(
-            f"address {text!r} is reachable from other machines, and this version has no keys to keep "
-            "strangers out: use tcp://127.0.0.1:port, or an ipc address"
+            f"address {text!r} is reachable from other machines, and without keys anyone could use it: make "
+            "keys (runnel keys --help), or use tcp://127.0.0.1:port or an ipc address"
         )
     return Address(text)
 

@@ -6,22 +6,27 @@ busier the daemon is, the more has arrived, and the larger the batches get by th
 
 from __future__ import annotations
 
-import logging
+import math
 import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from ..errors import UsageError
-from . import socketfile, wire
+from ..errors import AccessError, LimitError, UsageError
+from . import process, socketfile, wire
 from .address import Address, parse
+from .curve import Guard
+from .keeper import Keeper
+from .logs import Log
+from .outbox import Outbox
 from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
+from .sender import Sender
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -29,68 +34,107 @@ if TYPE_CHECKING:
 
 MAX_TAKEN: Final = 4096  # messages a turn: so many arrivals never keep those before them from running
 QUEUED_REQUESTS: Final = MAX_PENDING_PER_PEER  # a peer's, in libzmq, before its writes block
-QUEUED_REPLIES: Final = 2 * MAX_PENDING_PER_PEER  # a peer's: more than it may have requests
 HANDSHAKE_MS: Final = 2000  # a peer that connects and says nothing holds a descriptor no longer
 LINGER_MS: Final = 2000  # for replies on their way when the daemon stops
 SETTLE_SECONDS: Final = 0.05  # after being told to stop: for libzmq to read what the kernel holds
 FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
+MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 bits
 
-log = logging.getLogger("runnel.serve")
+_NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
+
+log = Log("runnel.serve")
 
 
 class Daemon:
-    """Serves an engine's streams at an address: ``ipc:///path`` or ``tcp://127.0.0.1:port``.
+    """Serves an engine's streams at an address: ``ipc:///path`` or ``tcp://host:port``.
 
-    The thread that calls `serve` owns the socket and the engine until it returns; only `stop` may be
-    called from others. A port ``*`` is chosen by the system: `address` names it once `started` is set.
-    Raises UsageError for an address that cannot be served, PipelineError for a pipeline that cannot.
+    The thread that calls `serve` owns the socket and the engine until it returns; only `stop` and `reload`
+    may be called from others. A port ``*`` is chosen by the system: `address` names it once `started` is
+    set. `idle_seconds`: a stream without a request for longer is closed; 0: never. `keeper`: who looks
+    after the daemon. `guard`: who lets in none but its users; without it, whoever reaches the address is
+    let in, and that is one on this machine. Raises UsageError for an address that cannot be served.
     """
 
-    def __init__(self, engine: Engine, address: str) -> None:
-        self._bound = parse(address)
+    def __init__(
+        self,
+        engine: Engine,
+        address: str,
+        *,
+        idle_seconds: float = 0.0,
+        keeper: Keeper | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self._bound = parse(address, keyed=guard is not None)
+        self._guard = guard
         self.address = self._bound.text
         self.started = threading.Event()
-        self._server = Server(engine, secrets.token_hex(8), secrets.randbits(30) << 32)
+        self._engine = engine
+        self._idle_seconds = idle_seconds
+        self._keeper = keeper or Keeper()
+        self._next_beat = 0.0
         self._told, self._teller = socket.socketpair()
         self._told.setblocking(False)
         self._teller.setblocking(False)
         self._stops = 0
-        self._about = (
-            f"{engine.pipeline.inputs} -> {engine.pipeline.outputs}, up to {engine.max_streams} streams"
-        )
+        self._about = {
+            "inputs": engine.pipeline.inputs,
+            "outputs": engine.pipeline.outputs,
+            "max_streams": engine.max_streams,
+        }
 
     @property
     def stats(self) -> Stats:
+        """What is counted, once `started` is set."""
         return self._server.stats
 
     def stop(self) -> None:
         """Ask to stop: what has arrived is answered first. Asked twice, it is not. From any thread."""
+        self._tell(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Ask to read the settings again. From any thread."""
+        self._tell(signal.SIGHUP)
+
+    def _tell(self, number: int) -> None:
         with suppress(OSError):  # full of such requests, or already stopped
-            self._teller.send(b"\0")
+            self._teller.send(bytes([number]))
 
     def serve(self, signals: Sequence[int] = ()) -> bool:
         """Serve until told to stop. Returns whether all that had arrived was answered.
 
-        `signals`: those that ask to stop, as `stop` does; only the main thread may name any. Raises
-        UsageError where the address cannot be bound. The socket file is removed on the way out.
+        `signals`: those to heed; SIGHUP reloads, as `reload` does, any other stops, as `stop` does. Only
+        the main thread may name any. Raises UsageError where the address cannot be bound, PipelineError
+        for a pipeline that cannot be served. The socket file is removed on the way out.
         """
         with (
             self._told,
             self._teller,
-            _heard(signals, self._teller),
+            heard(signals, self._teller),
             zmq.Context() as context,
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
-            with _bind(router, self._bound) as self.address:
-                log.info("serving on %s: %s", self.address, self._about)
+            guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
+            with guarded, _bind(router, self._bound) as self.address:
+                place = self._keeper.meet(self.address)
+                # Another start, other epochs: one that a client remembers from before is nobody's.
+                first_epoch = secrets.randbits(30) << 32
+                self._server = Server(
+                    self._engine, secrets.token_hex(8), first_epoch, self._idle_seconds, place
+                )
+                self._server.gauges = process.gauges
+                self._outbox = Outbox(Sender(router), self._server.stats)
+                log.info("serving", address=self.address, **self._about)
                 self.started.set()
+                self._keeper.ready(self.address)
                 self._loop(router)
                 answered = self._finish(router)
                 # In this order: replies leave before the socket file does, and before the context ends.
+                if self._guard is not None:
+                    self._guard.close()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
-        log.info("stopped: %s, %d replies dropped", self.stats, self.stats.dropped_replies)
+        log.info("stopped", **self.stats.summary())
         return answered
 
     def _loop(self, router: zmq.Socket[bytes]) -> None:
@@ -98,13 +142,27 @@ class Daemon:
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(self._told, zmq.POLLIN)
+        if self._guard is not None:
+            poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
-            poller.poll(0 if self._server.pending else None)
+            poller.poll(self._patience())
             self._turn(router)
+
+    def _patience(self) -> int | None:
+        """Milliseconds until something is to be done though nothing arrives; None for ever."""
+        if self._server.pending:
+            return 0
+        dues = [due for due in (self._server.due, self._outbox.due) if due is not None]
+        if self._keeper.beat_seconds:
+            dues.append(self._next_beat)
+        if not dues:
+            return None
+        return min(MAX_PATIENCE_MS, max(0, math.ceil((min(dues) - time.monotonic()) * 1000)))
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
-        log.info("stopping: %d requests wait", self._server.pending)
+        log.info("stopping", pending=self._server.pending)
+        self._keeper.stopping()
         began = time.monotonic()
         while self._stops < 2 and (left := began + SETTLE_SECONDS - time.monotonic()) > 0:
             router.poll(0 if self._server.pending else int(left * 1000) + 1)
@@ -112,41 +170,78 @@ class Daemon:
         self._server.stop()
         while self._server.pending and self._stops < 2 and time.monotonic() < began + FINISH_SECONDS:
             self._turn(router)
+        ended = time.monotonic()
+        while self._outbox.waiting and self._stops < 2 and time.monotonic() < ended + LINGER_MS / 1000:
+            router.poll(self._patience())  # for peers that read slowly
+            self._turn(router)
         return not self._server.pending
 
     def _turn(self, router: zmq.Socket[bytes]) -> None:
-        """Take what has arrived, run one batch of it, reply."""
+        """Take what has arrived, run one batch of it, reply; then what time asks for."""
+        server, outbox = self._server, self._outbox
         self._listen()
+        if self._guard is not None:
+            self._guard.answer()
         self._take(router)
-        self._send(router, self._server.run(time.monotonic()))
+        now = time.monotonic()
+        if server.pending:
+            self._send(server.run(now), now)
+            now = time.monotonic()
+            server.done(now)
+        if (due := server.due) is not None and due <= now:
+            self._send(server.tick(now), now)
+        if (due := outbox.due) is not None and due <= now:
+            outbox.retry(now)
+        if self._keeper.beat_seconds and self._next_beat <= now:
+            self._keeper.beat()
+            self._next_beat = now + self._keeper.beat_seconds
 
     def _listen(self) -> None:
-        """Count the requests to stop."""
-        with suppress(BlockingIOError):
-            self._stops += len(self._told.recv(64))
+        """Count the requests to stop, and heed those to reload."""
+        try:
+            told = self._told.recv(64)
+        except BlockingIOError:
+            return
+        reloads = told.count(signal.SIGHUP)
+        self._stops += len(told) - reloads
+        if reloads and not self._stops:
+            self._keeper.reload(self._server)
+            if self._guard is not None:
+                self._guard.reload()
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
+        server, outbox, guard, clock = self._server, self._outbox, self._guard, time.monotonic
+        user = ""
         for _ in range(MAX_TAKEN):
-            message = None if self._server.full else _receive(router)
+            if server.full:
+                return
+            message = _receive(router)
             if message is None:
                 return
-            peer, frames = message
-            self._send(router, self._server.receive(peer, frames, time.monotonic()))
+            peer, frames, first = message
+            now = clock()
+            if guard is not None:
+                try:
+                    user = guard.user(peer, first)
+                except AccessError as error:
+                    outbox.refuse(*server.refuse(peer, frames, error), now)
+                    continue
+            if why := outbox.refuses(peer):
+                outbox.refuse(*server.refuse(peer, frames, LimitError(why)), now)
+                continue
+            for reply in server.receive(peer, frames, now, user):
+                outbox.post(*reply, now)
 
-    def _send(self, router: zmq.Socket[bytes], outgoing: Iterable[Outgoing]) -> None:
-        for reply in outgoing:
-            try:
-                router.send_multipart([reply.peer, *reply.frames], zmq.NOBLOCK)
-            except zmq.ZMQError as error:
-                if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                    raise
-                self.stats.dropped_replies += 1
+    def _send(self, replies: Iterable[Outgoing], now: float) -> None:
+        post = self._outbox.post
+        for peer, frames in replies:
+            post(peer, frames, now)
 
 
 @contextmanager
-def _heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
-    """Within it each of the signals is a byte on `teller`, written in C.
+def heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
+    """Within it each of the signals is a byte on `teller`, its number, written in C.
 
     A handler in Python would wait for the poll to return when the signal comes just before it.
     """
@@ -164,10 +259,8 @@ def _heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
 
 
 def _configure(router: zmq.Socket[bytes]) -> None:
-    router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else what cannot be sent vanishes without a word
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TENSOR_BYTES)  # a frame's; a larger one ends its connection
     router.setsockopt(zmq.RCVHWM, QUEUED_REQUESTS)
-    router.setsockopt(zmq.SNDHWM, QUEUED_REPLIES)
     router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     router.setsockopt(zmq.LINGER, 0)
 
@@ -192,21 +285,24 @@ def _bind(router: zmq.Socket[bytes], address: Address) -> Iterator[str]:
         socketfile.remove(address.path, ours)
 
 
-def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes]] | None:
-    """The next message that has arrived: its peer and its frames, one too many of them at most.
+def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] | None:
+    """The next message that has arrived: its peer, its frames, one too many at most, and the first of them.
 
     What no message can hold is read, and not kept. libzmq hands a message over when its last frame
     has come: what a peer sends before that it keeps itself, and only a limit on the process bounds it.
     """
+    recv = router.recv
     try:
-        peer = router.recv(zmq.NOBLOCK)
+        peer = recv(_NOW)
     except zmq.Again:
         return None
-    frames: list[bytes] = []
-    kept = 0
-    while router.getsockopt(zmq.RCVMORE):
-        frame = router.recv()
+    # A frame that is not copied knows whether more follow: to ask the socket costs more than the frame.
+    frame = first = recv(copy=False)
+    frames = [frame.bytes]
+    kept = len(frames[0])
+    while frame.more:
+        frame = recv(copy=False)
         if len(frames) <= 1 + wire.MAX_TENSORS and kept <= wire.MAX_MESSAGE_BYTES:
-            frames.append(frame)
+            frames.append(frame.bytes)
             kept += len(frame)
-    return peer, frames
+    return peer, frames, first

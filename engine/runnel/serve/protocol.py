@@ -13,7 +13,7 @@ a stream holds for every request alike, and the batch grows with what has arrive
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -24,13 +24,16 @@ from ..errors import (
     LimitError,
     RunnelError,
     ShutdownError,
+    StageError,
     StreamError,
     UnknownStreamError,
+    WireError,
     WrongWorkerError,
 )
 from ..spec import Array
 from ..stage import as_error
 from . import wire
+from .logs import Log
 from .placement import Place
 from .sequences import KEPT_REPLIES, Named, Register
 from .stats import Stats
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
 MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
 MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
 MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
+
+log = Log("runnel.serve")
 
 Peer = bytes
 Outputs = Mapping[str, Array]
@@ -107,6 +112,7 @@ class Server:
     ) -> None:
         self.idle_seconds = idle_seconds
         self.stats = Stats()
+        self.gauges: Callable[[], Mapping[str, float]] = dict  # of the process, by who may ask the system
         self._engine = engine
         self._boot_id = boot_id
         self._place = place or Place()
@@ -149,8 +155,7 @@ class Server:
         try:
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
-            self.stats.requests[""] += 1
-            return [self._refuse(peer, "", wire.salvage_id(frames), error)]
+            return [self.refuse(peer, frames, error)]
         op = request.op
         self.stats.requests[op] += 1
         try:
@@ -164,6 +169,11 @@ class Server:
         except RunnelError as error:
             return [self._refuse(peer, op, request.id, error)]
         return []
+
+    def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
+        """Answer a message with an error, whatever its bytes, and take nothing of it."""
+        self.stats.requests[""] += 1
+        return self._refuse(peer, "", wire.salvage_id(frames), error)
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
@@ -220,6 +230,7 @@ class Server:
             )
             notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
             self._part(named, "idle", reason, now)
+            log.info("stream closed", stream=named.key, reason="idle", idle_seconds=self.idle_seconds)
         self._register.expire(now)
         return notices
 
@@ -234,6 +245,7 @@ class Server:
             "pending_bytes": self._pending_bytes,
             "kept_bytes": self._register.kept_bytes,
             "stopping": self._stopping,
+            **self.gauges(),
             **self.stats.document(),
         }
 
@@ -445,7 +457,7 @@ class Server:
     def _undo_begin(self, named: Named, now: float) -> None:
         """The feed that opened the stream failed: it was never there."""
         self._register.undo(named, now)
-        self.stats.opened -= 1
+        self.stats.closed["failed"] += 1  # what is counted only grows
 
     def _roll_back(self, step: _Step, now: float) -> None:
         """The feed that was to end the stream failed: the stream is as it was before."""
@@ -485,6 +497,8 @@ class Server:
                 applied_seq=named.applied if known else 0,
                 error=self._count(result),
             )
+            if isinstance(result, StageError):
+                log.exception("stage failed", result, stream=named.key, error=result.message)
             return Outgoing(pending.peer, wire.encode_reply(reply))
         infos, buffers = result
         reply = wire.Reply(
@@ -504,6 +518,8 @@ class Server:
 
     def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
         """The reply to a request that was not taken."""
+        if isinstance(error, WireError):
+            log.warning("bad message", peer=peer, error=error.message)
         reply = wire.Reply(v=wire.VERSION, op=op, id=id, error=self._count(error))
         return Outgoing(peer, wire.encode_reply(reply))
 

@@ -50,7 +50,7 @@ class Stats:
         self.batches = 0
         self.opened = 0
         self.resumed = 0
-        self.closed: Counter[str] = Counter()  # streams, by reason: closed, ended, idle
+        self.closed: Counter[str] = Counter()  # streams, by reason: closed, ended, failed, idle
         self.batch_sizes = Histogram(SIZES)  # streams
         self.batch_seconds = Histogram(SECONDS)
         self.latency = Histogram(SECONDS)  # of a request, from its arrival until its reply is on its way
@@ -68,8 +68,12 @@ class Stats:
                 laid[name] = dict(value) if isinstance(value, Counter) else value
         return laid
 
-    def __str__(self) -> str:
-        return (
-            f"{self.requests.total()} requests, {self.errors.total()} errors, "
-            f"{self.chunks} chunks in {self.batches} batches"
-        )
+    def summary(self) -> dict[str, int]:
+        """The few numbers that say at the end what was done."""
+        return {
+            "requests": self.requests.total(),
+            "errors": self.errors.total(),
+            "chunks": self.chunks,
+            "batches": self.batches,
+            "dropped_replies": self.dropped_replies,
+        }

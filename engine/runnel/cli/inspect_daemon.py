@@ -1,0 +1,88 @@
+"""`runnel inspect ADDRESS`: what a daemon serves, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..errors import RunnelError, TimeoutError
+from .text import Row, aligned, count
+
+if TYPE_CHECKING:
+    from ..serve.watch import Seen
+    from ..serve.wire import Description, TensorMetadata
+
+
+def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
+    """Print it; `keys`: the asker's key file, where the daemon has keys.
+
+    Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping.
+    """
+    from ..serve.curve import client_keys
+    from ..serve.watch import Watcher
+
+    with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:
+        seen = watcher.look()
+    served = next((worker.served for worker in seen if worker.served), None)
+    if served is None:
+        if any(worker.alive for worker in seen):
+            raise RunnelError(f"the daemon at {address} is stopping: ask again when it is back")
+        raise TimeoutError(
+            f"{seen[0].error}: is the daemon running there (runnel serve PIPELINE --bind {address}), "
+            "and is it not overloaded?"
+        )
+    print(json.dumps(document(served, seen), indent=2) if as_json else text(served, seen))
+
+
+def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
+    """For programs: what HELLO says, and each worker's address, boot id and streams."""
+    told: dict[str, Any] = msgspec.to_builtins(served)
+    del told["worker"], told["boot_id"]  # of whichever answered first
+    told["workers"] = [
+        {
+            "address": worker.address,
+            "boot_id": worker.served.boot_id if worker.served else None,
+            "streams": worker.stats.get("streams") if worker.stats else None,
+            "error": worker.error or None,
+        }
+        for worker in seen
+    ]
+    return told
+
+
+def text(served: Description, seen: Sequence[Seen]) -> str:
+    rows: list[Row] = [("version", served.version)]
+    if served.pipeline:
+        rows.append(("pipeline", served.pipeline))
+    rows += [("stages", name) for name in served.stages]
+    rows += [("inputs", line) for line in map(_tensor, served.inputs)]
+    rows += [("outputs", line) for line in map(_tensor, served.outputs)]
+    rows += [("rate", _rates(served)), ("latency", f"{served.latency} input time steps")]
+    rows.append(("state size", f"{count(served.state_bytes)} bytes a stream, in the model"))
+    rows += [("workers", f"{at}  {_worker(worker)}") for at, worker in enumerate(seen)]
+    limits = msgspec.structs.asdict(served.limits)
+    rows += [("limits", f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {count(value)}")
+             for name, value in limits.items()]  # fmt: skip
+    return aligned(rows)
+
+
+def _tensor(tensor: TensorMetadata) -> str:
+    shape = ", ".join("time" if length == -1 else str(length) for length in tensor.shape)
+    return f"{tensor.name}  {tensor.datatype}  ({shape})"
+
+
+def _rates(served: Description) -> str:
+    def hertz(rate: float) -> str:
+        return f"{rate:g} Hz" if rate else "not stated"
+
+    return f"{hertz(served.input_rate)} in, {hertz(served.output_rate)} out"
+
+
+def _worker(worker: Seen) -> str:
+    if worker.stats is None or worker.served is None:
+        return f"{worker.address}  {worker.error or 'stopping'}"
+    streams = count(worker.stats.get("streams", 0))
+    return f"{worker.address}  {streams} streams open, boot {worker.served.boot_id}"

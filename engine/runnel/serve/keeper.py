@@ -1,0 +1,112 @@
+"""Who looks after a daemon: nobody, systemd, or a supervisor of several workers.
+
+A `Keeper` is called by the daemon's loop, in its thread: so a loop that hangs sends no beat. `Service` is
+systemd's side of a daemon that is one process; `worker` has that of a worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
+
+from ..errors import RunnelError
+from . import logs, systemd
+from .logs import Log
+from .placement import Place
+from .settings import Settings, Source, renewed
+
+if TYPE_CHECKING:
+    from .protocol import Server
+
+Observe = Callable[[Settings, Sequence[str]], AbstractContextManager[object]]
+
+log = Log("runnel.serve")
+
+
+class Keeper:
+    """Nobody. `beat_seconds`: how often `beat` is to be called, at least; 0.0 for never."""
+
+    beat_seconds = 0.0
+
+    def meet(self, address: str) -> Place:
+        """The daemon is bound to the address, and serves once it knows its place."""
+        return Place(0, (address,))
+
+    def ready(self, address: str) -> None:
+        """It serves."""
+
+    def beat(self) -> None:
+        """Its loop turns."""
+
+    def reload(self, server: Server) -> None:
+        """It was told to read its settings again."""
+
+    def stopping(self) -> None:
+        """It was told to stop, and answers what has arrived."""
+
+
+class Service(Keeper):
+    """A service of one process, under systemd or not.
+
+    `observe(settings, addresses)` is entered once it serves, and left at the end of the keeper's context.
+    """
+
+    def __init__(
+        self, notifier: systemd.Notifier, source: Source, settings: Settings, observe: Observe
+    ) -> None:
+        self.beat_seconds = notifier.watchdog_seconds
+        self._notifier = notifier
+        self._source = source
+        self._settings = settings
+        self._observe = observe
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def ready(self, address: str) -> None:
+        self._stack.enter_context(self._observe(self._settings, [address]))
+        self._notifier.send(systemd.READY, systemd.status(f"serving on {address}"))
+
+    def beat(self) -> None:
+        self._notifier.send(systemd.WATCHDOG)
+
+    def reload(self, server: Server) -> None:
+        self._notifier.send(systemd.reloading(time.monotonic()))
+        self._settings = reread(self._source, self._settings)
+        apply(self._settings, server)
+        self._notifier.send(systemd.READY)
+
+    def stopping(self) -> None:
+        self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
+
+
+def reread(source: Source, now: Settings) -> Settings:
+    """The settings after a new reading, what is found logged; the same where the file cannot be read."""
+    if source.path.suffix != ".toml":
+        log.info("nothing to reload: a model has no settings", path=source.path)
+        return now
+    try:
+        read, other_pipeline = source.read()
+    except RunnelError as error:
+        log.error("reload failed: nothing was changed", path=source.path, error=error.message)
+        return now
+    after, changed, fixed = renewed(now, read)
+    for name in changed:
+        log.info("setting changed", name=name, value=getattr(after, name))
+    for name in [*fixed, *(["pipeline"] if other_pipeline else [])]:
+        log.warning("setting not changed: that needs a restart", name=name, path=source.path)
+    if not changed and not fixed and not other_pipeline:
+        log.info("nothing to reload: nothing is new", path=source.path)
+    return after
+
+
+def apply(settings: Settings, server: Server) -> None:
+    """Put into effect what can change while the daemon runs."""
+    server.idle_seconds = settings.idle_seconds
+    logs.set_level(settings.log_level)

@@ -1,0 +1,121 @@
+"""One worker of several: a process that a supervisor started, and steers through a link.
+
+``python -m runnel.serve.worker FD``. Signals of a terminal or a service manager are its supervisor's to
+heed: they come here as packets, so that a worker never gets one twice. The link's end is the
+supervisor's: then the worker answers what has arrived, and stops.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from ..errors import RunnelError
+from . import link, logs
+from .keeper import Keeper, apply
+from .placement import Place
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+    from .protocol import Server
+
+GRACE_SECONDS: Final = 20.0  # to stop in when the supervisor is gone: more than a daemon ever takes
+STATUS_FAILED: Final = 2  # it could not serve, and has told why
+
+
+class _EarlyStopError(Exception):
+    """Told to stop, or left alone, before it served."""
+
+
+class _Steered(Keeper):
+    """A worker's side of the link."""
+
+    def __init__(self, wire: socket.socket, order: link.Order) -> None:
+        self.beat_seconds = order.beat_seconds
+        self.daemon: Daemon | None = None
+        self._link = wire
+        self._index = order.index
+        self._settings = order.settings
+
+    def meet(self, address: str) -> Place:
+        """Tell where it is bound, and wait for where the others are: no HELLO is answered in part."""
+        link.send(self._link, {"bound": address})
+        packet = link.receive(self._link)
+        if packet is None or "stop" in packet:
+            raise _EarlyStopError
+        return Place(self._index, tuple(packet["workers"]))
+
+    def ready(self, address: str) -> None:
+        threading.Thread(target=self._steer, name="link", daemon=True).start()
+        link.send(self._link, {"ready": True})
+
+    def beat(self) -> None:
+        link.send(self._link, {"beat": True})
+
+    def reload(self, server: Server) -> None:
+        apply(self._settings, server)
+
+    def _steer(self) -> None:
+        """Hand on what the supervisor says, until it is gone."""
+        assert self.daemon is not None
+        while (packet := link.receive(self._link)) is not None:
+            if "stop" in packet:
+                self.daemon.stop()
+            elif "settings" in packet:
+                self._settings = link.settings(packet["settings"])
+                self.daemon.reload()
+        self.daemon.stop()
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)  # its loop hangs, and nobody is left who would end it
+
+
+def main(fd: int) -> int:
+    """Exit status 0: all that had arrived was answered; 1: not; 2: it could not serve."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=fd) as wire:
+        packet = link.receive(wire)
+        if packet is None:
+            return STATUS_FAILED
+        try:
+            order = link.order(packet)
+            with logs.written(
+                sys.stderr, order.settings.log_format, order.settings.log_level, worker=order.index
+            ):
+                return 0 if _serve(wire, order) else 1
+        except _EarlyStopError:
+            return 0
+        except RunnelError as error:
+            link.send(wire, {"failed": error.message})
+            return STATUS_FAILED
+
+
+def _serve(wire: socket.socket, order: link.Order) -> bool:
+    from ..engine import Engine
+    from .curve import guard_of
+    from .daemon import Daemon
+
+    settings = order.settings
+    guard = guard_of(settings)
+    with Engine.load(
+        order.pipeline,
+        max_streams=settings.max_streams,
+        providers=settings.providers or None,
+        threads=settings.threads,
+        trust=order.trust,
+        flush_denormals=True,
+    ) as engine:
+        keeper = _Steered(wire, order)
+        keeper.daemon = Daemon(
+            engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
+        )
+        return keeper.daemon.serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

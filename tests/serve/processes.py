@@ -1,0 +1,46 @@
+"""`runnel serve` as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from runnel.serve.settings import Settings
+
+from .logfmt import parsed
+
+
+@contextmanager
+def command(*words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runnel.cli.main", "serve", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ready(process: subprocess.Popen[str], workers: int = 1) -> str:
+    """Wait for the line that says where it serves; the address in it."""
+    assert process.stderr
+    for line in process.stderr:
+        told = parsed(line) if line.startswith("ts=") else {"event": line}
+        if told["event"] == ("serving" if workers == 1 else "all workers serve"):
+            return told["address"]
+    raise AssertionError("it did not serve")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that it started, in the order of their starts."""
+    return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def observe_nothing(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[None]:
+    return nullcontext()

@@ -1,0 +1,31 @@
+"""Addresses: what may be served without keys, and what only with them."""
+
+import pytest
+
+from runnel.errors import UsageError
+from runnel.serve.address import parse
+
+HERE = ["tcp://127.0.0.1:7070", "tcp://127.8.9.1:*", "tcp://[::1]:1", "tcp://localhost:65535", "ipc:///run/x"]
+BEYOND = ["tcp://0.0.0.0:7070", "tcp://*:7070", "tcp://[::]:1", "tcp://eth0:7070", "tcp://example.org:7070"]
+
+
+@pytest.mark.parametrize("text", HERE)
+def test_this_machine_needs_no_keys_and_may_have_them(text: str) -> None:
+    assert str(parse(text)) == str(parse(text, keyed=True)) == text
+
+
+@pytest.mark.parametrize("text", BEYOND)
+def test_other_machines_are_reached_with_keys_only(text: str) -> None:
+    with pytest.raises(UsageError, match="without keys anyone could use it: make keys"):
+        parse(text)
+    assert str(parse(text, keyed=True)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "tcp://", "tcp://a", "tcp://a:b", "tcp://a:70000", "udp://a:1", "ipc://", "ipc://@x", "tcp://a/b:1"],
+)
+@pytest.mark.parametrize("keyed", [False, True])
+def test_what_is_no_address(text: str, keyed: bool) -> None:
+    with pytest.raises(UsageError, match="address"):
+        parse(text, keyed)

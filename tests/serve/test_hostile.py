@@ -1,0 +1,287 @@
+"""Whatever bytes a peer sends: a typed error or a closed connection, and never another stream touched.
+
+Real sockets, and libzmq between them and the daemon: the same below the messages, in the messages, and in
+what they say, beside a stream whose outputs must stay what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runnel import errors
+from runnel.serve import daemon as daemon_module
+from runnel.serve import wire
+from runnel.serve.daemon import Daemon
+from runnel.serve.tensors import unpack
+
+from . import raw
+from .mutations import mutated
+from .peers import ask, dealer, feed, reply_of, run
+from .support import SpyEngine, code
+
+HELLO = wire.encode_request(wire.Request(v=1, op="hello", id="h"))
+CODES = {cls.code for cls in errors._walk(errors.RunnelError)} | {"ok"}
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+class Witness:
+    """A stream of somebody else's, whose outputs are known."""
+
+    def __init__(self, sock: zmq.Socket[bytes]) -> None:
+        self._sock = sock
+        self._sum = self._held = 0.0
+        self._seq = 0
+        assert code(ask(sock, "open", "witness")) == "ok"
+
+    def check(self) -> None:
+        """One more chunk is answered, with what the stream's whole past makes of it."""
+        self._seq += 1
+        self._sock.send_multipart(feed("witness", self._seq, seq=self._seq))
+        assert self._sock.poll(20_000), "the daemon is silent"
+        reply, buffers = wire.decode_reply(self._sock.recv_multipart())
+        assert code(reply) == "ok", reply
+        assert reply.applied_seq == self._seq
+        expected = [[self._held] * 2] if self._seq > 1 else []
+        assert unpack(reply.outputs, buffers)["y"].tolist() == expected
+        self._held = self._sum = self._sum + self._seq
+
+
+@pytest.fixture
+def witness(daemon: Daemon) -> Iterator[Witness]:
+    with dealer(daemon.address) as sock:
+        witness = Witness(sock)
+        yield witness
+        witness.check()
+
+
+@pytest.fixture
+def _nothing_left(witness: Witness) -> Iterator[None]:
+    """Descriptors and threads return to what they were."""
+    witness.check()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    yield
+    until(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before)
+
+
+# Below the messages
+
+
+NO_HANDSHAKE = {
+    "not ZMTP": b"GET / HTTP/1.1\r\n\r\n" * 20,
+    "zeros": bytes(5000),
+    "an old version": b"\xff" + bytes(8) + b"\x7f\x00" + bytes(100),
+    "an unknown mechanism": raw.greeting(b"MAGIC") + raw.ready(),
+    "CURVE where there are no keys": raw.greeting(b"CURVE") + raw.frame(bytes(200), raw.COMMAND),
+    "no READY": raw.greeting() + raw.message(*HELLO),
+    "READY cut short": raw.greeting() + raw.frame(b"\x05READY\x0bSocket", raw.COMMAND),
+    "a property that says it is long": raw.greeting()
+    + raw.frame(b"\x05READY\x0bSocket-Type\xff\xff\xff\xffDEALER", raw.COMMAND),
+    "a SUB socket": raw.greeting() + raw.ready(b"SUB"),
+}  # fmt: skip
+NO_FRAME = {
+    "a frame of 2**63 bytes": raw.frame(b"x", raw.LONG, 2**63),
+    "a frame of 2**64 - 1 bytes": raw.frame(b"x", raw.LONG, 2**64 - 1),
+    "a frame past the bound": raw.frame(b"x", raw.LONG, wire.MAX_TENSOR_BYTES + 1),
+}
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@pytest.mark.parametrize("sent", NO_HANDSHAKE.values(), ids=NO_HANDSHAKE.keys())
+def test_what_is_no_handshake_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
+    with raw.connected(daemon.address) as peer:
+        raw.tell(peer, sent, end=True)
+        assert b"boot_id" not in raw.rest(peer)
+    witness.check()
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@pytest.mark.parametrize("sent", NO_FRAME.values(), ids=NO_FRAME.keys())
+def test_a_frame_past_the_bound_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
+    """Before any of it is read: its header is enough."""
+    with raw.shaken(daemon.address) as peer:
+        raw.tell(peer, sent)
+        assert raw.rest(peer) == b""
+    witness.check()
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@settings(max_examples=30)
+@given(st.sampled_from([b"", raw.greeting()[:11], raw.greeting()]), st.binary(max_size=300))
+def test_any_bytes_instead_of_a_handshake(
+    daemon: Daemon, witness: Witness, start: bytes, more: bytes
+) -> None:
+    with raw.connected(daemon.address) as peer:
+        raw.tell(peer, start + more)
+    witness.check()
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@settings(max_examples=30)
+@given(st.binary(max_size=300))
+def test_any_bytes_after_a_handshake(daemon: Daemon, witness: Witness, more: bytes) -> None:
+    with raw.shaken(daemon.address) as peer:
+        raw.tell(peer, more)
+    witness.check()
+
+
+def test_zmtp_by_hand_is_answered(daemon: Daemon) -> None:
+    """Else the tests above would show nothing."""
+    with raw.shaken(daemon.address) as peer:
+        peer.sendall(raw.message(*HELLO))
+        assert wire.decode_reply(raw.read_message(peer))[0].id == "h"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", raw.greeting()[:10], raw.greeting(), raw.greeting() + raw.ready()[:9]],
+    ids=["nothing", "half a greeting", "a greeting", "half a READY"],
+)
+def test_half_a_handshake_is_not_held_open(
+    engine: SpyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 100)
+    daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with raw.connected(daemon.address) as silent:
+        silent.sendall(begun)
+        assert raw.rest(silent).startswith(b"\xff"), "the daemon's greeting, then the end"
+    daemon.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("_nothing_left")
+def test_many_that_say_nothing_keep_nobody_out(daemon: Daemon, witness: Witness) -> None:
+    silent = [raw.connected(daemon.address) for _ in range(200)]
+    try:
+        for one in silent:
+            one.__enter__().sendall(raw.greeting()[:10])
+        witness.check()
+        with dealer(daemon.address) as sock:
+            assert code(ask(sock, "hello")) == "ok"
+    finally:
+        for one in silent:
+            one.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("_nothing_left")
+def test_a_message_that_is_cut_off_is_none(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
+    whole = raw.message(*feed("cut", 1, sequence_start=True))
+    with raw.shaken(daemon.address) as peer:
+        peer.sendall(whole[:-1])
+    witness.check()
+    assert list(engine.streams) == ["witness"]
+
+
+# The messages
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected", "words"),
+    [
+        ([b""], "BAD_MESSAGE", "a DEALER socket is expected, not a REQ"),
+        ([b"", *HELLO], "BAD_MESSAGE", "not a REQ"),
+        ([b"\x81"], "BAD_MESSAGE", "not a msgpack map"),
+        ([b"\x82\xa1v\x02\xa2op\xa5hello"], "BAD_MESSAGE", "version 2; this end speaks version 1"),
+        ([b"\x82\xa1v\x01\xa2op\xa5hallo"], "BAD_MESSAGE", "hallo"),
+        ([b"\x83\xa1v\x01\xa2op\xa5hello\xa1z\x01"], "BAD_MESSAGE", "unknown field `z`"),
+        ([*HELLO, b"x"], "BAD_MESSAGE", "describes 0 tensors, but 1 frames follow"),
+        ([*feed("s", 1)[:1], b"short"], "BAD_MESSAGE", "takes 8 bytes, but its frame has 5"),
+        ([b"x" * (wire.MAX_HEADER + 1)], "TOO_LARGE", "the header has 16385 bytes"),
+        ([b"x"] * (wire.MAX_TENSORS + 2), "BAD_MESSAGE", "66 frames"),
+        ([b"x"] * 5000, "BAD_MESSAGE", "66 frames"),
+        ([b"\x91" * 16_000], "BAD_MESSAGE", "not a msgpack map"),
+        ([b"x", *[bytes(wire.MAX_TENSOR_BYTES)] * 3], "TOO_LARGE", "send smaller chunks"),
+    ],
+)  # fmt: skip
+def test_each_fault_of_a_message_has_its_error(
+    daemon: Daemon, witness: Witness, frames: list[bytes], expected: str, words: str
+) -> None:
+    with dealer(daemon.address) as sock:
+        sock.send_multipart(frames)
+        reply = reply_of(sock)
+        assert code(reply) == expected
+        assert reply.error
+        assert words in reply.error.message
+        assert code(ask(sock, "hello")) == "ok", "its connection lives"
+    witness.check()
+
+
+def test_a_tensor_that_lies_about_its_shape(daemon: Daemon, witness: Witness) -> None:
+    for shape, size in [
+        ([2**62], 8),
+        ([0, 2**62], 0),
+        ([2**31, 2**31, 2], 8),
+        ([3, 2], 8),
+        ([-1], 8),
+        ([1] * 10, 4),
+    ]:
+        header = wire._encode(
+            {"v": 1, "op": "feed", "sequence_id": "s", "sequence_start": True,
+             "inputs": [{"name": "x", "datatype": "FP32", "shape": shape}]}
+        )  # fmt: skip
+        with dealer(daemon.address) as sock:
+            sock.send_multipart([header, bytes(size)])
+            assert code(reply_of(sock)) in ("BAD_MESSAGE", "TOO_LARGE")
+    witness.check()
+
+
+def test_a_req_socket_is_told_by_silence_alone_and_does_no_harm(daemon: Daemon, witness: Witness) -> None:
+    """Its reply has no empty frame, so its own libzmq lets go of it; the page says DEALER."""
+    with zmq.Context.instance().socket(zmq.REQ) as req:
+        req.linger = 0
+        req.connect(daemon.address)
+        req.send_multipart(HELLO)
+        assert not req.poll(200)
+    witness.check()
+
+
+def test_a_snapshot_that_somebody_made_up(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
+    good = engine.streams["witness"].snapshot()
+    blobs = [b"", good[:-1], good + b"x", b"RNLS" + bytes(100), bytes(wire.MAX_TENSOR_BYTES)]
+    blobs += [struct.pack("<4sBI", b"RNLS", 1, 2**32 - 1) + good[9:]]
+    for blob in blobs:
+        info = wire.TensorInfo("snapshot", "UINT8", [len(blob)])
+        header = wire.Request(v=1, op="restore", sequence_id="s", inputs=[info])
+        with dealer(daemon.address) as sock:
+            sock.send_multipart(wire.encode_request(header, [blob]))
+            assert code(reply_of(sock)) == "BAD_SNAPSHOT"
+    assert list(engine.streams) == ["witness"]
+
+
+# What they say
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@settings(max_examples=40)
+@given(st.lists(mutated(), min_size=1, max_size=20))
+def test_whatever_messages_say_the_witness_is_untouched(
+    daemon: Daemon, witness: Witness, engine: SpyEngine, messages: list[list[bytes]]
+) -> None:
+    with dealer(daemon.address) as sock:
+        for frames in messages:
+            sock.send_multipart(frames)
+        for _ in messages:
+            assert code(reply_of(sock)) in CODES
+        assert not sock.poll(0), "one reply each"
+        for name in list(engine.streams):
+            if name != "witness":
+                assert code(ask(sock, "close", name)) == "ok"
+    witness.check()

@@ -1,0 +1,100 @@
+"""Looking at a daemon from outside, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runnel.errors import UsageError
+from runnel.serve.daemon import Daemon
+from runnel.serve.placement import Place
+from runnel.serve.watch import UNANSWERED, Watcher
+
+from .peers import ask, dealer
+from .workers import Worker, workers
+
+
+def test_a_daemon_tells_of_its_streams_and_its_process(daemon: Daemon) -> None:
+    with dealer(daemon.address) as sock, Watcher([daemon.address], 10) as watcher:
+        ask(sock, "open", "a")
+        ask(sock, "open", "b")
+        ask(sock, "open", "b")
+        (seen,) = watcher.look()
+    assert seen.alive
+    assert seen.ready
+    assert seen.stats is not None
+    assert (seen.stats["streams"], seen.stats["opened"]) == (2, 2)
+    assert seen.stats["errors"] == {"STREAM_EXISTS": 1}
+    assert seen.stats["resident_bytes"] > 2**20
+    assert seen.served
+    assert seen.served.inputs[0].name == "x"
+
+
+def test_one_address_leads_to_all_workers(tmp_path: Path) -> None:
+    with workers(tmp_path, ("a", "b", "c")) as three, Watcher([three[1].address], 10) as watcher:
+        seen = watcher.look()
+        assert [worker.address for worker in seen] == [worker.address for worker in three]
+        assert [worker.served.boot_id for worker in seen if worker.served] == ["a", "b", "c"]
+        assert [worker.address for worker in watcher.look()] == [worker.address for worker in three]
+
+
+def test_a_stuck_worker_is_silent_and_the_others_are_not(tmp_path: Path) -> None:
+    with workers(tmp_path) as (one, two), Watcher([one.address], 0.5) as watcher:
+        assert all(worker.ready for worker in watcher.look())
+        two.turning.clear()
+        first, second = watcher.look()
+        assert first.ready
+        assert not second.alive
+        assert second.error == f"no answer from {two.address} within 0.5 s"
+        two.turning.set()
+        watcher.timeout = 10
+        assert all(worker.ready for worker in watcher.look())
+
+
+def test_a_worker_that_came_back_is_found_again(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/d.sock"
+    with Watcher([address], 0.2) as watcher:
+        assert not watcher.look()[0].alive
+        for boot in ("one", "two"):
+            worker = Worker(address, Place(0, [address]), boot)
+            watcher.timeout = 10
+            (seen,) = watcher.look()
+            assert seen.served
+            assert seen.served.boot_id == boot
+            worker.end()
+            watcher.timeout = 0.2
+            assert not watcher.look()[0].alive
+
+
+def test_a_worker_that_stops_is_alive_and_not_ready(tmp_path: Path) -> None:
+    with workers(tmp_path, ("a",)) as (worker,), Watcher([worker.address], 10) as watcher:
+        worker.server.stop()
+        (seen,) = watcher.look()
+    assert seen.alive
+    assert not seen.ready
+
+
+def test_questions_to_nobody_are_bounded(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/d.sock"
+    with Watcher([address], 0.001) as watcher:
+        for _ in range(2 * UNANSWERED):
+            assert not watcher.look()[0].alive
+        worker = Worker(address, Place(0, [address]), "a")
+        watcher.timeout = 10
+        assert watcher.look()[0].ready
+        answered = worker.server.stats.requests.total()
+        worker.end()
+    assert answered <= UNANSWERED + 2
+
+
+@pytest.mark.parametrize("address", ["somewhere", "tcp://127.0.0.1:*"])
+def test_an_address_that_cannot_be_asked(address: str) -> None:
+    with pytest.raises(UsageError, match="address"):
+        Watcher([address])
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), 1e9])
+def test_a_time_out_is_checked(timeout: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="timeout"):
+        Watcher([f"ipc://{tmp_path}/d.sock"], timeout)
