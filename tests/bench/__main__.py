@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _summary(outcome: Outcome) -> str:
-    bar = f", at most {outcome.bar}: {outcome.verdict}" if outcome.bar else ""
+    bar = f", bar {outcome.bar}: {outcome.verdict}" if outcome.bar else ""
     return (
         f"{outcome.figure}{bar}"
         if outcome.measured

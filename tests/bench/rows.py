@@ -1,6 +1,15 @@
 """Every benchmark, in the order of the page."""
 
-from . import rows_batch, rows_daemon, rows_export, rows_feed, rows_process, rows_silero
+from . import (
+    rows_batch,
+    rows_daemon,
+    rows_export,
+    rows_feed,
+    rows_process,
+    rows_serving,
+    rows_silero,
+    rows_triton,
+)
 from .report import Row
 
 ROWS: tuple[Row, ...] = (
@@ -10,4 +19,6 @@ ROWS: tuple[Row, ...] = (
     *rows_batch.ROWS,
     *rows_process.ROWS,
     *rows_daemon.ROWS,
+    *rows_serving.ROWS,
+    *rows_triton.ROWS,
 )

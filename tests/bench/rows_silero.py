@@ -52,7 +52,7 @@ def _files(kit: Kit) -> Measured:
 
 
 def _speech(which: str, kit: Kit) -> Measured:
-    streams = _recorded(STREAMS * WINDOWS * silero.HOP).reshape(STREAMS, WINDOWS, silero.HOP)
+    streams = recorded(STREAMS * WINDOWS * silero.HOP).reshape(STREAMS, WINDOWS, silero.HOP)
     engine = _vendor(kit) if which == "vendor" else _reexport(kit)
     expected, theirs = _wrapper(streams)
     found = _probabilities(engine, streams)
@@ -71,7 +71,7 @@ def _speech(which: str, kit: Kit) -> Measured:
     return Measured(timed.ratio, beside, ours)
 
 
-def _recorded(samples: int) -> Array:
+def recorded(samples: int) -> Array:
     """So many samples of people speaking, one recording after the other."""
     parts, held = [], 0
     for path in (*recordings.alsa(), *recordings.asterisk()):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+import time
 from pathlib import Path
 
 from .kit import Kit
-from .measure import Loop, calls_in
+from .measure import Loop, calls_in, undisturbed
 from .report import Outcome, Row, SkipRow
 
 HOT = 10  # functions named for a bar that was missed
@@ -18,9 +19,11 @@ def run(row: Row, kit: Kit) -> Outcome:
     """Measure a row; whatever it raises becomes its outcome."""
     try:
         outcome = Outcome(row, row.run(kit))
-        if outcome.missed and outcome.measured and outcome.measured.profile:
-            return Outcome(row, outcome.measured, hot=hottest(outcome.measured.profile))
-        return outcome
+        measured = outcome.measured
+        if not outcome.missed or measured is None:
+            return outcome
+        hot = measured.hot or (hottest(measured.profile) if measured.profile else ())
+        return Outcome(row, measured, hot=hot)
     except SkipRow as reason:
         return Outcome(row, skipped=str(reason))
     except Exception as error:
@@ -30,11 +33,10 @@ def run(row: Row, kit: Kit) -> Outcome:
 
 def hottest(loop: Loop) -> list[str]:
     """The functions with the most time of their own, as lines of a list."""
-    import time
-
-    calls = calls_in(loop, PROFILED_SECONDS, time.perf_counter)
     profiler = cProfile.Profile()
-    profiler.runcall(loop, calls)
+    with undisturbed():
+        calls = calls_in(loop, PROFILED_SECONDS, time.perf_counter)
+        profiler.runcall(loop, calls)
     stats = pstats.Stats(profiler)
     total = stats.total_tt  # type: ignore[attr-defined]
     spent = sorted(stats.stats.items(), key=lambda item: -item[1][2])  # type: ignore[attr-defined]

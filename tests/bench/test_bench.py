@@ -119,6 +119,17 @@ def test_the_page_says_what_was_met_missed_skipped_and_failed() -> None:
     assert "- beside: 1 µs" in text
 
 
+@pytest.mark.parametrize(
+    ("figure", "least", "met"),
+    [(0.7, True, "yes"), (0.69, True, "**no**"), (0.7, False, "yes"), (0.71, False, "**no**")],
+)
+def test_a_bar_is_at_most_or_at_least(figure: float, least: bool, met: str) -> None:
+    row = replace(_row(bar=0.7), least=least)
+    outcome = Outcome(row, Measured(Spread(figure, figure, figure)))
+    assert outcome.verdict == met
+    assert outcome.bar == ("≥ 0.7" if least else "≤ 0.7")
+
+
 def test_a_row_that_raises_is_an_outcome_and_names_no_folder(tmp_path: Path) -> None:
     def failing(kit: Kit) -> Measured:
         raise ValueError(f"{kit.folder}/model is bad\nand more")

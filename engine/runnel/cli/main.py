@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "run",
     "serve": "serve",
     "feed": "feed",
+    "bench": "bench",
     "top": "top",
     "keys": "keys",
     "plugins": "plugins",

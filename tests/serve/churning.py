@@ -1,0 +1,105 @@
+"""A server's life in short: streams open, are fed, flushed or left idle, resumed, and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from runnel.engine import Engine
+from runnel.serve.protocol import Server
+from runnel.serve.tensors import pack
+from runnel.serve.wire import Request, decode_reply, encode_request
+from runnel.stage import Chunk, State
+from tests.growth import resident
+
+from .support import Tally
+
+STREAMS = 64  # open at a time
+FEEDS = 15  # of each before it closes
+STEP_SECONDS = 1.0  # of the server's time between two batches: replies and idle streams last a few rounds
+IDLE_SECONDS = 30.0
+
+WARM_UP_STEPS = 20_000  # several times as long as anything is kept, in the server's time
+SAMPLES = 40
+LEAKED = 1024  # bytes a step: in 40,000 of them 39 MiB
+
+
+class Leaking(Tally):
+    """Forgets nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hoard: list[bytes] = []
+
+    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        self.hoard.append(bytes(LEAKED))
+        return super().step(state, chunk)
+
+
+def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
+    """Rounds without end, each yielding how many chunks were applied in it.
+
+    Every round opens `STREAMS` streams of new names, feeds each `FEEDS` chunks, and ends a third of them
+    by a flush, a third by close, and leaves a third to the idle time-out. A feed of each stream is sent
+    twice, and a wrong one once: kept replies and errors are part of the work. Raises AssertionError where
+    the server answers otherwise than it should.
+    """
+    server = Server(engine, "churn", idle_seconds=IDLE_SECONDS)
+    packed = [pack(chunk) for chunk in chunks]
+    wrong = pack({name: array.astype("float64") for name, array in chunks[0].items()})
+    now, number = 0.0, count()
+
+    def ask(requests: list[tuple[Request, list[bytes]]]) -> list[str]:
+        nonlocal now
+        now += STEP_SECONDS
+        for request, buffers in requests:
+            assert not server.receive(b"peer", encode_request(request, buffers), now)
+        codes = []
+        while server.pending:
+            for out in server.run(now):
+                error = decode_reply(out.frames)[0].error
+                codes.append(error.code if error else "")
+            server.done(now)
+        server.tick(now)
+        return codes
+
+    for turn in count():
+        names = [f"stream-{next(number)}" for _ in range(STREAMS)]
+        assert set(ask([(Request(v=1, op="open", sequence_id=name), []) for name in names])) == {""}
+        for seq in range(1, FEEDS + 1):
+            infos, buffers = packed[(turn + seq) % len(packed)]
+            feeds = [
+                (Request(v=1, op="feed", sequence_id=name, seq=seq, inputs=infos), buffers) for name in names
+            ]
+            assert set(ask(feeds)) == {""}
+        assert set(ask(feeds)) == {""}  # repeats: answered, not applied
+        bad = [
+            (Request(v=1, op="feed", sequence_id=name, seq=FEEDS + 1, inputs=wrong[0]), wrong[1])
+            for name in names[:3]
+        ]
+        assert set(ask(bad)) == {"BAD_CHUNK"}
+        infos, buffers = packed[turn % len(packed)]
+        ends = [
+            (Request(v=1, op="feed", sequence_id=n, sequence_end=True, inputs=infos), buffers)
+            for n in names[::3]
+        ]
+        closes = [(Request(v=1, op="close", sequence_id=name), []) for name in names[1::3]]
+        assert set(ask(ends + closes)) == {""}
+        yield STREAMS * FEEDS + len(ends)
+
+
+def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
+    """Resident bytes after each of `SAMPLES` equal parts of so many steps, warm beforehand."""
+    work = rounds(engine, chunks)
+
+    def run(wanted: int) -> None:
+        done = 0
+        while done < wanted:
+            done += next(work)
+
+    run(WARM_UP_STEPS)
+    samples: list[float] = []
+    for _ in range(SAMPLES):
+        run(steps // SAMPLES)
+        samples.append(resident())
+    return samples

@@ -1,0 +1,101 @@
+"""Memory does not grow as streams and clients come and go, and the check that says so would see a leak.
+
+Through the server without sockets and the real engine, where the time is ours, and nothing else is in the
+process that comes and goes; and through a daemon, more coarsely.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel import Client
+from runnel.engine import Engine
+from runnel.pipeline import Pipeline
+from runnel.stage import Chunk
+from tests import models
+from tests.growth import ALLOWED, LEAST, grown, grows, resident
+
+from .churning import SAMPLES, Leaking, watched
+
+QUICK_STEPS = 40_000
+SOAK_STEPS = 5_000_000
+WARM_CLIENTS = 400  # of 16 streams: more than closed streams are remembered
+CLIENTS = 2000
+
+
+def model(folder: Path) -> tuple[Engine, list[Chunk]]:
+    rng = np.random.default_rng(0)
+    chunks: list[Chunk] = [{"x": rng.standard_normal((1, 3)).astype(np.float32)} for _ in range(7)]
+    return Engine.load(models.lstm(folder / "m.onnx").path, max_streams=20_000), chunks
+
+
+def test_memory_does_not_grow_as_streams_come_and_go(tmp_path: Path) -> None:
+    engine, chunks = model(tmp_path)
+    with engine:
+        assert not grows(watched(engine, chunks, QUICK_STEPS))
+
+
+def test_a_stage_that_leaks_is_seen_by_the_same_check() -> None:
+    engine = Engine(Pipeline([Leaking()], None, {}), max_streams=20_000)
+    assert grows(watched(engine, [{"x": np.ones((1, 2), np.float32)}], QUICK_STEPS))
+
+
+@pytest.mark.soak
+def test_memory_does_not_grow_over_five_million_steps(tmp_path: Path) -> None:
+    engine, chunks = model(tmp_path)
+    with engine:
+        assert not grows(watched(engine, chunks, SOAK_STEPS))
+
+
+@pytest.mark.soak
+def test_a_daemons_memory_does_not_grow_as_clients_come_and_go(tmp_path: Path) -> None:
+    """Each client opens streams, feeds them and closes them.
+
+    Replies are kept for thousands of closed streams, and their place is reused in ever new ways: what a
+    process of that size comes and goes by is more than where the time stands still.
+    """
+    model, address = models.lstm(tmp_path / "m.onnx"), f"ipc://{tmp_path}/d.sock"
+    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(model.path), "--bind", address]
+    daemon = subprocess.Popen([*command, "--max-streams", "64"], stderr=subprocess.DEVNULL)
+    chunk = np.ones((1, 3), np.float32)
+    samples: list[float] = []
+    try:
+        for number in range(WARM_CLIENTS + CLIENTS):
+            with Client(address, timeout=60.0) as client:
+                streams = [client.open() for _ in range(16)]
+                for _ in range(16):
+                    outs = client.feed_many([(stream, chunk) for stream in streams])
+                    assert all(isinstance(out, np.ndarray) for out in outs)
+                for stream in streams:
+                    stream.close()
+            if number >= WARM_CLIENTS and number % (CLIENTS // SAMPLES) == 0:
+                samples.append(resident(daemon.pid))
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=30)
+    assert not grows(samples, 8 * ALLOWED)
+
+
+@given(st.lists(st.floats(0, ALLOWED / 4), min_size=LEAST), st.floats(2, 1000), st.data())
+def test_a_slope_is_growth_and_noise_and_single_peaks_are_not(
+    noise: list[float], slope: float, data: st.DataObject
+) -> None:
+    assert not grows(noise)
+    peak = data.draw(st.integers(0, len(noise) - 1))
+    if len(noise) >= 3 * 4:  # a quarter of three samples has a median that one cannot move
+        assert not grows([n + (100 * ALLOWED if i == peak else 0) for i, n in enumerate(noise)])
+    climbing = [n + slope * ALLOWED * i / (LEAST / 2) for i, n in enumerate(noise)]
+    assert grows(climbing)
+    assert grown(climbing) > ALLOWED
+
+
+def test_too_few_samples_say_nothing() -> None:
+    with pytest.raises(ValueError, match="7 samples; at least 8"):
+        grown([0.0] * (LEAST - 1))
