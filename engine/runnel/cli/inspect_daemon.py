@@ -21,7 +21,7 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
 
     Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping.
     """
-    from ..serve.curve import client_keys
+    from ..serve.keys import client_keys
     from ..serve.watch import Watcher
 
     with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:

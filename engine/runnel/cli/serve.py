@@ -142,7 +142,7 @@ def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextMan
     if not settings.metrics:
         return nullcontext()
     from ..serve import metrics
-    from ..serve.curve import client_keys
+    from ..serve.keys import client_keys
 
     keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
     return metrics.serve(settings.metrics, addresses, keys)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
-    from ..serve.curve import client_keys
+    from ..serve.keys import client_keys
     from ..serve.watch import Watcher
 
     if not MIN_INTERVAL <= args.interval <= MAX_INTERVAL:

@@ -52,7 +52,7 @@ class Connection:
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
         self._drain_monitor()  # from here on its descriptor tells of each event
-        self.descriptors = self._socket.FD, self._monitor.FD
+        self.descriptors: tuple[int, int] = self._socket.FD, self._monitor.FD
         self._told = select.poll()
         self._told.register(self.descriptors[1], select.POLLIN)
         self._socket.connect(address)

@@ -165,8 +165,7 @@ class Conversation:
                 self._notice(reply, reply.error)
             return ()
         ticket.reply, ticket.payload = reply, payload
-        error = failure(reply.error) if reply.error is not None else None
-        return self._settle(ticket, error)
+        return self._settle(ticket, failure(reply.error) if reply.error is not None else None)
 
     def _settle(self, ticket: Ticket, error: RunnelError | None) -> Sequence[Ticket]:
         line, reply = ticket.line, ticket.reply
