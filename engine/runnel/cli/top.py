@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import TimeoutError, UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..serve.watch import Seen, Watcher
@@ -72,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(watcher: Watcher, address: str, interval: float) -> None:
+    from ..serve.remote import silence
     from .panel import frame, render
 
     before, began = watcher.look(), time.monotonic()
     if not any(seen.alive for seen in before):
-        raise TimeoutError(f"{before[0].error}: is the daemon running there, and is it not overloaded?")
+        raise silence(address, ANSWER_SECONDS)
     time.sleep(interval)
     after = watcher.look()
     print("\n".join(render(frame(address, before, after, time.monotonic() - began))))
