@@ -370,7 +370,7 @@ def test_a_reply_that_cannot_be_read_is_its_requests_error(link: Link) -> None:
     line = opened(link, "a")
     ticket = feed(link, line, rows(1))
     header = wire._encode({"v": 1, "id": ticket.id, "op": 7})
-    assert link.talk.received([header]) == (ticket,)
+    assert link.talk.received([header]) == [ticket]
     assert isinstance(ticket.error, errors.WireError)
     for nonsense in ([], [b""], [b"\xc1"], [header], [wire._encode({"v": 9, "id": "?"})]):
         assert not link.talk.received(nonsense)

@@ -186,12 +186,12 @@ def test_a_reply_of_a_newer_daemon_is_read_and_of_another_version_is_not() -> No
     ],
 )
 def test_the_id_of_a_message_that_is_wrong(frames: list[bytes], id: str) -> None:
-    assert wire.salvage_id(frames) == id
+    assert wire.salvage_ids(frames) == [id]
 
 
 def read_all(frames: list[bytes]) -> None:
     """Read frames in every way that a peer's bytes are read; only errors of the tree may come out."""
-    wire.salvage_id(frames)
+    wire.salvage_ids(frames)
     for decode in (wire.decode_request, wire.decode_reply):
         with suppress(RunnelError):
             header, buffers = decode(frames)

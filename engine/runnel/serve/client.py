@@ -141,11 +141,16 @@ class Client:
                 if flight.quiet is not None:
                     raise flight.quiet
                 with link.lock:
-                    ticket = link.post(stream._line, stream._window, "feed", infos, buffers, self.timeout)
+                    ticket = link.post(
+                        stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                    )
             except RunnelError as error:
                 flight.results[at] = error
             else:
                 flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
+        for link in {cast(RemoteStream, stream)._link for _, stream, _, _ in flying}:
+            with link.lock:
+                link.flush()
         while flying:
             land()
         return flight.results

@@ -19,11 +19,13 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from . import wire
 from .conversation import Conversation, Ticket
 from .curve import connect_as
 from .keys import Secret
 
 QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
+BUNDLE_BYTES: Final = 256 * 1024  # of the requests in one message: larger ones gain nothing
 RECONNECT_MS: Final = 50  # before the first attempt; doubled at each ...
 RECONNECT_MAX_MS: Final = 2000  # ... up to this: a daemon that is back is found within so long
 CONNECT_MS: Final = (
@@ -78,19 +80,26 @@ class Connection:
         outbox = self.talk.outbox
         if not self._up:
             return
-        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
         sent = 0
+        messages = list(outbox.values())
         try:
-            for frames in outbox.values():
-                for frame in frames[:-1]:
-                    send(frame, _MORE)
-                send(frames[-1], _LAST)
-                sent += 1
+            while sent < len(messages):
+                together = _fitting(messages, sent)
+                self._hand_over(
+                    messages[sent] if together == 1 else wire.bundle(messages[sent : sent + together])
+                )
+                sent += together
         except zmq.Again:  # its queue is full, since the daemon does not read
             for id in list(islice(outbox, sent)):
                 del outbox[id]
         else:
             outbox.clear()
+
+    def _hand_over(self, frames: list[bytes]) -> None:
+        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
+        for frame in frames[:-1]:
+            send(frame, _MORE)
+        send(frames[-1], _LAST)
 
     def turn(self) -> list[Ticket]:
         """Read what has arrived, and send what follows from it. Returns the requests that it settled."""
@@ -130,6 +139,18 @@ class Connection:
                 made = made or self._up
         except zmq.Again:
             return made
+
+
+def _fitting(messages: list[list[bytes]], first: int) -> int:
+    """How many of them, from the first on, go as one."""
+    if len(messages) == first + 1:
+        return 1
+    nbytes = 0
+    for count, frames in enumerate(messages[first : first + wire.MAX_BUNDLE]):
+        nbytes += sum(map(len, frames))
+        if nbytes > BUNDLE_BYTES:
+            return max(count, 1)
+    return min(len(messages) - first, wire.MAX_BUNDLE)
 
 
 def _configure(dealer: zmq.Socket[bytes], address: str) -> None:

@@ -153,10 +153,17 @@ class Conversation:
         an error may be about what was sent behind something lost: it is not heard, but asked for again.
         """
         try:
-            reply, payload = wire.decode_reply(frames)
+            if not wire.bundled(frames):
+                return self._heard(*wire.decode_reply(frames), cut)
+            replies = wire.decode_replies(frames)
         except WireError as error:
-            broken = self._flying.pop(wire.salvage_id(frames), None)
-            return self._settle(broken, error) if broken is not None else ()
+            lost = (self._flying.pop(id, None) for id in wire.salvage_ids(frames))
+            return [
+                settled for ticket in lost if ticket is not None for settled in self._settle(ticket, error)
+            ]
+        return [settled for reply, payload in replies for settled in self._heard(reply, payload, cut)]
+
+    def _heard(self, reply: wire.Reply, payload: Sequence[bytes], cut: bool) -> Sequence[Ticket]:
         if cut and reply.error is not None:
             return ()
         ticket = self._flying.pop(reply.id, None)

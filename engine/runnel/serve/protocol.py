@@ -12,7 +12,7 @@ a stream holds for every request alike, and the batch grows with what has arrive
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -60,6 +60,8 @@ MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
 
 log = Log("runnel.serve")
 
+BUNDLE_BYTES: Final = 1024 * 1024  # of the replies in one message: larger ones gain nothing
+
 Peer = bytes
 Outputs = Mapping[str, Array]
 Body = tuple[list[wire.TensorInfo], Sequence[bytes]]  # a reply's tensors
@@ -80,6 +82,28 @@ class _Pending(NamedTuple):
     event: Event
     nbytes: int
     arrived: float
+    bundled: bool  # then so is its reply
+
+
+class _Replies:
+    """The replies of one run; those to what came in a bundle go in a bundle."""
+
+    def __init__(self) -> None:
+        self._loose: list[Outgoing] = []
+        self._bundled: dict[Peer, list[list[bytes]]] = {}
+
+    def add(self, pending: _Pending, reply: Outgoing) -> None:
+        if not pending.bundled:
+            self._loose.append(reply)
+        elif (together := self._bundled.get(pending.peer)) is not None:
+            together.append(reply.frames)
+        else:
+            self._bundled[pending.peer] = [reply.frames]
+
+    def outgoing(self) -> list[Outgoing]:
+        for peer, messages in self._bundled.items():
+            self._loose += _bundles(peer, messages)
+        return self._loose
 
 
 class _Step(NamedTuple):
@@ -119,7 +143,7 @@ class Server:
         self._description = _describe(engine)
         self._register = Register()
         self._ready: dict[Named, None] = {}  # those whose queue is not empty, oldest first
-        self._per_peer: Counter[Peer] = Counter()
+        self._per_peer: dict[Peer, int] = {}
         self._pending = 0
         self._pending_bytes = 0
         self._numbered = 0
@@ -153,9 +177,27 @@ class Server:
         `user`: who sent it, where that is known; streams of one name and two users are two streams.
         """
         try:
+            if wire.bundled(frames):
+                told = [
+                    out.frames
+                    for request, buffers in wire.decode_requests(frames)
+                    for out in self._receive(peer, request, buffers, now, user, True)
+                ]
+                return _bundles(peer, told)
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
             return [self.refuse(peer, frames, error)]
+        return self._receive(peer, request, buffers, now, user, False)
+
+    def _receive(
+        self,
+        peer: Peer,
+        request: wire.Request,
+        buffers: Sequence[bytes],
+        now: float,
+        user: str,
+        bundled: bool,
+    ) -> list[Outgoing]:
         op = request.op
         self.stats.requests[op] += 1
         try:
@@ -165,21 +207,23 @@ class Server:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
             if op == "hello":
                 return [self._tell(peer, request, server=self._hello())]
-            self._take(peer, request, buffers, now, user)
+            self._take(peer, request, buffers, now, user, bundled)
         except RunnelError as error:
             return [self._refuse(peer, op, request.id, error)]
         return []
 
     def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
         """Answer a message with an error, whatever its bytes, and take nothing of it."""
-        self.stats.requests[""] += 1
-        return self._refuse(peer, "", wire.salvage_id(frames), error)
+        ids = wire.salvage_ids(frames)
+        self.stats.requests[""] += len(ids)
+        refusals = [self._refuse(peer, "", id, error).frames for id in ids]
+        return _bundles(peer, refusals)[0]
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
         self._began = now
         self._answered.clear()
-        replies: list[Outgoing] = []
+        replies = _Replies()
         batch: list[_Step] = []
         touched = list(self._ready)
         for named in touched:
@@ -190,12 +234,12 @@ class Server:
                 try:
                     step = self._prepare(named, pending, now)
                 except Exception as error:
-                    replies.append(self._answer(named, pending, as_error("engine", error)))
+                    replies.add(pending, self._answer(named, pending, as_error("engine", error)))
                     continue
-                if isinstance(step, _Step):
+                if step.__class__ is _Step:
                     batch.append(step)
                     break
-                replies.append(self._answer(named, pending, step))
+                replies.add(pending, self._answer(named, pending, step))  # type: ignore[arg-type]
             if not queue:
                 named.queue = None
                 del self._ready[named]
@@ -204,7 +248,7 @@ class Server:
         for named in touched:
             if named.stream is None:
                 self._register.settle(named)
-        return replies
+        return replies.outgoing()
 
     def done(self, now: float) -> None:
         """The replies of the last `run` are on their way: how long that took is noted."""
@@ -252,12 +296,19 @@ class Server:
     # Taking a request.
 
     def _take(
-        self, peer: Peer, request: wire.Request, buffers: Sequence[bytes], now: float, user: str
+        self,
+        peer: Peer,
+        request: wire.Request,
+        buffers: Sequence[bytes],
+        now: float,
+        user: str,
+        bundled: bool,
     ) -> None:
         event = event_of(request)
         if self.full:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
-        if self._per_peer[peer] >= MAX_PENDING_PER_PEER:
+        waiting = self._per_peer.get(peer, 0)
+        if waiting >= MAX_PENDING_PER_PEER:
             raise LimitError(
                 f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies first"
             )
@@ -270,15 +321,16 @@ class Server:
             )
         key = f"{user}/{name}" if user else name
         named = self._register.find(key) or self._register.add(key, name)
-        pending = _Pending(peer, request, buffers, event, sum(map(len, buffers)), now)
+        nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        pending = _Pending(peer, request, buffers, event, nbytes, now, bundled)
         if named.queue is None:
             named.queue = deque((pending,))
             self._ready[named] = None
         else:
             named.queue.append(pending)
-        self._per_peer[peer] += 1
+        self._per_peer[peer] = waiting + 1
         self._pending += 1
-        self._pending_bytes += pending.nbytes
+        self._pending_bytes += nbytes
 
     def _untake(self, pending: _Pending) -> None:
         self._pending -= 1
@@ -412,7 +464,7 @@ class Server:
         self._epoch += 1
         return self._epoch
 
-    def _feed(self, batch: Sequence[_Step], replies: list[Outgoing], now: float) -> None:
+    def _feed(self, batch: Sequence[_Step], replies: _Replies, now: float) -> None:
         """One step for each stream of the batch; its replies are added."""
         stats = self.stats
         stats.batches += 1
@@ -429,7 +481,7 @@ class Server:
                 body = self._finish(step, result, now)
             except Exception as error:
                 body = as_error("engine", error)
-            replies.append(self._answer(named, pending, body))
+            replies.add(pending, self._answer(named, pending, body))
 
     def _finish(self, step: _Step, result: Outputs | RunnelError, now: float) -> Body | RunnelError:
         """What is left to do after a step, by the feed's flags; what the reply holds."""
@@ -549,6 +601,23 @@ _SAID: Final = {
     Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
     Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
 }
+
+
+def _bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
+    """Replies to one peer, as few messages as may be; one alone goes as it is."""
+    outgoing: list[Outgoing] = []
+    part: list[list[bytes]] = []
+    nbytes = 0
+    for frames in messages:
+        size = sum(map(len, frames))
+        if part and (len(part) == wire.MAX_BUNDLE or nbytes + size > BUNDLE_BYTES):
+            outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
+            part, nbytes = [], 0
+        part.append(frames)
+        nbytes += size
+    if part:
+        outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
+    return outgoing
 
 
 def _digest(event: Event, inputs: Sequence[wire.TensorInfo], buffers: Sequence[bytes]) -> int:

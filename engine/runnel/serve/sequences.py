@@ -14,6 +14,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from .transitions import Phase, Verdict
 from .wire import TensorInfo
 
@@ -27,27 +29,20 @@ KEPT_OVERHEAD: Final = 512  # bytes: what Python's objects take around a reply's
 MAX_PARTED: Final = 4096  # closed streams whose end is remembered
 
 
-class Kept:
-    """A reply that can be given again."""
+class Kept(Struct, eq=False, gc=False):
+    """A reply that can be given again.
 
-    __slots__ = ("at", "buffers", "digest", "infos", "nbytes", "seq", "sequence")
+    Not known to the garbage collector, which would look at each again and again: so it refers to nothing
+    that could refer to it.
+    """
 
-    def __init__(
-        self,
-        sequence: Named,
-        seq: int,
-        digest: int,
-        infos: list[TensorInfo],
-        buffers: Sequence[bytes],
-        at: float,
-    ) -> None:
-        self.sequence = sequence
-        self.seq = seq
-        self.digest = digest
-        self.infos = infos
-        self.buffers = buffers
-        self.nbytes = KEPT_OVERHEAD + sum(map(len, buffers))
-        self.at = at
+    key: str  # of its `Named`
+    seq: int
+    digest: int
+    infos: list[TensorInfo]
+    buffers: Sequence[bytes]
+    nbytes: int
+    at: float
 
 
 class Named:
@@ -153,7 +148,8 @@ class Register:
         self, named: Named, digest: int, infos: list[TensorInfo], buffers: Sequence[bytes], now: float
     ) -> None:
         """Keep the reply to the request that was just applied."""
-        kept = Kept(named, named.applied, digest, infos, buffers, now)
+        nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
+        kept = Kept(named.key, named.applied, digest, infos, buffers, nbytes, now)
         replies = named.kept
         if replies is None:
             replies = named.kept = deque()
@@ -161,7 +157,7 @@ class Register:
             self._let_go(replies[0])
         replies.append(kept)
         self._kept[kept] = None
-        self.kept_bytes += kept.nbytes
+        self.kept_bytes += nbytes
         while self.kept_bytes > MAX_KEPT_BYTES:
             self._let_go(next(iter(self._kept)))
 
@@ -197,12 +193,13 @@ class Register:
 
     def _let_go(self, kept: Kept) -> None:
         """Forget one reply: the oldest of its stream, being the oldest of all or one too many."""
-        replies = kept.sequence.kept
+        named = self._names[kept.key]
+        replies = named.kept
         assert replies is not None
         assert replies[0] is kept
         replies.popleft()
         if not replies:
-            kept.sequence.kept = None  # an empty deque takes more memory than all else of an idle stream
+            named.kept = None  # an empty deque takes more memory than all else of an idle stream
         del self._kept[kept]
         self.kept_bytes -= kept.nbytes
 

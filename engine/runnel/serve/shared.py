@@ -18,13 +18,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 from . import wire
 from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret
 from .remote import closed, silence
+
+HELD: Final = 64  # requests: enough for a batch, and few: the daemon works on them while more are made
 
 
 class Awaited(Protocol):
@@ -82,9 +84,11 @@ class SharedLink:
         infos: list[wire.TensorInfo],
         buffers: list[bytes],
         timeout: float,
+        held: bool = False,
     ) -> Ticket:
         """Put a request on its way, once there is room for it. With the lock held.
 
+        `held`: it is sent with those that follow it: as soon as they are enough, or by `wait`.
         Raises TimeoutError where there is none in time; what `Conversation.post` raises.
         """
         self.check()
@@ -94,8 +98,14 @@ class SharedLink:
             if not self.wait(room, timeout):
                 raise silence(link.address, timeout)
         ticket = link.talk.post(line, op, infos, buffers)
-        self._send()
+        if not held or len(link.talk.outbox) >= HELD:
+            self._send()
         return ticket
+
+    def flush(self) -> None:
+        """Send what is held. With the lock held."""
+        if self.link.talk.outbox:
+            self._send()
 
     def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
         """Wait until it is settled, at most `timeout` seconds, or `waited`; then give it up. Lock held."""
@@ -108,6 +118,7 @@ class SharedLink:
         deadline = 0.0
         link = self.link
         try:
+            self.flush()
             while not awaited.done:
                 self.check()
                 if self._leads is None and link.ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,12 @@ _SWAPPED = sys.byteorder == "big"  # then the wire's order is not the machine's
 _DATATYPE_OF = {dtype: datatype for datatype, dtype in _NATIVE.items()}  # a dtype's name is slow to ask for
 
 
+@lru_cache(maxsize=1024)
+def _info(name: str, datatype: Datatype, shape: tuple[int, ...]) -> TensorInfo:
+    """One for all chunks of a shape: replies are kept, and would hold as many of these."""
+    return TensorInfo(name, datatype, list(shape))
+
+
 def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
     """Describe the arrays and lay them out: little-endian, C order.
 
@@ -39,7 +46,7 @@ def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
             if datatype is None:
                 raise ChunkError(f"{name!r} is {array.dtype}; expected one of {', '.join(DATATYPES)}")
             array = array.astype(_NATIVE[datatype])
-        infos.append(TensorInfo(name, datatype, list(array.shape)))
+        infos.append(_info(name, datatype, array.shape))
         buffers.append((array.byteswap() if _SWAPPED else array).tobytes())
     return infos, buffers
 

@@ -4,6 +4,10 @@ A message is ``[header][tensor]*``: a msgpack map, then one buffer for each tens
 describes, in that order, little-endian and in C order. Names and datatypes are those of the Open
 Inference Protocol; ``sequence_*`` are those of Triton's sequence extension.
 
+Several messages may travel as one, a *bundle*: ``[header][tensors]``, where the header is a msgpack array of
+their headers and the second frame holds all their tensors, one after the other. What is sent at once then
+costs ZeroMQ, and both ends, little more than one message.
+
 Requests are read strictly: a field that this version does not know is refused, because a misspelt
 ``sequence_end`` that is ignored would change what a stream does. Replies are read leniently: a daemon
 that is newer than its client may tell more. What changes the meaning of a known field changes ``v``.
@@ -28,6 +32,8 @@ MAX_TENSORS: Final = 64  # frames after the header: a pipeline has a few inputs
 MAX_RANK: Final = 9  # time and the eight axes that a model's tensor may have
 MAX_TENSOR_BYTES: Final = 16 * 2**20  # 87 s of 48 kHz float32: a backlog, not an archive
 MAX_MESSAGE_BYTES: Final = 2 * MAX_TENSOR_BYTES  # header and tensors together
+MAX_BUNDLE: Final = 256  # messages in a bundle: more would gain nothing
+MAX_BUNDLE_HEADER: Final = 512 * 1024  # bytes: of all their headers
 MAX_ID: Final = 256  # characters of a correlation id or a stream's name: kept, and repeated in replies
 MAX_NAME: Final = 256  # characters of a tensor's name
 MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
@@ -50,7 +56,7 @@ Id = Annotated[str, Meta(max_length=MAX_ID)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 
 
-class TensorInfo(Struct, frozen=True, forbid_unknown_fields=True):
+class TensorInfo(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One tensor of a message. Its time axis is the first: shape (T, ...)."""
 
     name: Name
@@ -58,7 +64,7 @@ class TensorInfo(Struct, frozen=True, forbid_unknown_fields=True):
     shape: Annotated[list[Count], Meta(max_length=MAX_RANK)]
 
 
-class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """What a client asks. A count of 0 and an empty name mean: not stated."""
 
     v: int
@@ -119,7 +125,7 @@ class Description(Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
-class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the daemon answers: outputs, or an error, and where the stream stands.
 
     One without an id that nobody asked for is a notice: the daemon closed the stream that it names.
@@ -148,6 +154,9 @@ _encode = msgspec.msgpack.Encoder().encode
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _envelopes = msgspec.msgpack.Decoder(_Envelope)
+_request_lists = msgspec.msgpack.Decoder(list[Request])
+_reply_lists = msgspec.msgpack.Decoder(list[Reply])
+_envelope_lists = msgspec.msgpack.Decoder(list[_Envelope])
 
 # Seen: msgspec raises UnicodeDecodeError for a string that is not UTF-8, and RecursionError for nesting.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -189,11 +198,95 @@ def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
     return header, frames[1:]
 
 
-def salvage_id(frames: Sequence[bytes]) -> str:
-    """The correlation id of a message that could not be decoded, so that its error finds its sender."""
-    envelope = _peek(frames[0]) if frames else None
-    found = envelope.id if envelope else ""
-    return found if isinstance(found, str) and len(found) <= MAX_ID else ""
+def salvage_ids(frames: Sequence[bytes]) -> list[str]:
+    """The correlation ids in a message that could not be decoded, so that its error finds its sender.
+
+    At least one, '' where there is none.
+    """
+    if bundled(frames):
+        envelopes: Sequence[_Envelope | None] = _peek_all(frames[0])
+    else:
+        envelopes = [_peek(frames[0])] if frames else []
+    ids = (envelope.id if envelope is not None else "" for envelope in envelopes)
+    return [id if isinstance(id, str) and len(id) <= MAX_ID else "" for id in ids] or [""]
+
+
+# Bundles.
+
+
+def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """Several messages, `MAX_BUNDLE` at most, as one: the frames."""
+    count = len(messages)
+    head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+    return [
+        head + b"".join([frames[0] for frames in messages]),
+        b"".join([frame for frames in messages for frame in frames[1:]]),
+    ]
+
+
+def bundled(frames: Sequence[bytes]) -> bool:
+    """Whether these are a bundle's: the header is a msgpack array."""
+    if not frames or not frames[0]:
+        return False
+    first = frames[0][0]
+    return 0x90 <= first <= 0x9F or first == 0xDC or first == 0xDD
+
+
+def decode_requests(frames: Sequence[bytes]) -> list[tuple[Request, Sequence[bytes]]]:
+    """The requests of a bundle. All or none: raises as `decode_request` does."""
+    if len(frames[0]) > MAX_BUNDLE_HEADER:
+        raise TooLargeError(f"the header of a bundle has {len(frames[0])} bytes; at most {MAX_BUNDLE_HEADER}")
+    headers = _decode_all(_request_lists, frames)
+    return _split(headers, [header.inputs for header in headers], frames[1], MAX_TENSOR_BYTES)
+
+
+def decode_replies(frames: Sequence[bytes]) -> list[tuple[Reply, Sequence[bytes]]]:
+    """The replies of a bundle; raises WireError."""
+    headers = _decode_all(_reply_lists, frames)
+    return _split(headers, [header.outputs for header in headers], frames[1], MAX_COUNT)
+
+
+def _decode_all(decoder: msgspec.msgpack.Decoder[list[_H]], frames: Sequence[bytes]) -> list[_H]:
+    if len(frames) != 2:
+        raise WireError(f"{len(frames)} frames; a bundle has two: the headers, and all tensors")
+    try:
+        headers = decoder.decode(frames[0])
+    except _UNREADABLE as error:
+        raise WireError(f"the header is not a msgpack array of maps of version {VERSION}: {error}") from None
+    if len(headers) > MAX_BUNDLE:
+        raise WireError(f"{len(headers)} messages in a bundle; at most {MAX_BUNDLE}")
+    for header in headers:
+        if header.v != VERSION:
+            raise _other_version(header.v)
+    return headers
+
+
+def _split(
+    headers: list[_H], tensors: Sequence[Sequence[TensorInfo]], body: bytes, most: int
+) -> list[tuple[_H, Sequence[bytes]]]:
+    """Each message of a bundle with its own tensors' buffers."""
+    messages: list[tuple[_H, Sequence[bytes]]] = []
+    at = 0
+    for header, infos in zip(headers, tensors, strict=True):
+        buffers = []
+        for info in infos:
+            end = at + prod(info.shape) * ITEM_BYTES[info.datatype]
+            buffers.append(body[at:end])  # of a lying shape: too short, and told so
+            at = end
+        _check_tensors(infos, buffers, most)
+        messages.append((header, buffers))
+    if at != len(body):
+        raise WireError(f"the bundle's tensors take {at} bytes, but their frame has {len(body)}")
+    return messages
+
+
+def _peek_all(frame: bytes) -> Sequence[_Envelope]:
+    if len(frame) > MAX_BUNDLE_HEADER:
+        return []
+    try:
+        return _envelope_lists.decode(frame)[:MAX_BUNDLE]
+    except _UNREADABLE:
+        return []
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: bytes) -> _H:
