@@ -50,6 +50,8 @@ def bounds() -> str:
         "axes of a tensor": wire.MAX_RANK,
         "bytes of a tensor": wire.MAX_TENSOR_BYTES,
         "bytes of a message": wire.MAX_MESSAGE_BYTES,
+        "requests in a bundle": wire.MAX_BUNDLE,
+        "bytes of a bundle's header; its tensors: those of one": wire.MAX_BUNDLE_HEADER,
         "characters of `id` and `sequence_id`": wire.MAX_ID,
         "characters of a tensor's name": wire.MAX_NAME,
         "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
@@ -170,8 +172,15 @@ def examples() -> str:
         infos, buffers = tensors.pack({"x": x}) if x is not None else ([], [])
         return send(title, wire.Request(v=1, op=op, inputs=infos, **fields), buffers)
 
+    def clip(id: str, x: Array) -> list[bytes]:
+        infos, buffers = tensors.pack({"x": x})
+        request = wire.Request(v=1, op="feed", id=id, sequence_start=True, sequence_end=True, inputs=infos)
+        return wire.encode_request(request, buffers)
+
     def send(title: str, request: wire.Request, buffers: Sequence[bytes]) -> list[bytes]:
-        frames = wire.encode_request(request, buffers)
+        return exchange(title, wire.encode_request(request, buffers))
+
+    def exchange(title: str, frames: list[bytes]) -> list[bytes]:
         [reply] = server.receive(b"peer", frames, 0.0) or server.run(0.0)
         parts.append(
             f"{title}\n\n```\n" + "\n".join([*_show("→", frames), *_show("←", reply.frames)]) + "\n```"
@@ -219,7 +228,12 @@ def examples() -> str:
         "A whole stream in one message: **feed** with `sequence_start` and `sequence_end`.",
         "feed", rows(1, 2, 3), id="12", sequence_id="clip", sequence_start=True, sequence_end=True,
     )  # fmt: skip
-    say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="13")
+    clips = (("13", rows(1)), ("14", rows(2)))
+    exchange(
+        "A **bundle**: two requests as one message, and so their replies.",
+        wire.bundle([clip(id, x) for id, x in clips]),
+    )
+    say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(
         "A **notice**, an hour later: nobody asked, so it has no `id`. The daemon closed the stream.\n\n"

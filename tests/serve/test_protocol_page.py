@@ -138,6 +138,31 @@ def test_a_foreign_client_need_not_wait(foreign: ForeignClient) -> None:
     assert got == {id: {"y": [(1, 1), (2, 2)]} for id in sent}
 
 
+def test_a_foreign_client_sends_a_bundle(foreign: ForeignClient) -> None:
+    """One of its requests fails, and the others do not; one is answered before the rest is run."""
+    clip = {"v": 1, "op": "feed", "sequence_start": True, "sequence_end": True}
+    info = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    headers = [
+        {**clip, "id": "a", "inputs": [info]},
+        {"v": 1, "op": "feed", "id": "b", "sequence_id": "none", "inputs": [info]},
+        {"v": 1, "op": "hello", "id": "c"},
+        {**clip, "id": "d", "inputs": [info]},
+    ]
+    foreign.sock.send_multipart([msgspec.msgpack.encode(headers), struct.pack("<6f", 1, 1, 5, 5, 2, 2)])
+    got: dict[str, Any] = {}
+    while len(got) < len(headers):
+        assert foreign.sock.poll(10_000)
+        head, *frames = foreign.sock.recv_multipart()
+        found, body = msgspec.msgpack.decode(head), b"".join(frames)
+        for header in found if isinstance(found, list) else [found]:
+            size = 4 * sum(info["shape"][0] * info["shape"][1] for info in header.get("outputs", []))
+            got[header["id"]], body = (header, body[:size]), body[size:]
+        assert not body
+    assert (got["a"][1], got["d"][1]) == (struct.pack("<2f", 1, 1), struct.pack("<2f", 2, 2))
+    assert got["b"][0]["error"]["code"] == "UNKNOWN_STREAM"
+    assert "server" in got["c"][0]
+
+
 class ForeignStream:
     """Many requests on their way; after a lost connection they are said again: written from the page."""
 
