@@ -163,6 +163,13 @@ def test_a_foreign_client_sends_a_bundle(foreign: ForeignClient) -> None:
     assert "server" in got["c"][0]
 
 
+@pytest.mark.parametrize("header", [b"\x90", b"\x91\xc0", b"\xdc\xff\xff"])
+def test_a_bundle_that_is_none_is_answered(foreign: ForeignClient, header: bytes) -> None:
+    """Empty, of no map, cut off: an error without an id, since none could be read."""
+    foreign.sock.send_multipart([header, b""])
+    assert foreign.receive()[0]["error"]["code"] == "BAD_MESSAGE"
+
+
 class ForeignStream:
     """Many requests on their way; after a lost connection they are said again: written from the page."""
 

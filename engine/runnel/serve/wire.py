@@ -253,8 +253,8 @@ def _decode_all(decoder: msgspec.msgpack.Decoder[list[_H]], frames: Sequence[byt
         headers = decoder.decode(frames[0])
     except _UNREADABLE as error:
         raise WireError(f"the header is not a msgpack array of maps of version {VERSION}: {error}") from None
-    if len(headers) > MAX_BUNDLE:
-        raise WireError(f"{len(headers)} messages in a bundle; at most {MAX_BUNDLE}")
+    if not 1 <= len(headers) <= MAX_BUNDLE:
+        raise WireError(f"{len(headers)} messages in a bundle; expected 1 to {MAX_BUNDLE}")
     for header in headers:
         if header.v != VERSION:
             raise _other_version(header.v)
