@@ -207,7 +207,11 @@ def test_a_message_that_is_cut_off_is_none(daemon: Daemon, witness: Witness, eng
         ([b"x" * (wire.MAX_HEADER + 1)], "TOO_LARGE", "the header has 16385 bytes"),
         ([b"x"] * (wire.MAX_TENSORS + 2), "BAD_MESSAGE", "66 frames"),
         ([b"x"] * 5000, "BAD_MESSAGE", "66 frames"),
-        ([b"\x91" * 16_000], "BAD_MESSAGE", "not a msgpack map"),
+        ([b"\x81" * 16_000], "BAD_MESSAGE", "not a msgpack map"),
+        ([b"\x91" * 16_000, b""], "BAD_MESSAGE", "not a msgpack array of maps"),
+        ([b"\x91" * 16_000], "BAD_MESSAGE", "a bundle has two"),
+        ([b"\x90", b""], "BAD_MESSAGE", "0 messages in a bundle"),
+        ([b"\x91" + bytes(wire.MAX_BUNDLE_HEADER), b""], "TOO_LARGE", "bundle has 524289 bytes"),
         ([b"x", *[bytes(wire.MAX_TENSOR_BYTES)] * 3], "TOO_LARGE", "send smaller chunks"),
     ],
 )  # fmt: skip
@@ -221,6 +225,21 @@ def test_each_fault_of_a_message_has_its_error(
         assert reply.error
         assert words in reply.error.message
         assert code(ask(sock, "hello")) == "ok", "its connection lives"
+    witness.check()
+
+
+@pytest.mark.parametrize("count", [2, wire.MAX_BUNDLE + 1])
+def test_a_bundle_that_is_refused_is_refused_to_each_of_its_ids(
+    daemon: Daemon, witness: Witness, count: int
+) -> None:
+    hellos = [wire.encode_request(wire.Request(v=1, op="hello", id=f"{i}")) for i in range(count)]
+    headers, _ = wire.bundle(hellos)
+    with dealer(daemon.address) as sock:
+        sock.send_multipart([headers, b"a tensor of nobody's"])
+        assert sock.poll(10_000)
+        replies = [reply for reply, _ in wire.decode_replies(sock.recv_multipart())]
+    assert [reply.id for reply in replies] == [f"{i}" for i in range(min(count, wire.MAX_BUNDLE))]
+    assert {code(reply) for reply in replies} == {"BAD_MESSAGE"}
     witness.check()
 
 
@@ -278,8 +297,14 @@ def test_whatever_messages_say_the_witness_is_untouched(
     with dealer(daemon.address) as sock:
         for frames in messages:
             sock.send_multipart(frames)
-        for _ in messages:
-            assert code(reply_of(sock)) in CODES
+        due = sum(len(wire.salvage_ids(frames)) for frames in messages)  # a bundle's are several
+        while due > 0:
+            assert sock.poll(10_000), "no reply"
+            frames = sock.recv_multipart()
+            replies = wire.decode_replies(frames) if wire.bundled(frames) else [wire.decode_reply(frames)]
+            assert {code(reply) for reply, _ in replies} <= CODES
+            due -= len(replies)
+        assert due == 0
         assert not sock.poll(0), "one reply each"
         for name in list(engine.streams):
             if name != "witness":
