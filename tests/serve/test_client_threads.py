@@ -242,6 +242,7 @@ def test_stats_are_of_each_worker(client: Client) -> None:
 
 
 def test_a_name_that_cannot_be_sent(client: Client) -> None:
-    for name in ("\ud800", 7):
-        with pytest.raises(errors.StreamError, match="printable text"):
-            client.open(name)  # type: ignore[arg-type]
+    for name in ("\ud800", 7, "", "a\n", 257 * "x"):
+        for call in (client.open, client.resume):
+            with pytest.raises(errors.StreamError, match="a stream's id is 1 to 256 printable characters"):
+                call(name)  # type: ignore[arg-type]

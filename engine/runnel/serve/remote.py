@@ -221,11 +221,9 @@ def check_client(address: str, timeout: float, window: int, keyed: bool = False)
 
 
 def check_name(name: str) -> str:
-    """A stream's name, checked as far as it must be to be sent. Raises StreamError."""
-    try:
-        name.encode()
-    except (UnicodeEncodeError, AttributeError):
-        raise StreamError(f"a stream's id is printable text, not {name!r}") from None
+    """A stream's name, checked: an empty one would ask the daemon to make one. Raises StreamError."""
+    if not isinstance(name, str) or not 1 <= len(name) <= wire.MAX_ID or not name.isprintable():
+        raise StreamError(f"a stream's id is 1 to {wire.MAX_ID} printable characters, not {name!r:.80}")
     return name
 
 
