@@ -51,7 +51,7 @@ def bounds() -> str:
         "bytes of a tensor": wire.MAX_TENSOR_BYTES,
         "bytes of a message": wire.MAX_MESSAGE_BYTES,
         "requests in a bundle": wire.MAX_BUNDLE,
-        "bytes of a bundle's header; its tensors: those of one": wire.MAX_BUNDLE_HEADER,
+        "bytes of a bundle's header": wire.MAX_BUNDLE_HEADER,
         "characters of `id` and `sequence_id`": wire.MAX_ID,
         "characters of a tensor's name": wire.MAX_NAME,
         "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
