@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import select
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
@@ -81,13 +82,9 @@ class Connection:
         if not self._up:
             return
         sent = 0
-        messages = list(outbox.values())
         try:
-            while sent < len(messages):
-                together = _fitting(messages, sent)
-                self._hand_over(
-                    messages[sent] if together == 1 else wire.bundle(messages[sent : sent + together])
-                )
+            for together, frames in wire.bundles(list(outbox.values()), BUNDLE_BYTES):
+                self._hand_over(frames)
                 sent += together
         except zmq.Again:  # its queue is full, since the daemon does not read
             for id in list(islice(outbox, sent)):
@@ -95,7 +92,7 @@ class Connection:
         else:
             outbox.clear()
 
-    def _hand_over(self, frames: list[bytes]) -> None:
+    def _hand_over(self, frames: Sequence[bytes]) -> None:
         send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
         for frame in frames[:-1]:
             send(frame, _MORE)
@@ -139,18 +136,6 @@ class Connection:
                 made = made or self._up
         except zmq.Again:
             return made
-
-
-def _fitting(messages: list[list[bytes]], first: int) -> int:
-    """How many of them, from the first on, go as one."""
-    if len(messages) == first + 1:
-        return 1
-    nbytes = 0
-    for count, frames in enumerate(messages[first : first + wire.MAX_BUNDLE]):
-        nbytes += sum(map(len, frames))
-        if nbytes > BUNDLE_BYTES:
-            return max(count, 1)
-    return min(len(messages) - first, wire.MAX_BUNDLE)
 
 
 def _configure(dealer: zmq.Socket[bytes], address: str) -> None:
