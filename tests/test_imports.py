@@ -79,7 +79,17 @@ def test_one_importer_each() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["protocol", "conversation", "sequences", "transitions", "placement", "stats", "outbox", "settings"],
+    [
+        "protocol",
+        "replies",
+        "conversation",
+        "sequences",
+        "transitions",
+        "placement",
+        "stats",
+        "outbox",
+        "settings",
+    ],
 )
 def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
     assert not tops(ENGINE / "serve" / f"{name}.py") & {

@@ -16,7 +16,8 @@ from runnel import errors
 from runnel.engine import Engine
 from runnel.pipeline import Pipeline
 from runnel.serve import wire
-from runnel.serve.protocol import Outgoing, Server
+from runnel.serve.protocol import Server
+from runnel.serve.replies import Outgoing
 from runnel.spec import Signal, TensorSpec
 from runnel_plugins.resample import Resample
 from tests.serve.support import Tally, rows

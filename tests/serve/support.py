@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from runnel.engine import Engine
 from runnel.pipeline import Pipeline
-from runnel.serve.protocol import Outgoing, Server
+from runnel.serve.protocol import Server
+from runnel.serve.replies import Outgoing
 from runnel.serve.tensors import pack, unpack
 from runnel.serve.wire import Reply, Request, TensorInfo, decode_reply, encode_request
 from runnel.spec import Array, Signal, TensorSpec

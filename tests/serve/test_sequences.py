@@ -6,7 +6,8 @@ import pytest
 
 from runnel.serve import sequences, wire
 from runnel.serve.placement import Place, worker_of
-from runnel.serve.protocol import Outgoing, Server
+from runnel.serve.protocol import Server
+from runnel.serve.replies import Outgoing
 from runnel.serve.sequences import KEPT_REPLIES, KEPT_SECONDS
 from runnel.serve.wire import Reply, Request
 

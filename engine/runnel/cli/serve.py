@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
     from ..engine import Engine
+    from ..serve import process
     from ..serve.curve import guard_of
     from ..serve.daemon import Daemon
     from ..serve.keeper import Service
@@ -126,6 +127,7 @@ def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier:
     ) as engine:
         keeper = Service(notifier, source, settings, _observe)
         daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard)
+        process.settle()
         with keeper:
             return daemon.serve(_SIGNALS)
 

@@ -25,7 +25,8 @@ from .curve import Guard
 from .keeper import Keeper
 from .logs import Log
 from .outbox import Outbox
-from .protocol import MAX_PENDING_PER_PEER, Outgoing, Server
+from .protocol import MAX_PENDING_PER_PEER, Server
+from .replies import Outgoing
 from .sender import Sender
 from .stats import Stats
 
@@ -145,8 +146,8 @@ class Daemon:
         if self._guard is not None:
             poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
-            poller.poll(self._patience())
-            self._turn(router)
+            woken = poller.poll(self._patience())
+            self._turn(router, any(source is not router for source, _ in woken))
 
     def _patience(self) -> int | None:
         """Milliseconds until something is to be done though nothing arrives; None for ever."""
@@ -176,12 +177,16 @@ class Daemon:
             self._turn(router)
         return not self._server.pending
 
-    def _turn(self, router: zmq.Socket[bytes]) -> None:
-        """Take what has arrived, run one batch of it, reply; then what time asks for."""
+    def _turn(self, router: zmq.Socket[bytes], told: bool = True) -> None:
+        """Take what has arrived, run one batch of it, reply; then what time asks for.
+
+        `told`: something besides requests may have arrived.
+        """
         server, outbox = self._server, self._outbox
-        self._listen()
-        if self._guard is not None:
-            self._guard.answer()
+        if told:
+            self._listen()
+            if self._guard is not None:
+                self._guard.answer()
         self._take(router)
         now = time.monotonic()
         if server.pending:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import Struct
 
-from .. import __version__
 from ..errors import (
     FencedError,
     LimitError,
@@ -35,13 +35,15 @@ from ..stage import as_error
 from . import wire
 from .logs import Log
 from .placement import Place
-from .sequences import KEPT_REPLIES, Named, Register
+from .replies import Outgoing, Peer, Replies, bundles, description, told
+from .sequences import KEPT_REPLIES, Named, Register, digest_of
 from .stats import Stats
-from .tensors import describe, pack, unpack
+from .tensors import pack, unpack
 from .transitions import (
     BEGINS,
     CHANGES,
     LIKELY,
+    SAID,
     TRANSITIONS,
     VERDICTS,
     Event,
@@ -60,22 +62,14 @@ MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
 
 log = Log("runnel.serve")
 
-BUNDLE_BYTES: Final = 1024 * 1024  # of the replies in one message: larger ones gain nothing
-
-Peer = bytes
 Outputs = Mapping[str, Array]
 Body = tuple[list[wire.TensorInfo], Sequence[bytes]]  # a reply's tensors
 NOTHING: Final[Body] = ([], ())
 
 
-class Outgoing(NamedTuple):
-    """A reply and where it goes."""
+class _Pending(Struct, eq=False, gc=False):
+    """A request that was taken. Made for each message, as `_Step`: so of the cheapest kind there is."""
 
-    peer: Peer
-    frames: list[bytes]
-
-
-class _Pending(NamedTuple):
     peer: Peer
     request: wire.Request
     buffers: Sequence[bytes]
@@ -85,28 +79,7 @@ class _Pending(NamedTuple):
     bundled: bool  # then so is its reply
 
 
-class _Replies:
-    """The replies of one run; those to what came in a bundle go in a bundle."""
-
-    def __init__(self) -> None:
-        self._loose: list[Outgoing] = []
-        self._bundled: dict[Peer, list[list[bytes]]] = {}
-
-    def add(self, pending: _Pending, reply: Outgoing) -> None:
-        if not pending.bundled:
-            self._loose.append(reply)
-        elif (together := self._bundled.get(pending.peer)) is not None:
-            together.append(reply.frames)
-        else:
-            self._bundled[pending.peer] = [reply.frames]
-
-    def outgoing(self) -> list[Outgoing]:
-        for peer, messages in self._bundled.items():
-            self._loose += _bundles(peer, messages)
-        return self._loose
-
-
-class _Step(NamedTuple):
+class _Step(Struct, eq=False, gc=False):
     """A feed in a batch."""
 
     named: Named
@@ -140,7 +113,7 @@ class Server:
         self._engine = engine
         self._boot_id = boot_id
         self._place = place or Place()
-        self._description = _describe(engine)
+        self._description = description(engine)
         self._register = Register()
         self._ready: dict[Named, None] = {}  # those whose queue is not empty, oldest first
         self._per_peer: dict[Peer, int] = {}
@@ -183,7 +156,7 @@ class Server:
                     for request, buffers in wire.decode_requests(frames)
                     for out in self._receive(peer, request, buffers, now, user, True)
                 ]
-                return _bundles(peer, told)
+                return bundles(peer, told)
             request, buffers = wire.decode_request(frames)
         except RunnelError as error:
             return [self.refuse(peer, frames, error)]
@@ -217,13 +190,13 @@ class Server:
         ids = wire.salvage_ids(frames)
         self.stats.requests[""] += len(ids)
         refusals = [self._refuse(peer, "", id, error).frames for id in ids]
-        return _bundles(peer, refusals)[0]
+        return bundles(peer, refusals)[0]
 
     def run(self, now: float) -> list[Outgoing]:
         """Run one batch of what is pending; call again while `pending`. Returns the replies."""
         self._began = now
         self._answered.clear()
-        replies = _Replies()
+        replies = Replies()
         batch: list[_Step] = []
         touched = list(self._ready)
         for named in touched:
@@ -234,12 +207,14 @@ class Server:
                 try:
                     step = self._prepare(named, pending, now)
                 except Exception as error:
-                    replies.add(pending, self._answer(named, pending, as_error("engine", error)))
+                    replies.add(
+                        pending.peer, pending.bundled, self._answer(named, pending, as_error("engine", error))
+                    )
                     continue
                 if step.__class__ is _Step:
                     batch.append(step)
                     break
-                replies.add(pending, self._answer(named, pending, step))  # type: ignore[arg-type]
+                replies.add(pending.peer, pending.bundled, self._answer(named, pending, step))  # type: ignore[arg-type]
             if not queue:
                 named.queue = None
                 del self._ready[named]
@@ -270,7 +245,7 @@ class Server:
                 sequence_id=named.name,
                 epoch=named.epoch,
                 applied_seq=named.applied,
-                error=_told(UnknownStreamError(f"stream {named.name!r} {reason}")),
+                error=told(UnknownStreamError(f"stream {named.name!r} {reason}")),
             )
             notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
             self._part(named, "idle", reason, now)
@@ -355,7 +330,7 @@ class Server:
     def _prepare(self, named: Named, pending: _Pending, now: float) -> _Step | Body:
         """Do a request, or make a step of it. Raises what the tables, the epoch and the engine say."""
         request, event = pending.request, pending.event
-        digest = _digest(event, request.inputs, pending.buffers) if event in CHANGES else 0
+        digest = digest_of(event, request.inputs, pending.buffers) if event in CHANGES else 0
         again = self._admit(named, request, event, digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
@@ -377,9 +352,18 @@ class Server:
 
     def _admit(self, named: Named, request: wire.Request, event: Event, digest: int) -> Body | None:
         """None: the request is to be done. Else the answer to one that was done before."""
-        phase = named.phase
         stated = request.epoch
         seq = request.seq
+        stream = named.stream
+        if (
+            event is Event.FEED
+            and stream is not None
+            and stated == named.epoch
+            and seq == named.applied + 1
+            and not stream.ended
+        ):
+            return None  # as nearly always, and as all that follows would find
+        phase = named.phase
         if event in BEGINS:
             if not stated or stated != named.epoch:  # not one that we know: the table alone decides
                 self._look_up(named, phase, event)
@@ -408,7 +392,7 @@ class Server:
                 raise self._unknown(named)
             outcome = VERDICTS[verdict]
             if not isinstance(outcome, str):
-                raise outcome(f"stream {named.name!r}: {_SAID[verdict].format(seq=seq, n=named.applied)}")
+                raise outcome(f"stream {named.name!r}: {SAID[verdict].format(seq=seq, n=named.applied)}")
         self._look_up(named, phase, event)
         return None
 
@@ -464,7 +448,7 @@ class Server:
         self._epoch += 1
         return self._epoch
 
-    def _feed(self, batch: Sequence[_Step], replies: _Replies, now: float) -> None:
+    def _feed(self, batch: Sequence[_Step], replies: Replies, now: float) -> None:
         """One step for each stream of the batch; its replies are added."""
         stats = self.stats
         stats.batches += 1
@@ -477,33 +461,35 @@ class Server:
         for step, result in zip(batch, results, strict=True):
             named, pending = step.named, step.pending
             body: Body | RunnelError
-            try:
-                body = self._finish(step, result, now)
-            except Exception as error:
-                body = as_error("engine", error)
-            replies.add(pending, self._answer(named, pending, body))
+            if isinstance(result, RunnelError):
+                if pending.request.sequence_start:
+                    self._undo_begin(named, now)
+                body = result
+            elif pending.request.sequence_end:
+                body = self._end(step, result, now)
+            else:
+                body = self._commit(step, result, now)
+            replies.add(pending.peer, pending.bundled, self._answer(named, pending, body))
 
-    def _finish(self, step: _Step, result: Outputs | RunnelError, now: float) -> Body | RunnelError:
-        """What is left to do after a step, by the feed's flags; what the reply holds."""
-        named, request = step.named, step.pending.request
-        if isinstance(result, RunnelError):
-            if request.sequence_start:
-                self._undo_begin(named, now)
-            return result
-        last = request.sequence_end
-        if last:
-            try:
-                rest = self._flush(step.stream)
-            except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
-                self._roll_back(step, now)
-                return as_error("engine", error)
-            result = {name: np.concatenate((array, rest[name])) for name, array in result.items()}
-        body = pack(result)
+    def _commit(self, step: _Step, outputs: Outputs, now: float) -> Body:
+        """The step is done: its seq is applied, and its reply kept."""
+        named = step.named
+        body = pack(outputs)
         self.stats.chunks += 1
         named.applied += 1
         self._register.keep(named, step.digest, *body, now)
-        if last:
-            self._part(named, "ended", "was closed: its end was fed", now)
+        return body
+
+    def _end(self, step: _Step, outputs: Outputs, now: float) -> Body | RunnelError:
+        """What the last chunk's step leaves to do: flush, and close."""
+        try:
+            rest = self._flush(step.stream)
+        except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
+            self._roll_back(step, now)
+            return as_error("engine", error)
+        joined = {name: np.concatenate((array, rest[name])) for name, array in outputs.items()}
+        body = self._commit(step, joined, now)
+        self._part(step.named, "ended", "was closed: its end was fed", now)
         return body
 
     def _undo_begin(self, named: Named, now: float) -> None:
@@ -532,8 +518,8 @@ class Server:
 
     # Answering.
 
-    def _answer(self, named: Named, pending: _Pending, result: Body | RunnelError) -> Outgoing:
-        """The reply to a request that was taken."""
+    def _answer(self, named: Named, pending: _Pending, result: Body | RunnelError) -> list[bytes]:
+        """The frames of the reply to a request that was taken."""
         request = pending.request
         if isinstance(result, RunnelError):
             # Where it stands is told to those alone who may speak for it.
@@ -551,7 +537,7 @@ class Server:
             )
             if isinstance(result, StageError):
                 log.exception("stage failed", result, stream=named.key, error=result.message)
-            return Outgoing(pending.peer, wire.encode_reply(reply))
+            return wire.encode_reply(reply)
         infos, buffers = result
         reply = wire.Reply(
             v=wire.VERSION,
@@ -562,7 +548,7 @@ class Server:
             applied_seq=named.applied,
             outputs=infos,
         )
-        return Outgoing(pending.peer, wire.encode_reply(reply, buffers))
+        return wire.encode_reply(reply, buffers)
 
     def _tell(self, peer: Peer, request: wire.Request, **fields: Any) -> Outgoing:
         reply = wire.Reply(v=wire.VERSION, op=request.op, id=request.id, **fields)
@@ -577,7 +563,7 @@ class Server:
 
     def _count(self, error: RunnelError) -> wire.ErrorInfo:
         self.stats.errors[error.code] += 1
-        return _told(error)
+        return told(error)
 
     def _hello(self) -> wire.Description:
         """What is served; made anew, since a limit may have changed."""
@@ -596,41 +582,6 @@ class Server:
         )
 
 
-_SAID: Final = {
-    Verdict.CONFLICT: "seq {seq} was applied with another payload; {n} is the last applied",
-    Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
-    Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
-}
-
-
-def _bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
-    """Replies to one peer, as few messages as may be; one alone goes as it is."""
-    outgoing: list[Outgoing] = []
-    part: list[list[bytes]] = []
-    nbytes = 0
-    for frames in messages:
-        size = sum(map(len, frames))
-        if part and (len(part) == wire.MAX_BUNDLE or nbytes + size > BUNDLE_BYTES):
-            outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
-            part, nbytes = [], 0
-        part.append(frames)
-        nbytes += size
-    if part:
-        outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
-    return outgoing
-
-
-def _digest(event: Event, inputs: Sequence[wire.TensorInfo], buffers: Sequence[bytes]) -> int:
-    """A number that two requests share if they ask the same: event, tensors, bytes.
-
-    Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
-    """
-    if len(inputs) == 1:
-        info = inputs[0]
-        return hash((event, info.name, info.datatype, *info.shape, buffers[0]))
-    return hash((event, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
-
-
 def _open(named: Named) -> Stream:
     assert named.stream is not None  # the table has no such transition from ABSENT
     return named.stream
@@ -641,23 +592,3 @@ def _fenced(named: Named) -> FencedError:
         f"stream {named.name!r} is in another epoch than the one stated: it was resumed elsewhere, or "
         "opened anew"
     )
-
-
-def _told(error: RunnelError) -> wire.ErrorInfo:
-    return wire.ErrorInfo(error.code, error.message, error.retry)
-
-
-def _describe(engine: Engine) -> dict[str, Any]:
-    """What hello says of the pipeline."""
-    pipeline = engine.pipeline
-    return {
-        "version": __version__,
-        "pipeline": pipeline.fingerprint,
-        "stages": [f"{s.name}: {s.inputs} -> {s.outputs}" for s in pipeline.stages],
-        "state_bytes": pipeline.model.state_bytes if pipeline.model else 0,
-        "inputs": describe(pipeline.inputs),
-        "outputs": describe(pipeline.outputs),
-        "input_rate": pipeline.inputs.rate or 0.0,
-        "output_rate": pipeline.outputs.rate or 0.0,
-        "latency": pipeline.latency,
-    }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from .transitions import Phase, Verdict
+from .transitions import Event, Phase, Verdict
 from .wire import TensorInfo
 
 if TYPE_CHECKING:
@@ -43,6 +43,17 @@ class Kept(Struct, eq=False, gc=False):
     buffers: Sequence[bytes]
     nbytes: int
     at: float
+
+
+def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes]) -> int:
+    """A number that two requests share if they ask the same: event, tensors, bytes.
+
+    Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
+    """
+    if len(inputs) == 1:
+        info = inputs[0]
+        return hash((event, info.name, info.datatype, *info.shape, buffers[0]))
+    return hash((event, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
 
 
 class Named:

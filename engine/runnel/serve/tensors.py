@@ -56,6 +56,9 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
 
     Raises ChunkError for a BOOL that is neither 0 nor 1: such a byte is no truth value to numpy.
     """
+    if len(infos) == 1 and not _SWAPPED and infos[0].datatype != "BOOL":  # as nearly always
+        [info] = infos
+        return {info.name: np.ndarray(info.shape, _NATIVE[info.datatype], buffers[0])}
     chunk: dict[str, Array] = {}
     for info, buffer in zip(infos, buffers, strict=True):
         if info.datatype == "BOOL":

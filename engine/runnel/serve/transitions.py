@@ -117,6 +117,12 @@ VERDICTS: Final[Mapping[Verdict, str | type[StreamError]]] = {
     Verdict.GAP: GapError,
 }
 
+SAID: Final[Mapping[Verdict, str]] = {
+    Verdict.CONFLICT: "seq {seq} was applied with another payload; {n} is the last applied",
+    Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
+    Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
+}
+
 LIKELY: Final[Mapping[type[StreamError], str]] = {
     UnknownStreamError: "is not open: never opened, closed, or lost with a restart of the daemon; open it",
     StreamExistsError: "is open already: choose another id, close it first, or resume it",

@@ -97,6 +97,7 @@ def main(fd: int) -> int:
 
 def _serve(wire: socket.socket, order: link.Order) -> bool:
     from ..engine import Engine
+    from . import process
     from .curve import guard_of
     from .daemon import Daemon
 
@@ -114,6 +115,7 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         keeper.daemon = Daemon(
             engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
         )
+        process.settle()
         return keeper.daemon.serve()
 
 
