@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import RunnelError, TooLargeError, WireError
-from runnel.serve import protocol, wire
+from runnel.serve import protocol, replies, wire
 from runnel.serve.conversation import Conversation, Line, Ticket
 from runnel.serve.protocol import Outgoing, Server
 from runnel.serve.tensors import pack
@@ -295,7 +295,7 @@ def test_replies_are_as_many_bundles_as_their_bounds_ask(monkeypatch: pytest.Mon
         server.receive(b"peer", wire.bundle(group[: wire.MAX_BUNDLE if not start else 10]), 0.0)
     parts = [len(wire.decode_replies(out.frames)) for out in server.run(0.0)]
     assert parts == [wire.MAX_BUNDLE, 10]
-    monkeypatch.setattr(protocol, "BUNDLE_BYTES", 600)
+    monkeypatch.setattr(replies, "BUNDLE_BYTES", 600)
     feeds = [message("feed", str(i), f"s{i}", *[1.0] * (200 if i == 3 else 2)) for i in range(8)]
     server.receive(b"peer", wire.bundle(feeds), 0.0)
     outgoing = server.run(0.0)
@@ -341,7 +341,7 @@ def test_the_refusal_of_the_worst_bundle_names_every_id_in_one_message(fault: di
     head = [{**HELLO, **(fault if not i else {}), "id": id} for i, id in enumerate(ids)]
     [out] = Server(tally_engine(), "boot").receive(b"peer", [encode(head), b""], 0.0)
     assert [reply.id for reply, _ in replies_in([out])] == ids
-    assert sum(map(len, out.frames)) <= protocol.BUNDLE_BYTES
+    assert sum(map(len, out.frames)) <= replies.BUNDLE_BYTES
 
 
 # The client's half.

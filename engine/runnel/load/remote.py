@@ -70,7 +70,7 @@ class RemoteTarget:
         self._packed = [pack(chunk) for chunk in chunks]
         self._flying: dict[int, _Sent] = {}  # by number
         self._numbers = 0
-        self._due: dict[zmq.Socket[bytes], list[Sequence[bytes]]] = {}  # sent by the next look at the answers
+        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent by the next look at the answers
         prefix = f"bench-{secrets.token_hex(4)}-"
         self._names = [f"{prefix}{stream}" for stream in range(streams)]
         self._epochs = [0] * streams
@@ -169,7 +169,7 @@ class RemoteTarget:
             if time.monotonic() - heard > self._timeout:
                 raise _silence(self._address, self._timeout)
 
-    def _post(self, stream: int, frames: Sequence[bytes]) -> None:
+    def _post(self, stream: int, frames: list[bytes]) -> None:
         """What is due at one moment goes as one message over each connection."""
         self._due.setdefault(self._sockets[stream], []).append(frames)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import secrets
 import select
-from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
@@ -92,7 +91,7 @@ class Connection:
         else:
             outbox.clear()
 
-    def _hand_over(self, frames: Sequence[bytes]) -> None:
+    def _hand_over(self, frames: list[bytes]) -> None:
         send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
         for frame in frames[:-1]:
             send(frame, _MORE)

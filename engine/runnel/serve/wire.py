@@ -226,7 +226,7 @@ def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
     ]
 
 
-def bundles(messages: Sequence[Sequence[bytes]], most: int) -> Iterator[tuple[int, Sequence[bytes]]]:
+def bundles(messages: Sequence[list[bytes]], most: int) -> Iterator[tuple[int, list[bytes]]]:
     """The messages, in order, as few as may be: for each how many it holds, and its frames.
 
     A bundle has `most` bytes at most; a message that is alone, of any size, goes as it is.
@@ -234,7 +234,7 @@ def bundles(messages: Sequence[Sequence[bytes]], most: int) -> Iterator[tuple[in
     if len(messages) == 1:  # as nearly always
         yield 1, messages[0]
         return
-    part: list[Sequence[bytes]] = []
+    part: list[list[bytes]] = []
     nbytes = 0
     for frames in messages:
         size = sum(map(len, frames))
