@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from runnel.serve.tensors import pack
-from runnel.serve.wire import Request, TensorInfo, encode_request
+from runnel.serve.wire import Request, TensorInfo, bundle, encode_request
 from tests.serve.support import rows
 
 from .target import DIGEST, Item, Tape, fuzzed_engine
@@ -23,7 +23,7 @@ def page_messages() -> list[list[bytes]]:
 
 
 def messages() -> list[list[bytes]]:
-    """Every op, with the fields that it may have."""
+    """Every op, with the fields that it may have; bundles; a restore is last."""
     engine = fuzzed_engine()
     stream = engine.open("mic")
     stream.feed(rows(1, 2, 3))
@@ -47,12 +47,10 @@ def messages() -> list[list[bytes]]:
     size = [len(blob) + DIGEST]
     restore = Request(v=1, op="restore", sequence_id="old", inputs=[TensorInfo("snapshot", "UINT8", size)])
     signed = encode_request(restore, [blob + bytes(DIGEST)])
-    return [
-        *page_messages(),
-        *(encode_request(request) for request in made),
-        *(encode_request(request, buffers) for request in feeds),
-        signed,
-    ]
+    short = [encode_request(request) for request in made]
+    fed = [encode_request(request, buffers) for request in feeds]
+    together = [bundle(short + fed), bundle(fed[:1]), bundle(fed[:1] * 3)]
+    return [*page_messages(), *short, *fed, *together, signed]
 
 
 def tapes() -> list[bytes]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.serve.protocol import Server
-from runnel.serve.wire import decode_request
+from runnel.serve.wire import bundled, decode_request, decode_requests
 
 from . import target
 from .corpus import messages, page_messages, tapes
@@ -20,7 +20,11 @@ flags = st.fixed_dictionaries({name: st.booleans() for name in ("last", "run", "
 
 def test_the_corpus_has_every_op_and_the_page() -> None:
     assert len(page_messages()) >= 8
-    ops = {decode_request(frames)[0].op for frames in messages()}
+    single = [frames for frames in messages() if not bundled(frames)]
+    together = [decode_requests(frames) for frames in messages() if bundled(frames)]
+    assert max(map(len, together)) > 2
+    ops = {decode_request(frames)[0].op for frames in single}
+    assert ops - {request.op for requests in together for request, _ in requests} == {"restore"}
     assert ops == {
         "hello", "stats", "open", "feed", "flush", "reset", "close", "resume", "snapshot", "restore"
     }  # fmt: skip

@@ -19,6 +19,7 @@ from runnel.pipeline import Pipeline
 from runnel.serve.daemon import Daemon
 from runnel.spec import Array
 from runnel.stage import Chunk, State
+from tests.serve.recorder import recording
 from tests.serve.support import UNLUCKY, Tally, rows
 
 CHUNKS: list[Chunk] = [{"x": rows(float(i), 1.0)} for i in range(5)]
@@ -107,6 +108,18 @@ def test_a_daemon_applies_every_chunk_once(served: tuple[Daemon, Engine]) -> Non
     assert result.due == result.latencies.count
     assert len(stage.seen) == 3 * (2 * STREAMS_PER_CONNECTION + 1)  # 1.5 s at 2 Hz
     assert not engine.streams
+
+
+def test_what_is_due_at_one_moment_is_one_message_a_connection(tmp_path: Path) -> None:
+    streams = STREAMS_PER_CONNECTION + 10  # on two connections
+    with recording(tmp_path) as recorder:
+        about = hello(recorder.address, 10.0)
+        with RemoteTarget(recorder.address, about, CHUNKS, streams, 10.0) as target:
+            for due in range(3):
+                for stream in range(streams if due else 1):
+                    target.send(stream, float(due))
+                assert drained(target, sent=streams if due else 1) == [""] * (streams if due else 1)
+    assert recorder.sizes("feed") == [0, *[streams // 2] * 4]
 
 
 def test_after_a_chunk_that_failed_the_stream_goes_on(served: tuple[Daemon, Engine]) -> None:

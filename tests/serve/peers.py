@@ -41,6 +41,17 @@ def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> wire.Reply:
     return wire.decode_reply(sock.recv_multipart())[0]
 
 
+def replies_of(sock: zmq.Socket[bytes], count: int, within: int = 10_000) -> list[wire.Reply]:
+    """So many replies, in bundles or not."""
+    replies: list[wire.Reply] = []
+    while len(replies) < count:
+        assert sock.poll(within), f"{len(replies)} replies of {count}"
+        frames = sock.recv_multipart()
+        told = wire.decode_replies(frames) if wire.bundled(frames) else [wire.decode_reply(frames)]
+        replies += [reply for reply, _ in told]
+    return replies
+
+
 def feed(stream: str, *values: float, **fields: Any) -> list[bytes]:
     infos, buffers = pack({"x": rows(*values)})
     header = wire.Request(v=1, op="feed", sequence_id=stream, inputs=infos, **fields)

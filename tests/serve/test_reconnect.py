@@ -88,6 +88,20 @@ def test_many_streams_over_a_line_that_is_cut(cutting: Proxy) -> None:
             same([*results[k :: len(streams)], stream.flush()], uninterrupted())
 
 
+def test_many_streams_of_asyncio_over_a_line_that_is_cut(cutting: Proxy) -> None:
+    """In the middle of a bundle, most likely: that is nearly all that is sent."""
+    cutting.every = 5 * EVERY
+
+    async def main() -> None:
+        async with AsyncClient(cutting.address, timeout=30) as client:
+            streams = [await client.open(f"s{i}") for i in range(8)]
+            results = await client.feed_many([(stream, chunk) for chunk in CHUNKS for stream in streams])
+            for k, stream in enumerate(streams):
+                same([*results[k :: len(streams)], await stream.flush()], uninterrupted())
+
+    asyncio.run(main())
+
+
 def test_many_tasks_over_a_line_that_is_cut(cutting: Proxy) -> None:
     cutting.every = 5 * EVERY
 

@@ -21,6 +21,7 @@ import zmq
 from ..errors import RunnelError, TimeoutError, UsageError, WireError, by_code
 from ..serve import wire
 from ..serve.address import beside, parse
+from ..serve.connection import BUNDLE_BYTES
 from ..serve.curve import connect_as
 from ..serve.keys import Secret
 from ..serve.placement import worker_of
@@ -57,6 +58,7 @@ class _Sent(NamedTuple):
 
 
 _told = msgspec.msgpack.Decoder(_Told)
+_told_together = msgspec.msgpack.Decoder(list[_Told])
 
 
 class RemoteTarget:
@@ -77,6 +79,7 @@ class RemoteTarget:
         self._packed = [pack(chunk) for chunk in chunks]
         self._flying: dict[int, _Sent] = {}  # by number
         self._numbers = 0
+        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent by the next look at the answers
         prefix = f"bench-{secrets.token_hex(4)}-"
         self._names = [f"{prefix}{stream}" for stream in range(streams)]
         self._epochs = [0] * streams
@@ -109,7 +112,7 @@ class RemoteTarget:
             seq=seq,
             inputs=infos,
         )
-        _post(self._sockets[stream], wire.encode_request(request, buffers))
+        self._post(stream, wire.encode_request(request, buffers))
 
     def poll(self, seconds: float) -> list[Answer]:
         answers: list[Answer] = []
@@ -167,7 +170,7 @@ class RemoteTarget:
                     v=wire.VERSION, op=op, id=str(number), sequence_id=self._names[stream],
                     epoch=self._epochs[stream],
                 )  # fmt: skip
-                _post(self._sockets[stream], wire.encode_request(request))
+                self._post(stream, wire.encode_request(request))
             if not asked:
                 return replies
             for told, (stream, _, _) in self._receive(self._timeout):
@@ -178,8 +181,16 @@ class RemoteTarget:
             if time.monotonic() - heard > self._timeout:
                 raise silence(self._address, self._timeout)
 
+    def _post(self, stream: int, frames: list[bytes]) -> None:
+        """What is due at one moment goes as one message over each connection."""
+        self._due.setdefault(self._sockets[stream], []).append(frames)
+
     def _receive(self, seconds: float) -> list[tuple[_Told, _Sent]]:
-        """What has arrived; where nothing has, what arrives within so many seconds."""
+        """Send what is due. What has arrived; where nothing has, what arrives within so many seconds."""
+        for socket, messages in self._due.items():
+            for _, frames in wire.bundles(messages, BUNDLE_BYTES, always=True):
+                _send(socket, frames)
+        self._due.clear()
         found = self._drain()
         if not found and seconds > 0:
             # zmq.Poller counts milliseconds, which is coarse beside what is measured. A socket's descriptor
@@ -196,9 +207,8 @@ class RemoteTarget:
                     frames = socket.recv_multipart(_NOBLOCK)
                 except zmq.Again:
                     break
-                told = _decode(frames[0])
-                if told.id:  # one without an id is a notice: the stream's next chunk will fail
-                    found.append((told, self._flying.pop(int(told.id))))
+                # One without an id is a notice: the stream's next chunk will fail.
+                found += [(told, self._flying.pop(int(told.id))) for told in _decode(frames) if told.id]
         return found
 
 
@@ -213,8 +223,10 @@ def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Desc
         socket = connection(stack.enter_context(zmq.Context()), stack, address, keys)
         socket.send_multipart(wire.encode_request(wire.Request(v=wire.VERSION, op="hello")))
         if not socket.poll(int(timeout * 1000)):
-            raise silence(address, timeout)
-        told = _decode(socket.recv_multipart()[0])
+from ..serve.address import beside, parse
+from ..serve.connection import BUNDLE_BYTES
+from ..serve.curve import connect_as
+from ..serve.keys import Secret
         if told.error:
             raise _error(told.error)
         if told.server is None:
@@ -236,16 +248,19 @@ def connection(
     return socket
 
 
-def _post(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
+def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
     *first, last = frames
     for frame in first:
         socket.send(frame, _MORE)
     socket.send(last, _NOBLOCK)
 
 
-def _decode(header: bytes) -> _Told:
+def _decode(frames: Sequence[bytes]) -> list[_Told]:
+    """An answer's header, or those of a bundle."""
     try:
-        return _told.decode(header)
+        if wire.bundled(frames):
+            return _told_together.decode(frames[0])
+        return [_told.decode(frames[0])]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
             f"an answer's header is not a msgpack map of version {wire.VERSION}: {error}"

@@ -27,7 +27,10 @@ class Target(Protocol):
     """What takes the load. Its streams are open; `send` and `poll` are one thread's."""
 
     def send(self, stream: int, due: float) -> None:
-        """Hand over the stream's next chunk, and never wait. `due` comes back with its answer."""
+        """Hand over the stream's next chunk, and never wait. `due` comes back with its answer.
+
+        It is on its way by the next `poll` at the latest.
+        """
 
     def poll(self, seconds: float) -> list[Answer]:
         """What was answered since; where nothing was, wait for it no longer than so."""

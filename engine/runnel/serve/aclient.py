@@ -19,6 +19,7 @@ from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret, client_keys
 from .remote import (
+    HELD,
     WINDOW,
     Flight,
     Handle,
@@ -116,7 +117,9 @@ class AsyncClient:
                     await land()
                 if flight.quiet is not None:
                     raise flight.quiet
-                ticket = await link.post(stream._line, stream._window, "feed", infos, buffers, self.timeout)
+                ticket = await link.post(
+                    stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                )
             except RunnelError as error:
                 flight.results[at] = error
             else:
@@ -261,13 +264,17 @@ class AsyncRemoteStream(Handle):
 
 
 class _LoopLink:
-    """A link in an event loop: its descriptors wake the loop, which reads for all tasks."""
+    """A link in an event loop: its descriptors wake the loop, which reads for all tasks.
+
+    What tasks ask in one turn of the loop goes together, at its end; a request that is alone goes at once.
+    """
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.link = Connection(address, keys)
         self.link.limit = limit
         self._closed = False
+        self._due = False  # what is held is sent at the end of this turn of the loop
         self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # who waits for it
         self._others: dict[asyncio.Future[bool], Callable[[], bool]] = {}
         for descriptor in self.link.descriptors:
@@ -289,8 +296,9 @@ class _LoopLink:
         infos: list[wire.TensorInfo],
         buffers: list[bytes],
         timeout: float,
+        held: bool = False,
     ) -> Ticket:
-        """Put a request on its way, once there is room for it: as `SharedLink.post`."""
+        """Put a request on its way, once there is room for it; `held`: more follow. As `SharedLink.post`."""
         self.check()
         link = self.link
         if link.full or len(line.unanswered) >= window:
@@ -298,7 +306,12 @@ class _LoopLink:
             if not roomy:
                 raise silence(link.address, timeout)
         ticket = link.talk.post(line, op, infos, buffers)
-        self._send()
+        alone = link.talk.in_flight == 1 and not held
+        if alone or len(link.talk.outbox) >= HELD:
+            self._send()
+        elif not self._due:
+            self._due = True
+            self.loop.call_soon(self._flush)
         return ticket
 
     async def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
@@ -368,6 +381,11 @@ class _LoopLink:
         finally:
             timer.cancel()
             self._others.pop(future, None)
+
+    def _flush(self) -> None:
+        self._due = False
+        if self.link.talk.outbox and not self._closed:
+            self._send()
 
     def _send(self) -> None:
         self.link.send()

@@ -81,13 +81,10 @@ class Connection:
         if not self._up:
             return
         sent = 0
-        messages = list(outbox.values())
         try:
-            while sent < len(messages):
-                together = _fitting(messages, sent)
-                self._hand_over(
-                    messages[sent] if together == 1 else wire.bundle(messages[sent : sent + together])
-                )
+            # Always: it says that replies may come together, which costs the daemon a fraction.
+            for together, frames in wire.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
+                self._hand_over(frames)
                 sent += together
         except zmq.Again:  # its queue is full, since the daemon does not read
             for id in list(islice(outbox, sent)):
@@ -139,18 +136,6 @@ class Connection:
                 made = made or self._up
         except zmq.Again:
             return made
-
-
-def _fitting(messages: list[list[bytes]], first: int) -> int:
-    """How many of them, from the first on, go as one."""
-    if len(messages) == first + 1:
-        return 1
-    nbytes = 0
-    for count, frames in enumerate(messages[first : first + wire.MAX_BUNDLE]):
-        nbytes += sum(map(len, frames))
-        if nbytes > BUNDLE_BYTES:
-            return max(count, 1)
-    return min(len(messages) - first, wire.MAX_BUNDLE)
 
 
 def _configure(dealer: zmq.Socket[bytes], address: str) -> None:

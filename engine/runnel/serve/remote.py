@@ -30,6 +30,7 @@ from .tensors import pack, undescribe, unpack
 
 WINDOW: Final = 32  # a stream's chunks on their way: enough to hide the way, and half of what a daemon keeps
 IN_FLIGHT: Final = 512  # requests that feed_many has on their way: enough to fill a daemon's batches
+HELD: Final = 64  # requests sent together: enough for a batch, which the daemon runs while more are made
 MAX_TIMEOUT: Final = 86400  # seconds: a day; a poll counts milliseconds in 32 bits
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output

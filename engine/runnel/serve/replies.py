@@ -51,19 +51,7 @@ class Replies:
 
 def bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
     """Replies to one peer, as few messages as may be; one alone goes as it is."""
-    outgoing: list[Outgoing] = []
-    part: list[list[bytes]] = []
-    nbytes = 0
-    for frames in messages:
-        size = sum(map(len, frames))
-        if part and (len(part) == wire.MAX_BUNDLE or nbytes + size > BUNDLE_BYTES):
-            outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
-            part, nbytes = [], 0
-        part.append(frames)
-        nbytes += size
-    if part:
-        outgoing.append(Outgoing(peer, wire.bundle(part) if len(part) > 1 else part[0]))
-    return outgoing
+    return [Outgoing(peer, frames) for _, frames in wire.bundles(messages, BUNDLE_BYTES)]
 
 
 def told(error: RunnelError) -> wire.ErrorInfo:

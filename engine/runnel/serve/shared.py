@@ -18,15 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Protocol
 
 from . import wire
 from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret
-from .remote import closed, silence
-
-HELD: Final = 64  # requests: enough for a batch, and few: the daemon works on them while more are made
+from .remote import HELD, closed, silence
 
 
 class Awaited(Protocol):

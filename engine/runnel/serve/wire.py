@@ -15,7 +15,7 @@ that is newer than its client may tell more. What changes the meaning of a known
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -37,6 +37,7 @@ MAX_BUNDLE_HEADER: Final = 512 * 1024  # bytes: of all their headers
 MAX_ID: Final = 256  # characters of a correlation id or a stream's name: kept, and repeated in replies
 MAX_NAME: Final = 256  # characters of a tensor's name
 MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
+MAX_FAULT: Final = 300  # characters of what msgspec says of a header: it quotes, and each of a bundle is told
 
 ITEM_BYTES: Final = {
     "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
@@ -154,9 +155,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _envelopes = msgspec.msgpack.Decoder(_Envelope)
-_request_lists = msgspec.msgpack.Decoder(list[Request])
-_reply_lists = msgspec.msgpack.Decoder(list[Reply])
-_envelope_lists = msgspec.msgpack.Decoder(list[_Envelope])
+# Their lengths are looked at before what they hold.
+_request_lists = msgspec.msgpack.Decoder(Annotated[list[Request], Meta(min_length=1, max_length=MAX_BUNDLE)])
+_reply_lists = msgspec.msgpack.Decoder(Annotated[list[Reply], Meta(min_length=1, max_length=MAX_BUNDLE)])
+_envelope_lists = msgspec.msgpack.Decoder(Annotated[list[_Envelope], Meta(max_length=MAX_BUNDLE)])
 
 # Seen: msgspec raises UnicodeDecodeError for a string that is not UTF-8, and RecursionError for nesting.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -201,7 +203,7 @@ def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
 def salvage_ids(frames: Sequence[bytes]) -> list[str]:
     """The correlation ids in a message that could not be decoded, so that its error finds its sender.
 
-    At least one, '' where there is none.
+    At least one, '' where there is none, as in what is larger or more than any message may be.
     """
     if bundled(frames):
         envelopes: Sequence[_Envelope | None] = _peek_all(frames[0])
@@ -224,6 +226,30 @@ def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
     ]
 
 
+def bundles(
+    messages: Sequence[list[bytes]], most: int, always: bool = False
+) -> Iterator[tuple[int, list[bytes]]]:
+    """The messages, in order, as few as may be: for each how many it holds, and its frames.
+
+    A bundle has `most` bytes at most; a message that is alone goes as it is, with `always` only where it
+    is larger than that.
+    """
+    if len(messages) == 1:  # as nearly always
+        yield 1, bundle(messages) if always and sum(map(len, messages[0])) <= most else messages[0]
+        return
+    part: list[list[bytes]] = []
+    nbytes = 0
+    for frames in messages:
+        size = sum(map(len, frames))
+        if part and (len(part) == MAX_BUNDLE or nbytes + size > most):
+            yield len(part), bundle(part) if len(part) > 1 or (always and nbytes <= most) else part[0]
+            part, nbytes = [], 0
+        part.append(frames)
+        nbytes += size
+    if part:
+        yield len(part), bundle(part) if len(part) > 1 or (always and nbytes <= most) else part[0]
+
+
 def bundled(frames: Sequence[bytes]) -> bool:
     """Whether these are a bundle's: the header is a msgpack array."""
     if not frames or not frames[0]:
@@ -233,15 +259,14 @@ def bundled(frames: Sequence[bytes]) -> bool:
 
 
 def decode_requests(frames: Sequence[bytes]) -> list[tuple[Request, Sequence[bytes]]]:
-    """The requests of a bundle. All or none: raises as `decode_request` does."""
-    if len(frames[0]) > MAX_BUNDLE_HEADER:
-        raise TooLargeError(f"the header of a bundle has {len(frames[0])} bytes; at most {MAX_BUNDLE_HEADER}")
+    """The requests of a bundle, at least one. All or none: raises as `decode_request` does."""
+    _check_size(frames, MAX_BUNDLE_HEADER)
     headers = _decode_all(_request_lists, frames)
     return _split(headers, [header.inputs for header in headers], frames[1], MAX_TENSOR_BYTES)
 
 
 def decode_replies(frames: Sequence[bytes]) -> list[tuple[Reply, Sequence[bytes]]]:
-    """The replies of a bundle; raises WireError."""
+    """The replies of a bundle, at least one; raises WireError."""
     headers = _decode_all(_reply_lists, frames)
     return _split(headers, [header.outputs for header in headers], frames[1], MAX_COUNT)
 
@@ -252,12 +277,11 @@ def _decode_all(decoder: msgspec.msgpack.Decoder[list[_H]], frames: Sequence[byt
     try:
         headers = decoder.decode(frames[0])
     except _UNREADABLE as error:
-        raise WireError(f"the header is not a msgpack array of maps of version {VERSION}: {error}") from None
-    if not 1 <= len(headers) <= MAX_BUNDLE:
-        raise WireError(f"{len(headers)} messages in a bundle; expected 1 to {MAX_BUNDLE}")
-    for header in headers:
-        if header.v != VERSION:
-            raise _other_version(header.v)
+        _check_versions(_peek_all(frames[0]))
+        raise WireError(
+            f"the header is not a msgpack array of maps of version {VERSION}: {_fault(error)}"
+        ) from None
+    _check_versions(headers)
     return headers
 
 
@@ -284,7 +308,7 @@ def _peek_all(frame: bytes) -> Sequence[_Envelope]:
     if len(frame) > MAX_BUNDLE_HEADER:
         return []
     try:
-        return _envelope_lists.decode(frame)[:MAX_BUNDLE]
+        return _envelope_lists.decode(frame)
     except _UNREADABLE:
         return []
 
@@ -294,12 +318,13 @@ def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: bytes) -> _H:
         header = decoder.decode(frame)
     except _UNREADABLE as error:
         envelope = _peek(frame)
-        if envelope is not None and type(envelope.v) is int and envelope.v != VERSION:
-            raise _other_version(envelope.v) from None
+        _check_versions([envelope] if envelope is not None else [])
         hint = " (an empty frame: a DEALER socket is expected, not a REQ)" if not len(frame) else ""
-        raise WireError(f"the header is not a msgpack map of version {VERSION}: {error}{hint}") from None
+        raise WireError(
+            f"the header is not a msgpack map of version {VERSION}: {_fault(error)}{hint}"
+        ) from None
     if header.v != VERSION:
-        raise _other_version(header.v)
+        _check_versions([header])
     return header
 
 
@@ -312,15 +337,22 @@ def _peek(frame: bytes) -> _Envelope | None:
         return None
 
 
-def _other_version(v: int) -> WireError:
-    return WireError(f"the header says version {v:.6g}; this end speaks version {VERSION}")
+def _fault(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= MAX_FAULT else f"{text[:MAX_FAULT]}…"
 
 
-def _check_size(frames: Sequence[bytes]) -> None:
+def _check_versions(headers: Sequence[_Envelope] | Sequence[Request] | Sequence[Reply]) -> None:
+    for header in headers:
+        if header.v != VERSION and type(header.v) is int:
+            raise WireError(f"the header says version {header.v:.6g}; this end speaks version {VERSION}")
+
+
+def _check_size(frames: Sequence[bytes], most_header: int = MAX_HEADER) -> None:
     if not 1 <= len(frames) <= 1 + MAX_TENSORS:
         raise WireError(f"{len(frames)} frames; a message has a header and at most {MAX_TENSORS} tensors")
-    if len(frames[0]) > MAX_HEADER:
-        raise TooLargeError(f"the header has {len(frames[0])} bytes; at most {MAX_HEADER}")
+    if len(frames[0]) > most_header:
+        raise TooLargeError(f"the header has {len(frames[0])} bytes; at most {most_header}")
     total = sum(map(len, frames))
     if total > MAX_MESSAGE_BYTES:
         raise TooLargeError(
@@ -332,7 +364,8 @@ def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: 
     if len(infos) != len(buffers):
         raise WireError(f"the header describes {len(infos)} tensors, but {len(buffers)} frames follow it")
     if len(infos) > 1 and len({info.name for info in infos}) != len(infos):
-        raise WireError(f"a tensor is named twice: {', '.join(info.name for info in infos)}")
+        names = [info.name for info in infos]
+        raise WireError(f"a tensor is named twice: {next(n for n in names if names.count(n) > 1)!r}")
     for info, buffer in zip(infos, buffers, strict=True):
         if 0 < prod(info.shape) * ITEM_BYTES[info.datatype] == len(buffer) <= most:
             continue  # all is well, as nearly always; what follows finds out what is not

@@ -1,0 +1,419 @@
+"""Bundles without sockets: several messages as one are what they are one by one, or are refused whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.errors import RunnelError, TooLargeError, WireError
+from runnel.serve import protocol, replies, wire
+from runnel.serve.conversation import Conversation, Line, Ticket
+from runnel.serve.protocol import Outgoing, Server
+from runnel.serve.tensors import pack
+from runnel.serve.wire import Request
+
+from .support import POISON, UNLUCKY, SpyEngine, code, rows, tally_engine
+from .test_wire import chunks
+
+encode = msgspec.msgpack.encode
+HELLO = {"v": 1, "op": "hello", "id": "h"}
+FEED = {"v": 1, "op": "feed", "id": "f", "sequence_id": "a"}
+
+
+def tensor(*shape: int, name: str = "x", datatype: str = "FP32") -> dict[str, Any]:
+    return {**FEED, "inputs": [{"name": name, "datatype": datatype, "shape": list(shape)}]}
+
+
+def message(op: Any, id: str, stream: str = "", *values: float, **fields: Any) -> list[bytes]:
+    infos, buffers = pack({"x": rows(*values)}) if values else ([], [])
+    return wire.encode_request(
+        Request(v=1, op=op, id=id, sequence_id=stream, inputs=infos, **fields), buffers
+    )
+
+
+def replies_in(outgoing: Sequence[Outgoing]) -> list[tuple[wire.Reply, list[bytes]]]:
+    """All replies, in order, of bundles and of others."""
+    found: list[tuple[wire.Reply, list[bytes]]] = []
+    for _, frames in outgoing:
+        told = wire.decode_replies(frames) if wire.bundled(frames) else [wire.decode_reply(frames)]
+        found += [(reply, list(buffers)) for reply, buffers in told]
+    return found
+
+
+# The wire.
+
+
+@given(st.lists(st.tuples(chunks, st.text(max_size=9)), min_size=1, max_size=20))
+def test_a_bundle_is_its_messages(made: list[tuple[dict[str, Any], str]]) -> None:
+    messages = []
+    for chunk, id in made:
+        infos, buffers = pack(chunk)
+        messages.append(wire.encode_request(Request(v=1, op="feed", id=id, inputs=infos), buffers))
+    frames = wire.bundle(messages)
+    assert len(frames) == 2
+    assert wire.bundled(frames)
+    assert not any(wire.bundled(single) for single in messages)
+    assert msgspec.msgpack.decode(frames[0]) == [msgspec.msgpack.decode(single[0]) for single in messages]
+    back = [(header, list(buffers)) for header, buffers in wire.decode_requests(frames)]
+    assert back == [(header, list(buffers)) for header, buffers in map(wire.decode_request, messages)]
+    assert wire.salvage_ids(frames) == [id for _, id in made]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 255, wire.MAX_BUNDLE])
+def test_as_many_as_a_bundle_may_have(count: int) -> None:
+    frames = wire.bundle([message("hello", str(i)) for i in range(count)])
+    assert [header.id for header, _ in wire.decode_requests(frames)] == [str(i) for i in range(count)]
+
+
+@given(st.lists(st.integers(0, 300), max_size=40), st.integers(0, 700))
+def test_messages_go_in_as_few_bundles_as_may_be(sizes: list[int], most: int) -> None:
+    messages = [[b"\x80", bytes([i]) * size] for i, size in enumerate(sizes)]
+    rest = list(messages)
+    took: list[int] = []
+    for count, frames in wire.bundles(messages, most):
+        part, rest = rest[:count], rest[count:]
+        nbytes = sum(map(len, (frame for one in part for frame in one)))
+        assert list(frames) == (part[0] if count == 1 else wire.bundle(part))
+        assert count == 1 or nbytes <= most
+        assert not rest or nbytes + sum(map(len, rest[0])) > most, "the next one had room"
+        took.append(count)
+    assert not rest
+    assert sum(took) == len(messages)
+
+
+def test_a_bundle_is_never_longer_than_it_may_be() -> None:
+    messages = [message("hello", str(i)) for i in range(2 * wire.MAX_BUNDLE + 1)]
+    assert [count for count, _ in wire.bundles(messages, 2**30)] == [wire.MAX_BUNDLE, wire.MAX_BUNDLE, 1]
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([encode([])], "1 frames; a bundle has two"),
+        ([encode([]), b""], "length >= 1"),
+        ([encode([HELLO])], "1 frames; a bundle has two"),
+        ([encode([HELLO]), b"", b""], "3 frames; a bundle has two"),
+        ([encode([HELLO] * (wire.MAX_BUNDLE + 1)), b""], "length <= 256"),
+        ([b"\xdd\xff\xff\xff\xff" + encode(HELLO), b""], "length <= 256"),
+        ([b"\xdc\x00\x02" + encode(HELLO), b""], "truncated"),
+        ([encode([HELLO]) + b"\x80", b""], "trailing"),
+        ([encode([HELLO])[:-1], b""], "truncated"),
+        ([encode([HELLO, 5]), b""], "Expected `object`"),
+        ([encode([[HELLO]]), b""], "Expected `object`"),
+        ([b"\x91" * 16_000, b""], "Expected `object`"),
+        ([b"\x91\x82\xa1v\x01\xa1x" + b"\x91" * 10_000, b""], "not a msgpack array of maps"),
+        ([b"\x91\x82\xa1v\x01\xa2op\xa2\xff\xfe", b""], "utf-8"),
+        ([encode([HELLO, {**HELLO, "v": 2}]), b""], "version 2"),
+        ([encode([HELLO, {**HELLO, "v": 2, "new": 1}]), b""], "version 2"),
+        ([encode([HELLO, {**HELLO, "sequence_edn": True}]), b""], r"`sequence_edn` - at `\$\[1\]`"),
+        ([encode([HELLO, {"op": "hello"}]), b""], "missing required field `v`"),
+        ([encode([HELLO]), b"x"], "take 0 bytes, but their frame has 1"),
+        ([encode([tensor(1, 2)]), bytes(9)], "take 8 bytes, but their frame has 9"),
+        ([encode([tensor(1, 2)]), bytes(7)], "takes 8 bytes, but its frame has 7"),
+        ([encode([tensor(1), tensor(1)]), bytes(4)], "takes 4 bytes, but its frame has 0"),
+        ([encode([tensor(2), tensor(0)]), bytes(4)], "takes 8 bytes, but its frame has 4"),
+        ([encode([{**FEED, "inputs": tensor(1)["inputs"] * 2}]), bytes(8)], "named twice: 'x'"),
+        ([encode([tensor(1, name="")]), bytes(4)], "length >= 1"),
+        ([encode([tensor(-1)]), bytes(4)], ">= 0"),
+    ],
+)  # fmt: skip
+def test_what_is_no_bundle(frames: list[bytes], words: str) -> None:
+    assert wire.bundled(frames)
+    with pytest.raises(WireError, match=words) as caught:
+        wire.decode_requests(frames)
+    assert type(caught.value) is WireError
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([encode(["x" * wire.MAX_BUNDLE_HEADER]), b""], f"at most {wire.MAX_BUNDLE_HEADER}"),
+        ([encode([HELLO]), bytes(wire.MAX_MESSAGE_BYTES)], "the message has"),
+        ([encode([tensor(2**40)]), bytes(8)], "too large"),
+        ([encode([tensor(0, 2**62)]), b""], "too large"),
+        ([encode([tensor(*[2**62] * 9)] * 200), bytes(8)], "too large"),
+        ([encode([tensor(*[2**31] * 2, 2)]), bytes(8)], "too large"),
+        ([encode([tensor(wire.MAX_TENSOR_BYTES // 4 + 1)]), bytes(wire.MAX_TENSOR_BYTES + 4)], "too large"),
+    ],
+)
+def test_what_passes_a_bound(frames: list[bytes], words: str) -> None:
+    with pytest.raises(TooLargeError, match=words):
+        wire.decode_requests(frames)
+
+
+def test_tensors_without_a_byte_are_taken_wherever_they_stand() -> None:
+    frames = [encode([tensor(0, 2), tensor(1), tensor(3, 0), HELLO]), bytes(4)]
+    assert [[*map(len, buffers)] for _, buffers in wire.decode_requests(frames)] == [[0], [4], [0], []]
+
+
+def read_all(frames: list[bytes]) -> None:
+    """As a peer's bytes are read; only errors of the tree may come out."""
+    assert 1 <= len(wire.salvage_ids(frames)) <= wire.MAX_BUNDLE
+    for decode in (wire.decode_requests, wire.decode_replies):
+        with suppress(RunnelError):
+            assert 1 <= len(decode(frames)) <= wire.MAX_BUNDLE  # type: ignore[operator]
+
+
+@given(st.sampled_from([b"", b"\x90", b"\x91", b"\x92", b"\xdc", b"\xdd", b"\x91\x82\xa1v\x01"]),
+       st.binary(max_size=300), st.lists(st.binary(max_size=99), min_size=1, max_size=3))  # fmt: skip
+def test_any_bytes_are_a_bundle_or_a_typed_error(start: bytes, head: bytes, rest: list[bytes]) -> None:
+    read_all([start + head, *rest])
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), st.integers(0, 400))
+def test_a_mutated_bundle_is_a_bundle_or_a_typed_error(changes: list[tuple[int, int]], cut: int) -> None:
+    head, body = wire.bundle([message("feed", str(i), "a", 1, 2) for i in range(3)])
+    data = bytearray(head)
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    read_all([bytes(data[: cut or None]), body])
+
+
+@pytest.mark.parametrize(
+    ("head", "ids"),
+    [
+        ([HELLO, {**FEED, "zz": 1}, {}], ["h", "f", ""]),
+        ([{"id": 7}, {"id": "x" * 300}, {"id": "y", "v": "one"}], ["", "", "y"]),
+        ([], [""]),
+        ([5], [""]),
+        ([HELLO] * (wire.MAX_BUNDLE + 1), [""]),
+        (["x" * wire.MAX_BUNDLE_HEADER], [""]),
+    ],
+)
+def test_the_ids_of_a_bundle_that_is_wrong(head: list[Any], ids: list[str]) -> None:
+    assert wire.salvage_ids([encode(head)]) == ids
+
+
+# The server.
+
+OPS = ["open", "feed", "first", "last", "only", "flush", "reset", "close", "resume", "snapshot", "hello"]
+FLAGS = {
+    "first": {"sequence_start": True},
+    "last": {"sequence_end": True},
+    "only": {"sequence_start": True, "sequence_end": True},
+}
+asked = st.tuples(
+    st.sampled_from(OPS),
+    st.sampled_from("abc"),
+    st.sampled_from([1.0, 2.0, UNLUCKY, POISON]),
+    st.integers(0, 4),  # seq
+    st.sampled_from([0, 0, 5, 9]),  # epoch
+)
+
+
+def made(groups: list[list[tuple[str, str, float, int, int]]]) -> list[list[list[bytes]]]:
+    """Each request as a message, under an id of its own."""
+    numbered, number = [], 0
+    for group in groups:
+        numbered.append([])
+        for op, stream, value, seq, epoch in group:
+            number += 1
+            fields = {**FLAGS.get(op, {}), "epoch": epoch, "seq": seq}
+            fed = op == "feed" or op in FLAGS
+            values = (value,) if fed else ()
+            numbered[-1].append(message("feed" if fed else op, str(number), stream, *values, **fields))
+    return numbered
+
+
+def told(
+    groups: list[list[list[bytes]]], together: bool, max_streams: int = 2
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a server answers to each id, and the streams that it has then."""
+    engine = tally_engine(max_streams)
+    server = Server(engine, "boot", first_epoch=100)
+    answers: dict[str, Any] = {}
+    for group in groups:
+        outgoing: list[Outgoing] = []
+        for frames in [wire.bundle(group)] if together and group else group:
+            outgoing += server.receive(b"peer", frames, 0.0)
+        while server.pending:
+            outgoing += server.run(0.0)
+        for reply, buffers in replies_in(outgoing):
+            assert reply.id not in answers, "answered twice"
+            answers[reply.id] = reply, buffers
+    return answers, {name: stream.snapshot() for name, stream in engine.streams.items()}
+
+
+@given(st.lists(st.lists(asked, max_size=12), max_size=8))
+def test_a_bundle_does_what_its_messages_do(groups: list[list[tuple[str, str, float, int, int]]]) -> None:
+    """Streams more than once in it, repeats, refusals, and more streams than there may be."""
+    messages = made(groups)
+    answers, streams = told(messages, together=True)
+    assert (answers, streams) == told(messages, together=False)
+    assert len(answers) == sum(map(len, groups)), "not one answer to each"
+
+
+def test_a_repeat_within_its_bundle_is_answered_from_what_was_kept() -> None:
+    feed = message("feed", "2", "a", 1, 2, seq=1)
+    again = message("feed", "3", "a", 1, 2, seq=1)
+    other = message("feed", "4", "a", 9, seq=1)
+    answers, _ = told(
+        [[message("open", "1", "a"), feed, again, other, message("feed", "5", "a", 3, seq=2)]], True
+    )
+    ys = {id: np.frombuffer(b"".join(buffers), "<f4")[::2].tolist() for id, (_, buffers) in answers.items()}
+    assert ys == {"1": [], "2": [1], "3": [1], "4": [], "5": [3]}
+    assert answers["4"][0].error.code == "CONFLICT"
+    assert answers["5"][0].applied_seq == 2
+
+
+@pytest.mark.parametrize("bound", ["MAX_PENDING", "MAX_PENDING_PER_PEER"])
+def test_a_bundle_that_meets_a_bound_is_taken_up_to_it(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(protocol, bound, 3)
+    messages = [message("feed", str(i), f"s{i}", 1, sequence_start=True) for i in range(5)]
+    for together in (True, False):
+        answers, streams = told([messages], together, max_streams=9)
+        assert [code(answers[str(i)][0]) for i in range(5)] == ["ok", "ok", "ok", "LIMIT", "LIMIT"]
+        assert list(streams) == ["s0", "s1", "s2"]
+
+
+def test_who_sends_no_bundle_gets_none_and_who_sends_one_gets_one() -> None:
+    server = Server(tally_engine(), "boot")
+    for i in range(3):
+        assert not server.receive(b"plain", message("open", str(i), f"p{i}"), 0.0)
+    assert not server.receive(
+        b"bundler", wire.bundle([message("open", str(i), f"b{i}") for i in range(3)]), 0.0
+    )
+    sent: dict[bytes, list[bool]] = {}
+    for peer, frames in server.run(0.0):
+        sent.setdefault(peer, []).append(wire.bundled(frames))
+    assert sent == {b"plain": [False] * 3, b"bundler": [True]}
+    [hellos] = server.receive(b"bundler", wire.bundle([message("hello", "1"), message("hello", "2")]), 0.0)
+    assert [reply.id for reply, _ in wire.decode_replies(hellos.frames)] == ["1", "2"]
+
+
+def test_replies_are_as_many_bundles_as_their_bounds_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(tally_engine(), "boot")
+    for start in (0, wire.MAX_BUNDLE):
+        group = [message("open", str(i), f"s{i}") for i in range(start, start + wire.MAX_BUNDLE)]
+        server.receive(b"peer", wire.bundle(group[: wire.MAX_BUNDLE if not start else 10]), 0.0)
+    parts = [len(wire.decode_replies(out.frames)) for out in server.run(0.0)]
+    assert parts == [wire.MAX_BUNDLE, 10]
+    monkeypatch.setattr(replies, "BUNDLE_BYTES", 600)
+    feeds = [message("feed", str(i), f"s{i}", *[1.0] * (200 if i == 3 else 2)) for i in range(8)]
+    server.receive(b"peer", wire.bundle(feeds), 0.0)
+    outgoing = server.run(0.0)
+    assert sorted(reply.id for reply, _ in replies_in(outgoing)) == [str(i) for i in range(8)]
+    assert any(wire.bundled(out.frames) for out in outgoing)
+    for out in outgoing:
+        assert not wire.bundled(out.frames) or sum(map(len, out.frames)) < 600 + 8
+
+
+FAULTY: dict[str, tuple[list[Any], bytes, list[str]]] = {
+    "one field too many": ([{**FEED, "sequence_start": True}, {**HELLO, "zz": 1}], b"", ["f", "h"]),
+    "a body too long": ([HELLO, tensor(1, 2)], bytes(9), ["h", "f"]),
+    "a body too short": ([tensor(1, 2), HELLO], bytes(7), ["f", "h"]),
+    "empty": ([], b"", [""]),
+    "too many": ([HELLO] * (wire.MAX_BUNDLE + 1), b"", [""]),
+}
+
+
+@pytest.mark.parametrize(("head", "body", "ids"), FAULTY.values(), ids=FAULTY.keys())
+def test_a_bundle_with_a_fault_is_refused_whole(head: list[Any], body: bytes, ids: list[str]) -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot")
+    replies = replies_in(server.receive(b"peer", [encode(head), body], 0.0))
+    assert [reply.id for reply, _ in replies] == ids
+    assert {reply.error.code for reply, _ in replies if reply.error} == {"BAD_MESSAGE"}
+    assert not server.pending
+    assert not engine.streams
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"z" * 200_000: 1},
+        {"op": "z" * 200_000},
+        {"inputs": [{"name": "\U000e0001" * wire.MAX_NAME, "datatype": "FP32", "shape": [2**62] * 9}]},
+        {"inputs": [{"name": "\U000e0001" * wire.MAX_NAME, "datatype": "FP32", "shape": [0]}] * 64},
+    ],
+    ids=["field", "op", "shape", "twice"],
+)
+def test_the_refusal_of_the_worst_bundle_names_every_id_in_one_message(fault: dict[str, Any]) -> None:
+    """What it says is repeated for each: were it not bounded, a message could be answered with 60 MB."""
+    ids = ["\U0001f300" * (wire.MAX_ID - 3) + f"{i:03d}" for i in range(wire.MAX_BUNDLE)]
+    head = [{**HELLO, **(fault if not i else {}), "id": id} for i, id in enumerate(ids)]
+    [out] = Server(tally_engine(), "boot").receive(b"peer", [encode(head), b""], 0.0)
+    assert [reply.id for reply, _ in replies_in([out])] == ids
+    assert sum(map(len, out.frames)) <= replies.BUNDLE_BYTES
+
+
+# The client's half.
+
+
+def spoken(server: Server) -> tuple[Conversation, list[Ticket], list[bytes]]:
+    """Three chunks of two streams on their way, and the bundle that answers them; the second one failed."""
+    talk = Conversation("c")
+    lines: list[Line] = []
+    for name in "ab":
+        ticket = talk.open(name, 5)
+        for frames in said(talk):
+            server.receive(b"peer", frames, 0.0)
+        for out in server.run(0.0):
+            talk.received(out.frames)
+        assert ticket.line
+        lines.append(ticket.line)
+    tickets = [
+        talk.post(line, "feed", *pack({"x": rows(value)}))
+        for line, value in zip([lines[0], lines[1], lines[0]], [1, UNLUCKY, 2], strict=True)
+    ]
+    server.receive(b"peer", wire.bundle(said(talk)), 0.0)
+    outgoing: list[Outgoing] = []
+    while server.pending:
+        outgoing += server.run(0.0)
+    return talk, tickets, wire.bundle([wire.encode_reply(*reply) for reply in replies_in(outgoing)])
+
+
+def said(talk: Conversation) -> list[list[bytes]]:
+    messages = [list(frames) for frames in talk.outbox.values()]
+    talk.outbox.clear()
+    return messages
+
+
+@pytest.fixture
+def engine() -> SpyEngine:
+    return tally_engine()
+
+
+def test_a_client_hears_each_reply_of_a_bundle(engine: SpyEngine) -> None:
+    talk, tickets, frames = spoken(Server(engine, "boot"))
+    settled = talk.received(frames)
+    assert sorted(settled, key=lambda ticket: ticket.id) == tickets
+    assert [type(ticket.error).__name__ for ticket in tickets] == ["NoneType", "StageError", "NoneType"]
+    assert [ticket.line.applied for ticket in tickets if ticket.line] == [2, 0, 2]
+    assert not talk.received(frames), "heard once"
+    assert talk.in_flight == 0
+
+
+def test_of_a_bundle_heard_over_a_new_connection_the_errors_are_not(engine: SpyEngine) -> None:
+    server = Server(engine, "boot")
+    talk, tickets, frames = spoken(server)
+    assert [ticket.done for ticket in talk.received(frames, cut=True)] == [True, True]
+    assert [ticket.done for ticket in tickets] == [True, False, True]
+    talk.reconnected()
+    [resumed] = said(talk)
+    assert wire.decode_request(resumed)[0].op == "resume"
+
+
+@pytest.mark.parametrize("fault", ["short", "long", "frames", "version", "deep"])
+def test_a_bundle_of_replies_that_is_none_fails_all_that_it_names(engine: SpyEngine, fault: str) -> None:
+    talk, tickets, (head, body) = spoken(Server(engine, "boot"))
+    told = msgspec.msgpack.decode(head)
+    bad = {
+        "short": [head, body[:-1]],
+        "long": [head, body + b"x"],
+        "frames": [head],
+        "version": [encode([{**told[0], "v": 2}, *told[1:]]), body],
+        "deep": [encode([{**told[0], "outputs": 5}, *told[1:]]), body],
+    }[fault]
+    assert len(talk.received(bad)) == 3
+    assert all(isinstance(ticket.error, WireError) for ticket in tickets)
+    assert talk.in_flight == 0
+    for frames in ([], [b"\x90", b""], [b"\x91\x05", b""], [b"\xdd\xff\xff\xff\xff", b""]):
+        assert not talk.received(frames)

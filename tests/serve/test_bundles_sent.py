@@ -1,0 +1,110 @@
+"""What both clients put into one message, counted by who receives it; over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runnel import AsyncClient
+from runnel.serve import connection
+from runnel.serve.client import Client
+from runnel.serve.remote import HELD
+
+from .recorder import Recorder, recording
+from .support import plain_engine, rows
+
+STREAMS = HELD + 36
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    with recording(tmp_path) as recorder:
+        yield recorder
+
+
+def test_feed_many_sends_as_many_together_as_are_held(recorder: Recorder) -> None:
+    with Client(recorder.address, timeout=30) as client:
+        streams = [client.open() for _ in range(STREAMS)]
+        got = client.feed_many([(stream, rows(k, 1)) for k, stream in enumerate(streams)])
+        assert [out[0, 0] for out in got] == list(range(STREAMS))
+    assert recorder.sizes("feed") == [HELD, STREAMS - HELD]
+    assert recorder.sizes("open") == [0] * STREAMS
+
+
+def test_feed_many_of_asyncio_does_the_same(recorder: Recorder) -> None:
+    async def main() -> list[float]:
+        async with AsyncClient(recorder.address, timeout=30) as client:
+            streams = [await client.open() for _ in range(STREAMS)]
+            got = await client.feed_many([(stream, rows(k, 1)) for k, stream in enumerate(streams)])
+            return [out[0, 0] for out in got]
+
+    assert asyncio.run(main()) == list(range(STREAMS))
+    assert recorder.sizes("feed") == [HELD, STREAMS - HELD]
+
+
+def test_what_tasks_ask_in_one_turn_of_the_loop_goes_together(recorder: Recorder) -> None:
+    """The first does not wait for the others: it might be alone."""
+
+    async def main() -> None:
+        async with AsyncClient(recorder.address, timeout=30) as client:
+            streams = [await client.open() for _ in range(20)]
+            for _ in range(3):
+                recorder.go.clear()
+                asyncio.get_running_loop().call_later(0.05, recorder.go.set)
+                await asyncio.gather(*(stream.feed(rows(1)) for stream in streams))
+
+    asyncio.run(main())
+    assert recorder.sizes("feed") == [0, 19] * 3
+
+
+def test_a_request_that_is_alone_is_no_bundle_nor_is_its_reply(recorder: Recorder) -> None:
+    async def main() -> None:
+        async with AsyncClient(recorder.address, timeout=30) as client, await client.open() as stream:
+            for k in range(5):
+                await stream.feed(rows(k))
+            await stream.flush()
+
+    asyncio.run(main())
+    with Client(recorder.address, timeout=30) as client, client.open() as stream:
+        for k in range(5):
+            stream.feed(rows(k))
+        client.feed_many([(stream, rows(5))])
+    assert recorder.sizes("feed") == [0] * 11
+    assert len(recorder.answers) == len(recorder.messages)
+    assert {frames[0][0] & 0xF0 for frames in recorder.answers} == {0x80}  # a map each
+
+
+def test_a_bundle_has_so_many_bytes_and_a_large_chunk_goes_alone(recorder: Recorder) -> None:
+    """Outputs are as large: of those too no message holds more than it may."""
+    sizes = [100_000] * 5 + [300_000] + [10] * 3 + [300_000] * 2 + [100_000]
+    chunks = [np.ones((nbytes // 8, 2), "float32") for nbytes in sizes]
+    with Client(recorder.address, timeout=30) as client:
+        streams = [client.open() for _ in sizes]
+        got = client.feed_many(list(zip(streams, chunks, strict=True)))
+    for out, chunk in zip(got, chunks, strict=True):
+        np.testing.assert_array_equal(out, plain_engine().open().feed(chunk))
+    assert recorder.sizes("feed") == [2, 2, 0, 0, 3, 0, 0, 0]
+    for frames in recorder.messages:
+        assert len(frames) == 1 or len(frames[1]) <= connection.BUNDLE_BYTES or len(frames[1]) == 300_000
+
+
+def test_a_client_that_is_closed_sends_nothing_more(recorder: Recorder) -> None:
+    """What was held for the end of the loop's turn is dropped, without a word to the loop."""
+    faults: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        client = AsyncClient(recorder.address, timeout=30)
+        stream = await client.open()
+        await stream.send(rows(1))
+        await stream.send(rows(2))
+        await client.close()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert not faults
+    assert recorder.sizes("feed") in ([], [0])
