@@ -223,10 +223,8 @@ def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Desc
         socket = connection(stack.enter_context(zmq.Context()), stack, address, keys)
         socket.send_multipart(wire.encode_request(wire.Request(v=wire.VERSION, op="hello")))
         if not socket.poll(int(timeout * 1000)):
-from ..serve.address import beside, parse
-from ..serve.connection import BUNDLE_BYTES
-from ..serve.curve import connect_as
-from ..serve.keys import Secret
+            raise silence(address, timeout)
+        [told] = _decode(socket.recv_multipart())
         if told.error:
             raise _error(told.error)
         if told.server is None:
