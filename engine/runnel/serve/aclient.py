@@ -180,7 +180,10 @@ class AsyncRemoteStream(Handle):
         return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def send(self, chunk: Array | Chunk) -> None:
-        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`."""
+        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`.
+
+        Where others are on theirs, it leaves when the loop has its turn.
+        """
         infos, buffers = self._tensors(chunk)
         link, waiting, timeout = self._link, self._waiting, self._client.timeout
         if len(waiting) >= self._window and not await link.until(
