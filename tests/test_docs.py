@@ -11,7 +11,11 @@ from runnel.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / f / "README.md" for f in ("engine", "plugins", "export", "deploy"))]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / f / "README.md" for f in ("engine", "plugins", "export")),
+        *ROOT.glob("deploy/*.md"),
+    ]
 )
 _FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 

@@ -169,7 +169,7 @@ def test_once_with_nobody_there_is_an_error(
 ) -> None:
     monkeypatch.setattr("runnel.cli.top.ANSWER_SECONDS", 0.2)
     assert main(["top", f"ipc://{tmp_path}/no.sock", "--once"]) == 2
-    assert "no answer from ipc://" in capsys.readouterr().err
+    assert "no reply from ipc://" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

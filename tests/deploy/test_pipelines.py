@@ -12,6 +12,7 @@ import pytest
 from scipy.signal import resample_poly
 
 from runnel import Engine
+from runnel.serve.settings import FLAGS, Settings, Source
 from runnel.spec import TensorSpec
 from tests import models, silero
 
@@ -59,6 +60,21 @@ def test_sensor_resamples_and_renames(tmp_path: Path) -> None:
         parts = [stream.feed({"reading": readings})["forecast"], stream.flush()]
     halved = resample_poly(readings, 1, 2, axis=0).astype(np.float32)
     np.testing.assert_allclose(np.concatenate(parts), hand.loop({"x": halved})["y"], atol=1e-5)
+
+
+def test_silero_says_all_that_serve_can_be_told(tmp_path: Path) -> None:
+    text = (PIPELINES / "silero.toml").read_text()
+    said = re.findall(r"^# (\[serve\]|\w+ = .*)$", text[text.index("# [serve]") :], re.M)
+    path = tmp_path / "silero.toml"
+    path.write_text(text + "\n".join(said))
+    settings, _ = Source(path, {}).read()
+    assert [line.split(" = ")[0] for line in said] == ["[serve]", *tomllib.loads("\n".join(said))["serve"]]
+    assert tomllib.loads("\n".join(said))["serve"].keys() == set(FLAGS)
+    examples = {"bind", "providers", "metrics", "keys", "authorised", "metrics_keys"}
+    for name in set(FLAGS) - examples:
+        assert getattr(settings, name) == getattr(Settings(), name), (
+            f"{name}: not what holds where it is not said"
+        )
 
 
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.toml")), ids=lambda p: p.stem)

@@ -22,6 +22,7 @@ from runnel.spec import Array
 
 from .support import rows, tally_engine
 
+SHOWN = 8  # entries of a list that is shown whole
 PAGE = Path(__file__).parents[2] / "engine" / "README.md"
 
 
@@ -49,6 +50,8 @@ def bounds() -> str:
         "axes of a tensor": wire.MAX_RANK,
         "bytes of a tensor": wire.MAX_TENSOR_BYTES,
         "bytes of a message": wire.MAX_MESSAGE_BYTES,
+        "requests in a bundle": wire.MAX_BUNDLE,
+        "bytes of a bundle's header; its tensors: those of one": wire.MAX_BUNDLE_HEADER,
         "characters of `id` and `sequence_id`": wire.MAX_ID,
         "characters of a tensor's name": wire.MAX_NAME,
         "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
@@ -60,6 +63,62 @@ def bounds() -> str:
         "closed streams whose end is remembered": sequences.MAX_PARTED,
     }
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {k} | {v:,} |" for k, v in told.items())])
+
+
+SERVER = {
+    "version": "of runnel",
+    "boot_id": "another one each time the worker starts: then its streams are gone",
+    "worker": "which of `workers` answered",
+    "workers": "the addresses of all, as they are bound",
+    "pipeline": "a fingerprint: a snapshot fits the pipeline that it was taken from",
+    "stages": "for people: each with what it takes and gives",
+    "state_bytes": "of one stream, in the model",
+    "inputs": "`{name, datatype, shape}` of each tensor that a feed needs; -1: the time axis",
+    "outputs": "the same of each tensor that it gives",
+    "input_rate": "time steps a second that go in; 0: not known",
+    "output_rate": "and that come out",
+    "latency": "input time steps: at stream time t, outputs describe t - latency",
+    "limits": "`streams`, `pending_per_peer` (requests of one client that wait), `kept_replies`, "
+    "`idle_seconds` (0: never); `header_bytes`, `tensors`, `tensor_bytes`, `message_bytes` of a request",
+}
+"""What a description tells, in order."""
+
+
+def server() -> str:
+    return "\n".join(["| `server` | |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in SERVER.items())])
+
+
+STATS = {
+    "worker, boot_id": "as in `hello`",
+    "streams, max_streams": "open, and the most that may be",
+    "pending, pending_bytes": "requests taken and not yet run; bytes of their tensors",
+    "kept_bytes": "of all replies that are kept",
+    "stopping": "whether the daemon is: `stats` is answered to the end",
+    "requests": "by op; one that could not be read, or was refused unread, has the op ''",
+    "errors": "answered, by code",
+    "chunks, repeats": "applied; requests answered with a reply that was kept",
+    "batches": "run; each steps a stream at most once",
+    "opened, resumed": "streams",
+    "closed": "streams, by reason: `closed`, `ended` (a feed with `sequence_end`), `idle`, `failed` (their "
+    "first feed did)",
+    "batch_sizes": "histogram: streams in a batch",
+    "batch_seconds": "histogram: how long a batch took",
+    "latency": "histogram: seconds from a request's arrival until its reply was on its way",
+    "dropped_replies, dropped_peers": "to peers that are gone or do not read; peers that did not read",
+    "cpu_seconds, started": "of the process: user and system time; its start, in seconds since 1970",
+    "resident_bytes, virtual_bytes": "its memory",
+    "open_files, max_files": "its descriptors, and the most that it may have",
+}
+"""What a stats document tells: the process's own where the system tells it."""
+
+
+def stats() -> str:
+    lines = ["| `stats` | since the start, of the worker that was asked |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {_quoted(names)} | {told} |" for names, told in STATS.items())])
+
+
+def _quoted(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", "))
 
 
 def datatypes() -> str:
@@ -113,8 +172,15 @@ def examples() -> str:
         infos, buffers = tensors.pack({"x": x}) if x is not None else ([], [])
         return send(title, wire.Request(v=1, op=op, inputs=infos, **fields), buffers)
 
+    def clip(id: str, x: Array) -> list[bytes]:
+        infos, buffers = tensors.pack({"x": x})
+        request = wire.Request(v=1, op="feed", id=id, sequence_start=True, sequence_end=True, inputs=infos)
+        return wire.encode_request(request, buffers)
+
     def send(title: str, request: wire.Request, buffers: Sequence[bytes]) -> list[bytes]:
-        frames = wire.encode_request(request, buffers)
+        return exchange(title, wire.encode_request(request, buffers))
+
+    def exchange(title: str, frames: list[bytes]) -> list[bytes]:
         [reply] = server.receive(b"peer", frames, 0.0) or server.run(0.0)
         parts.append(
             f"{title}\n\n```\n" + "\n".join([*_show("→", frames), *_show("←", reply.frames)]) + "\n```"
@@ -162,6 +228,12 @@ def examples() -> str:
         "A whole stream in one message: **feed** with `sequence_start` and `sequence_end`.",
         "feed", rows(1, 2, 3), id="12", sequence_id="clip", sequence_start=True, sequence_end=True,
     )  # fmt: skip
+    clips = (("13", rows(1)), ("14", rows(2)))
+    exchange(
+        "A **bundle**: two requests as one message, and so their replies.",
+        wire.bundle([clip(id, x) for id, x in clips]),
+    )
+    say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(
         "A **notice**, an hour later: nobody asked, so it has no `id`. The daemon closed the stream.\n\n"
@@ -172,7 +244,7 @@ def examples() -> str:
 
 def _show(arrow: str, frames: list[bytes]) -> Iterator[str]:
     """A message's header as text and bytes, then its tensors' bytes."""
-    text = json.dumps(msgspec.msgpack.decode(frames[0]), ensure_ascii=False)
+    text = json.dumps(_cut(msgspec.msgpack.decode(frames[0])), ensure_ascii=False)
     yield from textwrap.wrap(
         text, 98, initial_indent=f"{arrow} ", subsequent_indent="  ", break_on_hyphens=False
     )
@@ -181,10 +253,21 @@ def _show(arrow: str, frames: list[bytes]) -> Iterator[str]:
             yield f"  {name if not i else '      '} {frame[i : i + 40].hex()}"
 
 
+def _cut(value: Any) -> Any:
+    """With long lists shortened to what a reader needs of them."""
+    if isinstance(value, dict):
+        return {key: _cut(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [*map(_cut, value[:2]), "…"] if len(value) > SHOWN else list(map(_cut, value))
+    return value
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "transitions": transitions,
     "verdicts": verdicts,
     "bounds": bounds,
+    "server": server,
+    "stats": stats,
     "datatypes": datatypes,
     "codes": codes,
     "examples": examples,

@@ -38,6 +38,10 @@ def test_what_is_no_address(text: str, keyed: bool) -> None:
         ("tcp://[::]:7071", "tcp://[fe80::1]:9", "tcp://[fe80::1]:7071"),
         ("tcp://127.0.0.1:7071", "tcp://127.0.0.1:7070", "tcp://127.0.0.1:7071"),
         ("ipc:///run/x.1", "ipc:///run/x", "ipc:///run/x.1"),
+        ("ipc:///run/x.1", "ipc:///mnt/x", "ipc:///mnt/x.1"),
+        ("ipc://x.1", "ipc:///run/x", "ipc:///run/x.1"),
+        ("ipc:///run/x.1", "ipc://../x", "ipc://../x.1"),
+        ("ipc:///run/x.1", "ipc://x", "ipc://x.1"),
     ],
 )
 def test_a_worker_is_reached_where_its_daemon_is(worker: str, home: str, found: str) -> None:

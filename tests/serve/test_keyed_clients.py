@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +126,13 @@ def test_feed_with_workers_beyond_loopback(site: Site, tmp_path: Path) -> None:
             assert np.load(out).tolist() == [[1, 1], [3, 3], [6, 6]]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_load_on_a_daemon_that_has_keys(
+    daemon: Daemon, site: Site, engine: SpyEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", here(daemon), "--streams", "2", "--chunk", "10", "--seconds", "0.5", "--warm-up", "0"]
+    assert main([*words, "--json", "--timeout", "20", "--keys", str(site.key_file("alice"))]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["due"] == found["answered"] == 10
+    assert not engine.streams

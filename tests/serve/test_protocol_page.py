@@ -4,7 +4,12 @@ was written from it alone, with pyzmq and msgpack, works."""
 from __future__ import annotations
 
 import itertools
+import random
 import struct
+import time
+import tomllib
+import zlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,9 +17,16 @@ import pytest
 import zmq
 
 from runnel import errors
+from runnel.serve import process, wire
 from runnel.serve.daemon import Daemon
+from runnel.serve.protocol import Server
 
 from . import protocol_page
+from .site import Site, guarded, here
+from .support import tally_engine
+from .workers import workers
+
+Table = list[list[float]]
 
 
 def test_the_page_is_what_the_code_says() -> None:
@@ -28,16 +40,35 @@ def test_every_error_of_streams_chunks_and_messages_is_on_the_page() -> None:
     assert known - {errors.StreamClosedError} <= set(protocol_page.CODES)
 
 
+def test_every_field_of_a_description_is_on_the_page() -> None:
+    assert list(protocol_page.SERVER) == list(wire.Description.__struct_fields__)
+    for limit in wire.Limits.__struct_fields__:
+        assert f"`{limit}`" in protocol_page.SERVER["limits"]
+
+
+def test_every_field_of_the_stats_is_on_the_page() -> None:
+    server = Server(tally_engine(), "boot")
+    server.gauges = process.gauges
+    assert set(", ".join(protocol_page.STATS).split(", ")) == server.document().keys()
+
+
 class ForeignClient:
     """Knows nothing of runnel: written from the page."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: tuple[bytes, bytes, bytes] | None = None) -> None:
+        self.address, self.keys = address, keys
+        self.ids = itertools.count(1)
+        self.connect()
+
+    def connect(self) -> None:
+        """Over a new socket, so that nothing old is sent."""
         self.sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
-        self.sock.connect(address)
-        self.ids = itertools.count(1)
+        if self.keys:
+            self.sock.curve_serverkey, self.sock.curve_publickey, self.sock.curve_secretkey = self.keys
+        self.sock.connect(self.address)
 
-    def send(self, op: str, tensors: dict[str, list[list[float]]] | None = None, **fields: Any) -> str:
+    def send(self, op: str, tensors: dict[str, Table] | None = None, **fields: Any) -> str:
         id = f"f{next(self.ids)}"
         header = {"v": 1, "op": op, "id": id, **fields}
         frames = []
@@ -105,3 +136,139 @@ def test_a_foreign_client_need_not_wait(foreign: ForeignClient) -> None:
     ]
     got = {header["id"]: tensors for header, tensors in (foreign.receive() for _ in sent)}
     assert got == {id: {"y": [(1, 1), (2, 2)]} for id in sent}
+
+
+def test_a_foreign_client_sends_a_bundle(foreign: ForeignClient) -> None:
+    """One of its requests fails, and the others do not; one is answered before the rest is run."""
+    clip = {"v": 1, "op": "feed", "sequence_start": True, "sequence_end": True}
+    info = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    headers = [
+        {**clip, "id": "a", "inputs": [info]},
+        {"v": 1, "op": "feed", "id": "b", "sequence_id": "none", "inputs": [info]},
+        {"v": 1, "op": "hello", "id": "c"},
+        {**clip, "id": "d", "inputs": [info]},
+    ]
+    foreign.sock.send_multipart([msgspec.msgpack.encode(headers), struct.pack("<6f", 1, 1, 5, 5, 2, 2)])
+    got: dict[str, Any] = {}
+    while len(got) < len(headers):
+        assert foreign.sock.poll(10_000)
+        head, *frames = foreign.sock.recv_multipart()
+        found, body = msgspec.msgpack.decode(head), b"".join(frames)
+        for header in found if isinstance(found, list) else [found]:
+            size = 4 * sum(info["shape"][0] * info["shape"][1] for info in header.get("outputs", []))
+            got[header["id"]], body = (header, body[:size]), body[size:]
+        assert not body
+    assert (got["a"][1], got["d"][1]) == (struct.pack("<2f", 1, 1), struct.pack("<2f", 2, 2))
+    assert got["b"][0]["error"]["code"] == "UNKNOWN_STREAM"
+    assert "server" in got["c"][0]
+
+
+class ForeignStream:
+    """Many requests on their way; after a lost connection they are said again: written from the page."""
+
+    def __init__(self, client: ForeignClient, name: str) -> None:
+        self.client, self.name = client, name
+        self.epoch = random.getrandbits(62) + 1
+        self.most = client.ask("hello")[0]["server"]["limits"]["kept_replies"]
+        assert "error" not in client.ask("open", sequence_id=name, epoch=self.epoch)[0]
+        self.seq = 0
+        self.unanswered: dict[int, tuple[str, dict[str, Table] | None]] = {}
+        self.sent: dict[str, int] = {}  # the last sending of each: its id, its seq
+        self.made: list[tuple[float, ...]] = []
+
+    def request(self, op: str, tensors: dict[str, Table] | None = None) -> None:
+        while len(self.unanswered) >= self.most:
+            self.receive()
+        self.seq += 1
+        self.unanswered[self.seq] = op, tensors
+        self.say(self.seq)
+
+    def say(self, seq: int) -> None:
+        op, tensors = self.unanswered[seq]
+        self.sent[self.client.send(op, tensors, sequence_id=self.name, epoch=self.epoch, seq=seq)] = seq
+
+    def receive(self) -> None:
+        header, tensors = self.client.receive()
+        seq = self.sent.pop(header["id"], None)
+        if seq is None:
+            return  # to an earlier sending
+        assert "error" not in header
+        del self.unanswered[seq]
+        self.made += tensors.get("y", [])
+
+    def lose(self) -> None:
+        """The connection, and what is on its way over it; then go on over another."""
+        self.client.sock.close()
+        self.client.connect()
+        header, _ = self.client.ask("resume", sequence_id=self.name, epoch=self.epoch)
+        self.epoch = header["epoch"]
+        self.sent.clear()
+        for seq in self.unanswered:
+            self.say(seq)
+
+
+def test_a_foreign_client_loses_its_connection_and_nothing_else(daemon: Daemon) -> None:
+    """Every other time all was applied and its replies are lost; else whatever was on its way."""
+    chosen = random.Random(7)
+    values = [float(chosen.randrange(100)) for _ in range(600)]
+    watcher, client = ForeignClient(daemon.address), ForeignClient(daemon.address)
+    stream = ForeignStream(client, "mic")
+    cuts, chunks, at = 0, 0, 0
+    while at < len(values):
+        size = chosen.randrange(1, 5)
+        stream.request("feed", {"x": [[value, value] for value in values[at : at + size]]})
+        at, chunks = at + size, chunks + 1
+        if chosen.random() < 0.1:
+            applied = time.monotonic() + 10
+            while cuts % 2 and watcher.ask("stats")[0]["stats"]["chunks"] < chunks:
+                assert time.monotonic() < applied
+            stream.lose()
+            cuts += 1
+        elif chosen.random() < 0.3:
+            stream.receive()
+    stream.request("flush")
+    stream.request("close")
+    while stream.unanswered:
+        stream.receive()
+    counted = watcher.ask("stats")[0]["stats"]
+    client.sock.close()
+    watcher.sock.close()
+    assert stream.made == [(total, total) for total in itertools.accumulate(values)]
+    assert counted["chunks"] == chunks
+    assert counted["resumed"] == cuts > 10
+    assert counted["repeats"] > 10, "replies were lost, and given again"
+    assert (counted["streams"], counted["closed"]) == (0, {"closed": 1})
+
+
+def test_a_foreign_client_with_keys(site: Site) -> None:
+    user = tomllib.loads(site.key_file("alice").read_text())
+    [(_, public)] = tomllib.loads(site.key_file("alice").with_suffix(".pub").read_text()).items()
+    keys = user["server"].encode(), public.encode(), user["secret"].encode()
+    with guarded(tally_engine(), site) as daemon:
+        client = ForeignClient(here(daemon), keys)
+        assert "error" not in client.ask("open", sequence_id="mic")[0]
+        assert client.ask("feed", {"x": [[1, 1], [2, 2]]}, sequence_id="mic", seq=1)[1] == {"y": [(1, 1)]}
+        client.sock.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = Site(tmp_path)
+    site.user("alice")
+    return site
+
+
+def test_a_foreign_client_finds_the_worker_of_a_stream(tmp_path: Path) -> None:
+    with workers(tmp_path) as two:
+        clients = [ForeignClient(worker.address) for worker in two]
+        told = clients[0].ask("hello")[0]["server"]["workers"]
+        assert told == [worker.address for worker in two]
+        assert f"of `mic` {zlib.crc32(b'mic')}: worker {zlib.crc32(b'mic') % 2} of two" in " ".join(
+            protocol_page.PAGE.read_text().split()
+        )
+        for name in ("mic", "ärger", "s3"):
+            right = zlib.crc32(name.encode()) % 2
+            assert "error" not in clients[right].ask("open", sequence_id=name)[0]
+            assert clients[1 - right].ask("open", sequence_id=name)[0]["error"]["code"] == "WRONG_WORKER"
+        for client in clients:
+            client.sock.close()

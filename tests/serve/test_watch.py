@@ -39,6 +39,22 @@ def test_one_address_leads_to_all_workers(tmp_path: Path) -> None:
         assert [worker.address for worker in watcher.look()] == [worker.address for worker in three]
 
 
+def test_workers_are_found_where_the_one_that_was_asked_is(tmp_path: Path) -> None:
+    """The folder of their sockets, mounted elsewhere, as a container has it."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.symlink_to(inside)
+    with workers(inside) as two, Watcher([f"ipc://{outside}/w0.sock"], 10) as watcher:
+        inside.rename(tmp_path / "moved")  # what they call themselves leads nowhere
+        outside.unlink()
+        outside.symlink_to(tmp_path / "moved")
+        seen = watcher.look()
+        assert [worker.address for worker in seen] == [
+            f"ipc://{outside}/w{at}.sock" for at in range(len(two))
+        ]
+        assert all(worker.ready for worker in seen)
+
+
 def test_a_stuck_worker_is_silent_and_the_others_are_not(tmp_path: Path) -> None:
     with workers(tmp_path) as (one, two), Watcher([one.address], 0.5) as watcher:
         assert all(worker.ready for worker in watcher.look())

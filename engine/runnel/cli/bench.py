@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a late answer (5)"
     )
+    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -129,14 +130,16 @@ class _Bench:
 def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
     if _ADDRESS.match(args.target):
         from ..load.remote import RemoteTarget, hello
+        from ..serve.keys import client_keys
         from ..serve.tensors import undescribe
 
-        served = hello(args.target, args.timeout)
+        keys = client_keys(args.keys) if args.keys else None
+        served = hello(args.target, args.timeout, keys)
         signal = undescribe(served.inputs, served.input_rate)
         chunks = _chunks(args, signal)
         return _Bench(
             signal, chunks, served.limits.streams * max(1, len(served.workers)), True,
-            lambda streams: RemoteTarget(args.target, served, chunks, streams, args.timeout),
+            lambda streams: RemoteTarget(args.target, served, chunks, streams, args.timeout, keys),
         )  # fmt: skip
     from ..engine import Engine
     from ..load.local import LocalTarget

@@ -19,20 +19,19 @@ HELP = "stream a file, or standard input, through a daemon"
 _EXAMPLE = """examples:
   runnel feed ipc:///run/runnel.sock speech.wav -o segments.csv
   runnel feed tcp://127.0.0.1:7070 speech.wav --id mic-1 --chunk 20ms --realtime
+  runnel feed tcp://gateway:7070 readings.csv -o forecast.csv --keys sensor-7.key
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
-    parser.add_argument(
-        "address", help="where the daemon serves: ipc:///path/to.sock, or tcp://127.0.0.1:port"
-    )
+    parser.add_argument("address", help="where the daemon serves: ipc:///path/to.sock, or tcp://host:port")
     parser.add_argument("input", help="sound, a table, an array, or -: as for `runnel run`")
     parser.add_argument(
         "-o", "--output", default=STDOUT, metavar="OUT",
         help=".csv .tsv .npy .jsonl .wav .flac, or - for a table on standard output (the default)",
     )  # fmt: skip
-    parser.add_argument("--id", metavar="NAME", help="the stream's name; the daemon makes one otherwise")
+    parser.add_argument("--id", metavar="NAME", help="the stream's name; one is made otherwise")
     parser.add_argument(
         "--columns", metavar="A,B", type=lambda text: text.split(","),
         help="columns of a table, or channels of a sound file (from 1), in the order of the inputs",

@@ -23,7 +23,7 @@ HELP = "show inputs, states, operators, cost and certificate of a model or pipel
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n  runnel inspect model.onnx\n  runnel inspect pipeline.toml --json\n"
-        "  runnel inspect ipc:///run/runnel.sock"
+        "  runnel inspect ipc:///run/runnel.sock\n  runnel inspect tcp://gateway:7070 --keys ops.key"
     )
     parser.add_argument(
         "path", metavar="FILE|ADDRESS", help="a .onnx model, a .toml pipeline, or where a daemon serves"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import RunnelError, TimeoutError
+from ..errors import RunnelError
 from .text import Row, aligned, count
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
     Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping.
     """
     from ..serve.keys import client_keys
+    from ..serve.remote import silence
     from ..serve.watch import Watcher
 
     with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:
@@ -30,10 +31,7 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
     if served is None:
         if any(worker.alive for worker in seen):
             raise RunnelError(f"the daemon at {address} is stopping: ask again when it is back")
-        raise TimeoutError(
-            f"{seen[0].error}: is the daemon running there (runnel serve PIPELINE --bind {address}), "
-            "and is it not overloaded?"
-        )
+        raise silence(address, timeout)
     print(json.dumps(document(served, seen), indent=2) if as_json else text(served, seen))
 
 

@@ -14,7 +14,8 @@ _EXAMPLE = """examples:
   runnel keys new mic-1 --server daemon.pub     # on a client's
 
 A user is the name before the key in the daemon's list. Who holds the key is that user, and has the user's
-streams. To strike a key off: remove its line, and send SIGHUP to the daemon.
+streams. To let a client in: append the line of its .pub file to the list, and send SIGHUP to the daemon. To
+strike it off: remove the line, and send SIGHUP. A user with several keys: "mic-1" = ["KEY", "KEY"].
 """
 
 

@@ -21,7 +21,7 @@ HELP = "serve a pipeline to clients"
 _EXAMPLE = """examples:
   runnel serve vad.toml --bind ipc:///run/runnel.sock
   runnel serve model.onnx --bind tcp://127.0.0.1:7070 --max-streams 4096
-  runnel serve vad.toml --bind ipc:///run/runnel.sock --workers 4
+  runnel serve vad.toml --bind ipc:///run/runnel.sock --workers 4 --metrics 9464
 
 A pipeline file may say all of this itself, and flags go before it:
   [serve]
@@ -35,7 +35,8 @@ To be reached from other machines it needs keys (runnel keys --help), and then o
   keys = "daemon.key"                # these two are relative to the pipeline file
   authorised = "users.toml"          # lines of the users' .pub files; or a folder of such files
 
-SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once and exits with 1.
+SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once, and the status is 1
+where something was left unanswered.
 SIGHUP reads [serve] again: idle_seconds and log_level change at once, what else was changed is logged. It
 also reads the list of users again: whose key is no longer in it is refused from then on.
 """
@@ -46,7 +47,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("pipeline", help="a pipeline (.toml), or a model that describes itself (.onnx)")
-    parser.add_argument("--bind", metavar="ADDRESS", help="ipc:///path/to.sock, or tcp://127.0.0.1:port")
+    parser.add_argument(
+        "--bind",
+        metavar="ADDRESS",
+        help="ipc:///path/to.sock, or tcp://127.0.0.1:port; with keys tcp://0.0.0.0:port too",
+    )
     parser.add_argument("--keys", metavar="FILE", help="the daemon's secret key: only users are let in")
     parser.add_argument("--authorised", metavar="PATH", help="the list of users: a file, or a folder of .pub")
     parser.add_argument(

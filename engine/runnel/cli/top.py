@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import TimeoutError, UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..serve.watch import Seen, Watcher
@@ -24,6 +24,7 @@ MIN_INTERVAL: Final = 0.1  # seconds: a look costs a daemon some 100 µs
 _EXAMPLE = """examples:
   runnel top ipc:///run/runnel.sock
   runnel top tcp://127.0.0.1:7070 --once
+  runnel top tcp://gateway:7070 --keys ops.key
   runnel top ipc:///run/runnel.sock --json --interval 10 >> daemon.jsonl
 
 q or Ctrl-C leaves. Rates and percentiles are of the last interval. fill: streams in a batch, on average.
@@ -33,7 +34,7 @@ Latency: from a request's arrival at the daemon until its reply is on its way.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
-    parser.add_argument("address", help="where a daemon serves: ipc:///path/to.sock, or tcp://127.0.0.1:port")
+    parser.add_argument("address", help="where a daemon serves: ipc:///path/to.sock, or tcp://host:port")
     parser.add_argument(
         "--interval", type=float, default=1.0, metavar="S", help="seconds between two looks (1)"
     )
@@ -72,11 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(watcher: Watcher, address: str, interval: float) -> None:
+    from ..serve.remote import silence
     from .panel import frame, render
 
     before, began = watcher.look(), time.monotonic()
     if not any(seen.alive for seen in before):
-        raise TimeoutError(f"{before[0].error}: is the daemon running there, and is it not overloaded?")
+        raise silence(address, ANSWER_SECONDS)
     time.sleep(interval)
     after = watcher.look()
     print("\n".join(render(frame(address, before, after, time.monotonic() - began))))

@@ -20,9 +20,12 @@ import zmq
 
 from ..errors import RunnelError, TimeoutError, UsageError, WireError, by_code
 from ..serve import wire
-from ..serve.address import parse
+from ..serve.address import beside, parse
 from ..serve.connection import BUNDLE_BYTES
+from ..serve.curve import connect_as
+from ..serve.keys import Secret
 from ..serve.placement import worker_of
+from ..serve.remote import silence
 from ..serve.tensors import pack
 from ..stage import Chunk
 from .inputs import Playlist
@@ -62,10 +65,16 @@ class RemoteTarget:
     """Streams in a daemon, opened on entering and closed by `close`, after all that was sent before."""
 
     def __init__(
-        self, address: str, served: wire.Description, chunks: Sequence[Chunk], streams: int, timeout: float
+        self,
+        address: str,
+        served: wire.Description,
+        chunks: Sequence[Chunk],
+        streams: int,
+        timeout: float,
+        keys: Secret | None = None,
     ) -> None:
         """Connect and open the streams. Raises as `hello` does, and what the daemon answers to an open."""
-        self._address, self._timeout = address, timeout
+        self._address, self._timeout, self._keys = address, timeout, keys
         self._playlist = Playlist(chunks, streams)
         self._packed = [pack(chunk) for chunk in chunks]
         self._flying: dict[int, _Sent] = {}  # by number
@@ -76,10 +85,11 @@ class RemoteTarget:
         self._epochs = [0] * streams
         self._seqs = [0] * streams  # the last that was sent
         self._checked = [0] * streams  # an answer to a request numbered below says nothing of the seq to come
+        workers = [beside(worker, address) for worker in served.workers] or [address]
         self._undo = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
-            self._sockets = self._connect(served.workers or [address], streams)
+            self._sockets = self._connect(workers, streams)
             self._every = list(dict.fromkeys(self._sockets))
             self._descriptors = [socket.FD for socket in self._every]
             opened = self._ask("open", range(streams))
@@ -134,7 +144,9 @@ class RemoteTarget:
         """Each stream's socket: of the worker that its name belongs to, one of several."""
         context = self._undo.enter_context(zmq.Context())
         each = min(MAX_CONNECTIONS, -(-streams // (STREAMS_PER_CONNECTION * len(workers))))
-        sockets = [[connection(context, self._undo, worker) for _ in range(each)] for worker in workers]
+        sockets = [
+            [connection(context, self._undo, worker, self._keys) for _ in range(each)] for worker in workers
+        ]
         return [
             sockets[worker_of(name, len(workers))][stream % each] for stream, name in enumerate(self._names)
         ]
@@ -167,7 +179,7 @@ class RemoteTarget:
                     asked.remove(int(told.id))
                     replies.append((told, stream))
             if time.monotonic() - heard > self._timeout:
-                raise _silence(self._address, self._timeout)
+                raise silence(self._address, self._timeout)
 
     def _post(self, stream: int, frames: list[bytes]) -> None:
         """What is due at one moment goes as one message over each connection."""
@@ -176,7 +188,7 @@ class RemoteTarget:
     def _receive(self, seconds: float) -> list[tuple[_Told, _Sent]]:
         """Send what is due. What has arrived; where nothing has, what arrives within so many seconds."""
         for socket, messages in self._due.items():
-            for _, frames in wire.bundles(messages, BUNDLE_BYTES):
+            for _, frames in wire.bundles(messages, BUNDLE_BYTES, always=True):
                 _send(socket, frames)
         self._due.clear()
         found = self._drain()
@@ -200,15 +212,18 @@ class RemoteTarget:
         return found
 
 
-def hello(address: str, timeout: float) -> wire.Description:
-    """What a daemon serves. Raises UsageError for an address that is none, TimeoutError without an answer."""
-    if parse(address).text.endswith(":*"):
+def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Description:
+    """What a daemon serves. Raises UsageError for an address that is none, TimeoutError without an answer.
+
+    `keys`: those of a user, where the daemon has keys.
+    """
+    if parse(address, keyed=keys is not None).text.endswith(":*"):
         raise UsageError(f"address {address!r}: a load needs the port that the daemon has")
     with ExitStack() as stack:
-        socket = connection(stack.enter_context(zmq.Context()), stack, address)
+        socket = connection(stack.enter_context(zmq.Context()), stack, address, keys)
         socket.send_multipart(wire.encode_request(wire.Request(v=wire.VERSION, op="hello")))
         if not socket.poll(int(timeout * 1000)):
-            raise _silence(address, timeout)
+            raise silence(address, timeout)
         [told] = _decode(socket.recv_multipart())
         if told.error:
             raise _error(told.error)
@@ -217,12 +232,16 @@ def hello(address: str, timeout: float) -> wire.Description:
         return told.server
 
 
-def connection(context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack, address: str) -> zmq.Socket[bytes]:
+def connection(
+    context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack, address: str, keys: Secret | None = None
+) -> zmq.Socket[bytes]:
     """A socket that never blocks and never drops: what is on its way is bounded by the trial."""
     socket = stack.enter_context(context.socket(zmq.DEALER))
     for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
         socket.setsockopt(option, 0)
     socket.setsockopt(zmq.IPV6, int("[" in address))
+    if keys is not None:
+        connect_as(socket, keys)
     socket.connect(address)
     return socket
 
@@ -248,10 +267,3 @@ def _decode(frames: Sequence[bytes]) -> list[_Told]:
 
 def _error(info: wire.ErrorInfo) -> RunnelError:
     return by_code(info.code)(info.message)
-
-
-def _silence(address: str, timeout: float) -> TimeoutError:
-    return TimeoutError(
-        f"no answer from {address} within {timeout:g} s: is the daemon running there "
-        f"(runnel serve PIPELINE --bind {address}), and is it not overloaded?"
-    )

@@ -51,11 +51,17 @@ def parse(text: str, keyed: bool = False) -> Address:
 def beside(address: str, home: str) -> str:
     """Where a client reaches a worker bound to `address`, when it reaches another of the daemon's at `home`.
 
-    They are on one machine, and the name that it has for the client need not be the one that they are bound
-    to: 0.0.0.0, say, or what a container calls itself.
+    They are on one machine, and in one folder where they are files. Its name for the client need not be the
+    one that they are bound to: 0.0.0.0, say, or what a container calls itself; a relative path, or where the
+    folder is mounted.
     """
     here, there = _TCP.match(address), _TCP.match(home)
-    return f"tcp://{there['host']}:{here['port']}" if here and there else address
+    if here and there:
+        return f"tcp://{there['host']}:{here['port']}"
+    if address.startswith("ipc://") and home.startswith("ipc://"):
+        folder = os.path.dirname(home.removeprefix("ipc://"))
+        return f"ipc://{os.path.join(folder, os.path.basename(address.removeprefix('ipc://')))}"
+    return address
 
 
 def _path(path: str, text: str) -> Path:

@@ -16,7 +16,7 @@ import zmq
 
 from ..errors import RunnelError, UsageError
 from . import wire
-from .address import parse
+from .address import beside, parse
 from .curve import connect_as
 from .keys import Secret
 
@@ -153,8 +153,8 @@ class Watcher:
 
 
 def _workers(served: wire.Description, address: str) -> list[str]:
-    """All workers' addresses; the one that was asked, at `address`, is where it was found."""
-    found = list(served.workers) or [address]
+    """All workers' addresses, beside the one that was asked, which is where it was found: at `address`."""
+    found = [beside(worker, address) for worker in served.workers] or [address]
     if served.worker < len(found):
         found[served.worker] = address
     return found

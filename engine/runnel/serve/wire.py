@@ -226,25 +226,28 @@ def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
     ]
 
 
-def bundles(messages: Sequence[list[bytes]], most: int) -> Iterator[tuple[int, list[bytes]]]:
+def bundles(
+    messages: Sequence[list[bytes]], most: int, always: bool = False
+) -> Iterator[tuple[int, list[bytes]]]:
     """The messages, in order, as few as may be: for each how many it holds, and its frames.
 
-    A bundle has `most` bytes at most; a message that is alone, of any size, goes as it is.
+    A bundle has `most` bytes at most; a message that is alone goes as it is, with `always` only where it
+    is larger than that.
     """
     if len(messages) == 1:  # as nearly always
-        yield 1, messages[0]
+        yield 1, bundle(messages) if always and sum(map(len, messages[0])) <= most else messages[0]
         return
     part: list[list[bytes]] = []
     nbytes = 0
     for frames in messages:
         size = sum(map(len, frames))
         if part and (len(part) == MAX_BUNDLE or nbytes + size > most):
-            yield len(part), bundle(part) if len(part) > 1 else part[0]
+            yield len(part), bundle(part) if len(part) > 1 or (always and nbytes <= most) else part[0]
             part, nbytes = [], 0
         part.append(frames)
         nbytes += size
     if part:
-        yield len(part), bundle(part) if len(part) > 1 else part[0]
+        yield len(part), bundle(part) if len(part) > 1 or (always and nbytes <= most) else part[0]
 
 
 def bundled(frames: Sequence[bytes]) -> bool:

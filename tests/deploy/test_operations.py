@@ -1,0 +1,153 @@
+"""deploy/operations.md names every metric, error, event, setting and bound that there is, and no other."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from runnel.cli.main import COMMANDS
+from runnel.serve import daemon, logs, metrics, outbox, process, protocol, sender, sequences, workers
+from runnel.serve.exposition import encoder
+from runnel.serve.placement import Place
+from runnel.serve.protocol import Server
+from runnel.serve.settings import RELOADABLE, Settings
+from runnel.serve.watch import Seen
+from tests.serve.protocol_page import CODES
+from tests.serve.support import Peer, tally_engine
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "deploy" / "operations.md").read_text("utf-8")
+
+
+def section(name: str) -> str:
+    found = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)
+    assert found, f"no section {name!r}"
+    return found[1]
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Rows by what their first cell quotes."""
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.M)
+    assert len({name for name, _ in rows}) == len(rows), "a row twice"
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+
+
+def exposed() -> set[str]:
+    """The metrics that a scraper is given, by their own lines."""
+    server = Server(tally_engine(), "boot", place=Place(0, ("ipc:///run/x",)))
+    server.gauges = process.gauges
+    served = Peer(server).ask("hello")[0].server
+    encode, _ = encoder("")
+    page = encode([Seen("ipc:///run/x", served, server.document())]).decode()
+    return set(re.findall(r"^# TYPE (\w+) ", page, re.M))
+
+
+def test_every_metric_has_its_row() -> None:
+    assert table(section("Metrics")).keys() == exposed()
+
+
+def test_alerts_ask_for_what_is_there() -> None:
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.M | re.S)
+    known = exposed()
+    histograms = {name + end for name in known for end in ("_bucket", "_sum", "_count")}
+    asked = re.findall(r"\b(?:runnel|process)_\w+", block)
+    assert len(asked) > len(block.splitlines()) - 1
+    assert set(asked) <= known | histograms
+    assert set(re.findall(r'code="(\w+)"', block)) <= {error.code for error in CODES}
+
+
+def test_every_error_on_the_wire_has_its_row() -> None:
+    assert list(table(section("Errors"))) == [error.code for error in CODES]
+
+
+def logged() -> dict[str, str]:
+    """Event and level of each line that the daemon can write above debug."""
+    found = {"suppressed": "info"}  # written by the log itself
+    for path in (ROOT / "engine" / "runnel" / "serve").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "log"
+                and node.func.attr in ("info", "warning", "error", "exception")
+            ):
+                event = ast.literal_eval(node.args[0])
+                found[event] = "error" if node.func.attr == "exception" else node.func.attr
+    return found
+
+
+def test_every_event_has_its_row_and_its_level() -> None:
+    assert {event: cells[0] for event, cells in table(section("Log")).items()} == logged()
+
+
+def test_every_setting_has_its_row_with_its_default() -> None:
+    rows = table(section("Settings"))
+    defaults = {field.name: getattr(Settings(), field.name) for field in fields(Settings)}
+    assert rows.keys() == defaults.keys()
+    for name, (default, reload, *_) in rows.items():
+        value = defaults[name]
+        assert default == (f"{value:g}" if isinstance(value, float) else str(value or "none")), name
+        assert (reload == "at once") == (name in RELOADABLE), name
+
+
+def mib(value: int) -> str:
+    assert value % 2**20 == 0
+    return f"{value // 2**20} MiB"
+
+
+BOUNDS = [
+    ("requests of one client", [f"{protocol.MAX_PENDING_PER_PEER:,}"]),
+    ("requests of all", [f"{protocol.MAX_PENDING:,}", mib(protocol.MAX_PENDING_BYTES)]),
+    ("replies that a client has not read", [f"{sender.QUEUED_REPLIES:,}", mib(sender.MAX_HELD)]),
+    ("replies that a client has not read", [f"{outbox.MAX_BACKLOG:,}", mib(outbox.MAX_BACKLOG_BYTES)]),
+    ("the same, of all", [f"{outbox.MAX_BACKLOGS:,}", mib(outbox.MAX_BACKLOGS_BYTES)]),
+    ("seconds without reading", [f"{outbox.SLOW_SECONDS:g}"]),
+    (
+        "replies kept",
+        [
+            f"{sequences.KEPT_REPLIES} of a stream",
+            f"{sequences.KEPT_SECONDS:g} s",
+            mib(sequences.MAX_KEPT_BYTES),
+        ],
+    ),
+    ("ends of closed", [f"{sequences.MAX_PARTED:,}", f"{sequences.KEPT_SECONDS:g} s"]),
+    ("a connection without a handshake", [f"{daemon.HANDSHAKE_MS / 1000:g} s"]),
+    ("log lines", [f"{logs.BURST:g} at once", f"{logs.PER_SECOND:g} a second"]),
+    ("HTTP connections", [str(metrics.MAX_CONNECTIONS)]),
+]
+
+
+@pytest.mark.parametrize(("what", "told"), BOUNDS)
+def test_a_bound_is_what_the_code_says(what: str, told: list[str]) -> None:
+    [row] = [row for row in section("Bounds.*?").splitlines() if row.startswith(f"| {what}")]
+    for figure in told:
+        assert re.search(rf"(?<![\d,]){re.escape(figure)}(?!,?\d)", row), figure
+
+
+def test_times_are_what_the_code_says() -> None:
+    start = " ".join(section("Start, stop, upgrade").split())
+    assert (
+        f"for {daemon.FINISH_SECONDS:g} s at most, and replies leave for {daemon.LINGER_MS / 1000:g} s"
+        in start
+    )
+    assert f"after {workers.FIRST_PAUSE:g} s, then longer each time up to {workers.LAST_PAUSE:g} s" in TEXT
+    assert f"loading took {workers.START_SECONDS:g} s" in TEXT
+    assert f"answers within {metrics.ANSWER_SECONDS:g} s" in TEXT
+
+
+def test_every_flag_that_is_named_exists() -> None:
+    known = set()
+    for name in COMMANDS.values():
+        parser = argparse.ArgumentParser()
+        import_module(f"runnel.cli.{name}").add_arguments(parser)
+        known |= set(parser._option_string_actions)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) - {"--memory"}  # that is a container's
+    assert named
+    assert named <= known
