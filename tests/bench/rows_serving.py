@@ -54,7 +54,7 @@ def _throughput(kit: Kit) -> Measured:
     ticks = kit.large.ticks(STREAMS)
     with (
         serving.serving(kit, kit.large.path) as (address, _),
-        Client(address) as client,
+        Client(address, window=1) as client,  # of each stream: so as many as streams on their way in all
         serving.echoing(kit, reply) as socket,
     ):
         streams = [client.open() for _ in range(STREAMS)]

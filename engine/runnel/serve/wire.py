@@ -308,9 +308,10 @@ def _peek_all(frame: bytes) -> Sequence[_Envelope]:
     if len(frame) > MAX_BUNDLE_HEADER:
         return []
     try:
-        return _envelope_lists.decode(frame)
+        envelopes: list[_Envelope] = _envelope_lists.decode(frame)
     except _UNREADABLE:
         return []
+    return envelopes
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_H], frame: bytes) -> _H:
