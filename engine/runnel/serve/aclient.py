@@ -269,7 +269,7 @@ class AsyncRemoteStream(Handle):
 class _LoopLink:
     """A link in an event loop: its descriptors wake the loop, which reads for all tasks.
 
-    What tasks ask in one turn of the loop goes together, at its end; one that is alone on its way goes at once.
+    What tasks ask in one turn of the loop goes together, at its end; what is alone on its way goes at once.
     """
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
