@@ -190,7 +190,7 @@ class SlowDaemon:
     def answer(self, **fields: Any) -> wire.Request:
         assert self.router.poll(5000)
         peer, *frames = self.router.recv_multipart()
-        request, _ = wire.decode_request(frames)
+        [(request, _)] = wire.decode_requests(frames)
         if request.op == "hello":
             fields["server"] = self.description
         reply = wire.Reply(

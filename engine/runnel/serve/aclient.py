@@ -180,7 +180,10 @@ class AsyncRemoteStream(Handle):
         return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def send(self, chunk: Array | Chunk) -> None:
-        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`."""
+        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`.
+
+        Where others are on theirs, it leaves when the loop has its turn.
+        """
         infos, buffers = self._tensors(chunk)
         link, waiting, timeout = self._link, self._waiting, self._client.timeout
         if len(waiting) >= self._window and not await link.until(
@@ -266,7 +269,7 @@ class AsyncRemoteStream(Handle):
 class _LoopLink:
     """A link in an event loop: its descriptors wake the loop, which reads for all tasks.
 
-    What tasks ask in one turn of the loop goes together, at its end; a request that is alone goes at once.
+    What tasks ask in one turn of the loop goes together, at its end; what is alone on its way goes at once.
     """
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
