@@ -104,6 +104,7 @@ def test_a_full_server_is_not_handed_more(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_PENDING", 10)
+    monkeypatch.setattr(protocol, "ROOM", 0)
     with dealer(daemon.address) as sock:
         assert code(ask(sock, "open", "a")) == "ok"
         for i in range(200):

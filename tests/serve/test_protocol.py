@@ -256,6 +256,8 @@ def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("bound", "value"), [("MAX_PENDING", 3), ("MAX_PENDING_BYTES", 24)])
 def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
     monkeypatch.setattr(protocol, bound, value)
+    monkeypatch.setattr(protocol, "ROOM", 0)
+    monkeypatch.setattr(protocol, "ROOM_BYTES", 0)
     _, server, peer = served()
     peer.ask("open", "a")
     taken = [peer.send("feed", "a", rows(1)) for _ in range(3)]  # 8 bytes each
@@ -266,6 +268,20 @@ def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: 
         peer.take(server.run(0.0))
     assert [code(peer.replies[i][0]) for i in taken] == ["ok"] * 3
     assert not server.full
+
+
+def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
+    """Nobody who keeps within the limits is refused because others filled the server up."""
+    _, server, peer = served()
+    peer.ask("open", "a")
+    for i in range(protocol.MAX_PENDING // protocol.MAX_PENDING_PER_PEER):
+        crowd = Peer(server, b"crowd%d" % i)
+        while not server.full and server._per_peer.get(crowd.name, 0) < protocol.MAX_PENDING_PER_PEER:
+            crowd.send("snapshot", "a")
+    assert server.full
+    assert protocol.MAX_PENDING - server.pending == wire.MAX_BUNDLE - 1
+    one_less = server.pending - 1
+    assert one_less + wire.MAX_BUNDLE <= protocol.MAX_PENDING
 
 
 def test_names_that_were_never_opened_leave_nothing_behind() -> None:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
 MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
 MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
+ROOM: Final = wire.MAX_BUNDLE - 1  # of these are kept free: a message is taken whole, or waits outside
+ROOM_BYTES: Final = wire.MAX_MESSAGE_BYTES - 1
 
 log = Log("runnel.serve")
 
@@ -132,8 +134,8 @@ class Server:
 
     @property
     def full(self) -> bool:
-        """Whether the next request for a stream would be refused: time to run, not to receive."""
-        return self._pending >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES
+        """Whether requests of the next message may be refused: time to run, not to receive."""
+        return self._pending >= MAX_PENDING - ROOM or self._pending_bytes >= MAX_PENDING_BYTES - ROOM_BYTES
 
     @property
     def due(self) -> float | None:
@@ -280,7 +282,7 @@ class Server:
         bundled: bool,
     ) -> None:
         event = event_of(request)
-        if self.full:
+        if self._pending >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
         waiting = self._per_peer.get(peer, 0)
         if waiting >= MAX_PENDING_PER_PEER:
