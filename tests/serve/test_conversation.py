@@ -345,6 +345,36 @@ def test_giving_up_takes_what_is_behind_and_gives_the_seqs_again(link: Link) -> 
     assert [t.seq for t in again] == [2, 3]
 
 
+def test_a_chunk_given_up_is_applied_once_though_a_snapshot_comes_between(link: Link) -> None:
+    line = opened(link, "a")
+    lost = feed(link, line, rows(1))
+    link.send(), link.arrive(), link.run()
+    link.talk.give_up(lost, errors.TimeoutError("late"))
+    shot = link.talk.post(line, "snapshot")
+    link.finish()
+    assert shot.answer().applied_seq == 1
+    again = feed(link, line, rows(1))
+    behind = feed(link, line, rows(2))
+    link.finish()
+    assert [again.seq, behind.seq] == [1, 2]
+    assert link.server._engine.streams["a"].seq == 2
+
+
+def test_giving_up_all_that_lies_behind_a_failed_chunk_leaves_no_gap(link: Link) -> None:
+    line = opened(link, "a")
+    failed = feed(link, line, rows(UNLUCKY))
+    link.send(), link.arrive()
+    while link.server.pending:
+        link.run()
+    behind = [feed(link, line, rows(v)) for v in (2, 3)]
+    link.hear()
+    assert isinstance(failed.error, errors.StageError)
+    link.talk.give_up(behind[0], errors.TimeoutError("late"))
+    again = feed(link, line, rows(4))
+    link.finish()
+    assert [again.seq, y(again)[:, 0].tolist()] == [1, []]
+
+
 def test_an_open_given_up_is_the_same_when_said_again(link: Link) -> None:
     first = link.talk.open("a", EPOCH + 1)
     link.send(), link.arrive()  # it will be done, whenever the daemon comes to it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,57 @@ def test_a_stage_that_fails_ends_that_request_alone(daemon: Daemon) -> None:
             (reply.sequence_id, code(reply), reply.applied_seq) for reply in (reply_of(sock) for _ in "123")
         }
         assert found == {("a", "STAGE_FAILED", 0), ("b", "ok", 1), ("a", "ok", 1)}
+
+
+def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_fed(
+    engine: SpyEngine, address: str
+) -> None:
+    daemon = Daemon(engine, address, idle_seconds=60.0)
+    thread, _ = run(daemon)
+    assert daemon.started.wait(10)
+    with dealer(daemon.address) as sock:
+        for name in ("a", "b"):
+            assert code(ask(sock, "open", name)) == "ok"
+        gate = Gate(engine)
+        sock.send_multipart(feed("a", 1))
+        assert gate.entered.wait(10)
+        sock.send_multipart(feed("b", 1))
+        time.sleep(0.5)
+        daemon._server.idle_seconds = 0.4  # from here on both were idle, but for what they wait for
+        gate.go.set()
+        assert [(r.op, r.sequence_id, code(r)) for r in (reply_of(sock), reply_of(sock))] == [
+            ("feed", "a", "ok"),
+            ("feed", "b", "ok"),
+        ]
+    daemon.stop()
+    thread.join(10)
+
+
+def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = 40
+    answered: list[str] = []
+    receive = protocol.Server.receive
+
+    def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
+        answered.append("bundle" if wire.bundled(frames) else "other")
+        if answered == ["bundle"]:
+            assert sent.wait(10)  # then all the others are there
+            time.sleep(0.2)
+        return receive(self, peer, frames, now, user)
+
+    sent = threading.Event()
+    with dealer(daemon.address) as other, dealer(daemon.address) as flood:
+        assert code(ask(other, "open", "s")) == "ok"
+        monkeypatch.setattr(protocol.Server, "receive", spy)
+        question = wire.encode_request(wire.Request(v=1, op="stats", id="q"))
+        for _ in range(bundles):
+            flood.send_multipart(wire.bundle([question] * wire.MAX_BUNDLE))
+        other.send_multipart(feed("s", 1))
+        sent.set()
+        assert code(reply_of(other)) == "ok"
+        assert answered.count("bundle") < bundles / 2
 
 
 def test_an_idle_stream_is_closed_and_its_client_told_though_nobody_asks(

@@ -274,6 +274,26 @@ def test_a_worker_that_never_serves_is_ended(
         Supervisor(str(pipeline), settings, Source(pipeline, {}), notifier, observe_nothing).serve(())
 
 
+def test_a_worker_that_the_system_has_no_process_for_is_tried_again(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    settings = Settings(bind=f"ipc://{tmp_path}/d.sock", workers=2)
+    with Notifier({}) as notifier:
+        supervisor = Supervisor(str(pipeline), settings, Source(pipeline, {}), notifier, observe_nothing)
+        with pytest.raises(RunnelError, match="worker 0 cannot be started: Resource temporarily"):
+            supervisor.serve(())
+        supervisor._serving = True
+        place = supervisor._workers[1]
+        supervisor._start(place)
+        assert place.process is None
+        assert place.link is None
+        assert place.again is not None
+
+
 def test_a_worker_that_hangs_ends_itself_when_its_supervisor_is_gone(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

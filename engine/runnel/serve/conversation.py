@@ -192,8 +192,10 @@ class Conversation:
             unanswered.popleft()
         else:  # refused before those in front of it were run
             unanswered.remove(ticket)
-        if reply is not None and reply.epoch == line.epoch and reply.applied_seq > line.applied:
-            line.applied = reply.applied_seq
+        # Of a request that was given up, a snapshot's answer may tell that it was applied. That is not for us
+        # to use: the same chunk fed again must have the same seq, else it would be applied twice.
+        if reply is not None and reply.epoch == line.epoch and ticket.op != "snapshot":
+            line.applied = max(line.applied, reply.applied_seq)
         if error is not None and isinstance(error, (UnknownStreamError, FencedError)):
             line.lost = error
         if not unanswered:  # where one failed, those behind it failed too: the next seq is the daemon's word
@@ -274,6 +276,8 @@ class Conversation:
             line.sent -= ticket.seq > 0
             self._end(ticket, error)
             dropped.append(ticket)
+        if not line.unanswered:  # as where the last one is answered
+            line.sent = line.applied
         dropped.reverse()
         return dropped
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from ..errors import AccessError, LimitError, UsageError
+from ..errors import AccessError, LimitError, RunnelError, UsageError
 from . import process, socketfile, wire
 from .address import Address, parse
 from .curve import Guard
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 MAX_TAKEN: Final = 4096  # messages a turn: so many arrivals never keep those before them from running
+MAX_TOLD: Final = 256 * 1024  # bytes a turn answered at once, some 10 ms of work: a bundle asks 256 questions
 QUEUED_REQUESTS: Final = MAX_PENDING_PER_PEER  # a peer's, in libzmq, before its writes block
 HANDSHAKE_MS: Final = 2000  # a peer that connects and says nothing holds a descriptor no longer
 LINGER_MS: Final = 2000  # for replies on their way when the daemon stops
@@ -178,7 +179,7 @@ class Daemon:
         return not self._server.pending
 
     def _turn(self, router: zmq.Socket[bytes], told: bool = True) -> None:
-        """Take what has arrived, run one batch of it, reply; then what time asks for.
+        """Take what has arrived, do what time asks for, run one batch, reply.
 
         `told`: something besides requests may have arrived.
         """
@@ -189,12 +190,14 @@ class Daemon:
                 self._guard.answer()
         self._take(router)
         now = time.monotonic()
+        # Before the batch, which may take long: a stream whose request arrived is not idle. Where the server
+        # has its fill, such requests may wait in the socket.
+        if not server.full and (due := server.due) is not None and due <= now:
+            self._send(server.tick(now), now)
         if server.pending:
             self._send(server.run(now), now)
             now = time.monotonic()
             server.done(now)
-        if (due := server.due) is not None and due <= now:
-            self._send(server.tick(now), now)
         if (due := outbox.due) is not None and due <= now:
             outbox.retry(now)
         if self._keeper.beat_seconds and self._next_beat <= now:
@@ -218,8 +221,9 @@ class Daemon:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
         server, outbox, guard, clock = self._server, self._outbox, self._guard, time.monotonic
         user = ""
+        told = 0  # bytes
         for _ in range(MAX_TAKEN):
-            if server.full:
+            if server.full or told > MAX_TOLD:
                 return
             message = _receive(router)
             if message is None:
@@ -230,13 +234,20 @@ class Daemon:
                 try:
                     user = guard.user(peer, first)
                 except AccessError as error:
-                    outbox.refuse(*server.refuse(peer, frames, error), now)
+                    told += self._refuse(peer, frames, error, now)
                     continue
             if why := outbox.refuses(peer):
-                outbox.refuse(*server.refuse(peer, frames, LimitError(why)), now)
+                told += self._refuse(peer, frames, LimitError(why), now)
                 continue
             for reply in server.receive(peer, frames, now, user):
                 outbox.post(*reply, now)
+                told += sum(map(len, reply.frames))
+
+    def _refuse(self, peer: bytes, frames: Sequence[bytes], error: RunnelError, now: float) -> int:
+        """Answer a message with an error; the answer's bytes."""
+        reply = self._server.refuse(peer, frames, error)
+        self._outbox.refuse(*reply, now)
+        return sum(map(len, reply.frames))
 
     def _send(self, replies: Iterable[Outgoing], now: float) -> None:
         post = self._outbox.post

@@ -125,6 +125,7 @@ class Server:
         self._epoch = first_epoch
         self._stopping = False
         self._began = 0.0  # of the last run
+        self._ran: list[Named] = []  # whose requests were in it
         self._answered: list[float] = []  # when the requests arrived that the last run answered
 
     @property
@@ -200,7 +201,7 @@ class Server:
         self._answered.clear()
         replies = Replies()
         batch: list[_Step] = []
-        touched = list(self._ready)
+        touched = self._ran = list(self._ready)
         for named in touched:
             queue = named.queue
             while queue:
@@ -232,6 +233,10 @@ class Server:
         observe = self.stats.latency.observe
         for arrived in self._answered:
             observe(now - arrived)
+        if self.idle_seconds:  # silence is what comes after the reply, however long the batch took
+            for named in self._ran:
+                if named.stream is not None and named.used == self._began:  # not one that only refused
+                    self._register.touch(named, named.peer, now)
         if self._answered:
             self.stats.batch_seconds.observe(now - self._began)
             self._answered.clear()

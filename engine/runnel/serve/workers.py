@@ -221,12 +221,17 @@ class Supervisor:
     def _start(self, worker: _Worker) -> None:
         ours, theirs = link.pair()
         with theirs:
-            worker.process = subprocess.Popen(
-                [sys.executable, "-m", "runnel.serve.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # a terminal's signals come to the supervisor alone, which hands them on
-            )
+            try:
+                worker.process = subprocess.Popen(
+                    [sys.executable, "-m", "runnel.serve.worker", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # a terminal's signals come to the supervisor alone, which hands them on
+                )
+            except OSError as error:  # no memory for it, say, or as many processes as there may be
+                ours.close()
+                self._not_started(worker, f"worker {worker.index} cannot be started: {error.strerror}")
+                return
         beat_seconds = self._notifier.watchdog_seconds / 4
         link.send(
             ours,
@@ -282,9 +287,18 @@ class Supervisor:
         elif not self._serving:
             raise UsageError(why) if worker.told else RunnelError(f"{why} before it served")
         else:
-            pause = worker.backoff.after(served)
-            worker.again = time.monotonic() + pause
-            log.error("worker lost, with its streams", worker=worker.index, why=why, again_in_seconds=pause)
+            self._again(worker, served, "worker lost, with its streams", why)
+
+    def _not_started(self, worker: _Worker, why: str) -> None:
+        """The system has no process for it: the others serve on, and it is tried again."""
+        if not self._serving:
+            raise RunnelError(why)
+        self._again(worker, 0.0, "worker not started", why)
+
+    def _again(self, worker: _Worker, served: float, event: str, why: str) -> None:
+        pause = worker.backoff.after(served)
+        worker.again = time.monotonic() + pause
+        log.error(event, worker=worker.index, why=why, again_in_seconds=pause)
 
     def _kill(self) -> None:
         """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
