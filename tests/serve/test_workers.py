@@ -118,6 +118,27 @@ def test_each_worker_tells_all_addresses_and_serves_its_own_streams(
     assert not list(tmp_path.iterdir()), "socket files are left"
 
 
+def test_no_worker_serves_another_pipeline_than_the_others(tmp_path: Path) -> None:
+    file = model_pipeline(tmp_path)
+    served = file.read_text()
+    with command(str(file), "--bind", f"ipc://{tmp_path}/d.sock", "--workers", "2") as process:
+        told = hello(ready(process, 2))
+        file.write_text(f'{served}[model.outputs]\ny = "zz"\n')
+        os.kill(children(process)[1], signal.SIGKILL)
+        log = [process.stderr.readline()]  # type: ignore[union-attr]
+        while "was changed" not in log[-1]:
+            assert log[-1], log
+            log.append(process.stderr.readline())  # type: ignore[union-attr]
+        with dealer(told.workers[0]) as zero:
+            assert code(ask(zero, "open", named(0, 2))) == "ok"
+        file.write_text(served)
+        with dealer(told.workers[1]) as one:
+            one.send_multipart(feed(named(1, 2), 1))
+            assert code(reply_of(one, within=30_000)) == "UNKNOWN_STREAM"
+        process.send_signal(signal.SIGTERM)
+        finished(process, 0)
+
+
 def test_a_worker_that_dies_is_started_again_and_the_others_go_on(pipeline: Path, tmp_path: Path) -> None:
     with command(str(pipeline), "--bind", f"ipc://{tmp_path}/d.sock", "--workers", "2") as process:
         told = hello(ready(process, 2))

@@ -2,7 +2,7 @@
 
 Packets keep their borders, and the end of one side is the other's end of file: nothing is left to frame.
 To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
-From a worker:  {"bound": address}; {"ready": true}; {"beat": true}; {"failed": text}
+From a worker:  {"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Order:
     trust: bool
     settings: Settings
     beat_seconds: float
+    fingerprint: str = ""  # of the pipeline that the other workers serve; none do yet
 
     def packet(self) -> Packet:
         return asdict(self)

@@ -385,12 +385,12 @@ class Server:
             if stated and stated == named.resumed_from:
                 return NOTHING
             if stated and stated != named.epoch:
-                raise _fenced(named)
+                raise FencedError(f"stream {named.name!r} {LIKELY[FencedError]}")
             return None
         elif stated and stated != named.epoch:
             if phase is Phase.ABSENT:
                 raise self._unknown(named)
-            raise _fenced(named)
+            raise FencedError(f"stream {named.name!r} {LIKELY[FencedError]}")
         if seq:
             verdict, kept = named.judge(seq, digest)
             if verdict is Verdict.REPEAT and kept is not None:
@@ -491,10 +491,10 @@ class Server:
         """What the last chunk's step leaves to do: flush, and close."""
         try:
             rest = self._flush(step.stream)
+            joined = {name: np.concatenate((array, rest[name])) for name, array in outputs.items()}
         except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
             self._roll_back(step, now)
             return as_error("engine", error)
-        joined = {name: np.concatenate((array, rest[name])) for name, array in outputs.items()}
         body = self._commit(step, joined, now)
         self._part(step.named, "ended", "was closed: its end was fed", now)
         return body
@@ -592,10 +592,3 @@ class Server:
 def _open(named: Named) -> Stream:
     assert named.stream is not None  # the table has no such transition from ABSENT
     return named.stream
-
-
-def _fenced(named: Named) -> FencedError:
-    return FencedError(
-        f"stream {named.name!r} is in another epoch than the one stated: it was resumed elsewhere, or "
-        "opened anew"
-    )

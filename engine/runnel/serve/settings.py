@@ -39,6 +39,7 @@ class Settings:
     metrics_keys: str = ""  # file of the user's keys by which they ask a daemon that has keys
 
 
+LEAST_SECONDS: Final = 0.001  # below a clock's steps a stream in use would be idle
 RELOADABLE: Final = ("idle_seconds", "log_level")
 Check = Callable[[Any, str], Any]
 
@@ -113,8 +114,11 @@ def _whole(least: int, most: int) -> Check:
 
 
 def _seconds(value: Any, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise UsageError(f"{where} must be a number of seconds, 0 for never, not {value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (value == 0 or LEAST_SECONDS <= value < math.inf):
+        raise UsageError(
+            f"{where} must be a number of seconds, {LEAST_SECONDS:g} at least, 0 for never, not {value!r}"
+        )
     return float(value)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from ..errors import (
     AlreadyAppliedError,
     ConflictError,
+    FencedError,
     GapError,
     StreamEndedError,
     StreamError,
@@ -127,6 +128,7 @@ LIKELY: Final[Mapping[type[StreamError], str]] = {
     UnknownStreamError: "is not open: never opened, closed, or lost with a restart of the daemon; open it",
     StreamExistsError: "is open already: choose another id, close it first, or resume it",
     StreamEndedError: "was flushed: reset it, or close it",
+    FencedError: "is in another epoch than the one stated: it was resumed elsewhere, or opened anew",
 }
 
 BEGINS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..errors import RunnelError
+from ..errors import RunnelError, UsageError
 from . import link, logs
 from .keeper import Keeper, apply
 from .placement import Place
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .protocol import Server
 
 GRACE_SECONDS: Final = 20.0  # to stop in when the supervisor is gone: more than a daemon ever takes
+OTHER_PIPELINE: Final = (
+    "the pipeline or its model was changed, and the other workers serve what it was: put it back, or restart "
+    "the daemon"
+)
 STATUS_FAILED: Final = 2  # it could not serve, and has told why
 
 
@@ -38,13 +42,14 @@ class _Steered(Keeper):
     def __init__(self, wire: socket.socket, order: link.Order) -> None:
         self.beat_seconds = order.beat_seconds
         self.daemon: Daemon | None = None
+        self.pipeline = ""  # its fingerprint
         self._link = wire
         self._index = order.index
         self._settings = order.settings
 
     def meet(self, address: str) -> Place:
         """Tell where it is bound, and wait for where the others are: no HELLO is answered in part."""
-        link.send(self._link, {"bound": address})
+        link.send(self._link, {"bound": address, "pipeline": self.pipeline})
         packet = link.receive(self._link)
         if packet is None or "stop" in packet:
             raise _EarlyStopError
@@ -112,6 +117,9 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         flush_denormals=True,
     ) as engine:
         keeper = _Steered(wire, order)
+        keeper.pipeline = engine.pipeline.fingerprint
+        if order.fingerprint not in ("", keeper.pipeline):
+            raise UsageError(OTHER_PIPELINE)
         keeper.daemon = Daemon(
             engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
         )

@@ -25,6 +25,7 @@ from .address import parse
 from .daemon import FINISH_SECONDS, LINGER_MS, heard
 from .keeper import Observe, reread
 from .settings import Settings, Source
+from .worker import OTHER_PIPELINE
 
 START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
 STOP_SECONDS: Final = FINISH_SECONDS + LINGER_MS / 1000 + 3.0  # for workers to answer what has arrived
@@ -98,6 +99,7 @@ class Supervisor:
         trust: bool = False,
     ) -> None:
         self._pipeline = pipeline
+        self._fingerprint = ""  # of what all workers serve, once one has told
         self._settings = settings
         self._source = source
         self._notifier = notifier
@@ -236,7 +238,13 @@ class Supervisor:
         link.send(
             ours,
             link.Order(
-                worker.index, self._pipeline, worker.address, self._trust, self._settings, beat_seconds
+                worker.index,
+                self._pipeline,
+                worker.address,
+                self._trust,
+                self._settings,
+                beat_seconds,
+                self._fingerprint,
             ).packet(),
         )
         worker.link, worker.ready, worker.told, worker.again = ours, False, "", None
@@ -250,6 +258,12 @@ class Supervisor:
         if packet is None:
             self._ended(worker)
         elif "bound" in packet:
+            self._fingerprint = self._fingerprint or packet["pipeline"]
+            if packet["pipeline"] != self._fingerprint:  # changed while the first of them started
+                worker.told = OTHER_PIPELINE
+                if worker.process:
+                    worker.process.kill()
+                return
             worker.address, worker.bound = packet["bound"], True
             self._introduce(worker)
         elif "failed" in packet:
@@ -287,18 +301,26 @@ class Supervisor:
         elif not self._serving:
             raise UsageError(why) if worker.told else RunnelError(f"{why} before it served")
         else:
-            self._again(worker, served, "worker lost, with its streams", why)
+            log.error(
+                "worker lost, with its streams",
+                worker=worker.index,
+                why=why,
+                again_in_seconds=self._again(worker, served),
+            )
 
     def _not_started(self, worker: _Worker, why: str) -> None:
         """The system has no process for it: the others serve on, and it is tried again."""
         if not self._serving:
             raise RunnelError(why)
-        self._again(worker, 0.0, "worker not started", why)
+        log.error(
+            "worker not started", worker=worker.index, why=why, again_in_seconds=self._again(worker, 0.0)
+        )
 
-    def _again(self, worker: _Worker, served: float, event: str, why: str) -> None:
+    def _again(self, worker: _Worker, served: float) -> float:
+        """Start it again, in so many seconds."""
         pause = worker.backoff.after(served)
         worker.again = time.monotonic() + pause
-        log.error(event, worker=worker.index, why=why, again_in_seconds=pause)
+        return pause
 
     def _kill(self) -> None:
         """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
