@@ -32,7 +32,7 @@ class Effort:
     messages: int = 5000  # round trips to the daemon
 
 
-FULL = Effort(rounds=60)
+FULL = Effort(rounds=24)
 QUICK = Effort(rounds=5, turns=3, block_seconds=0.001, children=3, messages=300)
 
 
