@@ -206,12 +206,12 @@ TestPromises.settings = settings(
 
 @pytest.mark.parametrize("part", range(4))
 def test_ten_thousand_runs(part: int) -> None:
-    """The same world driven by a seeded generator, which costs less than Hypothesis: 100 events a run."""
+    """The same world driven by a seeded generator, which costs less than Hypothesis: 100 events at most."""
     for seed in range(part * 2500, part * 2500 + 2500):
         rng = random.Random(seed)
         world = World()
         try:
-            for _ in range(100):
+            for _ in range(rng.randint(20, 100)):
                 turn = rng.random()
                 if turn < 0.45:
                     world.compose(

@@ -222,7 +222,8 @@ class RemoteStream(Handle):
 
         After a TimeoutError the chunk may have been applied, or may be. Feed the same chunk again: it
         is applied once in any case. Another chunk in its place is ConflictError where the first was
-        applied: its output is then lost, and the next chunk goes behind it.
+        applied: its output is then lost, and the next chunk goes behind it. So where several were given up,
+        feed all of them again before others.
         """
         infos, buffers = self._tensors(chunk)
         return outputs(self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
