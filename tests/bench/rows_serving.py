@@ -319,7 +319,7 @@ def _silero_row(which: str, file: str) -> Row:
     return Row(
         f"live-silero-{which}",
         f"Silero on recorded speech: live streams that one worker holds at p99 < 32 ms, {file}",
-        f"{_OPEN_LOOP} A chunk every 32 ms; doubling, then bisecting; ten seconds a trial.",
+        f"{_OPEN_LOOP} A chunk every 32 ms; doubling, then bisecting; five seconds a trial.",
         partial(_silero, which),
         250,
         "streams",
