@@ -115,24 +115,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
-    from ..engine import Engine
     from ..serve import process
     from ..serve.curve import guard_of
     from ..serve.daemon import Daemon
     from ..serve.keeper import Service
 
     guard = guard_of(settings)
-    with Engine.load(
-        args.pipeline,
-        max_streams=settings.max_streams,
-        providers=settings.providers or None,
-        threads=settings.threads,
-        trust=args.trust,
-        flush_denormals=True,  # the process is the daemon's own
-    ) as engine:
+    with process.load(args.pipeline, settings, args.trust) as engine:
         keeper = Service(notifier, source, settings, _observe)
         daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard)
-        process.settle()
         with keeper:
             return daemon.serve(_SIGNALS)
 

@@ -1,4 +1,4 @@
-"""A process that is a daemon: what it uses, as the system counts it, and how its garbage is collected."""
+"""A process that is a daemon: its engine, how its garbage is collected, what the system says it uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import os
 import resource
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from .settings import Settings
 
 _PROC: Final = Path("/proc/self")
 
@@ -16,7 +20,23 @@ _PROC: Final = Path("/proc/self")
 _COLLECT: Final = (50_000, 20, 20)
 
 
-def settle() -> None:
+def load(pipeline: str, settings: Settings, trust: bool) -> Engine:
+    """The engine of this process, which is the daemon's own from now on. Raises as `Engine.load`."""
+    from ..engine import Engine
+
+    engine = Engine.load(
+        pipeline,
+        max_streams=settings.max_streams,
+        providers=settings.providers or None,
+        threads=settings.threads,
+        trust=trust,
+        flush_denormals=True,
+    )
+    _settle()
+    return engine
+
+
+def _settle() -> None:
     """Once all is loaded: keep the collector from looking at that again, and from looking often.
 
     Else it stops the loop for tens of milliseconds (seen: 40) to look through every library's objects.

@@ -37,7 +37,6 @@ class Kept(Struct, eq=False, gc=False):
     """
 
     key: str  # of its `Named`
-    seq: int
     digest: int
     infos: list[TensorInfo]
     buffers: Sequence[bytes]
@@ -160,7 +159,7 @@ class Register:
     ) -> None:
         """Keep the reply to the request that was just applied."""
         nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
-        kept = Kept(named.key, named.applied, digest, infos, buffers, nbytes, now)
+        kept = Kept(named.key, digest, infos, buffers, nbytes, now)
         replies = named.kept
         if replies is None:
             replies = named.kept = deque()

@@ -17,6 +17,7 @@ from ..errors import UsageError, nearest
 
 MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
 MAX_PROVIDERS: Final = 16
+LEAST_SECONDS: Final = 0.001  # below a clock's steps a stream in use would be idle
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
 
@@ -39,7 +40,6 @@ class Settings:
     metrics_keys: str = ""  # file of the user's keys by which they ask a daemon that has keys
 
 
-LEAST_SECONDS: Final = 0.001  # below a clock's steps a stream in use would be idle
 RELOADABLE: Final = ("idle_seconds", "log_level")
 Check = Callable[[Any, str], Any]
 

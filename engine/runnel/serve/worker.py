@@ -101,21 +101,13 @@ def main(fd: int) -> int:
 
 
 def _serve(wire: socket.socket, order: link.Order) -> bool:
-    from ..engine import Engine
     from . import process
     from .curve import guard_of
     from .daemon import Daemon
 
     settings = order.settings
     guard = guard_of(settings)
-    with Engine.load(
-        order.pipeline,
-        max_streams=settings.max_streams,
-        providers=settings.providers or None,
-        threads=settings.threads,
-        trust=order.trust,
-        flush_denormals=True,
-    ) as engine:
+    with process.load(order.pipeline, settings, order.trust) as engine:
         keeper = _Steered(wire, order)
         keeper.pipeline = engine.pipeline.fingerprint
         if order.fingerprint not in ("", keeper.pipeline):
@@ -123,7 +115,6 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         keeper.daemon = Daemon(
             engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
         )
-        process.settle()
         return keeper.daemon.serve()
 
 
