@@ -5,8 +5,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch import RowStage, StackedStage
+    from .ends import Sink, Source
     from .engine import Engine
     from .errors import RunnelError
+    from .notices import Notice
     from .plugins import hookimpl
     from .serve.aclient import AsyncClient
     from .serve.client import Client
@@ -25,8 +28,13 @@ __all__ = [
     "Client",
     "Engine",
     "Framing",
+    "Notice",
+    "RowStage",
     "RunnelError",
     "Signal",
+    "Sink",
+    "Source",
+    "StackedStage",
     "Stage",
     "Stream",
     "TensorSpec",
@@ -39,8 +47,13 @@ _HOMES = {
     "Client": "serve.client",
     "Engine": "engine",
     "Framing": "spec",
+    "Notice": "notices",
+    "RowStage": "batch",
     "RunnelError": "errors",
     "Signal": "spec",
+    "Sink": "ends",
+    "Source": "ends",
+    "StackedStage": "batch",
     "Stage": "stage",
     "Stream": "stream",
     "TensorSpec": "spec",

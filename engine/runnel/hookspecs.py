@@ -11,12 +11,23 @@ from collections.abc import Callable, Mapping
 
 import pluggy
 
+from .ends import Sink, Source
+from .notices import Listener
 from .stage import Stage
 
 hookspec = pluggy.HookspecMarker("runnel")
 
 StageFactory = Callable[..., Stage]
 """``factory(inputs: Signal, **options) -> Stage``."""
+
+SourceFactory = Callable[..., Source]
+"""``factory(signal: Signal, **options) -> Source``."""
+
+SinkFactory = Callable[..., Sink]
+"""``factory(signal: Signal, **options) -> Sink``."""
+
+ListenerFactory = Callable[..., Listener]
+"""``factory(**options) -> Listener``."""
 
 
 @hookspec
@@ -25,7 +36,7 @@ def runnel_stages() -> Mapping[str, StageFactory]:
 
     The factory is called as ``factory(inputs, **options)`` when a pipeline is read. `inputs` is the
     `runnel.Signal` that arrives at the stage; the options are what the pipeline's entry holds beside
-    ``use``. Every option is a keyword with an annotation out of int, float, bool, str, a Literal of
+    ``use``. Every option is a keyword with an annotation out of int, float, bool, str, Path, a Literal of
     strings, a list of one of these, or one of these with ``| None``: the pipeline's values are checked
     against it, and an int is taken for a float. A factory that cannot work with `inputs` or with an
     option's value raises `runnel.errors.PipelineError`.
@@ -70,4 +81,22 @@ def runnel_stages() -> Mapping[str, StageFactory]:
         use = "gain"
         factor = 0.5
     '''
+    raise NotImplementedError
+
+
+@hookspec
+def runnel_sources() -> Mapping[str, SourceFactory]:
+    """Sources: the name, and the factory that opens one."""
+    raise NotImplementedError
+
+
+@hookspec
+def runnel_sinks() -> Mapping[str, SinkFactory]:
+    """Sinks: the name, and the factory that opens one."""
+    raise NotImplementedError
+
+
+@hookspec
+def runnel_notices() -> Mapping[str, ListenerFactory]:
+    """Listeners to what happens to streams: the name, and the factory that makes one."""
     raise NotImplementedError

@@ -256,7 +256,7 @@ class Pipeline:
             return []
         stage = self.stages[position]
         try:
-            results = stage.step_many(states, chunks)
+            results = list(stage.step_many(states, chunks))
             if len(results) != len(states):
                 raise StageError(f"step_many gave {len(results)} results for {len(states)} streams")
         except Exception as error:
@@ -337,10 +337,15 @@ def _check_fit(before: Stage, after: Stage) -> None:
 
 
 def _latency(stages: Sequence[Stage]) -> int:
-    """The stages' latencies, each carried back to time steps of the pipeline's input, rounded up."""
+    """The stages' latencies, each carried back to time steps of the pipeline's input, rounded up.
+
+    Behind a stage whose rows come when they come there is no way back: what follows it is not counted.
+    """
     total, inputs_per_step = Fraction(0), Fraction(1)
     for stage in stages:
         total += stage.latency * inputs_per_step
+        if stage.ratio is None:
+            break
         inputs_per_step *= Fraction(stage.ratio[1], stage.ratio[0])
     return -int(-total // 1)
 

@@ -1,4 +1,5 @@
-"""Find the package behind a pipeline's ``use``, and make a stage from its options.
+"""Find the package behind a ``use``, and make from its options what it hands over: a stage, a source, a sink,
+a listener to notices.
 
 Only what a pipeline names is imported, so that a broken package breaks only the pipelines that use it.
 """
@@ -10,12 +11,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pluggy
 
 from . import hookspecs
+from .ends import Sink, Source
 from .errors import PipelineError, PluginError, RunnelError, nearest
 from .spec import Signal
 from .stage import Stage
@@ -28,12 +31,20 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 REQUIRED: Any = inspect.Parameter.empty
 """The default of an option that a pipeline must give."""
 
+KINDS: Mapping[str, str] = {
+    "stage": "runnel_stages",
+    "source": "runnel_sources",
+    "sink": "runnel_sinks",
+    "notice": "runnel_notices",
+}
+"""What a package can hand over, and the hook by which it does."""
+
 _SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One keyword of a stage's factory."""
+    """One keyword of a factory."""
 
     name: str
     kind: Any  # the annotation
@@ -54,12 +65,13 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """An installed stage, loaded."""
+    """One thing that an installed package hands over, loaded."""
 
     name: str
+    kind: str  # of `KINDS`
     distribution: str
     version: str
-    factory: Callable[..., Stage]
+    factory: Callable[..., Any]
     options: tuple[Option, ...]
 
     @property
@@ -68,7 +80,7 @@ class Plugin:
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
     def __str__(self) -> str:
-        return f"stage {self.name!r} of {self.distribution} {self.version}"
+        return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
 
 
 def installed() -> list[str]:
@@ -81,65 +93,110 @@ def distribution(name: str) -> tuple[str, str]:
     return _origin(_entry(name))
 
 
-def load(name: str) -> Plugin:
-    """Import the package that offers `name`.
+def load(name: str, kind: str = "stage") -> Plugin:
+    """Import the package that offers `name`, and take what it hands over of that kind (of `KINDS`).
 
     Raises PluginError, which names the plugin, its distribution, version and the cause, where none is
     installed under that name, or it cannot be imported, or it is not what `runnel.hookspecs` asks for.
     """
+    found = offers(name)
+    for plugin in found:
+        if plugin.kind == kind:
+            return plugin
+    kinds = " and a ".join(plugin.kind for plugin in found)
+    raise PluginError(f"{name!r} of {found[0].distribution} {found[0].version} is a {kinds}, not a {kind}")
+
+
+def offers(name: str) -> list[Plugin]:
+    """What the package hands over under `name`, in the order of `KINDS`; one at least. Raises as `load`."""
     entry = _entry(name)
     package, version = _origin(entry)
-    where = f"stage {name!r} of {package} {version}"
+    where = f"plugin {name!r} of {package} {version}"
     try:
         module = entry.load()
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         manager.register(module, name)
         manager.check_pending()  # a misspelt hook is an error, not silence
-        answers = manager.hook.runnel_stages()
+        answers = {kind: getattr(manager.hook, hook)() for kind, hook in KINDS.items()}
     except Exception as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name and error.name not in entry.value:
             hint = f" (install the package that has {error.name!r}: {package} needs it)"
         raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
-    stages = {key: made for answer in answers for key, made in _mapping(answer, where).items()}
-    if name not in stages:
-        hint = (
-            nearest(name, list(stages))
-            if stages
-            else " (does it have a runnel_stages marked @runnel.hookimpl?)"
-        )
-        raise PluginError(f"{where}: its module {entry.value} hands over no stage of that name{hint}")
-    factory = stages[name]
+    found: list[Plugin] = []
+    named: list[str] = []
+    for kind, made in answers.items():
+        for answer in made:
+            factories = _mapping(answer, f"{where}: {KINDS[kind]}")
+            named += factories
+            if name in factories:
+                found.append(_plugin(name, kind, package, version, factories[name], where))
+    if not found:
+        hint = nearest(name, named) if named else " (does it have a hook marked @runnel.hookimpl?)"
+        raise PluginError(f"{where}: its module {entry.value} hands over nothing of that name{hint}")
+    return found
+
+
+def _plugin(name: str, kind: str, package: str, version: str, factory: Any, where: str) -> Plugin:
     if not callable(factory):
         raise PluginError(f"{where}: its factory is a {type(factory).__name__}, which cannot be called")
-    return Plugin(name, package, version, factory, _options(factory, where))
+    first = {"notice": "", "sink": "signal", "source": "signal", "stage": "inputs"}[kind]
+    return Plugin(name, kind, package, version, factory, _options(factory, where, first))
 
 
-def make_stage(use: str, inputs: Signal, options: Mapping[str, Any], where: str) -> Stage:
+def make_stage(
+    use: str, inputs: Signal, options: Mapping[str, Any], where: str, folder: Path | None = None
+) -> Stage:
     """The stage that a pipeline's entry asks for.
 
     `inputs` is what arrives at it, `options` the entry without ``use``, `where` how an error names the
-    entry. Raises PluginError (see `load`), and PipelineError for an option that is unknown, missing or
-    of the wrong type, or where the stage refuses its options or `inputs`.
+    entry, `folder` what relative paths among the options are relative to. Raises PluginError (see `load`),
+    and PipelineError for an option that is unknown, missing or of the wrong type, or where the stage refuses
+    its options or `inputs`.
+    """
+    stage = make("stage", use, (inputs,), options, where, folder)
+    _check_made(stage, f"{where}: stage {use!r}")
+    made: Stage = stage
+    return made
+
+
+def make(
+    kind: str,
+    use: str,
+    given: tuple[Any, ...],
+    options: Mapping[str, Any],
+    where: str,
+    folder: Path | None = None,
+) -> Any:
+    """What the factory of that kind and name makes of what is given to it and the options, checked.
+
+    Raises as `make_stage` does; a source or a sink raises UsageError where it cannot be opened.
     """
     try:
-        plugin = load(use)
+        plugin = load(use, kind)
     except PluginError as error:
         raise PluginError(f"{where}: {error}") from error
-    checked = check_options(plugin, options, where)
+    checked = check_options(plugin, options, where, folder)
     try:
-        stage = plugin.factory(inputs, **checked)
+        made = plugin.factory(*given, **checked)
     except RunnelError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
         raise PluginError(f"{where}: {plugin} cannot be made: {type(error).__name__}: {error}") from error
-    _check_made(stage, f"{where}: {plugin}")
-    return stage
+    base = {"source": Source, "sink": Sink}.get(kind)
+    if base is not None and not isinstance(made, base):
+        raise PluginError(
+            f"{where}: {plugin}: its factory gave a {type(made).__name__}, not a runnel.{base.__name__}"
+        )
+    return made
 
 
-def check_options(plugin: Plugin, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_options(
+    plugin: Plugin, options: Mapping[str, Any], where: str, folder: Path | None = None
+) -> dict[str, Any]:
     """The options as the factory takes them; PipelineError names the nearest right one."""
+    what = f"{plugin.kind} {plugin.name!r}"
     known = {option.name: option for option in plugin.options}
     checked: dict[str, Any] = {}
     for key, value in options.items():
@@ -147,29 +204,29 @@ def check_options(plugin: Plugin, options: Mapping[str, Any], where: str) -> dic
             takes = nearest(key, list(known)) or " (it has none)"
             close = next((o for o in plugin.options if f"{o.name!r}?" in takes), None)
             of_type = f", {close.kind_text}" if close else ""
-            raise PipelineError(f"{where}: stage {plugin.name!r} has no option {key!r}{takes}{of_type}")
+            raise PipelineError(f"{where}: {what} has no option {key!r}{takes}{of_type}")
         try:
-            checked[key] = _convert(value, known[key].kind)
+            checked[key] = _convert(value, known[key].kind, folder or Path())
         except (TypeError, OverflowError):  # an int that no float holds
             raise PipelineError(
-                f"{where}: option {key!r} of stage {plugin.name!r} takes {known[key].kind_text}, "
+                f"{where}: option {key!r} of {what} takes {known[key].kind_text}, "
                 f"not {value!r} ({type(value).__name__})"
             ) from None
     for option in plugin.options:
         if option.required and option.name not in checked:
-            raise PipelineError(f"{where}: stage {plugin.name!r} needs the option {option}")
+            raise PipelineError(f"{where}: {what} needs the option {option}")
     return checked
 
 
 def _entry(name: str) -> importlib.metadata.EntryPoint:
     entries = list(importlib.metadata.entry_points(group=GROUP, name=name))
     if not entries:
-        raise PluginError(f"no stage {name!r} is installed{nearest(name, installed())}")
+        raise PluginError(f"no plugin {name!r} is installed{nearest(name, installed())}")
     # An editable install beside its source can list one distribution's entry twice.
     origins = sorted({_origin(entry) for entry in entries})
     if len({package for package, _ in origins}) > 1:
         both = " and ".join(f"{package} {version}" for package, version in origins)
-        raise PluginError(f"stage {name!r} is offered by {both}: uninstall one of them")
+        raise PluginError(f"plugin {name!r} is offered by {both}: uninstall one of them")
     return entries[0]
 
 
@@ -179,30 +236,28 @@ def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(answer, Mapping):
-        raise PluginError(
-            f"{where}: runnel_stages gave a {type(answer).__name__}, not a mapping of names to factories"
-        )
+        raise PluginError(f"{where} gave a {type(answer).__name__}, not a mapping of names to factories")
     return answer
 
 
-def _options(factory: Callable[..., Stage], where: str) -> tuple[Option, ...]:
-    """The factory's keywords beyond `inputs`; PluginError for one that no pipeline could give."""
+def _options(factory: Callable[..., Any], where: str, first: str) -> tuple[Option, ...]:
+    """The factory's keywords beyond its `first` argument, if it has one; PluginError for one that no pipeline
+    could give."""
     try:
         parameters = list(inspect.signature(factory, eval_str=True).parameters.values())
     except (TypeError, ValueError, NameError) as error:
         raise PluginError(f"{where}: its factory's signature cannot be read: {error}") from error
-    if not parameters or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        raise PluginError(f"{where}: its factory must take the inputs (a runnel.Signal) as first argument")
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if first and (not parameters or parameters[0].kind not in places):
+        raise PluginError(f"{where}: its factory must take the {first} (a runnel.Signal) as first argument")
     options = []
-    for parameter in parameters[1:]:
+    for parameter in parameters[1:] if first else parameters:
         named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         if not named or not _supported(parameter.annotation):
             raise PluginError(
                 f"{where}: its factory's parameter {str(parameter)!r} cannot be an option: options are "
-                "keywords annotated with int, float, bool, str, Literal, list[...] or one of these | None"
+                "keywords annotated with int, float, bool, str, Path, Literal, list[...] or one of these "
+                "with | None"
             )
         options.append(Option(parameter.name, parameter.annotation, parameter.default))
     return tuple(options)
@@ -219,14 +274,14 @@ def _supported(kind: Any) -> bool:
         return all(_supported(member) for member in get_args(kind))
     if get_origin(kind) is Literal:
         return all(isinstance(word, str) for word in get_args(kind))
-    return kind in _SCALARS
+    return kind is Path or kind in _SCALARS
 
 
-def _convert(value: Any, kind: Any) -> Any:
+def _convert(value: Any, kind: Any, folder: Path) -> Any:
     """`value` as `kind`; TypeError where it is not one."""
     for member in _members(kind):
         if get_origin(member) is list and isinstance(value, list):
-            return [_convert(item, get_args(member)[0]) for item in value]
+            return [_convert(item, get_args(member)[0], folder) for item in value]
         if get_origin(member) is Literal and value in get_args(member):
             return value
         if member in _SCALARS and type(value) is member:  # exactly: a bool is an int in Python, not here
@@ -235,11 +290,13 @@ def _convert(value: Any, kind: Any) -> Any:
             return value
         if member is float and type(value) is int:
             return float(value)
+        if member is Path and type(value) is str and value:
+            return folder / value
     raise TypeError
 
 
 def _kind_text(kind: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
     texts = []
     for member in _members(kind):
         if get_origin(member) is list:
@@ -259,7 +316,12 @@ def _check_made(stage: Any, where: str) -> None:
         value = getattr(stage, part, None)
         if not isinstance(value, kind):
             raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
-    ratio = tuple(stage.ratio) if isinstance(stage.ratio, list | tuple) else ()
+    if stage.ratio is None and stage.outputs.rate is not None:
+        raise PluginError(
+            f"{where}: its ratio is None, but its outputs have a rate of {stage.outputs.rate:g} Hz"
+        )
+    given: Any = (1, 1) if stage.ratio is None else stage.ratio
+    ratio = tuple(given) if isinstance(given, list | tuple) else ()
     if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
         raise PluginError(
             f"{where}: latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, "

@@ -32,11 +32,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One named array of a chunk: ``shape`` is that of one time step, without the time axis."""
+    """One named array of a chunk: ``shape`` is that of one time step, without the time axis.
+
+    `labels`: where its numbers stand for something, what 0, 1, 2 … stand for; for those who read, so that it
+    plays no part in whether two stages fit. A number without one (-1, say) stands for nothing.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
+    labels: tuple[str, ...] = field(default=(), compare=False)
 
     def empty(self) -> Array:
         """Zero time steps of it: shape (0, *shape)."""

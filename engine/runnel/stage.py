@@ -25,6 +25,9 @@ State = Any
 Arrays = Mapping[str, Array]
 """A state laid open: names to arrays."""
 
+Results = Sequence[tuple[State, Chunk] | RunnelError]
+"""What `step_many` gives: for each stream its next state and what its chunk makes, or its error."""
+
 _ZEROS = np.zeros(4096, np.float32)
 
 
@@ -39,7 +42,9 @@ class Stage(abc.ABC):
     inputs: Signal
     outputs: Signal
     latency: int = 0  # in its own input time steps: at stream time t, outputs describe t - latency
-    ratio: tuple[int, int] = (1, 1)  # output time steps for so many input time steps: (up, down)
+    # Output time steps for so many input time steps: (up, down). None where rows come when they come, as
+    # events do: then nothing is known of when a row lies, and `outputs.rate` is None.
+    ratio: tuple[int, int] | None = (1, 1)
 
     @abc.abstractmethod
     def initial(self) -> Arrays:
@@ -57,10 +62,11 @@ class Stage(abc.ABC):
         """The end of the stream: what is still inside. Default: nothing is."""
         return state, self.outputs.empty()
 
-    def step_many(
-        self, states: Sequence[State], chunks: Sequence[Chunk]
-    ) -> list[tuple[State, Chunk] | RunnelError]:
-        """`step` for several streams; an error stands in the place of the stream that it belongs to."""
+    def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
+        """`step` for several streams; an error stands in the place of the stream that it belongs to.
+
+        A stage that can do better than this loop is best made a `RowStage` or a `StackedStage` (batch.py).
+        """
         results: list[tuple[State, Chunk] | RunnelError] = []
         for state, chunk in zip(states, chunks, strict=True):
             try:

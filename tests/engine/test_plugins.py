@@ -134,7 +134,7 @@ def test_what_a_stage_refuses_is_said_with_the_entry():
 
 def test_an_unknown_name_names_the_nearest():
     with pytest.raises(
-        PluginError, match=r"here: no stage 'resampel' is installed \(did you mean 'resample'\?\)"
+        PluginError, match=r"here: no plugin 'resampel' is installed \(did you mean 'resample'\?\)"
     ):
         make_stage("resampel", SIGNAL, {}, "here")
 
