@@ -20,6 +20,10 @@ PURE = (
     "container",
     "tables",
     "pipeline",
+    "place",
+    "batch",
+    "ends",
+    "notices",
     "checks",
     "trial",
 )

@@ -142,6 +142,13 @@ class StageError(RunnelError):
     code = "STAGE_FAILED"
 
 
+class SlowStageError(StageError):
+    """A stage took longer for a chunk than the pipeline's limit; what it made was thrown away."""
+
+    code = "STAGE_SLOW"
+    retry = True
+
+
 class ModelError(RunnelError):
     """A model file that is missing, damaged, or not what its description says."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from .batch import Batch, Done
 from .errors import (
     ChunkError,
     ModelError,
@@ -28,7 +29,7 @@ from .errors import (
 )
 from .slots import Arena
 from .spec import Array, ModelSpec, Signal, TensorSpec
-from .stage import Arrays, Chunk, Stage, require_finite
+from .stage import Arrays, Chunk, Results, Stage, require_finite
 
 MAX_TICKS = 256  # time steps in one call: bounds the buffers; a longer chunk is several calls
 MAX_CELLS = 4096  # streams times time steps in one call, for the same reason
@@ -273,10 +274,12 @@ class ModelStage(Stage):
 
     # Many streams
 
-    def step_many(
-        self, states: Sequence[int], chunks: Sequence[Chunk]
-    ) -> list[tuple[int, Chunk] | RunnelError]:
-        lengths = [len(chunk[self._lead]) for chunk in chunks]
+    def step_many(self, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
+        lead = self._lead
+        if isinstance(chunks, Batch):
+            lengths = [chunks.steps] * len(chunks)
+        else:
+            lengths = [len(chunk[lead]) for chunk in chunks]
         results: list[tuple[int, Chunk] | RunnelError]
         try:
             if lengths and max(lengths) == min(lengths) == 1 and len(chunks) <= MAX_CELLS:
@@ -306,21 +309,17 @@ class ModelStage(Stage):
             return exact
         return error
 
-    def _step_group(
-        self, rows: Sequence[int], chunks: Sequence[Chunk]
-    ) -> list[tuple[int, Chunk] | RunnelError]:
+    def _step_group(self, rows: Sequence[int], chunks: Sequence[Chunk]) -> Done:
         """One tick of each stream."""
         call = self._call(len(rows), 1)
         for name, view in call.inputs:
-            np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
+            if isinstance(chunks, Batch):
+                view[...] = chunks.arrays[name]
+            else:
+                np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
         now = np.array(rows)
         self._run_rows(call, now, now ^ 1)
-        outs = [(name, view.copy()) for name, view in call.outputs]
-        after = (now ^ 1).tolist()
-        if len(outs) == 1:
-            key, values = outs[0]
-            return [(row, {key: value}) for row, value in zip(after, values, strict=True)]
-        return [(row, {key: values[i] for key, values in outs}) for i, row in enumerate(after)]
+        return Done((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
 
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]

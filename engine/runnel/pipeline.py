@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import state as snapshots
-from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError, StageError
-from .framing import Frame
+from .batch import Batch, Done, stack
+from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
+from .place import Place
 from .spec import Array, ModelSpec, Signal
 from .stage import Arrays, Chunk, Stage, State, as_error
 
@@ -27,28 +28,33 @@ States = tuple[State, ...]
 class Pipeline:
     """Immutable once made; shared by all streams of an engine."""
 
-    def __init__(self, stages: Sequence[Stage], model: ModelSpec | None, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        model: ModelSpec | None,
+        identity: Mapping[str, Any],
+        stage_seconds: float | None = None,
+    ) -> None:
+        """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes."""
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
         for before, after in pairwise(stages):
             _check_fit(before, after)
         self.stages = tuple(stages)
+        self.places = tuple(Place(stage, i, stage_seconds) for i, stage in enumerate(stages))
         self.model = model
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
-        # What a stage's results are checked against; the model (which keeps states elsewhere) and the
-        # framing are the engine's own, and proved by its tests.
-        self._declared = [
-            None if isinstance(s, Frame) or type(s).open is not Stage.open else _declared(s) for s in stages
-        ]
-        # A stage of somebody's own might keep what it is given, and that is the caller's memory.
-        self._lends = self._declared[0] is not None
+        # A stage of somebody's own might keep what it is given, and that is the caller's memory; what it
+        # makes might be what it was given, locked.
+        self._lends = self.places[0].declared is not None
+        self._unlocks = self.places[-1].declared is not None
         # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
-        alone = len(stages) == 1 and self._declared[0] is None
+        alone = len(stages) == 1 and not self._lends
         self.step = self._step_only if alone else self._step_all
-        self._step_of_only = stages[0].step
+        self._place_of_only = self.places[0]
         # A snapshot continues only in a pipeline with this model, these stages and these options.
         text = json.dumps(identity, sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -148,40 +154,38 @@ class Pipeline:
 
     def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         """`step` where the model is alone: the shortest path of all."""
-        try:
-            state, out = self._step_of_only(states[0], chunk)
-        except Exception as error:
-            raise as_error(f"0: {self.stages[0].name}", error) from error
+        state, out = self._place_of_only.step(states[0], chunk)
         return (state,), out
 
     def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         after = list(states)
         if self._lends:
             chunk = {name: array.copy() for name, array in chunk.items()}
-        for i, stage in enumerate(self.stages):
-            try:
-                after[i], chunk = self._checked(i, stage.step(states[i], chunk))
-            except Exception as error:
-                raise as_error(f"{i}: {stage.name}", error) from error
-            if i + 1 < len(after) and not len(next(iter(chunk.values()))):
+        last = len(after) - 1
+        for i, place in enumerate(self.places):
+            after[i], chunk = place.step(states[i], chunk)
+            if i < last and not len(next(iter(chunk.values()))):
                 return tuple(after), self.outputs.empty()  # nothing left for the stages that follow
-        return tuple(after), chunk
+        return tuple(after), self._unlocked(chunk)
 
     def flush(self, states: States) -> tuple[States, Chunk]:
         """End of stream: each stage gets what the ones before it held back, then is flushed itself."""
         after = list(states)
         chunk: Chunk = self.inputs.empty()
-        for i, stage in enumerate(self.stages):
-            try:
-                made: list[Chunk] = []
-                if len(next(iter(chunk.values()))):
-                    after[i], out = self._checked(i, stage.step(after[i], chunk))
-                    made.append(out)
-                after[i], out = self._checked(i, stage.flush(after[i]))
-            except Exception as error:
-                raise as_error(f"{i}: {stage.name}", error) from error
-            chunk = join(stage.outputs, [*made, out])
-        return tuple(after), chunk
+        for i, place in enumerate(self.places):
+            made: list[Chunk] = []
+            if len(next(iter(chunk.values()))):
+                after[i], out = place.step(after[i], chunk)
+                made.append(out)
+            after[i], out = place.flush(after[i])
+            chunk = join(place.stage.outputs, [*made, out])
+        return tuple(after), self._unlocked(chunk)
+
+    def _unlocked(self, chunk: Chunk) -> Chunk:
+        """The pipeline's output as arrays that are the caller's own, to write to as well."""
+        if self._unlocks:
+            return {name: a if a.flags.writeable else a.copy() for name, a in chunk.items()}
+        return chunk
 
     def reset(self, states: States) -> States:
         """`states`' places holding the initial states; raises errors of the tree."""
@@ -223,79 +227,55 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
+        flowing = chunks
         if self._lends:
-            chunks = [{name: array.copy() for name, array in chunk.items()} for chunk in chunks]
-        if len(self.stages) == 1:
-            done = self._many(0, [s[0] for s in states], chunks)
-            return [((r[0],), r[1]) if isinstance(r, tuple) else r for r in done]
-        after = [list(s) for s in states]
-        flowing: list[Chunk] = list(chunks)
-        failed: dict[int, RunnelError] = {}
-        alive = list(range(len(chunks)))
-        last = len(self.stages) - 1
-        for k in range(last + 1):
-            done = self._many(k, [after[i][k] for i in alive], [flowing[i] for i in alive])
-            going = []
+            flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]
+        before = list(zip(*states, strict=True))  # each stage's states
+        after: list[Sequence[State]] = list(before)
+        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks are still on their way
+        ended: dict[int, Chunk | RunnelError] = {}  # the others' ends
+        last = len(self.places) - 1
+        for k, place in enumerate(self.places):
+            if not alive:
+                break
+            all_alive = len(alive) == len(chunks)
+            done = place.step_many(before[k] if all_alive else [before[k][i] for i in alive], flowing)
+            if all_alive and isinstance(done, Done) and (k == last or done.batch.steps):
+                after[k], flowing = done.states, done.batch
+                continue
+            column, going, onward = list(before[k]), [], []
             for i, result in zip(alive, done, strict=True):
                 if isinstance(result, RunnelError):
-                    failed[i] = result
+                    ended[i] = result
                     continue
-                after[i][k], flowing[i] = result
-                if k < last and not len(next(iter(flowing[i].values()))):
-                    flowing[i] = self.outputs.empty()
+                column[i], chunk = result
+                if k < last and not len(next(iter(chunk.values()))):
+                    ended[i] = self.outputs.empty()  # nothing left for the stages that follow
                 else:
                     going.append(i)
-            alive = going
-        return [failed[i] if i in failed else (tuple(after[i]), flowing[i]) for i in range(len(chunks))]
-
-    def _many(
-        self, position: int, states: Sequence[State], chunks: Sequence[Chunk]
-    ) -> list[tuple[State, Chunk] | RunnelError]:
-        """One stage's step for several streams; each failure stands in its own stream's place."""
-        if not states:
-            return []
-        stage = self.stages[position]
-        try:
-            results = list(stage.step_many(states, chunks))
-            if len(results) != len(states):
-                raise StageError(f"step_many gave {len(results)} results for {len(states)} streams")
-        except Exception as error:
-            if len(states) == 1:
-                return [as_error(f"{position}: {stage.name}", error)]
-            # A stage whose batch fails as a whole gets its streams one by one: only the guilty one fails.
-            return [self._many(position, [s], [c])[0] for s, c in zip(states, chunks, strict=True)]
-        if self._declared[position] is not None:
-            for i, result in enumerate(results):
-                try:
-                    results[i] = (
-                        result if isinstance(result, RunnelError) else self._checked(position, result)
-                    )
-                except Exception as error:
-                    results[i] = as_error(f"{position}: {stage.name}", error)
+                    onward.append(chunk)
+            after[k], alive, flowing = column, going, onward
+        made = self._parted(flowing)
+        kept = zip(*after, strict=True)
+        if not ended:
+            return list(zip(kept, made, strict=True))
+        outs: dict[int, Chunk | RunnelError] = {**ended, **dict(zip(alive, made, strict=True))}
+        results: list[tuple[States, Chunk] | RunnelError] = []
+        for i, state in enumerate(kept):
+            out = outs[i]
+            results.append(out if isinstance(out, RunnelError) else (state, out))
         return results
 
-    def _checked(self, position: int, result: tuple[State, Chunk]) -> tuple[State, Chunk]:
-        """What a stage gave, if it is what the stage declares; its state's arrays made read-only."""
-        declared = self._declared[position]
-        if declared is None:
-            return result
-        state, out = result
-        lengths = set()
-        for name, dtype, shape in declared:
-            array = out.get(name)
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape[1:] != shape:
-                break
-            lengths.add(array.shape[:1])
-        if len(out) != len(declared) or len(lengths) != 1 or lengths == {()}:
-            stage = self.stages[position]
-            given = ", ".join(
-                f"{n}: {getattr(a, 'dtype', type(a).__name__)} {getattr(a, 'shape', '')}"
-                for n, a in out.items()
-            )
-            raise StageError(
-                f"stage {position}: {stage.name!r} made {given or 'nothing'}, declared {stage.outputs}"
-            )
-        return _freeze(state), out
+    def _parted(self, flowing: Sequence[Chunk]) -> Sequence[Chunk]:
+        """What came out, one chunk a stream, as the callers' own."""
+        if not isinstance(flowing, Batch):
+            return [self._unlocked(chunk) for chunk in flowing] if self._unlocks else flowing
+        arrays = self._unlocked(flowing.arrays)
+        if len(arrays) == 1:
+            ((name, stacked),) = arrays.items()
+            return [{name: array} for array in stacked]
+        names = list(arrays)
+        return [dict(zip(names, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
 
 
 def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
@@ -306,10 +286,6 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
     if not full:
         return signal.empty()
     return {name: np.concatenate([c[name] for c in full]) for name in signal.names}
-
-
-def _declared(stage: Stage) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    return [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
 
 
 def _freeze(state: State) -> State:
