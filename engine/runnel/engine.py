@@ -14,6 +14,7 @@ import numpy as np
 
 from . import state as snapshots
 from .errors import LimitError, RunnelError, StreamError, StreamExistsError
+from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk
@@ -27,9 +28,11 @@ _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 class Engine:
     """A loaded pipeline and its streams. One thread at a time."""
 
-    def __init__(self, pipeline: Pipeline, max_streams: int = 1024) -> None:
+    def __init__(self, pipeline: Pipeline, max_streams: int = 1024, notices: Notices | None = None) -> None:
+        """`notices`: told what happens to the streams."""
         self.pipeline = pipeline
         self.max_streams = max_streams
+        self.notices = notices or Notices()
         self._streams: dict[str, Stream] = {}
         self._numbers = itertools.count(1)
 
@@ -75,7 +78,9 @@ class Engine:
 
         Raises StreamExistsError, LimitError when `max_streams` are open, StreamError for a bad id.
         """
-        return self._add(id, self._claim(id))
+        stream = self._add(id, self._claim(id))
+        self.notices("opened", stream.id, 0, "new")
+        return stream
 
     def restore(self, blob: bytes, id: str | None = None) -> Stream:
         """A new stream that continues exactly where the snapshot was taken.
@@ -93,6 +98,7 @@ class Engine:
         stream = self._add(id, loaded)
         stream.seq = snapshot.seq
         stream._ended = snapshot.ended
+        self.notices("opened", stream.id, stream.seq, "restored")
         return stream
 
     def feed_many(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
@@ -131,6 +137,7 @@ class Engine:
                 except RunnelError as error:
                     results[i] = error
                     broken.add(stream)
+                    stream._failed(error)
                     continue
                 now.append(i)
                 states.append(stream._states)
@@ -139,6 +146,7 @@ class Engine:
                 if isinstance(done, RunnelError):
                     results[i] = done
                     broken.add(stream)
+                    stream._failed(done)
                     continue
                 stream._states, out = done
                 stream.seq += 1
@@ -170,9 +178,10 @@ class Engine:
         return placement(models[0].session) if models else {}
 
     def close(self) -> None:
-        """Close every stream."""
+        """Close every stream: each is evicted, since its owner did not close it."""
         for stream in list(self._streams.values()):
-            stream.close()
+            self.notices("evicted", stream.id, stream.seq, "the engine is closed")
+            stream.close("evicted")
 
     def __enter__(self) -> Engine:
         return self
@@ -195,7 +204,7 @@ class Engine:
     def _add(self, id: str | None, states: States) -> Stream:
         while id is None or id in self._streams:
             id = f"stream-{next(self._numbers)}"
-        stream = self._streams[id] = Stream(self.pipeline, id, states, self._forget)
+        stream = self._streams[id] = Stream(self.pipeline, id, states, self._forget, self.notices)
         return stream
 
     def _forget(self, stream: Stream) -> None:

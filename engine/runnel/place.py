@@ -162,8 +162,11 @@ class Place:
             for array in state.values():
                 array.flags.writeable = False
                 size += array.nbytes
-        except AttributeError:
-            raise StageError(f"stage {self.label!r} gave a state that is not a dict of arrays") from None
+        except (AttributeError, ValueError):  # numpy's own scalars have flags, and cannot be locked
+            raise StageError(
+                f"stage {self.label!r} gave a state that is not a dict of arrays; of a number, np.asarray "
+                "makes one"
+            ) from None
         if size > MAX_STATE_BYTES:
             raise StageError(
                 f"stage {self.label!r}: its state grew to {size} bytes; at most {MAX_STATE_BYTES} of one "

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import state as states
-from .errors import StreamClosedError, StreamEndedError
+from .errors import RunnelError, StreamClosedError, StreamEndedError
+from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk
@@ -25,12 +26,22 @@ class Stream:
     Not thread-safe: an engine and its streams belong to one thread.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_ended", "_forget", "_pipeline", "_states", "id", "seq")
+    __slots__ = (
+        "__weakref__", "_closed", "_ended", "_forget", "_notices", "_pipeline", "_states", "id", "seq"
+    )  # fmt: skip
 
-    def __init__(self, pipeline: Pipeline, id: str, opened: States, forget: Callable[[Stream], None]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        id: str,
+        opened: States,
+        forget: Callable[[Stream], None],
+        notices: Notices,
+    ) -> None:
         self.id = id
         self.seq = 0  # chunks applied since the stream was opened or reset
         self._pipeline = pipeline
+        self._notices = notices
         self._forget = forget  # what the engine does when the stream is closed
         self._states = opened
         self._ended = False
@@ -50,15 +61,19 @@ class Stream:
         if self._ended or self._closed:
             self._check_live()
         pipeline = self._pipeline
-        # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
-        if (
-            chunk.__class__ is np.ndarray
-            and chunk.dtype is pipeline.tick_dtype
-            and chunk.shape == pipeline.tick_shape
-        ):
-            after, out = pipeline.step(self._states, {pipeline.tick_name: chunk})
-        else:
-            after, out = pipeline.step(self._states, pipeline.accept(chunk))
+        try:
+            # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
+            if (
+                chunk.__class__ is np.ndarray
+                and chunk.dtype is pipeline.tick_dtype
+                and chunk.shape == pipeline.tick_shape
+            ):
+                after, out = pipeline.step(self._states, {pipeline.tick_name: chunk})
+            else:
+                after, out = pipeline.step(self._states, pipeline.accept(chunk))
+        except RunnelError as error:
+            self._failed(error)
+            raise
         self._states = after
         self.seq += 1
         return pipeline.answer(chunk, out)
@@ -71,7 +86,11 @@ class Stream:
         """
         self._check_live()
         pipeline = self._pipeline
-        after, out = pipeline.flush(self._states)
+        try:
+            after, out = pipeline.flush(self._states)
+        except RunnelError as error:
+            self._failed(error)
+            raise
         self._states = after
         self._ended = True
         return pipeline.answer(None, out)
@@ -82,12 +101,29 @@ class Stream:
         self._states = self._pipeline.reset(self._states)
         self.seq = 0
         self._ended = False
+        self._notices("reset", self.id, 0)
 
-    def close(self) -> None:
-        """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError."""
+    def rewind(self, blob: bytes) -> None:
+        """Back to a snapshot of this pipeline, its own or another stream's; the stream stays the same one.
+
+        Raises SnapshotError for damaged bytes or another pipeline's; the stream is then as it was.
+        """
+        self._check_open()
+        snapshot = states.decode(blob)
+        self._states = self._pipeline.load(self._states, snapshot)
+        self.seq, self._ended = snapshot.seq, snapshot.ended
+
+    def close(self, reason: str = "closed") -> None:
+        """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError.
+
+        `reason`: what the notice of it says.
+        """
         if not self._closed:
             self._closed = True
-            self._forget(self)
+            try:
+                self._forget(self)
+            finally:
+                self._notices("closed", self.id, self.seq, reason)
 
     def snapshot(self) -> bytes:
         """The stream at rest, as bytes for `Engine.restore`: no pickle, a checksum at the end."""
@@ -117,6 +153,9 @@ class Stream:
     def ended(self) -> bool:
         """Whether the stream was flushed."""
         return self._ended
+
+    def _failed(self, error: RunnelError) -> None:
+        self._notices("failed", self.id, self.seq, str(error))
 
     def _check_open(self) -> None:
         if self._closed:

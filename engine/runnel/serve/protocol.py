@@ -255,6 +255,7 @@ class Server:
                 error=told(UnknownStreamError(f"stream {named.name!r} {reason}")),
             )
             notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
+            self._engine.notices("idle", named.key, named.applied, reason)
             self._part(named, "idle", reason, now)
             log.info("stream closed", stream=named.key, reason="idle", idle_seconds=self.idle_seconds)
         self._register.expire(now)
@@ -448,7 +449,7 @@ class Server:
         self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
-        self._register.part(named, text, now)
+        self._register.part(named, reason, text, now)
         self.stats.closed[reason] += 1
 
     def _new_epoch(self) -> int:
@@ -511,9 +512,7 @@ class Server:
             self._undo_begin(named, now)
             return
         assert step.before is not None
-        assert named.stream is not None
-        named.stream.close()
-        named.stream = self._engine.restore(step.before, named.key)
+        step.stream.rewind(step.before)
 
     def _flush(self, stream: Stream) -> Outputs:
         """A pipeline with one output gives an array; the wire wants its name too."""

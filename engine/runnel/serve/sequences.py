@@ -133,11 +133,11 @@ class Register:
         if named.stream is not None:
             self._open.move_to_end(named)
 
-    def part(self, named: Named, reason: str, now: float) -> None:
-        """The stream is closed; its end and its kept replies are remembered for a while."""
+    def part(self, named: Named, reason: str, text: str, now: float) -> None:
+        """The stream is closed; its end (`text`) and its kept replies are remembered for a while."""
         assert named.stream is not None
-        named.stream.close()
-        named.stream, named.gone, named.used = None, reason, now
+        named.stream.close(reason)
+        named.stream, named.gone, named.used = None, text, now
         del self._open[named]
         self._parted[named] = None
         if len(self._parted) > MAX_PARTED:
@@ -145,7 +145,7 @@ class Register:
 
     def undo(self, named: Named, now: float) -> None:
         """The stream that was just begun was never there."""
-        self.part(named, "", now)
+        self.part(named, "failed", "", now)
         del self._parted[named]
         named.epoch = 0  # else the same request again would pass for a repeat
 

@@ -1,0 +1,102 @@
+"""What happens to streams is told to those who listen: once an event, never for a chunk that went well."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from runnel import Notice, RowStage, Signal, TensorSpec
+from runnel.engine import Engine
+from runnel.errors import RunnelError
+from runnel.notices import Notices
+from runnel.pipeline import Pipeline
+
+
+class Halve(RowStage):
+    name = "halve"
+    finite = True
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = Signal((TensorSpec("x", "float32"),))
+
+    def rows(self, arrays):
+        return {"x": arrays["x"] / 2}
+
+
+@pytest.fixture
+def heard() -> list[Notice]:
+    return []
+
+
+@pytest.fixture
+def engine(heard) -> Engine:
+    return Engine(Pipeline([Halve()], None, {}), notices=Notices([("test", heard.append)]))
+
+
+ONE = np.ones(1, np.float32)
+
+
+def test_a_streams_life_is_told_in_order_and_its_chunks_are_not(engine, heard):
+    stream = engine.open("a")
+    for _ in range(3):
+        stream.feed(ONE)
+        engine.feed_many([(stream, ONE)])
+    blob = stream.snapshot()
+    stream.reset()
+    stream.feed(ONE)
+    stream.flush()
+    stream.close()
+    stream.close()
+    engine.restore(blob, "b")
+    engine.close()
+    assert heard == [
+        Notice("opened", "a", 0, "new"),
+        Notice("reset", "a", 0),
+        Notice("closed", "a", 1, "closed"),
+        Notice("opened", "b", 6, "restored"),
+        Notice("evicted", "b", 6, "the engine is closed"),
+        Notice("closed", "b", 6, "evicted"),
+    ]
+
+
+def test_a_failed_chunk_is_told_with_its_error_however_it_was_fed(engine, heard):
+    a, b = engine.open("a"), engine.open("b")
+    nan = np.full(1, np.nan, np.float32)
+    with pytest.raises(RunnelError):
+        a.feed(nan)
+    engine.feed_many([(a, ONE), (b, nan), (a, nan)])
+    engine.feed_many([(a, np.ones(1)), (b, ONE)])
+    failed = [(n.stream, n.seq) for n in heard if n.event == "failed"]
+    assert failed == [("a", 0), ("b", 0), ("a", 1), ("a", 1)]
+    assert "nan at time step 0" in heard[2].reason
+    assert "float64" in heard[-1].reason
+
+
+def test_a_listener_that_raises_stops_nothing_and_is_logged(caplog, heard):
+    def broken(notice: Notice) -> None:
+        raise OSError("no space")
+
+    engine = Engine(
+        Pipeline([Halve()], None, {}), notices=Notices([("full", broken), ("test", heard.append)])
+    )
+    with caplog.at_level(logging.ERROR):
+        engine.open("a").feed(ONE)
+    assert [n.event for n in heard] == ["opened"]
+    assert "'full' failed on opened: OSError: no space" in caplog.text
+
+
+def test_a_stream_can_be_rewound_and_stays_itself(engine, heard):
+    stream = engine.open("a")
+    stream.feed(ONE)
+    blob = stream.snapshot()
+    stream.feed(ONE)
+    stream.flush()
+    stream.rewind(blob)
+    assert (stream.seq, stream.ended) == (1, False)
+    with pytest.raises(RunnelError):
+        stream.rewind(blob[:-1])
+    assert stream.seq == 1
+    assert engine.streams == {"a": stream}
+    assert [n.event for n in heard] == ["opened"]

@@ -1,0 +1,280 @@
+"""What a pipeline does with a stage that is not what it should be: a typed error that names the stage and its
+position, nobody's state changed; and the time that each stage takes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
+from runnel.batch import Batch, Done, stack
+from runnel.engine import Engine
+from runnel.errors import NonFiniteError, RunnelError, SlowStageError, StageError
+from runnel.pipeline import Pipeline
+from runnel.place import MAX_STATE_BYTES
+
+X = Signal((TensorSpec("x", "float32", (2,)),), 10.0)
+
+
+class Sum(StackedStage):
+    """The running sum: a well-behaved neighbour whose state shows every chunk that was applied."""
+
+    name = "sum"
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = X
+
+    def initial(self):
+        return {"sum": np.zeros(2, np.float32)}
+
+    def advance(self, state, chunk):
+        made = state["sum"][:, None] + np.cumsum(chunk["x"], axis=1)
+        last = made[:, -1].copy() if made.shape[1] else state["sum"].copy()
+        return {"sum": last}, {"x": made}
+
+
+class Odd(Stage):
+    """Does its mischief where a chunk begins with a negative number, and else passes on what it gets."""
+
+    name = "odd"
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = X
+
+    def initial(self):
+        return {"seen": np.zeros(1, np.int64)}
+
+    def step(self, state, chunk):
+        if len(chunk["x"]) and chunk["x"][0, 0] < 0:
+            return self.mischief(state, chunk)
+        return {"seen": state["seen"] + len(chunk["x"])}, {"x": chunk["x"] * 1}
+
+
+class Raises(Odd):
+    def mischief(self, state, chunk):
+        return 1 // 0
+
+
+class RaisesOurs(Odd):
+    def mischief(self, state, chunk):
+        raise NonFiniteError("odd: 'x' has nan at time step 0")
+
+
+class WrongShape(Odd):
+    def mischief(self, state, chunk):
+        return state, {"x": chunk["x"][:, :1]}
+
+
+class WrongDtype(Odd):
+    def mischief(self, state, chunk):
+        return state, {"x": chunk["x"].astype(np.float64)}
+
+
+class WrongName(Odd):
+    def mischief(self, state, chunk):
+        return state, {"y": chunk["x"]}
+
+
+class NotAPair(Odd):
+    def mischief(self, state, chunk):
+        return chunk
+
+
+class NoState(Odd):
+    def mischief(self, state, chunk):
+        return None, {"x": chunk["x"]}
+
+
+class NumberAsState(Odd):
+    def mischief(self, state, chunk):
+        return {"seen": state["seen"].sum()}, chunk
+
+
+class ChangesItsChunk(Odd):
+    def mischief(self, state, chunk):
+        chunk["x"] *= 2
+        return state, chunk
+
+
+class ChangesItsState(Odd):
+    def mischief(self, state, chunk):
+        state["seen"] += 1
+        return state, chunk
+
+
+class Grows(Odd):
+    def mischief(self, state, chunk):
+        return {"seen": np.zeros(MAX_STATE_BYTES // 8 + 1, np.int64)}, chunk
+
+
+class Sleeps(Odd):
+    def mischief(self, state, chunk):
+        time.sleep(0.12)
+        return state, {"x": chunk["x"] * 1}
+
+
+MISCHIEF = {
+    Raises: (StageError, "ZeroDivisionError"),
+    RaisesOurs: (NonFiniteError, "'x' has nan at time step 0"),
+    WrongShape: (StageError, r"made x: float32 \(1, 1\), declared x: float32 \(T, 2\)"),
+    WrongDtype: (StageError, r"made x: float64"),
+    WrongName: (StageError, "made y: float32"),
+    NotAPair: (StageError, r"not \(state, chunk\)"),
+    NoState: (StageError, "a state that is not a dict of arrays"),
+    NumberAsState: (StageError, "of a number, np.asarray makes one"),
+    ChangesItsChunk: (StageError, "may change neither its chunk nor its state"),
+    ChangesItsState: (StageError, "may change neither its chunk nor its state"),
+    Grows: (StageError, r"its state grew to \d+ bytes"),
+    Sleeps: (SlowStageError, r"took 0.\d+ s for one chunk; \[limits\] stage_seconds allows 0.1"),
+}
+
+
+class Batched(Stage):
+    """The same stage with a `step_many` of its own, so that it gets whole batches."""
+
+    def __init__(self, inner: Stage) -> None:
+        self.inner, self.name = inner, inner.name
+        self.inputs, self.outputs = inner.inputs, inner.outputs
+
+    def initial(self):
+        return self.inner.initial()
+
+    def step(self, state, chunk):
+        return self.inner.step(state, chunk)
+
+    def step_many(self, states, chunks):
+        return [self.inner.step(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
+
+
+def tick(value: float) -> np.ndarray:
+    return np.full((1, 2), value, np.float32)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", MISCHIEF)
+def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(kind, batched):
+    error, says = MISCHIEF[kind]
+    odd = Batched(kind()) if batched else kind()
+    engine = Engine(Pipeline([Sum(), odd, Sum()], None, {}, stage_seconds=0.1))
+    good, bad, other = engine.open("good"), engine.open("bad"), engine.open("other")
+    for stream in (good, bad, other):
+        stream.feed(tick(1))
+    before = {name: array.copy() for name, array in bad.state.items()}
+    alone = tick(-5)
+    with pytest.raises(error, match=rf"stage '1: odd'.*{says}"):
+        bad.feed(alone)
+    assert (alone == -5).all()
+    results = engine.feed_many([(good, tick(1)), (bad, tick(-5)), (other, tick(3))])
+    assert isinstance(results[1], error)
+    assert "stage '1: odd'" in str(results[1])
+    np.testing.assert_array_equal(results[0], tick(3))  # 1, then 1 + 1; summed twice
+    np.testing.assert_array_equal(results[2], tick(5))
+    assert bad.seq == 1
+    for name, array in bad.state.items():
+        np.testing.assert_array_equal(array, before[name])
+    np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it goes on as if nothing had been
+
+
+@pytest.mark.parametrize("kind", [Raises, WrongShape, NotAPair, Sleeps])
+def test_mischief_in_a_flush_leaves_the_stream_open(kind):
+    class AtTheEnd(kind):
+        def flush(self, state):
+            return self.mischief(state, {"x": tick(-1)})
+
+    stream = Engine(Pipeline([AtTheEnd()], None, {}, stage_seconds=0.1)).open()
+    stream.feed(tick(1))
+    with pytest.raises(MISCHIEF[kind][0], match="stage '0: odd'"):
+        stream.flush()
+    assert not stream.ended
+    stream.feed(tick(1))
+
+
+class Twice(RowStage):
+    name = "twice"
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = X
+
+    def rows(self, arrays):
+        return {"x": arrays["x"] * 2}
+
+
+class BadBatch(Twice):
+    """Right alone, wrong in a batch: found, and each stream's own step taken instead."""
+
+    def step_many(self, states, chunks):
+        made = stack(chunks)
+        return Done(states, Batch({"x": made.arrays["x"][:-1] * 2}))
+
+
+class TooMany(Twice):
+    def step_many(self, states, chunks):
+        return [*super().step_many(states, chunks), (states[0], chunks[0])]
+
+
+@pytest.mark.parametrize("kind", [Twice, BadBatch, TooMany])
+def test_a_batch_that_is_not_one_is_stepped_stream_by_stream(kind):
+    engine = Engine(Pipeline([Sum(), kind(), Sum()], None, {}))
+    streams = [engine.open() for _ in range(5)]
+    outs = engine.feed_many([(stream, tick(i)) for i, stream in enumerate(streams)])
+    for i, out in enumerate(outs):
+        np.testing.assert_array_equal(out, tick(2 * i))
+
+
+def test_chunks_of_unequal_lengths_and_empty_results_meet_in_one_batch():
+    class EverySecond(Stage):
+        name = "second"
+        ratio = (1, 2)
+
+        def __init__(self) -> None:
+            self.inputs = self.outputs = Signal(X.tensors)
+
+        def initial(self):
+            return {"at": np.zeros((), np.int64)}
+
+        def step(self, state, chunk):
+            at = int(state["at"])
+            return {"at": np.asarray(at + len(chunk["x"]))}, {"x": chunk["x"][at % 2 :: 2].copy()}
+
+    rng = np.random.default_rng(1)
+    lengths = [1, 1, 2, 3, 5, 1, 2]
+    chunks = [rng.standard_normal((n, 2)).astype(np.float32) for n in lengths]
+    many, one = (Engine(Pipeline([Sum(), EverySecond(), Twice()], None, {})) for _ in range(2))
+    streams = [many.open() for _ in lengths]
+    alone = [one.open() for _ in lengths]
+    for _ in range(3):
+        outs = many.feed_many(list(zip(streams, chunks, strict=True)))
+        for stream, chunk, out in zip(alone, chunks, outs, strict=True):
+            np.testing.assert_array_equal(out, stream.feed(chunk))
+
+
+def test_what_comes_out_is_the_callers_own_to_write_to():
+    class Same(Odd):
+        def step(self, state, chunk):
+            return state, dict(chunk)
+
+    engine = Engine(Pipeline([Sum(), Same()], None, {}))
+    a, b = engine.open(), engine.open()
+    outs = [a.feed(tick(1)), *engine.feed_many([(a, tick(1)), (b, tick(1))]), a.flush()]
+    for out in outs:
+        out += 7
+    np.testing.assert_array_equal(a.state["sum.sum"], [2, 2])
+
+
+def test_the_time_of_each_stage_is_counted():
+    engine = Engine(Pipeline([Sum(), Sleeps()], None, {}))
+    stream = engine.open()
+    stream.feed(tick(1))
+    stream.feed(tick(-5))
+    engine.feed_many([(stream, tick(1)), (engine.open(), tick(-1))])
+    quick, slow = engine.pipeline.places
+    assert (quick.calls, slow.calls) == (4, 4)
+    assert slow.seconds >= 0.36 > 0.1 > quick.seconds > 0
+
+
+def test_a_stage_that_fails_names_its_own_position_where_it_stands_twice():
+    engine = Engine(Pipeline([Raises(), Raises()], None, {}))
+    with pytest.raises(RunnelError, match="'0: odd'"):
+        engine.open().feed(tick(-1))
