@@ -127,6 +127,13 @@ class Pipeline:
             return out[self.only_out]
         return out
 
+    def times(self) -> dict[str, dict[str, float]]:
+        """What each stage took so far, in seconds, and how many chunks it stepped, by ``position: name``."""
+        return {
+            "stage_seconds": {place.label: place.seconds for place in self.places},
+            "stage_chunks": {place.label: place.calls for place in self.places},
+        }
+
     # One stream
 
     def open(self) -> States:

@@ -73,6 +73,23 @@ def test_a_frame_says_what_happened_in_the_interval() -> None:
     assert shown.history == [1000.0, 500.0, 2000.0]
 
 
+def test_each_stage_says_what_it_takes() -> None:
+    before, after = seen(), seen()
+    for look, spent, chunks in ((before, (1.0, 2.0), 5), (after, (1.0001, 2.5), 105)):
+        assert isinstance(look.stats, dict)
+        names = ("0: gain", "1: vad")
+        look.stats["stage_seconds"] = dict(zip(names, spent, strict=True))
+        look.stats["stage_chunks"] = dict.fromkeys(names, chunks)
+    shown = frame("ipc:///x", [before], [after], 2.0)
+    assert "stages    0: gain  1µs a chunk, 0% | 1: vad  5ms a chunk, 25%" in render(shown, 100)
+    assert render(shown, 40)[-2:] == [
+        "stages    0: gain  1µs a chunk, 0%",
+        "          1: vad  5ms a chunk, 25%",
+    ]
+    told = document(shown)["all"]
+    assert told["stages"]["1: vad"] == pytest.approx(0.25)
+
+
 def test_several_workers_have_a_row_for_all() -> None:
     before, after = [seen(0), seen(1)], [seen(0, **BUSY), seen(1, **BUSY)]
     lines = render(frame("ipc:///d", before, after, 2.0), 120)

@@ -105,6 +105,7 @@ STATS = {
     "batch_seconds": "histogram: how long a batch took",
     "latency": "histogram: seconds from a request's arrival until its reply was on its way",
     "dropped_replies, dropped_peers": "to peers that are gone or do not read; peers that did not read",
+    "stage_seconds, stage_chunks": "by stage, as `position: name`: what it took; what it stepped",
     "cpu_seconds, started": "of the process: user and system time; its start, in seconds since 1970",
     "resident_bytes, virtual_bytes": "its memory",
     "open_files, max_files": "its descriptors, and the most that it may have",
@@ -146,6 +147,7 @@ CODES = [
     errors.WrongWorkerError,
     errors.SnapshotError,
     errors.StageError,
+    errors.SlowStageError,
     errors.ShutdownError,
 ]
 
@@ -163,9 +165,8 @@ def _line(error: type[errors.RunnelError]) -> str:
 def examples() -> str:
     """A whole conversation, byte for byte."""
     place = Place(0, ("ipc:///run/runnel.sock",))
-    server = Server(
-        tally_engine(max_streams=1024), "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place
-    )
+    engine = tally_engine(max_streams=1024)
+    server = Server(engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place)
     parts: list[str] = []
 
     def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> list[bytes]:
@@ -233,6 +234,7 @@ def examples() -> str:
         "A **bundle**: two requests as one message, and so their replies.",
         wire.bundle([clip(id, x) for id, x in clips]),
     )
+    engine.pipeline.places[0].seconds = 0.000125  # the page is the same at each run
     say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(

@@ -105,6 +105,9 @@ def test_values_are_what_was_done(two: list[Worker]) -> None:
                 if s.name == f"{name}_bucket" and s.labels["worker"] == worker
             ]
             assert buckets == sorted(buckets)
+    stepped = values(found["runnel_stage_chunks"])
+    assert stepped == {("0: tally", "0"): at.count(0), ("0: tally", "1"): at.count(1)}
+    assert all(0 < spent < 1 for spent in values(found["runnel_stage_seconds"]).values())
     assert values(found["runnel_worker_up"]) == {("0",): 1, ("1",): 1}
     assert all(rss > 2**20 for rss in values(found["process_resident_memory_bytes"]).values())
     (info,) = [s for s in found["runnel_build_info"].samples if s.labels["worker"] == "0"]

@@ -125,7 +125,23 @@ def _details(shown: Frame, width: int) -> list[str]:
         f"replies   {_rates({'repeated': one.repeats, 'dropped': one.dropped})}, "
         f"kept {size(one.kept_bytes)}, resumed {number(one.resumed)}/s",
         f"errors    {_rates(one.errors) or 'none'}",
+        *_stages(one, width),
     ]
+
+
+def _stages(one: Reading, width: int) -> list[str]:
+    """What each stage takes for a chunk, and of a core; as many a line as fit."""
+    told = [
+        f"{stage}  {duration(one.stage_chunk.get(stage))} a chunk, {share:.0%}"
+        for stage, share in one.stages.items()
+    ]
+    lines: list[str] = []
+    for words in told:
+        if lines and len(lines[-1]) + len(words) + 3 <= width:
+            lines[-1] += f" | {words}"
+        else:
+            lines.append(("          " if lines else "stages    ") + words)
+    return lines
 
 
 def _rates(rates: Mapping[str, float]) -> str:
@@ -165,9 +181,11 @@ def size(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``-``, ``85µs``, ``1.2ms``, ``3.4s``."""
+    """``-``, ``85ns``, ``85µs``, ``1.2ms``, ``3.4s``."""
     if seconds is None:
         return "-"
+    if seconds < 0.9995e-6:
+        return f"{seconds * 1e9:.3g}ns"
     if seconds < 0.9995e-3:
         return f"{seconds * 1e6:.3g}µs"
     if seconds < 0.9995:

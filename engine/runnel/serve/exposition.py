@@ -1,7 +1,8 @@
 """Stats as Prometheus metrics: names by that ecosystem's conventions, text made by its own library.
 
 Counters end in ``_total``, units are base units, each metric says in a line what it is. The label
-`worker` is the worker's index. Labels from outside there are none: ops, codes and reasons are closed sets.
+`worker` is the worker's index. Labels from outside there are none: ops, codes and reasons are closed sets,
+and the stages are the pipeline's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _LABELLED: Final = (
     ("requests", "runnel_requests", "op", "Requests received, by op; without one where it was not read."),
     ("errors", "runnel_errors", "code", "Errors answered, by code."),
     ("closed", "runnel_streams_closed", "reason", "Streams closed, by reason."),
+    ("stage_seconds", "runnel_stage_seconds", "stage", "Time that each stage took, by position and name."),
+    ("stage_chunks", "runnel_stage_chunks", "stage", "Chunks that each stage stepped."),
 )
 _GAUGES: Final = (
     ("streams", "runnel_streams", "Streams open."),

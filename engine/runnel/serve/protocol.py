@@ -274,6 +274,7 @@ class Server:
             "stopping": self._stopping,
             **self.gauges(),
             **self.stats.document(),
+            **self._engine.pipeline.times(),
         }
 
     # Taking a request.

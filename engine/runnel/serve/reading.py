@@ -16,7 +16,7 @@ from .stats import Stats
 Document = Mapping[str, Any]
 
 # What only grows while a worker lives. All else is a gauge: what is so now.
-COUNTERS: Final = frozenset((*Stats.__slots__, "cpu_seconds"))
+COUNTERS: Final = frozenset((*Stats.__slots__, "cpu_seconds", "stage_seconds", "stage_chunks"))
 
 
 def since(after: Document, before: Document | None) -> Document:
@@ -83,6 +83,8 @@ class Reading:
     repeats: float
     resumed: float
     dropped: float  # replies that no peer took
+    stages: Mapping[str, float]  # the part of the time that each took: cores
+    stage_chunk: Mapping[str, float]  # seconds that it took for a chunk, on average
 
     def document(self) -> dict[str, Any]:
         """As plain numbers and maps."""
@@ -124,6 +126,12 @@ def reading(happened: Document, seconds: float) -> Reading:
         repeats=rate("repeats"),
         resumed=rate("resumed"),
         dropped=rate("dropped_replies"),
+        stages=rates("stage_seconds"),
+        stage_chunk={
+            stage: happened.get("stage_seconds", {}).get(stage, 0.0) / chunks
+            for stage, chunks in happened.get("stage_chunks", {}).items()
+            if chunks
+        },
     )
 
 
