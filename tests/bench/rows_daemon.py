@@ -1,56 +1,29 @@
-"""The daemon over ipc, in a process of its own: to inform, since no bar is set for it yet."""
+"""The daemon over ipc as one Python client sees it: to inform; the bars are in rows_serving."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count, cycle, islice
+from itertools import cycle, islice
 
 import numpy as np
 
 from runnel import Client
-from runnel.errors import TimeoutError
 
 from .kit import LARGE, Kit
 from .measure import Spread, alone, undisturbed
 from .report import Measured, Row, micros
+from .serving import serving
 
 STREAMS = 64
-START_SECONDS = 20.0
-_numbers = count(1)
 
 
 @contextmanager
 def _daemon(kit: Kit) -> Iterator[Client]:
-    """A client of a fresh `runnel serve`, once it answers; it is stopped on the way out."""
-    address = f"ipc://{kit.folder}/{next(_numbers)}.sock"
-    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(kit.large.path), "--bind", address]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        _await(process, address)
-        with Client(address) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-
-
-def _await(process: subprocess.Popen[str], address: str) -> None:
-    """Until the daemon answers; RuntimeError if it ends, or takes too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"runnel serve ended with {process.returncode}")
-        try:
-            with Client(address, timeout=0.2) as client:
-                client.describe()
-                return
-        except TimeoutError:
-            continue
-    raise RuntimeError(f"runnel serve does not answer after {START_SECONDS:g} s")
+    """A client of a fresh `runnel serve`."""
+    with serving(kit, kit.large.path) as (address, _), Client(address) as client:
+        yield client
 
 
 def _round_trip(kit: Kit) -> Measured:

@@ -79,6 +79,20 @@ class Gate:
         engine.feed_many = feed_many  # type: ignore[method-assign]
 
 
+@contextmanager
+def served(daemon: Daemon) -> Iterator[Daemon]:
+    """The daemon, serving in a thread of the test's."""
+    thread = threading.Thread(target=daemon.serve)
+    thread.start()
+    assert daemon.started.wait(10)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
 def run(daemon: Daemon) -> tuple[threading.Thread, list[Any]]:
     results: list[Any] = []
 

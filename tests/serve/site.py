@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from runnel.engine import Engine
 from runnel.serve.curve import Guard, new_pair
 from runnel.serve.daemon import Daemon
 from runnel.serve.keys import Secret, write
+
+from .peers import served
 
 
 class Site:
@@ -35,18 +35,8 @@ class Site:
         return self.users / f"{name}.key"
 
 
-@contextmanager
-def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> Iterator[Daemon]:
-    daemon = Daemon(engine, address, guard=site.guard())
-    thread = threading.Thread(target=daemon.serve)
-    thread.start()
-    assert daemon.started.wait(10)
-    try:
-        yield daemon
-    finally:
-        daemon.stop()
-        thread.join(15)
-        assert not thread.is_alive()
+def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> AbstractContextManager[Daemon]:
+    return served(Daemon(engine, address, guard=site.guard()))
 
 
 def here(daemon: Daemon) -> str:

@@ -280,8 +280,22 @@ def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
             crowd.send("snapshot", "a")
     assert server.full
     assert protocol.MAX_PENDING - server.pending == wire.MAX_BUNDLE - 1
-    one_less = server.pending - 1
-    assert one_less + wire.MAX_BUNDLE <= protocol.MAX_PENDING
+
+
+def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
+    _, server, peer = served()
+    peer.ask("open", "a")
+    for i in range(protocol.MAX_PENDING // protocol.MAX_PENDING_PER_PEER):
+        crowd = Peer(server, b"crowd%d" % i)
+        for _ in range(protocol.MAX_PENDING_PER_PEER):
+            if server.pending < protocol.MAX_PENDING - wire.MAX_BUNDLE:
+                crowd.send("snapshot", "a")
+    assert server.pending == protocol.MAX_PENDING - wire.MAX_BUNDLE
+    assert not server.full
+    asked = [wire.Request(v=1, op="snapshot", id=str(i), sequence_id="a") for i in range(wire.MAX_BUNDLE)]
+    bundle = wire.bundle([wire.encode_request(request) for request in asked])
+    assert server.receive(b"late", bundle, 0.0) == []  # nothing is refused
+    assert server.pending == protocol.MAX_PENDING
 
 
 def test_names_that_were_never_opened_leave_nothing_behind() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 from runnel.spec import Array
 
+from .peers import served
 from .proxy import Proxy
 from .support import plain_engine, rows, tally_engine
 
@@ -24,18 +24,8 @@ CHUNKS = [rows(*range(k, k + 1 + k % 3)) for k in range(200)]
 EVERY = 8_000  # bytes between two cuts, about: some tens of messages
 
 
-@contextmanager
-def running(address: str) -> Iterator[Daemon]:
-    daemon = Daemon(tally_engine(max_streams=64), address)
-    thread = threading.Thread(target=daemon.serve)
-    thread.start()
-    assert daemon.started.wait(10)
-    try:
-        yield daemon
-    finally:
-        daemon.stop()
-        thread.join(15)
-        assert not thread.is_alive()
+def running(address: str) -> AbstractContextManager[Daemon]:
+    return served(Daemon(tally_engine(max_streams=64), address))
 
 
 @pytest.fixture
