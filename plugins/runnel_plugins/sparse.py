@@ -41,7 +41,7 @@ class SparseStage(Stage):
         names = list(states[0])
         try:
             after, owners, rows = self.find(
-                {name: np.stack([state[name] for state in states]) for name in names}, batch.arrays
+                {name: np.array([state[name] for state in states]) for name in names}, batch.arrays
             )
         except Exception:  # somebody's chunk: each alone, so that only that one fails
             return super().step_many(states, chunks)
