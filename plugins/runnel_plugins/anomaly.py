@@ -24,7 +24,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
-from .choose import is_float, one, with_tensors
+from ._choose import is_float, one, with_tensors
 
 MAX_COUNT = 2**53  # samples that float64 can count; what `memory = 0` stops at
 LARGEST_Z = 1e6  # further out, it is the deviation that is wrong: a series that never moved

@@ -19,9 +19,9 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
-from . import names as naming
-from .choose import one
-from .sparse import SparseStage
+from . import _names
+from ._choose import one
+from ._sparse import SparseStage
 
 NONE = -1  # in the state: there was no frame before
 
@@ -59,11 +59,11 @@ class CtcGreedy(SparseStage):
         if not -classes <= blank < classes:
             raise PipelineError(f"ctc_greedy: blank must be one of the {classes} classes, not {blank}")
         self._of, self._classes, self._blank = taken.name, classes, blank % classes
-        called = naming.given("ctc_greedy", "alphabet and vocabulary", alphabet, vocabulary)
+        called = _names.given("ctc_greedy", "alphabet and vocabulary", alphabet, vocabulary)
         if called is not None and len(called) == classes - 1:
             called = (*called[: self._blank], "", *called[self._blank :])
         if called is not None:
-            naming.check_count("ctc_greedy", called, classes)
+            _names.check_count("ctc_greedy", called, classes)
         self.inputs = inputs
         self.outputs = Signal(
             (

@@ -16,8 +16,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
-from .choose import one
-from .sparse import SparseStage
+from ._choose import one
+from ._sparse import SparseStage
 
 
 class Event(SparseStage):

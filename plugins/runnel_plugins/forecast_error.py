@@ -16,7 +16,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
-from .choose import is_float, one, with_tensors
+from ._choose import is_float, one, with_tensors
 
 MAX_HORIZON = 65_536  # time steps; so many forecasts are held for each stream
 RESIDUAL = "residual"

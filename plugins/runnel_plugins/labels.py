@@ -16,8 +16,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Chunk
 
-from . import names as naming
-from .choose import is_classes, one, with_tensors
+from . import _names
+from ._choose import is_classes, one, with_tensors
 
 FEW = 16  # up to so many are found one by one, which is faster than to sort all classes
 
@@ -52,9 +52,9 @@ class Labels(runnel.RowStage):
         classes = taken.shape[-1]
         if not 1 <= k <= classes:
             raise PipelineError(f"labels: k must be in 1..{classes}, the number of classes, not {k}")
-        called = naming.given("labels", "names and names_file", names, names_file)
+        called = _names.given("labels", "names and names_file", names, names_file)
         if called is not None:
-            naming.check_count("labels", called, classes)
+            _names.check_count("labels", called, classes)
         shape = taken.shape[:-1] if k == 1 else (*taken.shape[:-1], k)
         self.inputs = inputs
         self.outputs = with_tensors(

@@ -28,8 +28,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk
 
-from . import names as naming
-from .choose import is_classes, one, with_tensors
+from . import _names
+from ._choose import is_classes, one, with_tensors
 
 LEAST_TEMPERATURE = 1e-6  # but for 0, which is the limit itself
 MAX_SEED = 2**63 - 1  # what TOML's whole numbers reach
@@ -83,9 +83,9 @@ class Sample(runnel.StackedStage):
             raise PipelineError(f"sample: top_p must be above 0 and at most 1, not {top_p:g}")
         if not 0 <= seed <= MAX_SEED:
             raise PipelineError(f"sample: seed must be in 0..{MAX_SEED}, not {seed}")
-        called = naming.given("sample", "alphabet and vocabulary", alphabet, vocabulary)
+        called = _names.given("sample", "alphabet and vocabulary", alphabet, vocabulary)
         if called is not None:
-            naming.check_count("sample", called, classes)
+            _names.check_count("sample", called, classes)
         self._of, self._shape, self._classes = taken.name, taken.shape[:-1], classes
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self._top_k = 1 if temperature == 0 else top_k or classes

@@ -22,7 +22,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
 
-from .choose import is_float, one
+from ._choose import is_float, one
 
 BLOCK = 64  # time steps that one matrix product smooths
 LEAST_WEIGHT = 1e-12  # less changes nothing that float64 could hold

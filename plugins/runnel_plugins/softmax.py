@@ -16,7 +16,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Signal
 from runnel.stage import Chunk
 
-from .choose import is_classes, one
+from ._choose import is_classes, one
 
 LEAST_TEMPERATURE = 1e-6  # below it 1/temperature times a score leaves float32's range; use labels instead
 

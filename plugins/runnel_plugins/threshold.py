@@ -15,7 +15,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
-from .choose import is_float, one, with_tensors
+from ._choose import is_float, one, with_tensors
 
 LARGEST = float(np.finfo(np.float32).max)
 
