@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
-from runnel.errors import NonFiniteError, PipelineError
+from runnel.errors import NonFiniteError, PipelineError, SnapshotError
 from runnel_plugins.speech_segments import SpeechSegments
 
 SIGNAL = Signal((TensorSpec("output", "float32", (1,)),), 16000 / 512)
@@ -31,6 +31,19 @@ def rows(stage, probabilities, cuts=()):
 def segments(stage, probabilities, cuts=()):
     made = rows(stage, probabilities, cuts)
     return [(int(s), int(e)) for s, e in zip(made["start"], made["end"], strict=True) if e >= 0]
+
+
+def batched_segments(stage, probabilities, cut):
+    """The same, beside two other streams in every batch."""
+    p = np.asarray(probabilities, np.float32).reshape(-1, 1)
+    streams = [1 - p, p, p[::-1]]
+    states, found = [stage.open() for _ in streams], []
+    for part in (slice(None, cut), slice(cut, None)):
+        done = stage.step_many(states, [{"output": x[part]} for x in streams])
+        states = [state for state, _ in done]
+        found.append(done[1][1])
+    found.append(stage.flush(states[1])[1])
+    return [(int(s), int(e)) for f in found for s, e in zip(f["start"], f["end"], strict=True) if e >= 0]
 
 
 # Levels on both sides of every threshold, and runs of them: what noise alone seldom makes.
@@ -67,7 +80,9 @@ def test_it_finds_what_silero_vad_finds(runs, cuts, threshold, gap, min_speech, 
         p.tolist(), sampling_rate=rate, threshold=threshold, neg_threshold=neg,
         min_speech_duration_ms=min_speech, min_silence_duration_ms=min_silence, speech_pad_ms=pad,
     )  # fmt: skip
-    assert segments(stage, p, [c * len(p) // 100 for c in cuts]) == [(s["start"], s["end"]) for s in want]
+    want = [(s["start"], s["end"]) for s in want]
+    assert segments(stage, p, [c * len(p) // 100 for c in cuts]) == want
+    assert batched_segments(stage, p, len(p) // 3) == want
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,6 +123,23 @@ def test_a_probability_that_is_not_finite_is_refused():
     stage = SpeechSegments(SIGNAL)
     with pytest.raises(NonFiniteError, match="speech_segments: 'output' has nan at time step 1"):
         stage.step(stage.open(), {"output": np.array([[0.1], [np.nan]], np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"hops": -1}, "-1 hops"),
+        ({"hops": 2**62}, "hops are more than a stream can have"),
+        ({"hops": 2, "start": 1025}, "start is 1025, outside of the 1024 samples so far"),
+        ({"hops": 2, "pending": -2}, "pending is -2"),
+    ],
+)
+def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+    stage = SpeechSegments(SIGNAL)
+    with pytest.raises(SnapshotError, match=says):
+        stage.load(
+            stage.open(), {**stage.initial(), **{name: np.array(value) for name, value in bad.items()}}
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What classes are called: read from an option or from a file, for the stages that decide between classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runnel.errors import PipelineError
+
+MAX_BYTES = 2**24  # of a file of names: a vocabulary of a million words has fewer
+
+
+def given(stage: str, what: str, names: list[str] | str | None, file: Path | None) -> tuple[str, ...] | None:
+    """The names in order: those given (of a text, its characters), or the lines of a UTF-8 file.
+
+    `what`: how the two options are called, for the error. None where neither is given.
+    """
+    if names is not None and file is not None:
+        raise PipelineError(f"{stage}: {what} are both given: one is enough")
+    return tuple(names) if names is not None else None if file is None else lines(stage, file)
+
+
+def lines(stage: str, file: Path) -> tuple[str, ...]:
+    """The lines of a UTF-8 file, without their ends. An empty line is an empty name."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise PipelineError(f"{stage}: {file} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise PipelineError(f"{stage}: {file} has more than {MAX_BYTES} bytes: is it a list of names?")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{stage}: {file} is not UTF-8: byte {error.start} cannot be read") from None
+    found = text.replace("\r\n", "\n").split("\n")
+    if not found[-1]:
+        found.pop()  # the end of the last line, not a line
+    return tuple(found)
+
+
+def check_count(stage: str, names: tuple[str, ...], classes: int) -> None:
+    """PipelineError unless there is one name a class."""
+    if len(names) != classes:
+        raise PipelineError(f"{stage}: {len(names)} names are given for {classes} classes")

@@ -1,0 +1,166 @@
+"""How unusual each sample is, against the mean and the deviation of those before it.
+
+    z[t] = (x[t] - mean[t-1]) / deviation[t-1],        unusual where |z[t]| > threshold
+
+Then the sample is learned, with d = x[t] - mean[t-1] and w = 1 / min(n, memory), n counting the samples
+learned:
+
+    mean[t] = mean[t-1] + w*d,        variance[t] = (1 - w) * (variance[t-1] + w*d*d)
+
+For the first `memory` samples these are exactly their mean and variance; later, samples are forgotten
+exponentially. (B. P. Welford, Technometrics, 1962; T. Finch, Incremental calculation of weighted mean and
+variance, 2009.) z has no unit. Latency 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+import runnel
+from runnel.errors import NonFiniteError, PipelineError, SnapshotError
+from runnel.hookspecs import StageFactory
+from runnel.spec import Array, Signal, TensorSpec
+from runnel.stage import Arrays, Chunk, State
+
+from ._choose import is_float, one, with_tensors
+
+MAX_COUNT = 2**53  # samples that float64 can count; what `memory = 0` stops at
+LARGEST_Z = 1e6  # further out, it is the deviation that is wrong: a series that never moved
+
+
+class Anomaly(runnel.StackedStage):
+    """Score each sample against running statistics, and say which are unusual.
+
+    Input: a float32 array (T, ...), a series or a residual; `of` names it where there are several. Output:
+    all that arrives, and beside it, of the same shape, each element with statistics of its own:
+
+    - ``z`` float32: deviations from the mean, within ±1e6;
+    - ``anomaly`` bool: whether |z| > `threshold`.
+
+    The first `warm_up` samples are learned, and their z is 0. `memory`: samples after which an old one
+    counts 1/e; 0: none is ever forgotten. `floor`: the least deviation that is believed, in the unit of the
+    series: of one that stands still, the smallest step would be unusual. What is unusual is not learned,
+    unless `learn_all`; but after `restart` unusual samples in a row (0: never) this is the new normal, and
+    the statistics start again with a warm-up.
+
+    NaN is "no value" here: its z is NaN, it is not unusual, and nothing is learned from it.
+
+    Raises PipelineError where no such array arrives, one named z or anomaly does, or an option is out of
+    range; NonFiniteError for an infinity in a chunk.
+    """
+
+    name = "anomaly"
+    finite = False  # NaN is taken on purpose, infinities are refused in `advance`
+
+    def __init__(
+        self,
+        inputs: Signal,
+        threshold: float = 4.0,
+        memory: int = 1000,
+        warm_up: int = 30,
+        floor: float = 1e-6,
+        learn_all: bool = False,
+        restart: int = 0,
+        of: str | None = None,
+    ) -> None:
+        self._taken = one("anomaly", inputs, of, is_float, "a float32 array")
+        for name, value in (("threshold", threshold), ("floor", floor)):
+            if not (math.isfinite(value) and value > 0):
+                raise PipelineError(f"anomaly: {name} must be a positive number, not {value:g}")
+        for name, count, least in (("memory", memory, 0), ("warm_up", warm_up, 2), ("restart", restart, 0)):
+            if not least <= count <= MAX_COUNT:
+                raise PipelineError(f"anomaly: {name} must be at least {least} samples, not {count}")
+        self._memory = memory or MAX_COUNT
+        self._most = max(self._memory, warm_up)
+        self._threshold, self._warm_up, self._floor = threshold, warm_up, floor
+        self._learn_all, self._restart = learn_all, restart
+        self.inputs = inputs
+        shape = self._taken.shape
+        self.outputs = with_tensors(
+            "anomaly", inputs, None, TensorSpec("z", "float32", shape), TensorSpec("anomaly", "bool", shape)
+        )
+
+    def initial(self) -> Arrays:
+        """All of one time step's shape. `mean`, `variance`: float64, in the series' unit and its square.
+        `learned`: int64, samples in them, counted up to what can matter. `run`: int64, unusual samples in a
+        row."""
+        shape = self._taken.shape
+        return {
+            "mean": np.zeros(shape), "variance": np.zeros(shape),
+            "learned": np.zeros(shape, np.int64), "run": np.zeros(shape, np.int64),
+        }  # fmt: skip
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        for name, array in arrays.items():
+            if array.shape != self._taken.shape or not np.isfinite(array).all():
+                raise SnapshotError(
+                    f"anomaly: {name!r} has shape {array.shape}, expected {self._taken.shape}, all finite"
+                )
+        if (arrays["variance"] < 0).any() or (arrays["learned"] < 0).any() or (arrays["run"] < 0).any():
+            raise SnapshotError("anomaly: a variance or a count is below 0")
+        if (arrays["learned"] > self._most).any() or (arrays["run"] > MAX_COUNT).any():
+            raise SnapshotError("anomaly: a count is higher than any stream's can be")
+        return super().load(state, arrays)
+
+    def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
+        x = chunk[self._taken.name]
+        infinite = np.isinf(x)
+        if infinite.any():
+            step = int(np.nonzero(infinite)[1][0])
+            raise NonFiniteError(
+                f"anomaly: {self._taken.name!r} has an infinity at time step {step}; the chunk was "
+                "not applied"
+            )
+        known = ~np.isnan(x)
+        series = np.where(known, x, 0).astype(np.float64)
+        scores = np.empty(x.shape, np.float32)
+        unusual = np.empty(x.shape, bool)
+        track = _Track(self, state)
+        for t in range(x.shape[1]):
+            scores[:, t], unusual[:, t] = track.take(series[:, t], known[:, t])
+        scores[~known] = np.nan
+        rows = {name: array.copy() for name, array in chunk.items()}
+        return track.state(), {**rows, "z": scores, "anomaly": unusual}
+
+
+class _Track:
+    """The streams' statistics for the length of one call."""
+
+    def __init__(self, rule: Anomaly, state: Arrays) -> None:
+        self._rule = rule
+        self._mean, self._variance = state["mean"].copy(), state["variance"].copy()
+        self._learned, self._run = state["learned"].copy(), state["run"].copy()
+
+    def state(self) -> Arrays:
+        """What `Anomaly.initial` describes."""
+        return {
+            "mean": self._mean, "variance": self._variance, "learned": self._learned, "run": self._run
+        }  # fmt: skip
+
+    def take(self, x: Array, known: Array) -> tuple[Array, Array]:
+        """One sample of each: its z, and whether it is unusual. Where it is not `known`, x is 0."""
+        rule = self._rule
+        away = x - self._mean
+        z = away / np.maximum(np.sqrt(self._variance), rule._floor)
+        z = np.clip(z, -LARGEST_Z, LARGEST_Z)
+        z[self._learned < rule._warm_up] = 0
+        unusual = known & (np.abs(z) > rule._threshold)
+        learn = known if rule._learn_all else known & ~unusual
+        self._learned = np.minimum(self._learned + learn, rule._most)
+        weight = np.where(learn, 1 / np.clip(self._learned, 1, rule._memory), 0.0)
+        step = weight * away
+        self._mean = self._mean + step
+        self._variance = (1 - weight) * (self._variance + away * step)
+        self._run = np.where(unusual, np.minimum(self._run + 1, MAX_COUNT), np.where(known, 0, self._run))
+        if rule._restart:
+            anew = self._run >= rule._restart
+            for values in (self._mean, self._variance, self._learned, self._run):
+                values[anew] = 0
+        return z, unusual
+
+
+@runnel.hookimpl
+def runnel_stages() -> dict[str, StageFactory]:
+    return {"anomaly": Anomaly}

@@ -1,0 +1,108 @@
+"""How far a forecast was off, once what it was for has come.
+
+    residual[t] = actual[t] - forecast[t - horizon]
+
+in the unit of the series; rows t < horizon have no forecast and are NaN. Latency 0: row t describes the
+sample t.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+import runnel
+from runnel.errors import PipelineError, SnapshotError
+from runnel.hookspecs import StageFactory
+from runnel.spec import Array, Signal, TensorSpec
+from runnel.stage import Arrays, Chunk, State
+
+from ._choose import is_float, one, with_tensors
+
+MAX_HORIZON = 65_536  # time steps; so many forecasts are held for each stream
+MAX_HELD = 2**24  # bytes that they take: the engine keeps no state of four times that
+RESIDUAL = "residual"
+
+
+class ForecastError(runnel.StackedStage):
+    """Compare each sample with the forecast that was made for it.
+
+    Input: two float32 arrays (T, ...) of one shape in the same chunk, rows at the same times: `forecast`,
+    whose row t was made at time t for time t + horizon, and `actual`, the series itself; `actual` may be
+    left out where only one other array has the forecast's shape. Output: all that arrives, and ``residual``
+    float32 (T, ...). Its first `horizon` rows are NaN, since nothing was forecast for them: `anomaly` and
+    the sinks know that as "none". Forecasts whose time has not come when the stream ends are compared with
+    nothing.
+
+    A model gives only its own outputs, not what went in. So let it give both: ``return self.head(h), x`` at
+    the end of `forward`, exported as y0 and y1, and in the pipeline file
+
+        [model.outputs]
+        y0 = "forecast"
+        y1 = "x"
+
+    Raises PipelineError where there are no two such arrays, a `residual` arrives, or the horizon is not in
+    1..65536, or of more than 16 MiB; NonFiniteError for a NaN or an infinity in a chunk.
+    """
+
+    name = "forecast_error"
+
+    def __init__(
+        self, inputs: Signal, forecast: str = "forecast", actual: str | None = None, horizon: int = 1
+    ) -> None:
+        made = one("forecast_error", inputs, forecast, is_float, "a float32 array", "forecast")
+
+        def like_it(tensor: TensorSpec) -> bool:
+            return is_float(tensor) and tensor.shape == made.shape and tensor.name != made.name
+
+        what = f"a second float32 array of the shape of {made}"
+        self._actual = one("forecast_error", inputs, actual, like_it, what, "actual").name
+        if not 1 <= horizon <= MAX_HORIZON:
+            raise PipelineError(f"forecast_error: horizon must be in 1..{MAX_HORIZON} steps, not {horizon}")
+        held = 4 * horizon * math.prod(made.shape)
+        if held > MAX_HELD:
+            raise PipelineError(
+                f"forecast_error: a horizon of {horizon} steps of {made} would hold {held} bytes a stream; "
+                f"at most {MAX_HELD}"
+            )
+        self._forecast, self._shape, self._horizon = made.name, made.shape, horizon
+        self.inputs = inputs
+        residual = TensorSpec(RESIDUAL, "float32", made.shape)
+        self.outputs = with_tensors("forecast_error", inputs, None, residual)
+
+    def initial(self) -> Arrays:
+        """`held`: float32 (horizon, ...), the last forecasts, oldest first, zeros before the first. `made`:
+        int64 (): how many of them there are."""
+        return {
+            "held": np.zeros((self._horizon, *self._shape), np.float32),
+            "made": np.array(0, np.int64),
+        }
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        held, made = arrays["held"], int(arrays["made"])
+        if held.shape != (self._horizon, *self._shape) or not np.isfinite(held).all():
+            raise SnapshotError(
+                f"forecast_error: 'held' has shape {held.shape}, expected {(self._horizon, *self._shape)} of "
+                "finite numbers"
+            )
+        if not 0 <= made <= self._horizon:
+            raise SnapshotError(f"forecast_error: {made} forecasts of a horizon of {self._horizon}")
+        return super().load(state, arrays)
+
+    def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
+        actual = chunk[self._actual]
+        steps = actual.shape[1]
+        seen = np.concatenate([state["held"], chunk[self._forecast]], axis=1)
+        residual: Array = np.subtract(actual, seen[:, :steps])
+        # Row t of the chunk meets forecast t of `seen`, of which the first horizon - made are none.
+        none = np.arange(steps) < self._horizon - state["made"][:, None]
+        residual[none] = np.nan
+        made = np.minimum(state["made"] + steps, self._horizon)
+        rows = {name: array.copy() for name, array in chunk.items()}
+        return {"held": seen[:, steps:].copy(), "made": made}, {**rows, RESIDUAL: residual}
+
+
+@runnel.hookimpl
+def runnel_stages() -> dict[str, StageFactory]:
+    return {"forecast_error": ForecastError}
