@@ -125,15 +125,15 @@ class Resample(PhasedStage):
         made: dict[str, Array] = {}
         for name, samples in chunk.items():
             seen = np.concatenate((state[f"tail.{name}"], samples), axis=1)
-            new[f"tail.{name}"] = seen[
-                :, samples.shape[1] :
-            ].copy()  # not a view: it would keep the chunk alive
+            # Not a view: it would keep the chunk alive.
+            new[f"tail.{name}"] = seen[:, samples.shape[1] :].copy()
             if seen.ndim == 2:
                 made[name] = self._filter(seen, position, rows)
                 continue
             # Each number of a sample is a signal of its own; its samples must lie side by side.
             streams, shape = len(seen), seen.shape[2:]
-            lines = np.moveaxis(seen, 1, -1).reshape(streams * math.prod(shape), seen.shape[1])
+            lines = np.ascontiguousarray(np.moveaxis(seen, 1, -1))
+            lines = lines.reshape(streams * math.prod(shape), seen.shape[1])
             out = self._filter(lines, position, rows).reshape(streams, *shape, rows)
             made[name] = np.ascontiguousarray(np.moveaxis(out, -1, 1))
         return new, made
