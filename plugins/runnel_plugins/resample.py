@@ -14,6 +14,7 @@ back, not left in the signal.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from fractions import Fraction
 
 import numpy as np
@@ -22,14 +23,17 @@ import runnel
 from runnel.errors import PipelineError, SnapshotError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
-from runnel.stage import Arrays, Chunk, Stage, State, require_finite
+from runnel.stage import Arrays, Chunk, State, require_finite
+
+from .phased import PhasedStage
 
 MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
 MAX_HALF_WIDTH = 256
-BLOCK = 4096  # output rows made at once: bounds the memory that a long chunk takes
+BLOCK = 4096  # output rows gathered at once: bounds the memory that a long chunk takes
+SWEEP = 64  # rows of each phase from which on going phase by phase is faster than gathering
 
 
-class Resample(Stage):
+class Resample(PhasedStage):
     """Resample to `rate` Hz by a polyphase low-pass filter.
 
     Input: float32 arrays, each (T, ...) at `from_rate` Hz; where that is not given, at the rate that the
@@ -82,61 +86,89 @@ class Resample(Stage):
         tails = {f"tail.{t.name}": np.zeros((width, *t.shape), np.float32) for t in self.inputs.tensors}
         return {**tails, "position": np.array(self.half, np.int64)}
 
+    def phase(self, state: Arrays) -> Hashable:
+        return int(state["position"])
+
     def load(self, state: State, arrays: Arrays) -> State:
         """A position far away would have rows made until memory is full."""
         position = int(arrays["position"])
-        if not -self.up <= position <= max(self.half, self.down):
+        if not 0 <= position <= max(self.half, self.down):
             raise SnapshotError(f"{self.name}: position {position} is none that a stream can have")
         for name, like in self.initial().items():
             if arrays[name].shape != like.shape:
                 raise SnapshotError(
                     f"{self.name}: {name!r} has shape {arrays[name].shape}, expected {like.shape}"
                 )
+            require_finite(name, arrays[name][None], self.name)
         return super().load(state, arrays)
 
-    def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        steps = len(next(iter(chunk.values())))
-        position = int(state["position"])
+    def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
+        steps = next(iter(chunk.values())).shape[1]
+        position = int(state["position"][0])
         rows = max(0, -(-(steps * self.up - position) // self.down))
-        return self._advance(state, chunk, steps, position, rows)
+        return self._advance(state, chunk, position, rows, position + rows * self.down - steps * self.up)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
         """The rows that the last samples are due, made as if zeros followed."""
         position = int(state["position"])
         rows = max(0, -(-(self.half - position) // self.down))
         steps = self.half // self.up + 1
-        zeros = {t.name: np.zeros((steps, *t.shape), np.float32) for t in self.inputs.tensors}
-        return self._advance(state, zeros, steps, position, rows)
+        zeros = {t.name: np.zeros((1, steps, *t.shape), np.float32) for t in self.inputs.tensors}
+        # No rows are left to be made, so that the next one lies anywhere: within what `load` takes.
+        after, made = self._advance({n: a[None] for n, a in state.items()}, zeros, position, rows, 0)
+        return {n: a[0, ...] for n, a in after.items()}, {n: a[0] for n, a in made.items()}
 
     def _advance(
-        self, state: State, chunk: Chunk, steps: int, position: int, rows: int
-    ) -> tuple[State, Chunk]:
-        new: dict[str, Array] = {"position": np.array(position + rows * self.down - steps * self.up)}
+        self, state: Arrays, chunk: Chunk, position: int, rows: int, next_position: int
+    ) -> tuple[Arrays, Chunk]:
+        new: dict[str, Array] = {"position": np.full(len(state["position"]), next_position, np.int64)}
         made: dict[str, Array] = {}
         for name, samples in chunk.items():
-            require_finite(name, samples, self.name)
-            tail = state[f"tail.{name}"]
-            seen = np.empty((len(tail) + steps, *samples.shape[1:]), np.float32)
-            seen[: len(tail)], seen[len(tail) :] = tail, samples
-            made[name] = self._filter(seen, position, rows)
-            new[f"tail.{name}"] = seen[steps:].copy()  # not a view: it would keep the chunk alive
+            seen = np.concatenate((state[f"tail.{name}"], samples), axis=1)
+            # Not a view: it would keep the chunk alive.
+            new[f"tail.{name}"] = seen[:, samples.shape[1] :].copy()
+            if seen.ndim == 2:
+                made[name] = self._filter(seen, position, rows)
+                continue
+            # Each number of a sample is a signal of its own; its samples must lie side by side.
+            streams, shape = len(seen), seen.shape[2:]
+            lines = np.ascontiguousarray(np.moveaxis(seen, 1, -1))
+            lines = lines.reshape(streams * math.prod(shape), seen.shape[1])
+            out = self._filter(lines, position, rows).reshape(streams, *shape, rows)
+            made[name] = np.ascontiguousarray(np.moveaxis(out, -1, 1))
         return new, made
 
     def _filter(self, seen: Array, position: int, rows: int) -> Array:
-        """`rows` output rows; ``seen`` (taps a phase - 1 + T, ...) begins with the tail."""
-        taps, features = self.phases.shape[1], math.prod(seen.shape[1:])
-        flat = seen.reshape(len(seen), features)
-        # windows[t, f] are the samples that end with chunk sample t: a view of overlapping rows.
-        row, item = flat.strides
-        shape = (len(flat) - taps + 1, features, taps)
-        windows: Array = np.ndarray(shape, flat.dtype, flat, strides=(row, item, row))
-        out = np.empty((rows, features), np.float32)
-        for start in range(0, rows, BLOCK):
-            at = position + np.arange(start, min(rows, start + BLOCK)) * self.down
-            newest, phase = np.divmod(at, self.up)
-            # einsum sums in an order that depends on the taps alone: the cuts leave no trace in the result.
-            np.einsum("mfk,mk->mf", windows[newest], self.phases[phase], out=out[start : start + BLOCK])
-        return out.reshape(rows, *seen.shape[1:])
+        """(signals, rows) from (signals, taps a phase - 1 + T), which begin with the tail.
+
+        einsum sums in an order that depends on the taps alone: the cuts leave no trace in the result.
+        """
+        taps = self.phases.shape[1]
+        signals, length = seen.shape
+        out = np.empty((signals, rows), np.float32)
+        stride, item = seen.strides
+        if rows >= SWEEP * self.up or self.up == 1:
+            # Phase by phase: the windows of one phase's rows lie `down` samples apart, a view.
+            for first in range(min(self.up, rows)):
+                newest, phase = divmod(position + first * self.down, self.up)
+                count = (rows - first - 1) // self.up + 1
+                windows: Array = np.ndarray(
+                    (signals, count, taps), np.float32, seen, newest * item, (stride, self.down * item, item)
+                )
+                np.einsum("smk,k->sm", windows, self.phases[phase], out=out[:, first :: self.up])
+            return out
+        # Few rows of each phase: windows and taps of each row are gathered.
+        every: Array = np.ndarray(
+            (signals, length - taps + 1, taps), np.float32, seen, 0, (stride, item, item)
+        )
+        each = max(1, BLOCK // signals)
+        for start in range(0, rows, each):
+            at = position + np.arange(start, min(rows, start + each)) * self.down
+            newest_of, phase_of = np.divmod(at, self.up)
+            np.einsum(
+                "smk,mk->sm", every[:, newest_of], self.phases[phase_of], out=out[:, start : start + each]
+            )
+        return out
 
 
 def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:

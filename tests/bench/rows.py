@@ -1,6 +1,7 @@
 """Every benchmark, in the order of the page."""
 
 from . import (
+    rows_audio,
     rows_batch,
     rows_daemon,
     rows_export,
@@ -17,6 +18,7 @@ ROWS: tuple[Row, ...] = (
     *rows_silero.ROWS,
     *rows_export.ROWS,
     *rows_batch.ROWS,
+    *rows_audio.ROWS,
     *rows_process.ROWS,
     *rows_daemon.ROWS,
     *rows_serving.ROWS,

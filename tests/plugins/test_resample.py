@@ -160,7 +160,7 @@ def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
         Resample(signal, **options)
 
 
-@pytest.mark.parametrize("position", [-(2**62), 2**62, -(2**33)])
+@pytest.mark.parametrize("position", [-(2**62), 2**62, -(2**33), -1])
 def test_a_position_that_no_stream_can_have_is_not_restored(position):
     """From -2**33 on, the next step would make gigabytes of rows."""
     stage = make(48000, 16000)
@@ -172,6 +172,29 @@ def test_a_tail_of_another_length_is_not_restored():
     stage = make(48000, 16000)
     with pytest.raises(SnapshotError, match=r"'tail\.x' has shape \(1,\)"):
         stage.load(stage.open(), {**stage.initial(), "tail.x": np.zeros(1, np.float32)})
+
+
+def test_a_tail_that_is_not_finite_is_not_restored():
+    stage = make(48000, 16000)
+    tail = np.full_like(stage.initial()["tail.x"], np.inf)
+    with pytest.raises(NonFiniteError):
+        stage.load(stage.open(), {**stage.initial(), "tail.x": tail})
+
+
+@pytest.mark.parametrize("rates", [(48000, 16000), (44100, 16000), (16000, 48000), (3, 2)])
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_many_streams_at_different_phases_are_each_alone_bit_by_bit(rates, shape):
+    stage, rng = make(*rates, shape), np.random.default_rng(8)
+    heads = [rng.standard_normal((n, *shape)).astype(np.float32) for n in (0, 300, 301, 302, 303, 600)]
+    chunks = [
+        {"x": rng.standard_normal((n, *shape)).astype(np.float32)} for n in (960, 960, 960, 960, 7, 960)
+    ]
+    states = [stage.step(stage.open(), {"x": head})[0] for head in heads]
+    for i, (state, out) in enumerate(stage.step_many(states, chunks)):
+        want_state, want = stage.step(states[i], chunks[i])
+        np.testing.assert_array_equal(out["x"], want["x"])
+        assert state["position"] == want_state["position"]
+        np.testing.assert_array_equal(state["tail.x"], want_state["tail.x"])
 
 
 @given(
