@@ -43,9 +43,8 @@ def impute(
     longest gap that is drawn across, and how many rows everything comes later. With `mark` there is beside
     each filled NAME an array ``NAME.missing``, float32 of the same shape: 1 where a NaN was, else 0.
 
-    An infinity is no missing tick: it raises NonFiniteError, and so does a NaN that "linear" would hold back in
-    an array that it does not fill. Raises PipelineError for options that do not
-    fit each other or the arrays.
+    An infinity is no missing tick: it raises NonFiniteError, and so does a NaN that "linear" would hold back
+    in an array that it does not fill. Raises PipelineError for options that do not fit each other or the arrays.
     """
     _given.finite_option("impute", "value", value)
     if method == "linear":
