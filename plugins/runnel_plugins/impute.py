@@ -44,7 +44,8 @@ def impute(
     each filled NAME an array ``NAME.missing``, float32 of the same shape: 1 where a NaN was, else 0.
 
     An infinity is no missing tick: it raises NonFiniteError, and so does a NaN that "linear" would hold back
-    in an array that it does not fill. Raises PipelineError for options that do not fit each other or the arrays.
+    in an array that it does not fill. Raises PipelineError for options that do not fit each other or the
+    arrays.
     """
     _given.finite_option("impute", "value", value)
     if method == "linear":
@@ -153,12 +154,12 @@ class Linear(Stage):
         """Of all arrays `held.NAME`: the rows held back, (up to max_gap, ...) of its dtype, 0 for a NaN. Of
         those that are filled also `missing.NAME` bool, the same shape: which those are; `last.NAME`, one
         row's dtype and shape: the last number before them; `age.NAME` int64, one row's shape: rows since
-        then, up to max_gap + 1, which is also what it is where there is none."""
+        then, up to max_gap, which is also what it is where there is none."""
         state: dict[str, Array] = {f"held.{t.name}": t.empty() for t in self.inputs.tensors}
         for t in self.filled:
             state[f"missing.{t.name}"] = np.zeros((0, *t.shape), bool)
             state[f"last.{t.name}"] = np.full(t.shape, self.values[t.name])
-            state[f"age.{t.name}"] = np.full(t.shape, self.max_gap + 1)
+            state[f"age.{t.name}"] = np.full(t.shape, self.max_gap)
         return state
 
     def load(self, state: State, arrays: Arrays) -> State:
@@ -172,7 +173,7 @@ class Linear(Stage):
                 like[name] = np.zeros((held, *like[name].shape[1:]))
         _given.require_state(self.name, arrays, like)
         for t in self.filled:
-            _given.require_range(self.name, f"age.{t.name}", arrays[f"age.{t.name}"], 0, self.max_gap + 1)
+            _given.require_range(self.name, f"age.{t.name}", arrays[f"age.{t.name}"], 0, self.max_gap)
         return super().load(state, arrays)
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
@@ -226,7 +227,7 @@ class Linear(Stage):
         # As a weighted mean: high - low could overflow.
         line = (low * (1 - share) + high * share).astype(seen.dtype)
         out = np.where(missing[:rows], line, seen[:rows])
-        since = np.minimum(rows - 1 - start, self.max_gap + 1)
+        since = np.minimum(rows - 1 - start, self.max_gap)
         return out, low[-1, ...], since[-1, ...]  # `...` keeps what is of rank 0 an array
 
 

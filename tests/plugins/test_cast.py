@@ -101,6 +101,38 @@ def test_whole_numbers_to_floats_are_exact_or_refused(source, to, data):
         assert [int(n) for n in made.tolist()] == x.tolist()
 
 
+@pytest.mark.parametrize("to", FLOATS)
+def test_the_whole_numbers_that_a_float_can_tell_apart_pass_and_the_next_does_not(to):
+    limit = 2 ** (np.finfo(to).nmant + 1)
+    assert cast(np.array([limit, -limit]), to).tolist() == [limit, -limit]
+    for beyond in (limit + 1, -limit - 1):
+        with pytest.raises(ChunkError, match=f"'x' is {beyond} at time step 0: {to} has gaps beyond {limit}"):
+            cast(np.array([beyond]), to)
+
+
+@pytest.mark.parametrize("to", WHOLE)
+def test_the_last_float_below_a_limit_passes_and_the_limit_itself_does_not(to):
+    low, high = limits(to)
+    inside = [float(low), np.nextafter(high + 1.0, 0) // 1]
+    assert cast(np.array(inside), to).astype(object).tolist() == [low, int(inside[1])]
+    for outside in (high + 1.0, min(low - 1.0, np.nextafter(low, -np.inf))):
+        x = np.array([outside])
+        assert cast(x, to, saturate=True, round=True).astype(object).tolist() == [
+            high if outside > 0 else low
+        ]
+        with pytest.raises(ChunkError, match=f"{to} is {low} to {high}; saturate"):
+            cast(x, to, round=True)
+
+
+@pytest.mark.parametrize("to", [*WHOLE, "bool"])
+@pytest.mark.parametrize("source", WHOLE)
+def test_the_limits_of_all_dtypes_are_cut_off_at_those_of_others(source, to):
+    low, high = limits(to)
+    x = np.array(limits(source), source)
+    want = [min(max(n, low), high) for n in limits(source)]
+    assert cast(x, to, saturate=True).astype(object).tolist() == want
+
+
 def test_a_narrower_float_rounds_keeps_nan_and_infinity_and_refuses_what_is_too_large():
     x = np.array([0.1, np.nan, np.inf, 70000.0])
     np.testing.assert_array_equal(cast(x[:3], "float32"), x[:3].astype(np.float32))

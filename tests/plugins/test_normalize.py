@@ -105,6 +105,11 @@ def test_a_level_that_jumps_far_leaves_the_variance_right():
     )
 
 
+def test_a_level_far_from_zero_costs_no_digits():
+    x = (16_000_000 + np.random.default_rng(2).integers(0, 5, 2 * BLOCK)).astype(np.float32)
+    np.testing.assert_allclose(play(normalize(signal(), running=True), x), plain(x, 1.0, 1e-8), atol=1e-6)
+
+
 def test_the_first_row_and_a_constant_are_zero():
     stage = normalize(signal(), running=True)
     np.testing.assert_array_equal(play(stage, np.full(200, 0.1, np.float32), [1, 2]), 0)

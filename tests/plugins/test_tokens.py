@@ -66,6 +66,7 @@ def test_words_are_those_of_split_at_any_cuts(text, cuts):
     cuts = [c * len(data) // 100 for c in cuts]
     want = [WORDS.index(w) if w in WORDS else 5 for w in whole.split()]
     assert play(Words(TEXT, WORDS, 5), data, cuts) == want
+    assert play(Words(TEXT, WORDS, 5), data, range(len(data))) == want
 
 
 @given(data=st.binary(max_size=30), cuts=st.lists(st.integers(0, 100), max_size=8))
