@@ -1,16 +1,22 @@
-"""What a stage is given: which of the tensors it works on, numbers for each feature, and whether arrays
-from a snapshot are a state."""
+"""What a stage is given: the floats that it works on, numbers for each feature, and whether arrays from a
+snapshot are a state: for stages here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import numpy as np
 
 from runnel.errors import PipelineError, SnapshotError
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays
+
+from ._choose import one
+
+MAX_HELD = (
+    2**24
+)  # bytes of past that a stream holds in one stage: the engine keeps no state of four times that
 
 
 def floats(stage: str, inputs: Signal, of: str | None, dtypes: str = "efd") -> tuple[TensorSpec, ...]:
@@ -19,9 +25,10 @@ def floats(stage: str, inputs: Signal, of: str | None, dtypes: str = "efd") -> t
     `dtypes`: the characters of those that it can take. PipelineError where there is none, or one of another
     dtype.
     """
-    chosen = tuple(t for t in inputs.tensors if np.dtype(t.dtype).kind == "f") if of is None else ()
     if of is not None:
-        chosen = (named(stage, inputs, of),)
+        chosen: tuple[TensorSpec, ...] = (one(stage, inputs, of, _is_float, "floats"),)
+    else:
+        chosen = tuple(t for t in inputs.tensors if _is_float(t))
     if not chosen:
         raise PipelineError(f"{stage} takes floats, but {inputs} arrives: put a 'cast' stage before it")
     for tensor in chosen:
@@ -31,31 +38,17 @@ def floats(stage: str, inputs: Signal, of: str | None, dtypes: str = "efd") -> t
     return chosen
 
 
-def one(
-    stage: str, inputs: Signal, of: str | None, fits: Callable[[TensorSpec], bool], what: str
-) -> TensorSpec:
-    """The tensor named `of`, or else the only one that fits; `what` says in an error which those are."""
-    fitting = [t for t in inputs.tensors if fits(t)]
-    if of is not None:
-        tensor = named(stage, inputs, of)
-        if tensor not in fitting:
-            raise PipelineError(f"{stage} takes {what}, but {of!r} is {tensor}")
-        return tensor
-    if not fitting:
-        raise PipelineError(f"{stage} takes {what}, but {inputs} arrives")
-    if len(fitting) > 1:
-        names = ", ".join(repr(t.name) for t in fitting)
-        raise PipelineError(f"{stage} works on one tensor, and {names} would do: name it with of = …")
-    return fitting[0]
+def _is_float(tensor: TensorSpec) -> bool:
+    return np.dtype(tensor.dtype).kind == "f"
 
 
-def named(stage: str, inputs: Signal, of: str) -> TensorSpec:
-    """The tensor of that name; PipelineError where there is none."""
-    for tensor in inputs.tensors:
-        if tensor.name == of:
-            return tensor
-    names = ", ".join(map(repr, inputs.names))
-    raise PipelineError(f"{stage}: of = {of!r} is none of the tensors that arrive: {names}")
+def require_small(stage: str, rows: int, tensors: Iterable[TensorSpec]) -> None:
+    """PipelineError if so many rows of all `tensors` are more than a stream can hold."""
+    held = rows * sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors)
+    if held > MAX_HELD:
+        raise PipelineError(
+            f"{stage}: {rows} rows would be held for each stream, {held} bytes; at most {MAX_HELD}"
+        )
 
 
 def per_feature(stage: str, option: str, value: float | list[float], tensor: TensorSpec) -> Array:

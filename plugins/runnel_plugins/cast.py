@@ -21,7 +21,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Chunk
 
-from . import _given
+from ._choose import one, with_tensors
 
 ROUND = "round = true would take the nearest that is"
 SATURATE = "saturate = true would cut it off there"
@@ -60,8 +60,8 @@ class Cast(RowStage):
         self.tensor: TensorSpec | None = None
         if of is None and all(t.dtype == to for t in inputs.tensors):
             return
-        self.tensor = _given.one(
-            self.name, inputs, of, lambda t: of is not None or t.dtype != to, f"not {to}"
+        self.tensor = one(
+            self.name, inputs, of, lambda t: of is not None or t.dtype != to, f"what is not {to} yet"
         )
         source = np.dtype(self.tensor.dtype)
         self.factor = _factor(source, self.to) if scale else None
@@ -70,7 +70,7 @@ class Cast(RowStage):
             source.kind in "iu" and self.to.kind == "f" and np.iinfo(source).bits > np.finfo(self.to).nmant
         )
         made = TensorSpec(self.tensor.name, to, self.tensor.shape, self.tensor.labels)
-        self.outputs = Signal(tuple(made if t is self.tensor else t for t in inputs.tensors), inputs.rate)
+        self.outputs = with_tensors(self.name, inputs, self.tensor, made)
 
     def rows(self, arrays: Chunk) -> Chunk:
         if self.tensor is None:

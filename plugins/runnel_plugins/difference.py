@@ -21,7 +21,7 @@ from runnel.stage import Arrays, Chunk, State
 from . import _given
 
 MAX_ORDER = 8  # each order doubles the noise's power, and more
-MAX_PAST = 100_000  # rows of past in a stream's state, copied at each step: a day of seconds fits
+MAX_PAST = 100_000  # rows of past, copied at each step: a day of seconds fits
 
 
 class Difference(StackedStage):
@@ -54,6 +54,7 @@ class Difference(StackedStage):
                 f"difference: lag must be at least 1, and order * lag at most {MAX_PAST} rows; "
                 f"they are {order} and {lag}"
             )
+        _given.require_small(self.name, order * lag, self.tensors)
         self.order, self.lag, self.before = order, lag, before
 
     def initial(self) -> Arrays:

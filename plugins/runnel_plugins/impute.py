@@ -148,6 +148,7 @@ class Linear(Stage):
         self.filled, self.mark = _filled(inputs, of), mark
         self.inputs, self.outputs = inputs, _outputs(inputs, self.filled, mark)
         self.values = {t.name: _given.per_feature(self.name, "value", value, t) for t in self.filled}
+        _given.require_small(self.name, max_gap, inputs.tensors)
         self.latency = self.max_gap = max_gap
 
     def initial(self) -> Arrays:

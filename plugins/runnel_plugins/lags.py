@@ -18,6 +18,7 @@ from runnel.spec import MAX_RANK, Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
 from . import _given
+from ._choose import one
 from .difference import MAX_PAST, begin
 
 MAX_LAGS = 4096  # copies of each row
@@ -53,9 +54,11 @@ class Lags(StackedStage):
         self.lags = tuple(range(lags - 1, -1, -1)) if isinstance(lags, int) else tuple(lags)
         if min(self.lags) < 0 or max(self.lags) > MAX_PAST:
             raise PipelineError(f"lags: each must be in 0..{MAX_PAST} rows, not {list(self.lags)}")
-        self.tensors = (
-            _given.floats(self.name, inputs, None) if of is None else (_given.named(self.name, inputs, of),)
-        )
+        if of is None:
+            self.tensors = _given.floats(self.name, inputs, None)
+        else:
+            self.tensors = (one(self.name, inputs, of, lambda t: True, "an array"),)
+        _given.require_small(self.name, max(self.lags), self.tensors)
         self.layout, self.before, self.past = layout, before, max(self.lags)
         made = {t.name: self._laid(t) for t in self.tensors}
         self.inputs = inputs

@@ -5,6 +5,8 @@ Latency 0; no unit.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 import runnel
@@ -14,7 +16,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Signal, TensorSpec
 from runnel.stage import Chunk
 
-from . import _given
+from ._choose import one, with_tensors
 
 MAX_SIZE = 2**20  # numbers of one row: beyond any vocabulary, and 4 MB
 
@@ -33,18 +35,21 @@ class OneHot(RowStage):
     name = "one_hot"
 
     def __init__(self, inputs: Signal, size: int | None = None, of: str | None = None) -> None:
-        self.tensor = _given.one(
+        self.tensor = one(
             self.name, inputs, of, lambda t: np.dtype(t.dtype).kind in "iu", "whole numbers (int or uint)"
         )
         size = (len(self.tensor.labels) or None) if size is None else size
         if size is None:
             raise PipelineError(f"one_hot: give size: {self.tensor.name!r} has no labels to count")
-        if not 1 <= size <= MAX_SIZE:
-            raise PipelineError(f"one_hot: size must be in 1..{MAX_SIZE}, not {size}")
+        if not 1 <= size * math.prod(self.tensor.shape) <= MAX_SIZE:
+            raise PipelineError(
+                f"one_hot: size must be at least 1, and a row at most {MAX_SIZE} numbers; {size} for each of "
+                f"{self.tensor} is not"
+            )
         self.size = size
         made = TensorSpec(self.tensor.name, "float32", (*self.tensor.shape, size), self.tensor.labels)
         self.inputs = inputs
-        self.outputs = Signal(tuple(made if t is self.tensor else t for t in inputs.tensors), inputs.rate)
+        self.outputs = with_tensors(self.name, inputs, self.tensor, made)
 
     def rows(self, arrays: Chunk) -> Chunk:
         ids = arrays[self.tensor.name]

@@ -26,10 +26,10 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
 
-from . import _given
+from . import _names
+from ._choose import one, with_tensors
 
 MAX_TOKENS = 2**20  # larger vocabularies than any in use
-MAX_VOCABULARY = 2**26  # bytes of a vocabulary file
 MAX_PENDING = 3  # bytes of a UTF-8 character that is not whole yet
 
 
@@ -74,10 +74,10 @@ def tokens(
 
 def _tokens(alphabet: str | None, vocabulary: Path | None) -> tuple[str, ...]:
     """The tokens in order of their ids; none where neither is given."""
-    if alphabet is not None and vocabulary is not None:
-        raise PipelineError("tokens: give alphabet or vocabulary, not both")
-    listed = _read(vocabulary) if vocabulary is not None else list(alphabet or "")
-    if (alphabet is not None or vocabulary is not None) and not 1 <= len(listed) <= MAX_TOKENS:
+    listed = _names.given("tokens", "alphabet and vocabulary", alphabet, vocabulary)
+    if listed is None:
+        return ()
+    if not 1 <= len(listed) <= MAX_TOKENS:
         raise PipelineError(f"tokens: 1..{MAX_TOKENS} tokens make a vocabulary, not {len(listed)}")
     places: dict[str, int] = {}
     for i, token in enumerate(listed):
@@ -86,20 +86,7 @@ def _tokens(alphabet: str | None, vocabulary: Path | None) -> tuple[str, ...]:
         if token in places:
             raise PipelineError(f"tokens: {token!r} is token {places[token]} and token {i}: which is it?")
         places[token] = i
-    return tuple(listed)
-
-
-def _read(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_VOCABULARY + 1)
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"tokens: vocabulary {path} cannot be read as UTF-8 text: {error}") from None
-    if len(data) > MAX_VOCABULARY:
-        raise PipelineError(f"tokens: vocabulary {path} has more than {MAX_VOCABULARY} bytes")
-    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not splitlines: U+2028 may be a token
-    return lines[:-1] if lines[-1] == "" else lines
+    return listed
 
 
 def _spec(tensor: TensorSpec, listed: Sequence[str], unknown: int | None) -> TensorSpec:
@@ -122,7 +109,7 @@ class Bytes(RowStage):
     def __init__(
         self, inputs: Signal, listed: Sequence[str] = (), unknown: int | None = None, of: str | None = None
     ) -> None:
-        self.tensor = _given.one(self.name, inputs, of, _is_text, TEXT)
+        self.tensor = one(self.name, inputs, of, _is_text, TEXT)
         self.table = np.arange(256)
         if listed:
             self.table = np.full(256, -1 if unknown is None else unknown)
@@ -134,7 +121,7 @@ class Bytes(RowStage):
         self.listed = listed or tuple(chr(b) if 32 < b < 127 else f"0x{b:02x}" for b in range(256))
         made = _spec(self.tensor, self.listed, unknown)
         self.inputs = inputs
-        self.outputs = Signal(tuple(made if t is self.tensor else t for t in inputs.tensors), inputs.rate)
+        self.outputs = with_tensors(self.name, inputs, self.tensor, made)
 
     def rows(self, arrays: Chunk) -> Chunk:
         text = arrays[self.tensor.name]
@@ -162,7 +149,7 @@ class Characters(Stage):
         invalid: Literal["error", "replace"] = "error",
         of: str | None = None,
     ) -> None:
-        self.tensor = _given.one(self.name, inputs, of, _is_text, TEXT)
+        self.tensor = one(self.name, inputs, of, _is_text, TEXT)
         if len(inputs.tensors) > 1:
             raise PipelineError(
                 f"tokens: but at unit 'byte' nothing can stand beside the text, and {inputs} arrives"

@@ -182,8 +182,8 @@ def test_the_laws_with_scale_and_beside_others():
 @pytest.mark.parametrize(
     ("dtypes", "options", "message"),
     [
-        (("int16", "int32"), {"to": "float32"}, "'a', 'b' would do: name it with of"),
-        (("int16",), {"to": "float32", "of": "z"}, "of = 'z' is none of"),
+        (("int16", "int32"), {"to": "float32"}, "'a', 'b' are: say with of"),
+        (("int16",), {"to": "float32", "of": "z"}, "of is 'z', but a"),
         (("int64",), {"to": "float32", "scale": True}, "scale is between int8, int16 or int32 and floats"),
         (("uint8",), {"to": "float32", "scale": True}, "scale is between"),
         (("int16",), {"to": "int32", "scale": True}, "scale is between"),

@@ -77,12 +77,14 @@ def test_streams_that_begin_beside_older_ones_are_right():
         ({"order": 9}, "not 9"),
         ({"lag": 0}, "lag must be at least 1"),
         ({"lag": 100_001}, "at most 100000 rows"),
+        ({"lag": 100_000, "of": "wide"}, "100000 rows would be held for each stream, 25600000 bytes"),
         ({"order": 2, "lag": 50_001}, "at most 100000 rows"),
     ],
 )
 def test_bad_options_are_refused(options, message):
+    wide = Signal((*signal().tensors, TensorSpec("wide", "float32", (64,))))
     with pytest.raises(PipelineError, match=message):
-        Difference(signal(), **options)
+        Difference(wide, **options)
 
 
 def test_a_nan_is_refused():

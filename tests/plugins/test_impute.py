@@ -136,12 +136,14 @@ def test_an_infinity_is_refused_with_its_place(options):
         ({"max_gap": 3}, "max_gap is for method 'linear', not for 'hold'"),
         ({"value": float("inf")}, "value must be a finite number"),
         ({"value": 1e39}, "value must be finite in float32"),
-        ({"of": "z"}, "of = 'z' is none of"),
+        ({"method": "linear", "max_gap": 1024, "of": "wide"}, "1024 rows would be held .* at most 16777216"),
+        ({"of": "z"}, "of is 'z', but x: float32"),
     ],
 )
 def test_bad_options_are_refused(options, message):
+    wide = Signal((*signal().tensors, TensorSpec("wide", "float32", (8192,))))
     with pytest.raises(PipelineError, match=message):
-        impute(signal(), **options)
+        impute(wide, **options)
 
 
 def test_a_mark_that_is_there_already_is_refused():

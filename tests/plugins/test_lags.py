@@ -74,13 +74,15 @@ def test_it_equals_a_plain_loop_at_any_cuts(lags, layout, before, shape, length,
         ({"lags": []}, "not 0"),
         ({"lags": 5000}, "not 5000"),
         ({"lags": [0, -1]}, "each must be in 0..100000"),
+        ({"lags": [100_000], "of": "wide"}, "100000 rows would be held for each stream, 25600000 bytes"),
         ({"lags": [100_001]}, "each must be in 0..100000"),
-        ({"lags": 2, "of": "y"}, "of = 'y' is none of"),
+        ({"lags": 2, "of": "y"}, "of is 'y', but x"),
     ],
 )
 def test_bad_options_are_refused(options, message):
+    wide = Signal((*signal().tensors, TensorSpec("wide", "float32", (64,))))
     with pytest.raises(PipelineError, match=message):
-        Lags(signal(), **options)
+        Lags(wide, **options)
 
 
 def test_bad_inputs_are_refused():

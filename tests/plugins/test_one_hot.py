@@ -38,7 +38,7 @@ def test_other_arrays_pass():
     check_stage(lambda: OneHot(two, size=2))
     both = Signal((TensorSpec("x", "int64"), TensorSpec("z", "int64")))
     check_stage(lambda: OneHot(both, size=2, of="z"))
-    with pytest.raises(PipelineError, match="'x', 'z' would do: name it with of"):
+    with pytest.raises(PipelineError, match="'x', 'z' are: say with of"):
         OneHot(both, size=2)
 
 
@@ -61,14 +61,14 @@ def test_what_is_out_of_range_is_refused_with_its_place_and_touches_no_other(dty
     ("given", "options", "message"),
     [
         (signal(), {}, "give size: 'x' has no labels"),
-        (signal(), {"size": 0}, "size must be in 1..1048576, not 0"),
-        (signal(), {"size": 2**21}, "size must be in"),
+        (signal(), {"size": 0}, "size must be at least 1, .* 0 for each of"),
+        (signal((2,)), {"size": 2**20}, "a row at most 1048576 numbers"),
         (signal((), "float32"), {"size": 2}, "takes whole numbers"),
-        (signal(), {"size": 2, "of": "y"}, "of = 'y' is none of"),
+        (signal(), {"size": 2, "of": "y"}, "of is 'y', but x"),
         (
             Signal((TensorSpec("x", "int8"), TensorSpec("y", "bool"))),
             {"size": 2, "of": "y"},
-            "but 'y' is y: bool",
+            "but y: bool .* is named by of",
         ),
     ],
 )

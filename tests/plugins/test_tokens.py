@@ -147,7 +147,7 @@ def test_a_vocabulary_file_has_one_token_a_line(tmp_path):
         (["aa", "bb"], {}, "no token of the vocabulary is one character: is the unit 'word'"),
         (["a", "b c"], {"unit": "word"}, "token 1, 'b c', has a blank"),
         (["a", "é"], {"unit": "byte"}, "'é' is more than one byte"),
-        (["a"], {"alphabet": "a"}, "give alphabet or vocabulary, not both"),
+        (["a"], {"alphabet": "a"}, "alphabet and vocabulary are both given"),
         ([], {}, "line 1 of .* is empty"),
         (["a"], {"unknown": 2}, "unknown must be in 0..1"),
         (["a"], {"unknown": -1}, "unknown must be in 0..1"),
@@ -159,14 +159,11 @@ def test_bad_vocabularies_are_refused(tmp_path, lines, options, message):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(PipelineError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(PipelineError, match="cannot be read"):
         tokens(TEXT, vocabulary=tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_bytes(b"\xff")
-    with pytest.raises(PipelineError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(PipelineError, match="is not UTF-8"):
         tokens(TEXT, vocabulary=tmp_path / "bad.txt")
-    monkeypatch.setattr("runnel_plugins.tokens.MAX_VOCABULARY", 5)
-    with pytest.raises(PipelineError, match="has more than 5 bytes"):
-        vocabulary(tmp_path, ["a", "b", "c"])
     monkeypatch.setattr("runnel_plugins.tokens.MAX_TOKENS", 2)
     with pytest.raises(PipelineError, match=r"1..2 tokens make a vocabulary, not 3"):
         tokens(TEXT, alphabet="abc")
@@ -183,7 +180,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
         (Signal((TensorSpec("x", "float32"),)), {"alphabet": "a"}, "takes text as uint8"),
         (Signal((TensorSpec("x", "uint8", (2,)),)), {"unit": "byte"}, "takes text as uint8"),
         (Signal((*TEXT.tensors, TensorSpec("y", "float32"))), {"alphabet": "a"}, "nothing can stand beside"),
-        (Signal((*TEXT.tensors, TensorSpec("y", "uint8"))), {"unit": "byte"}, "'text', 'y' would do"),
+        (Signal((*TEXT.tensors, TensorSpec("y", "uint8"))), {"unit": "byte"}, "'text', 'y' are: say with of"),
     ],
 )
 def test_bad_options_and_inputs_are_refused(signal, options, message):
