@@ -316,10 +316,6 @@ def _check_made(stage: Any, where: str) -> None:
         value = getattr(stage, part, None)
         if not isinstance(value, kind):
             raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
-    if stage.ratio is None and stage.outputs.rate is not None:
-        raise PluginError(
-            f"{where}: its ratio is None, but its outputs have a rate of {stage.outputs.rate:g} Hz"
-        )
     given: Any = (1, 1) if stage.ratio is None else stage.ratio
     ratio = tuple(given) if isinstance(given, list | tuple) else ()
     if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):

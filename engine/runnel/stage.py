@@ -43,7 +43,8 @@ class Stage(abc.ABC):
     outputs: Signal
     latency: int = 0  # in its own input time steps: at stream time t, outputs describe t - latency
     # Output time steps for so many input time steps: (up, down). None where rows come when they come, as
-    # events do: then nothing is known of when a row lies, and `outputs.rate` is None.
+    # events do: then nothing is known of which input a row lies at. `outputs.rate` is None too, unless the
+    # rows out are regular though those in are not, as behind a clock.
     ratio: tuple[int, int] | None = (1, 1)
 
     @abc.abstractmethod
