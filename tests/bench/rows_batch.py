@@ -15,7 +15,7 @@ STREAMS = 256
 TICKS = 5  # of data, used in turn: as many chunks stay in the cache, as ones that have just come in do
 
 
-def _per_stream(ticks: list[Array]) -> list[list[Array]]:
+def per_stream(ticks: list[Array]) -> list[list[Array]]:
     """Each tick as one chunk a stream: (slots, features) to slots × (1, features)."""
     return [[np.ascontiguousarray(row[None]) for row in tick] for tick in ticks]
 
@@ -23,7 +23,7 @@ def _per_stream(ticks: list[Array]) -> list[list[Array]]:
 def _bare(kit: Kit) -> Measured:
     file = kit.large
     ticks = file.ticks(STREAMS, TICKS)
-    ours = loops.feed_many(file.load(), _per_stream(ticks))
+    ours = loops.feed_many(file.load(), per_stream(ticks))
     bare = loops.hand_for(file.path, file.spec, ticks, STREAMS)
     loops.agree(ours, bare)
     found = paired(ours, bare, kit.effort, a_steps=STREAMS, b_steps=STREAMS)
@@ -34,7 +34,7 @@ def _bare(kit: Kit) -> Measured:
 def _one_by_one(kit: Kit) -> Measured:
     file = kit.large
     ticks = file.ticks(STREAMS, TICKS)
-    chunks = _per_stream(ticks)
+    chunks = per_stream(ticks)
     ours, each = loops.feed_many(file.load(), chunks), loops.feed_each(file.load(), chunks)
     loops.agree(ours, each)
     found = paired(ours, each, kit.effort, a_steps=STREAMS, b_steps=STREAMS)
