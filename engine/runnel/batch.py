@@ -16,7 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from .errors import RunnelError
+from .errors import RunnelError, SnapshotError
 from .spec import Array
 from .stage import Arrays, Chunk, Results, Stage, State, require_finite
 
@@ -134,6 +134,16 @@ class StackedStage(Stage):
         No stream's numbers may depend on another's. Neither `state` nor `chunk` may be changed, and no array
         of the result may share memory with one of them.
         """
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        """Refuses other shapes than those of `initial`, and what is not finite: it would stay."""
+        for name, like in self.initial().items():
+            array = arrays[name]
+            if array.shape != like.shape:
+                raise SnapshotError(f"{self.name}: {name!r} has shape {array.shape}, expected {like.shape}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise SnapshotError(f"{self.name}: {name!r} is not finite")
+        return super().load(state, arrays)
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         if self.finite:

@@ -16,7 +16,7 @@ from runnel.batch import StackedStage
 from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
-from runnel.stage import Arrays, Chunk, State
+from runnel.stage import Arrays, Chunk
 
 from . import _given
 
@@ -63,10 +63,6 @@ class Difference(StackedStage):
         rows = self.order * self.lag
         past = {f"past.{t.name}": np.zeros((rows, *t.shape), t.dtype) for t in self.tensors}
         return {**past, "begun": np.zeros((), bool)}
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        _given.require_state(self.name, arrays, self.initial())
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         made = {name: array.copy() for name, array in chunk.items()}

@@ -80,15 +80,10 @@ class ForecastError(runnel.StackedStage):
         }
 
     def load(self, state: State, arrays: Arrays) -> State:
-        held, made = arrays["held"], int(arrays["made"])
-        if held.shape != (self._horizon, *self._shape) or not np.isfinite(held).all():
-            raise SnapshotError(
-                f"forecast_error: 'held' has shape {held.shape}, expected {(self._horizon, *self._shape)} of "
-                "finite numbers"
-            )
+        after, made = super().load(state, arrays), int(arrays["made"])
         if not 0 <= made <= self._horizon:
             raise SnapshotError(f"forecast_error: {made} forecasts of a horizon of {self._horizon}")
-        return super().load(state, arrays)
+        return after
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         actual = chunk[self._actual]

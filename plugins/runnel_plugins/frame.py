@@ -14,8 +14,8 @@ from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 
-from .framed import Framed, Last, Padding
-from .spectrum import Function, window_function
+from ._framed import Framed, Last, Padding
+from ._spectrum import Function, window_function
 
 
 class Frame(Framed):

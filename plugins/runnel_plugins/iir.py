@@ -31,10 +31,10 @@ import numpy as np
 
 import runnel
 from runnel.batch import StackedStage
-from runnel.errors import PipelineError, SnapshotError
+from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
-from runnel.stage import Arrays, Chunk, State, require_finite
+from runnel.stage import Arrays, Chunk, require_finite
 
 Kind = Literal["lowpass", "highpass", "bandpass", "notch"]
 
@@ -85,15 +85,6 @@ class Iir(StackedStage):
         """`memory.NAME`: m1 and m2 of each section for each number of a sample: float64 (..., sections, 2),
         in the input's unit; 0 at first. (scipy.signal.sosfilt's `zi`, its first axis last but one.)"""
         return {f"memory.{t.name}": np.zeros((*t.shape, len(self.sections), 2)) for t in self._floats}
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        for name, like in self.initial().items():
-            if arrays[name].shape != like.shape:
-                raise SnapshotError(
-                    f"{self.name}: {name!r} has shape {arrays[name].shape}, expected {like.shape}"
-                )
-            require_finite(name, arrays[name], self.name)
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         after: dict[str, Array] = {}

@@ -117,10 +117,6 @@ class Hold(StackedStage):
         """`last.NAME`: the last number that came, `value` before the first: one row's dtype and shape."""
         return {f"last.{t.name}": np.full(t.shape, self.values[t.name]) for t in self.filled}
 
-    def load(self, state: State, arrays: Arrays) -> State:
-        _given.require_state(self.name, arrays, self.initial())
-        return super().load(state, arrays)
-
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         after, made = dict[str, Array](), {name: array.copy() for name, array in chunk.items()}
         for t in self.filled:

@@ -15,7 +15,7 @@ from runnel.batch import StackedStage
 from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import MAX_RANK, Array, Signal, TensorSpec
-from runnel.stage import Arrays, Chunk, State
+from runnel.stage import Arrays, Chunk
 
 from . import _given
 from ._choose import one
@@ -78,10 +78,6 @@ class Lags(StackedStage):
         first. `begun` bool (): whether there was one."""
         past = {f"past.{t.name}": np.zeros((self.past, *t.shape), t.dtype) for t in self.tensors}
         return {**past, "begun": np.zeros((), bool)}
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        _given.require_state(self.name, arrays, self.initial())
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         streams, steps = next(iter(chunk.values())).shape[:2]

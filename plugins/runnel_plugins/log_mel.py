@@ -24,8 +24,8 @@ from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 
-from .framed import Framed, Padding
-from .spectrum import Function, mel_filters, window_function
+from ._framed import Framed, Padding
+from ._spectrum import Function, mel_filters, window_function
 
 MAX_FFT = 2**15  # points: 0.7 s at 48 kHz, beyond any frame of speech; bounds the tables
 MAX_MELS = 1024  # bounds the tables

@@ -18,8 +18,8 @@ from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 
+from ._spectrum import Function
 from .log_mel import FLOOR, LogMel
-from .spectrum import Function
 
 
 class Mfcc(LogMel):

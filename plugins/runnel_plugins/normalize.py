@@ -158,7 +158,7 @@ class Running(StackedStage):
 
     def load(self, state: State, arrays: Arrays) -> State:
         """Numbers beyond what rows of floats can add up to would become infinite, and then NaN."""
-        _given.require_state(self.name, arrays, self.initial())
+        after = super().load(state, arrays)
         _given.require_range(self.name, "weight", arrays["weight"], 0, self.limit * (1 + 1e-9))
         _given.require_range(self.name, "seen", arrays["seen"], 0, self.warm_up)
         for t in self.tensors:
@@ -166,7 +166,7 @@ class Running(StackedStage):
             _given.require_range(self.name, f"mean.{t.name}", arrays[f"mean.{t.name}"], -most, most)
             spread = float(arrays["weight"]) * (2 * most) ** 2
             _given.require_range(self.name, f"spread.{t.name}", arrays[f"spread.{t.name}"], 0, spread)
-        return super().load(state, arrays)
+        return after
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         made = {name: np.empty_like(array) for name, array in chunk.items()}

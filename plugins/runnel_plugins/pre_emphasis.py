@@ -11,10 +11,10 @@ import numpy as np
 
 import runnel
 from runnel.batch import StackedStage
-from runnel.errors import PipelineError, SnapshotError
+from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
-from runnel.stage import Arrays, Chunk, State, require_finite
+from runnel.stage import Arrays, Chunk
 
 
 class PreEmphasis(StackedStage):
@@ -41,15 +41,6 @@ class PreEmphasis(StackedStage):
     def initial(self) -> Arrays:
         """`last.NAME`: each float array's last sample, in its dtype and shape; 0 before the first."""
         return {f"last.{t.name}": np.zeros(t.shape, t.dtype) for t in self._floats}
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        for name, like in self.initial().items():
-            if arrays[name].shape != like.shape:
-                raise SnapshotError(
-                    f"{self.name}: {name!r} has shape {arrays[name].shape}, expected {like.shape}"
-                )
-            require_finite(name, arrays[name][None], self.name)
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         after: dict[str, Array] = {}

@@ -25,7 +25,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
 from runnel.stage import Arrays, Chunk, State, require_finite
 
-from .phased import PhasedStage
+from ._phased import PhasedStage
 
 MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
 MAX_HALF_WIDTH = 256

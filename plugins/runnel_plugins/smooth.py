@@ -17,10 +17,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import runnel
-from runnel.errors import PipelineError, SnapshotError
+from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
-from runnel.stage import Arrays, Chunk, Stage, State
+from runnel.stage import Arrays, Chunk, Stage
 
 from ._choose import is_float, one
 
@@ -44,14 +44,6 @@ class _Smooth(runnel.StackedStage):
         if not self._taken:
             raise PipelineError(f"smooth takes float32 arrays, but {inputs} arrives")
         self.inputs = self.outputs = inputs
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        for name, like in self.initial().items():
-            if arrays[name].shape != like.shape:
-                raise SnapshotError(f"smooth: {name!r} has shape {arrays[name].shape}, expected {like.shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise SnapshotError(f"smooth: {name!r} holds what is not finite: it would stay for ever")
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         names = {t.name for t in self._taken}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 import runnel
-from runnel.errors import PipelineError, SnapshotError
+from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Signal, TensorSpec
-from runnel.stage import Arrays, Chunk, State
+from runnel.stage import Arrays, Chunk
 
 from ._choose import is_float, one, with_tensors
 
@@ -60,13 +60,6 @@ class Threshold(runnel.StackedStage):
     def initial(self) -> Arrays:
         """`on`: bool, of one time step's shape: the last verdict."""
         return {"on": np.zeros(self._taken.shape, bool)}
-
-    def load(self, state: State, arrays: Arrays) -> State:
-        if arrays["on"].shape != self._taken.shape:
-            raise SnapshotError(
-                f"threshold: 'on' has shape {arrays['on'].shape}, expected {self._taken.shape}"
-            )
-        return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         x, before = chunk[self._taken.name], state["on"][:, None]

@@ -137,7 +137,7 @@ def test_an_infinity_is_refused():
     ("bad", "says"),
     [
         ({"mean": np.zeros(3)}, r"'mean' has shape \(3,\), expected \(2,\)"),
-        ({"mean": np.array([0, np.nan])}, "all finite"),
+        ({"mean": np.array([0, np.nan])}, "is not finite"),
         ({"variance": np.array([0, -1.0])}, "below 0"),
         ({"learned": np.array([0, -1])}, "below 0"),
         ({"learned": np.array([0, 1001])}, "higher than any stream's"),

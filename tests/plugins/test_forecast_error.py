@@ -84,7 +84,7 @@ def test_nan_is_refused(name):
     ("bad", "says"),
     [
         ({"held": np.zeros((3, 1), np.float32)}, r"'held' has shape \(3, 1\), expected \(2, 1\)"),
-        ({"held": np.full((2, 1), np.nan, np.float32)}, "of finite numbers"),
+        ({"held": np.full((2, 1), np.nan, np.float32)}, "is not finite"),
         ({"made": np.array(3)}, "3 forecasts of a horizon of 2"),
         ({"made": np.array(-1)}, "-1 forecasts"),
     ],

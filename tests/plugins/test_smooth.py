@@ -103,7 +103,7 @@ def test_nan_is_refused(options):
     ("options", "bad", "says"),
     [
         ({"weight": 0.1}, {"level.x": np.zeros(3)}, r"'level.x' has shape \(3,\), expected \(2,\)"),
-        ({"weight": 0.1}, {"level.x": np.array([0, np.nan])}, "'level.x' holds what is not finite"),
+        ({"weight": 0.1}, {"level.x": np.array([0, np.nan])}, "'level.x' is not finite"),
         ({"median": 3}, {"tail.x": np.zeros((3, 2), np.float32)}, r"'tail.x' has shape \(3, 2\)"),
         ({"median": 3}, {"tail.x": np.full((2, 2), np.inf, np.float32)}, "not finite"),
     ],

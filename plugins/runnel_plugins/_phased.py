@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from runnel.batch import StackedStage
 from runnel.errors import RunnelError
-from runnel.stage import Arrays, Chunk, Results, State
+from runnel.stage import Arrays, Chunk, Results, Stage, State
 
 
 class PhasedStage(StackedStage):
@@ -21,6 +21,10 @@ class PhasedStage(StackedStage):
     @abc.abstractmethod
     def phase(self, state: Arrays) -> Hashable:
         """What must be equal for two states to have the same shapes and go the same way."""
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        """As any stage's: the shapes are those of a phase, for the subclass to check."""
+        return Stage.load(self, state, arrays)
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
         groups: dict[Hashable, list[int]] = {}

@@ -27,7 +27,7 @@ from runnel.errors import PipelineError, SnapshotError
 from runnel.spec import Array, Signal
 from runnel.stage import Arrays, Chunk, State, require_finite
 
-from .phased import PhasedStage
+from ._phased import PhasedStage
 
 Padding = Literal["none", "left", "center", "mirror"]
 Last = Literal["fill", "drop"]
