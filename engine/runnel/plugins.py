@@ -21,7 +21,7 @@ from . import hookspecs
 from .ends import Sink, Source
 from .errors import PipelineError, PluginError, RunnelError, nearest
 from .spec import Signal
-from .stage import Stage
+from .stage import Stage, misdeclared
 
 GROUP = "runnel"  # the entry points' group, and pluggy's project name
 
@@ -85,7 +85,7 @@ class Plugin:
 
 def installed() -> list[str]:
     """The names that a pipeline may use, sorted. Nothing is imported."""
-    return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _entries()})
 
 
 def distribution(name: str) -> tuple[str, str]:
@@ -104,7 +104,9 @@ def load(name: str, kind: str = "stage") -> Plugin:
         if plugin.kind == kind:
             return plugin
     kinds = " and a ".join(plugin.kind for plugin in found)
-    raise PluginError(f"{name!r} of {found[0].distribution} {found[0].version} is a {kinds}, not a {kind}")
+    raise PluginError(
+        f"plugin {name!r} of {found[0].distribution} {found[0].version} is a {kinds}, not a {kind}"
+    )
 
 
 def offers(name: str) -> list[Plugin]:
@@ -119,10 +121,11 @@ def offers(name: str) -> list[Plugin]:
         manager.register(module, name)
         manager.check_pending()  # a misspelt hook is an error, not silence
         answers = {kind: getattr(manager.hook, hook)() for kind, hook in KINDS.items()}
-    except Exception as error:
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and error.name and error.name not in entry.value:
-            hint = f" (install the package that has {error.name!r}: {package} needs it)"
+    except (Exception, SystemExit) as error:  # some module calls sys.exit when it is imported
+        hint, own = "", f"{entry.value.partition(':')[0]}."
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not own.startswith(f"{missing}."):
+            hint = f" (install the package that has {missing!r}: {package} needs it)"
         raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     found: list[Plugin] = []
     named: list[str] = []
@@ -155,10 +158,8 @@ def make_stage(
     and PipelineError for an option that is unknown, missing or of the wrong type, or where the stage refuses
     its options or `inputs`.
     """
-    stage = make("stage", use, (inputs,), options, where, folder)
-    _check_made(stage, f"{where}: stage {use!r}")
-    made: Stage = stage
-    return made
+    stage: Stage = make("stage", use, (inputs,), options, where, folder)
+    return stage
 
 
 def make(
@@ -184,11 +185,7 @@ def make(
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
         raise PluginError(f"{where}: {plugin} cannot be made: {type(error).__name__}: {error}") from error
-    base = {"source": Source, "sink": Sink}.get(kind)
-    if base is not None and not isinstance(made, base):
-        raise PluginError(
-            f"{where}: {plugin}: its factory gave a {type(made).__name__}, not a runnel.{base.__name__}"
-        )
+    _check_made(made, kind, f"{where}: {plugin}")
     return made
 
 
@@ -210,7 +207,7 @@ def check_options(
         except (TypeError, OverflowError):  # an int that no float holds
             raise PipelineError(
                 f"{where}: option {key!r} of {what} takes {known[key].kind_text}, "
-                f"not {value!r} ({type(value).__name__})"
+                f"not {value!r} ({type(value).__name__}){_near(value, known[key].kind)}"
             ) from None
     for option in plugin.options:
         if option.required and option.name not in checked:
@@ -219,7 +216,7 @@ def check_options(
 
 
 def _entry(name: str) -> importlib.metadata.EntryPoint:
-    entries = list(importlib.metadata.entry_points(group=GROUP, name=name))
+    entries = [entry for entry in _entries() if entry.name == name]
     if not entries:
         raise PluginError(f"no plugin {name!r} is installed{nearest(name, installed())}")
     # An editable install beside its source can list one distribution's entry twice.
@@ -230,8 +227,25 @@ def _entry(name: str) -> importlib.metadata.EntryPoint:
     return entries[0]
 
 
+def _entries() -> list[importlib.metadata.EntryPoint]:
+    try:
+        return list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # one package's entry_points.txt cannot be read: the others are all there
+        found: list[importlib.metadata.EntryPoint] = []
+        for package in importlib.metadata.distributions():
+            try:
+                found.extend(package.entry_points.select(group=GROUP))
+            except Exception:
+                continue
+        return found
+
+
 def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "?")
+    try:
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    except Exception:  # its METADATA is missing
+        name, version = None, None
+    return name or "an unknown package", version or "?"
 
 
 def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
@@ -295,6 +309,18 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     raise TypeError
 
 
+def _near(value: Any, kind: Any) -> str:
+    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
+    for member in _members(kind):
+        if get_origin(member) is list and isinstance(value, list):
+            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
+    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
+    if not isinstance(value, str) or not words or value in words:
+        return ""
+    near = nearest(value, words)
+    return near if "did you mean" in near else ""  # all that is possible has been said
+
+
 def _kind_text(kind: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
     texts = []
@@ -308,18 +334,16 @@ def _kind_text(kind: Any) -> str:
     return " or ".join(texts)
 
 
-def _check_made(stage: Any, where: str) -> None:
-    """A stage that lacks a part fails here, when it is made, and not at the first message."""
-    if not isinstance(stage, Stage):
-        raise PluginError(f"{where}: its factory gave a {type(stage).__name__}, not a runnel.Stage")
-    for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
-        value = getattr(stage, part, None)
-        if not isinstance(value, kind):
-            raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
-    given: Any = (1, 1) if stage.ratio is None else stage.ratio
-    ratio = tuple(given) if isinstance(given, list | tuple) else ()
-    if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
-        raise PluginError(
-            f"{where}: latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, "
-            f"not {stage.ratio!r}"
-        )
+_BASES: Mapping[str, type] = {"stage": Stage, "source": Source, "sink": Sink}
+
+
+def _check_made(made: Any, kind: str, where: str) -> None:
+    """What lacks a part fails here, when it is made, and not at the first message."""
+    base = _BASES.get(kind)
+    if base is None and not callable(made):
+        raise PluginError(f"{where}: its factory gave a {type(made).__name__}, which cannot be called")
+    if base is not None and not isinstance(made, base):
+        raise PluginError(f"{where}: its factory gave a {type(made).__name__}, not a runnel.{base.__name__}")
+    fault = misdeclared(made) if kind == "stage" else ""
+    if fault:
+        raise PluginError(f"{where}: {fault}")
