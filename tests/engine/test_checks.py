@@ -18,7 +18,7 @@ from tests.engine.law_breakers import (
     Last,
     LateAndSaysSo,
     WheneverSlower,
-)  # fmt: skip
+)
 
 # What is random is the same nowhere; what is kept in the stage shows wherever a stage has a second stream;
 # any random cutting has empty chunks. So whoever breaks these breaks others as well.
