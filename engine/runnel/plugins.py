@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pluggy
 
-from . import hookspecs
+from . import __version__, hookspecs
 from .ends import Sink, Source
 from .errors import PipelineError, PluginError, RunnelError, nearest
 from .spec import Signal
@@ -122,10 +122,7 @@ def offers(name: str) -> list[Plugin]:
         manager.check_pending()  # a misspelt hook is an error, not silence
         answers = {kind: getattr(manager.hook, hook)() for kind, hook in KINDS.items()}
     except (Exception, SystemExit) as error:  # some module calls sys.exit when it is imported
-        hint, own = "", f"{entry.value.partition(':')[0]}."
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and not own.startswith(f"{missing}."):
-            hint = f" (install the package that has {missing!r}: {package} needs it)"
+        hint = _missing(error, entry.value, package)
         raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     found: list[Plugin] = []
     named: list[str] = []
@@ -139,6 +136,17 @@ def offers(name: str) -> list[Plugin]:
         hint = nearest(name, named) if named else " (does it have a hook marked @runnel.hookimpl?)"
         raise PluginError(f"{where}: its module {entry.value} hands over nothing of that name{hint}")
     return found
+
+
+def _missing(error: BaseException, own: str, package: str) -> str:
+    """What helps where a module is not there."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    top = name.partition(".")[0]
+    if top == GROUP:
+        return f" ({package} is made for another version of runnel than this, {__version__})"
+    if not top or top == own.partition(":")[0].partition(".")[0]:
+        return ""
+    return f" (install the package that has {name!r}: {package} needs it)"
 
 
 def _plugin(name: str, kind: str, package: str, version: str, factory: Any, where: str) -> Plugin:

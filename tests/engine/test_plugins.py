@@ -152,6 +152,10 @@ BROKEN = {
         "import no_such_library",
         "ModuleNotFoundError.*install the package that has 'no_such_library'",
     ),
+    "is of another version": (
+        "import runnel.no_such_part",
+        r"ModuleNotFoundError.*\(acme-probe is made for another version of runnel than this, \d",
+    ),
     "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
     "is not python": ("def", "SyntaxError"),
     "has no hook": ("x = 1", "hands over nothing of that name.*@runnel.hookimpl"),

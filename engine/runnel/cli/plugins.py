@@ -96,17 +96,24 @@ def _look(name: str) -> Installed:
 
 def table(found: Sequence[Installed], width: int = 0) -> list[str]:
     """A line for each: name, kinds, package, first line of its docstring; cut to `width` unless that is 0."""
-    rows = [("NAME", "KIND", "PACKAGE", "")]
+    packages = {f"{one.package} {one.version}" for one in found}
+    rows = [("NAME", "KIND", *(["PACKAGE"] if len(packages) > 1 else []), "")]
     for one in found:
-        kinds = " ".join(plugin.kind for plugin in one.offers)
+        kinds = " ".join(plugin.kind for plugin in one.offers) or "BROKEN"
         doc = _cause(one) if one.error else one.offers[0].doc
-        package = one.package if len(one.package) <= _MOST_PACKAGE else one.package[: _MOST_PACKAGE - 1] + "…"
-        rows.append((one.name, kinds or "BROKEN", package, doc))
-    a, b, c = (max(len(row[i]) for row in rows) for i in range(3))
-    room = max(_LEAST_DOC, width - a - b - c - 6) if width else 0
-    lines = [f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:{c}}  {_cut(row[3], room)}".rstrip() for row in rows]
+        package = [_cut(one.package, _MOST_PACKAGE)] if len(packages) > 1 else []
+        rows.append((one.name, kinds, *package, doc))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    room = max(_LEAST_DOC, width - sum(widths) - 2 * len(widths)) if width else 0
+    lines = [
+        "  ".join(
+            [*(f"{cell:{w}}" for cell, w in zip(row, widths, strict=False)), _cut(row[-1], room)]
+        ).rstrip()
+        for row in rows
+    ]
     broken = [one.name for one in found if one.error]
-    lines += ["", f"{len(found)} installed. `runnel plugins NAME` shows one with its options."]
+    of = f", of {packages.pop()}" if len(packages) == 1 else ""
+    lines += ["", f"{len(found)} installed{of}. `runnel plugins NAME` shows one with its options."]
     if broken:
         lines.append(f"{len(broken)} broken; why, in full: runnel plugins {' '.join(broken[:3])}")
     return lines
