@@ -128,7 +128,7 @@ def test_one_in_full(stranger, capsys):
         "      mode    'hold' or 'skip' or 'interpolate' or 'mark', default 'hold'\n"
         "      where   a path, default none\n"
         "      sure    true or false, default false\n\n"
-        '    in a pipeline:\n      [[before]]\n      use = "odd"\n      needed = …\n'
+        '    in a pipeline:\n      [[before]]  # or [[after]]\n      use = "odd"\n      needed = …\n'
     )
 
 

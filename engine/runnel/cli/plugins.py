@@ -28,7 +28,12 @@ _EXAMPLE = """examples:
 
 _LEAST_DOC = 24  # characters of a line's last column, however narrow the terminal is
 _MOST_PACKAGE = 20  # characters of a package's name in the table
-_ENTRY = {"stage": "[[before]]", "source": "[source]", "sink": "[[sink]]", "notice": "[[notice]]"}
+_ENTRY = {
+    "stage": "[[before]]  # or [[after]]",
+    "source": "[source]",
+    "sink": "[[sink]]",
+    "notice": "[[notice]]",
+}
 """What a pipeline's entry of a kind begins with."""
 
 
@@ -137,7 +142,7 @@ def described(one: Installed, width: int) -> list[str]:
     for plugin in one.offers:
         lines += ["", f"  {plugin.kind}"]
         doc = inspect.getdoc(plugin.factory) or "(without a docstring)"
-        lines += [f"    {line}".rstrip() for line in doc.splitlines()]
+        lines += _filled(doc, "    ", width)
         lines += ["", "    options:" if plugin.options else "    It has no options."]
         longest = max((len(option.name) for option in plugin.options), default=0)
         for option in plugin.options:
@@ -147,6 +152,18 @@ def described(one: Installed, width: int) -> list[str]:
         if plugin.kind in ("source", "sink"):
             lines += ["", "    on a command line:", f"      {command_line(plugin)}"]
     return lines
+
+
+def _filled(doc: str, indent: str, width: int) -> list[str]:
+    """A docstring's paragraphs, filled anew; what is laid out (lists, examples) as it stands."""
+    lines: list[str] = []
+    for part in doc.split("\n\n"):
+        plain = not any(line[:1] in " -*" for line in part.splitlines())
+        lines += [
+            "",
+            *(_wrapped(part, indent, width) if plain else textwrap.indent(part, indent).splitlines()),
+        ]
+    return lines[1:]
 
 
 def command_line(plugin: Plugin) -> str:
