@@ -314,6 +314,32 @@ class Sorts(Difference):
         return super().step_many([states[i] for i in order], [chunks[i] for i in order])
 
 
+class TakesAList(Difference):
+    def step_many(self, states, chunks):
+        return super().step_many(states, chunks.copy())  # a list has that, a Batch has not
+
+
+class Squeezes(Difference):
+    """Right for two streams and more; of one it drops the axis."""
+
+    def step_many(self, states, chunks):
+        if isinstance(chunks, Batch):
+            chunks = Batch(
+                {
+                    name: np.squeeze(array, 0) if len(array) == 1 else array
+                    for name, array in chunks.arrays.items()
+                }
+            )
+        return super().step_many(states, chunks)
+
+
+class NeedsATimeStep(Difference):
+    def step_many(self, states, chunks):
+        if isinstance(chunks, Batch) and not chunks.steps:
+            raise IndexError("no last time step")
+        return super().step_many(states, chunks)
+
+
 class BatchWrites(Difference):
     def step_many(self, states, chunks):
         results = super().step_many(states, chunks)
@@ -490,6 +516,9 @@ MUTANTS = [
     (CountsFromTheFirstAxis, "batched"),
     (Sorts, "batched"),
     (BatchFailsWhole, "batched"),
+    (TakesAList, "batched"),
+    (Squeezes, "batched"),
+    (NeedsATimeStep, "batched"),
     (BatchWrites, "batched"),
     (BatchWritesStates, "batched"),
     (BatchKeepsChunks, "batched"),
