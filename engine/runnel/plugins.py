@@ -223,6 +223,18 @@ def check_options(
     return checked
 
 
+def _near(value: Any, kind: Any) -> str:
+    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
+    for member in _members(kind):
+        if get_origin(member) is list and isinstance(value, list):
+            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
+    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
+    if not isinstance(value, str) or not words or value in words:
+        return ""
+    near = nearest(value, words)
+    return near if "did you mean" in near else ""  # all that is possible has been said
+
+
 def _entry(name: str) -> importlib.metadata.EntryPoint:
     entries = [entry for entry in _entries() if entry.name == name]
     if not entries:
@@ -315,18 +327,6 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
         if member is Path and type(value) is str and value:
             return folder / value
     raise TypeError
-
-
-def _near(value: Any, kind: Any) -> str:
-    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
-    for member in _members(kind):
-        if get_origin(member) is list and isinstance(value, list):
-            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
-    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
-    if not isinstance(value, str) or not words or value in words:
-        return ""
-    near = nearest(value, words)
-    return near if "did you mean" in near else ""  # all that is possible has been said
 
 
 def _kind_text(kind: Any) -> str:
