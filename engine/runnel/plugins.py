@@ -223,18 +223,6 @@ def check_options(
     return checked
 
 
-def _near(value: Any, kind: Any) -> str:
-    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
-    for member in _members(kind):
-        if get_origin(member) is list and isinstance(value, list):
-            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
-    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
-    if not isinstance(value, str) or not words or value in words:
-        return ""
-    near = nearest(value, words)
-    return near if "did you mean" in near else ""  # all that is possible has been said
-
-
 def _entry(name: str) -> importlib.metadata.EntryPoint:
     entries = [entry for entry in _entries() if entry.name == name]
     if not entries:
@@ -272,6 +260,18 @@ def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(answer, Mapping):
         raise PluginError(f"{where} gave a {type(answer).__name__}, not a mapping of names to factories")
     return answer
+
+
+def _near(value: Any, kind: Any) -> str:
+    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
+    for member in _members(kind):
+        if get_origin(member) is list and isinstance(value, list):
+            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
+    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
+    if not isinstance(value, str) or not words or value in words:
+        return ""
+    near = nearest(value, words)
+    return near if "did you mean" in near else ""  # all that is possible has been said
 
 
 def _options(factory: Callable[..., Any], where: str, first: str) -> tuple[Option, ...]:
