@@ -56,6 +56,7 @@ def check_stage(
     where the law lets the arithmetic be done in another order (chunking, isolation, batched); everything else
     is exact.
     """
+    __tracebackhide__ = True  # pytest then shows the author's own line
     stage = factory()
     given = noise(stage, seed) if samples is None else {n: np.asarray(a) for n, a in samples.items()}
     if sorted(given) != sorted(stage.inputs.names) or any(len(a) < 16 for a in given.values()):

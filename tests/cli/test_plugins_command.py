@@ -160,6 +160,11 @@ def test_only_one_kind(stranger, capsys, kind, there):
     assert "bad" in kinds, "it could be of any kind"
 
 
+def test_none_of_a_kind_says_how_to_make_one(capsys):
+    shown = listing(capsys, "resample", "--kind", "notice")
+    assert shown == "no notice is installed; one to begin with: runnel plugins new NAME --kind notice\n"
+
+
 def test_for_programs(stranger, capsys):
     found = {one["name"]: one for one in json.loads(listing(capsys, "--json"))}
     assert list(found) == installed()

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if args.json:
         print(json.dumps([document(one) for one in found], indent=2))
+    elif not found:
+        print(f"no {args.kind} is installed; one to begin with: runnel plugins new NAME --kind {args.kind}")
     elif args.name:
         print("\n\n".join("\n".join(described(one, width or 100)) for one in found))
     else:
