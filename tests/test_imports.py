@@ -25,6 +25,9 @@ PURE = (
     "ends",
     "notices",
     "checks",
+    "laws",
+    "laws_many",
+    "laws_time",
     "trial",
 )
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "zmq", "pluggy", "msgspec")

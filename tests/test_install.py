@@ -81,7 +81,8 @@ def test_a_clean_install_serves_and_streams_without_torch(wheel: Path, tmp_path:
     version = wheel.name.split("-")[1]
     assert run(runnel, "--version", cwd=work).stdout == f"runnel {version}\n"
     assert "--max-streams" in run(runnel, "serve", "--help", cwd=work).stdout
-    listed = run(runnel, "plugins", cwd=work).stdout
+    assert "resample" in run(runnel, "plugins", cwd=work).stdout
+    listed = run(runnel, "plugins", "resample", "speech_segments", cwd=work).stdout
     assert f"resample  (runnel {version})" in listed
     assert f"speech_segments  (runnel {version})" in listed
     for command, extra in ((["export", "a.py:B", "-o", "b.onnx"], "export"), (["demo"], "demo")):

@@ -153,8 +153,10 @@ class StackedStage(Stage):
             {name: array[None] for name, array in state.items()},
             {name: array[None] for name, array in chunk.items()},
         )
-        # `...` keeps a state of rank 0 an array.
-        return {name: array[0, ...] for name, array in after.items()}, {n: a[0] for n, a in made.items()}
+        # A copy, for a view may be of much more than itself; `...` keeps a state of rank 0 an array.
+        return {name: array[0, ...].copy() for name, array in after.items()}, {
+            n: a[0] for n, a in made.items()
+        }
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
         batch = stack(chunks)

@@ -17,11 +17,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pluggy
 
-from . import hookspecs
+from . import __version__, hookspecs
 from .ends import Sink, Source
 from .errors import PipelineError, PluginError, RunnelError, nearest
 from .spec import Signal
-from .stage import Stage
+from .stage import Stage, misdeclared
 
 GROUP = "runnel"  # the entry points' group, and pluggy's project name
 
@@ -85,7 +85,7 @@ class Plugin:
 
 def installed() -> list[str]:
     """The names that a pipeline may use, sorted. Nothing is imported."""
-    return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _entries()})
 
 
 def distribution(name: str) -> tuple[str, str]:
@@ -104,7 +104,9 @@ def load(name: str, kind: str = "stage") -> Plugin:
         if plugin.kind == kind:
             return plugin
     kinds = " and a ".join(plugin.kind for plugin in found)
-    raise PluginError(f"{name!r} of {found[0].distribution} {found[0].version} is a {kinds}, not a {kind}")
+    raise PluginError(
+        f"plugin {name!r} of {found[0].distribution} {found[0].version} is a {kinds}, not a {kind}"
+    )
 
 
 def offers(name: str) -> list[Plugin]:
@@ -119,10 +121,8 @@ def offers(name: str) -> list[Plugin]:
         manager.register(module, name)
         manager.check_pending()  # a misspelt hook is an error, not silence
         answers = {kind: getattr(manager.hook, hook)() for kind, hook in KINDS.items()}
-    except Exception as error:
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and error.name and error.name not in entry.value:
-            hint = f" (install the package that has {error.name!r}: {package} needs it)"
+    except (Exception, SystemExit) as error:  # some module calls sys.exit when it is imported
+        hint = _missing(error, entry.value, package)
         raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     found: list[Plugin] = []
     named: list[str] = []
@@ -136,6 +136,17 @@ def offers(name: str) -> list[Plugin]:
         hint = nearest(name, named) if named else " (does it have a hook marked @runnel.hookimpl?)"
         raise PluginError(f"{where}: its module {entry.value} hands over nothing of that name{hint}")
     return found
+
+
+def _missing(error: BaseException, own: str, package: str) -> str:
+    """What helps where a module is not there."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    top = name.partition(".")[0]
+    if top == GROUP:
+        return f" ({package} is made for another version of runnel than this, {__version__})"
+    if not top or top == own.partition(":")[0].partition(".")[0]:
+        return ""
+    return f" (install the package that has {name!r}: {package} needs it)"
 
 
 def _plugin(name: str, kind: str, package: str, version: str, factory: Any, where: str) -> Plugin:
@@ -155,10 +166,8 @@ def make_stage(
     and PipelineError for an option that is unknown, missing or of the wrong type, or where the stage refuses
     its options or `inputs`.
     """
-    stage = make("stage", use, (inputs,), options, where, folder)
-    _check_made(stage, f"{where}: stage {use!r}")
-    made: Stage = stage
-    return made
+    stage: Stage = make("stage", use, (inputs,), options, where, folder)
+    return stage
 
 
 def make(
@@ -184,11 +193,7 @@ def make(
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
         raise PluginError(f"{where}: {plugin} cannot be made: {type(error).__name__}: {error}") from error
-    base = {"source": Source, "sink": Sink}.get(kind)
-    if base is not None and not isinstance(made, base):
-        raise PluginError(
-            f"{where}: {plugin}: its factory gave a {type(made).__name__}, not a runnel.{base.__name__}"
-        )
+    _check_made(made, kind, f"{where}: {plugin}")
     return made
 
 
@@ -210,7 +215,7 @@ def check_options(
         except (TypeError, OverflowError):  # an int that no float holds
             raise PipelineError(
                 f"{where}: option {key!r} of {what} takes {known[key].kind_text}, "
-                f"not {value!r} ({type(value).__name__})"
+                f"not {value!r} ({type(value).__name__}){_near(value, known[key].kind)}"
             ) from None
     for option in plugin.options:
         if option.required and option.name not in checked:
@@ -219,7 +224,7 @@ def check_options(
 
 
 def _entry(name: str) -> importlib.metadata.EntryPoint:
-    entries = list(importlib.metadata.entry_points(group=GROUP, name=name))
+    entries = [entry for entry in _entries() if entry.name == name]
     if not entries:
         raise PluginError(f"no plugin {name!r} is installed{nearest(name, installed())}")
     # An editable install beside its source can list one distribution's entry twice.
@@ -230,14 +235,43 @@ def _entry(name: str) -> importlib.metadata.EntryPoint:
     return entries[0]
 
 
+def _entries() -> list[importlib.metadata.EntryPoint]:
+    try:
+        return list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # one package's entry_points.txt cannot be read: the others are all there
+        found: list[importlib.metadata.EntryPoint] = []
+        for package in importlib.metadata.distributions():
+            try:
+                found.extend(package.entry_points.select(group=GROUP))
+            except Exception:
+                continue
+        return found
+
+
 def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "?")
+    try:
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    except Exception:  # its METADATA is missing
+        name, version = None, None
+    return name or "an unknown package", version or "?"
 
 
 def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(answer, Mapping):
         raise PluginError(f"{where} gave a {type(answer).__name__}, not a mapping of names to factories")
     return answer
+
+
+def _near(value: Any, kind: Any) -> str:
+    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
+    for member in _members(kind):
+        if get_origin(member) is list and isinstance(value, list):
+            return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
+    words = [w for m in _members(kind) if get_origin(m) is Literal for w in get_args(m)]
+    if not isinstance(value, str) or not words or value in words:
+        return ""
+    near = nearest(value, words)
+    return near if "did you mean" in near else ""  # all that is possible has been said
 
 
 def _options(factory: Callable[..., Any], where: str, first: str) -> tuple[Option, ...]:
@@ -308,18 +342,16 @@ def _kind_text(kind: Any) -> str:
     return " or ".join(texts)
 
 
-def _check_made(stage: Any, where: str) -> None:
-    """A stage that lacks a part fails here, when it is made, and not at the first message."""
-    if not isinstance(stage, Stage):
-        raise PluginError(f"{where}: its factory gave a {type(stage).__name__}, not a runnel.Stage")
-    for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
-        value = getattr(stage, part, None)
-        if not isinstance(value, kind):
-            raise PluginError(f"{where}: its {part} must be a {kind.__name__}, not {value!r}")
-    given: Any = (1, 1) if stage.ratio is None else stage.ratio
-    ratio = tuple(given) if isinstance(given, list | tuple) else ()
-    if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
-        raise PluginError(
-            f"{where}: latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, "
-            f"not {stage.ratio!r}"
-        )
+_BASES: Mapping[str, type] = {"stage": Stage, "source": Source, "sink": Sink}
+
+
+def _check_made(made: Any, kind: str, where: str) -> None:
+    """What lacks a part fails here, when it is made, and not at the first message."""
+    base = _BASES.get(kind)
+    if base is None and not callable(made):
+        raise PluginError(f"{where}: its factory gave a {type(made).__name__}, which cannot be called")
+    if base is not None and not isinstance(made, base):
+        raise PluginError(f"{where}: its factory gave a {type(made).__name__}, not a runnel.{base.__name__}")
+    fault = misdeclared(made) if kind == "stage" else ""
+    if fault:
+        raise PluginError(f"{where}: {fault}")

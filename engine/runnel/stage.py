@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import NonFiniteError, RunnelError, StageError
-from .spec import Array, Signal
+from .spec import DTYPES, Array, Signal
 
 Chunk = Mapping[str, Array]
 """Named arrays that share a leading time axis, of any length, zero included. No batch axis."""
@@ -127,3 +127,26 @@ def require_finite(name: str, array: Array, stage: str) -> None:
             + (f", element {where[1:]}" if len(where) > 1 else "")
             + "; the chunk was not applied"
         )
+
+
+def misdeclared(stage: Stage) -> str:
+    """What is wrong with what a stage says of itself, as an author would be told; "" where nothing is."""
+    for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
+        value = getattr(stage, part, None)
+        if not isinstance(value, kind):
+            return f"its {part} must be a {kind.__name__}, not {value!r}"
+    for part in ("inputs", "outputs"):
+        signal: Signal = getattr(stage, part)
+        if not signal.tensors or len(set(signal.names)) < len(signal.names):
+            return f"its {part} must hold one array or more, each of another name, not {signal}"
+        for tensor in signal.tensors:
+            if tensor.dtype not in DTYPES:
+                return f"its {part} hold {tensor}: a dtype is one of {', '.join(DTYPES)}"
+    given: Any = (1, 1) if stage.ratio is None else stage.ratio
+    ratio = tuple(given) if isinstance(given, list | tuple) else ()
+    if stage.latency < 0 or len(ratio) != 2 or not all(isinstance(n, int) and n > 0 for n in ratio):
+        return (
+            f"latency must be at least 0, not {stage.latency}; ratio (up, down), both at least 1, or None, "
+            f"not {stage.ratio!r}"
+        )
+    return ""

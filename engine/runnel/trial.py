@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,11 @@ STEPS = 256  # length of the random samples, in time steps
 
 
 class LawBroken(AssertionError):  # noqa: N818 - what a test reports, not an error of the tree
-    """A stage does not keep a law; `law` is its name in `LAWS`."""
+    """A stage does not keep a law; `law` is its name in `LAWS`, `found` what was seen."""
 
-    def __init__(self, law: str, message: str) -> None:
-        super().__init__(f"the law of {law} is broken: {message}")
-        self.law = law
+    def __init__(self, law: str, found: str) -> None:
+        super().__init__(f"the law of {law} is broken: {found}")
+        self.law, self.found = law, found
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Trial:
         edges = np.sort(np.concatenate([[0, 0, 1], inner, inner[:2], [self.steps]]))
         return [self.part(a, b) for a, b in itertools.pairwise(edges)]
 
-    def poisoned(self, start: int) -> dict[str, Array]:
-        """The samples from `start` on with a NaN as last of each float array."""
+    def poisoned(self, start: int, value: float = math.nan) -> dict[str, Array]:
+        """The samples from `start` on with a NaN, or an infinity, as last of each float array."""
         chunk = self.part(start, self.steps)
         for array in chunk.values():
             if array.dtype.kind == "f":
-                array[-1] = math.nan
+                array[-1] = value
         return chunk
 
 
@@ -85,6 +86,21 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
 
 def copied(arrays: Arrays) -> dict[str, Array]:
     return {name: np.array(value) for name, value in arrays.items()}
+
+
+def locked(arrays: Arrays) -> Arrays:
+    """The same arrays, not to be written to: as a pipeline hands them to a stage."""
+    for value in arrays.values():
+        value.setflags(write=False)
+    return arrays
+
+
+def memory(array: Array) -> int:
+    """Bytes of the array that `array` is a part of: what stays in memory as long as it does."""
+    held: Any = array
+    while isinstance(held.base, np.ndarray):
+        held = held.base
+    return int(held.nbytes)
 
 
 def described(chunk: Chunk) -> str:

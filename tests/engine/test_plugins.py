@@ -28,7 +28,8 @@ STAGE = """
 
         def __init__(self, inputs, gain: float = 1.0, count: int = 2, on: bool = False,
                      label: str | None = None, mode: Literal["hold", "skip"] = "hold",
-                     cuts: list[float] | None = None):
+                     cuts: list[float] | None = None,
+                     marks: list[Literal["rise", "fall"]] | None = None):
             self.inputs = self.outputs = inputs
             self.got = {"gain": gain, "count": count, "on": on, "label": label, "mode": mode, "cuts": cuts}
 
@@ -93,6 +94,7 @@ def test_a_plugin_says_who_it_is(install):
         "label: a text = None",
         "mode: 'hold' or 'skip' = 'hold'",
         "cuts: a list of (a number) = None",
+        "marks: a list of ('rise' or 'fall') = None",
     ]
     assert "probe" in plugins.installed()
     assert plugins.distribution("probe") == ("acme-probe", "1.4")
@@ -111,7 +113,9 @@ def test_a_plugin_says_who_it_is(install):
         ({"count": True}, r"'count' .* takes a whole number, not True"),
         ({"on": 1}, r"'on' .* takes true or false, not 1"),
         ({"label": 3}, r"'label' .* takes a text, not 3"),
-        ({"mode": "hopp"}, r"'mode' .* takes 'hold' or 'skip', not 'hopp'"),
+        ({"mode": "hopp"}, r"'mode' .* takes 'hold' or 'skip', not 'hopp' \(str\)$"),
+        ({"mode": "hodl"}, r"takes 'hold' or 'skip', not 'hodl' \(str\) \(did you mean 'hold'\?\)"),
+        ({"marks": ["rise", "fal"]}, r"a list of \('rise' or 'fall'\), .* \(did you mean 'fall'\?\)"),
         ({"cuts": [1.0, "b"]}, r"'cuts' .* takes a list of \(a number\), not \[1.0, 'b'\]"),
         ({"cuts": 1.0}, r"'cuts' .* takes a list of \(a number\)"),
     ],
@@ -148,9 +152,13 @@ BROKEN = {
         "import no_such_library",
         "ModuleNotFoundError.*install the package that has 'no_such_library'",
     ),
+    "is of another version": (
+        "import runnel.no_such_part",
+        r"ModuleNotFoundError.*\(acme-probe is made for another version of runnel than this, \d",
+    ),
     "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
     "is not python": ("def", "SyntaxError"),
-    "has no hook": ("x = 1", "hands over no stage of that name.*@runnel.hookimpl"),
+    "has no hook": ("x = 1", "hands over nothing of that name.*@runnel.hookimpl"),
     "misspells the hook": (handing_over("{}").replace("stages", "stage"), "unknown hook 'runnel_stage'"),
     "takes arguments": (handing_over("{}").replace("()", "(who)"), "who"),
     "gives a list": (handing_over("[1]"), "gave a list"),
@@ -173,6 +181,23 @@ BROKEN = {
         STAGE.replace("self.inputs = self.outputs = inputs", "self.inputs = inputs"),
         "outputs must be a Signal, not None",
     ),
+    "makes a stage without arrays": (
+        STAGE.replace("self.outputs = inputs", "self.outputs = runnel.Signal(())"),
+        "must hold one array or more, each of another name, not nothing",
+    ),
+    "makes a stage with a dtype that numpy does not know": (
+        STAGE.replace("= inputs\n", "= runnel.Signal((runnel.TensorSpec('x', 'float'),))\n"),
+        r"hold x: float \(T\): a dtype is one of float32",
+    ),
+    "makes a stage with a ratio of nothing": (
+        STAGE.replace("def initial", "ratio = (1, 0)\n\n        def initial"),
+        r"ratio \(up, down\), both at least 1, or None, not \(1, 0\)",
+    ),
+    "leaves when it is imported": ("raise SystemExit(3)", "SystemExit: 3"),
+    "is a sink": (
+        handing_over("{'probe': f}", "def f(signal): pass").replace("stages", "sinks"),
+        "is a sink, not a stage",
+    ),
     "fails when it makes one": (
         STAGE.replace("self.got = {", "self.got = 1 / 0, {"),
         "cannot be made: ZeroDivisionError",
@@ -184,9 +209,65 @@ BROKEN = {
 def test_a_broken_package_is_named_with_version_and_cause_and_breaks_nothing_else(install, fault):
     source, says = BROKEN[fault]
     install("acme_probe", source)
-    with pytest.raises(PluginError, match=rf"(?s)here: .*stage 'probe' of acme-probe 1\.4.*{says}"):
+    with pytest.raises(PluginError, match=rf"(?s)here: (plugin|stage) 'probe' of acme-probe 1\.4.*{says}"):
         make_stage("probe", SIGNAL, {}, "here")
     assert make_stage("resample", SIGNAL, {"rate": 50}, "here").name == "resample"
+
+
+ENDS = """
+    import runnel
+
+    @runnel.hookimpl
+    def runnel_{kind}s():
+        return {{"probe": lambda {takes}: {gives}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "takes", "gives", "says"),
+    [
+        ("source", "signal", "3", "its factory gave a int, not a runnel.Source"),
+        ("sink", "signal", "3", "its factory gave a int, not a runnel.Sink"),
+        ("notice", "", "3", "its factory gave a int, which cannot be called"),
+        ("source", "", "3", r"must take the signal \(a runnel.Signal\) as first argument"),
+        ("notice", "signal", "print", "parameter 'signal' cannot be an option"),
+    ],
+)
+def test_the_other_kinds_are_held_to_what_they_must_be(install, kind, takes, gives, says):
+    install("acme_probe", ENDS.format(kind=kind, takes=takes, gives=gives))
+    given = () if kind == "notice" else (SIGNAL,)
+    with pytest.raises(PluginError, match=rf"here: (plugin|{kind}) 'probe' of acme-probe 1\.4: .*{says}"):
+        plugins.make(kind, "probe", given, {}, "here")
+
+
+def test_one_name_can_be_of_several_kinds(install):
+    source = ENDS.format(kind="notice", takes="", gives="print")
+    install("acme_probe", textwrap.dedent(STAGE) + textwrap.dedent(source))
+    assert [plugin.kind for plugin in plugins.offers("probe")] == ["stage", "notice"]
+    assert plugins.make("notice", "probe", (), {}, "here") is print
+    assert make_stage("probe", SIGNAL, {}, "here").name == "probe"
+    with pytest.raises(PluginError, match="is a stage and a notice, not a sink"):
+        plugins.load("probe", "sink")
+
+
+@pytest.mark.parametrize("entries", [b"[runnel]\nno equals sign\n", b"[console_scripts]\nx\n", b"\xff\xfe"])
+def test_a_package_whose_entry_points_cannot_be_read_hides_only_itself(
+    install, tmp_path, monkeypatch, entries
+):
+    install("acme_probe", STAGE)
+    info = tmp_path / "odd" / "odd-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_bytes(entries)
+    monkeypatch.syspath_prepend(info.parent)
+    assert {"probe", "resample"} <= set(plugins.installed())
+    assert make_stage("probe", SIGNAL, {}, "here").name == "probe"
+
+
+def test_a_package_without_metadata_is_still_loaded(install, tmp_path):
+    install("acme_probe", STAGE)
+    (tmp_path / "acme-probe" / "acme_probe-1.4.dist-info" / "METADATA").unlink()
+    assert plugins.distribution("probe") == ("an unknown package", "?")
+    assert make_stage("probe", SIGNAL, {}, "here").name == "probe"
 
 
 def test_two_packages_that_offer_one_name_are_both_named(install):
