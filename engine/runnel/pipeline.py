@@ -148,8 +148,8 @@ class Pipeline:
     def times(self) -> dict[str, dict[str, float]]:
         """What each stage took so far, in seconds, and how many chunks it stepped, by ``position: name``."""
         return {
-            "stage_seconds": {place.label: place.seconds for place in self.places},
-            "stage_chunks": {place.label: place.calls for place in self.places},
+            "stage_seconds": {place.label: place.seconds for place in self.unrolled.places},
+            "stage_chunks": {place.label: place.calls for place in self.unrolled.places},
         }
 
     # One stream
