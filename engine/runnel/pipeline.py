@@ -260,6 +260,8 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
+        if not chunks:  # all were refused at the door
+            return []
         flowing = chunks
         if self._lends:
             flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]

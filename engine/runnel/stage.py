@@ -16,9 +16,7 @@ import numpy as np
 from .errors import ChunkError, NonFiniteError, RunnelError, StageError
 from .spec import Array, Signal
 
-MAX_STEPS: Final = (
-    4096  # of one `Steps`: a tenth of a second of a small model, in which nothing else is stepped
-)
+MAX_STEPS: Final = 1024  # of one `Steps`: 50 ms of a small model, in which no other stream is stepped
 
 Chunk = Mapping[str, Array]
 """Named arrays that share a leading time axis, of any length, zero included. No batch axis."""

@@ -365,6 +365,17 @@ def test_a_value_that_blows_up_is_not_kept(tmp_path: Path) -> None:
             assert isinstance(made, errors.NonFiniteError)
         for out in engine.generate_many([(s, 4) for s in many]):
             np.testing.assert_array_equal(out, first)
+        # One of a group blows up at a later tick: the others are not stepped twice for it.
+        small = [np.full((1, 1), 0.01 * i, np.float32) for i in range(1, 5)]
+        group = [engine.open() for _ in range(5)]
+        for stream, x in zip(group, [*small, np.full((1, 1), 2, np.float32)], strict=True):
+            stream.feed(x)
+        *fine, failed = engine.generate_many([(s, 7) for s in group])
+        assert isinstance(failed, errors.NonFiniteError)
+        for x, out in zip(small, fine, strict=True):
+            with engine.open() as alone:
+                alone.feed(x)
+                np.testing.assert_array_equal(out, alone.generate(7))
 
 
 def test_rows_in_place_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
