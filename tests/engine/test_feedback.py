@@ -365,17 +365,52 @@ def test_a_value_that_blows_up_is_not_kept(tmp_path: Path) -> None:
             assert isinstance(made, errors.NonFiniteError)
         for out in engine.generate_many([(s, 4) for s in many]):
             np.testing.assert_array_equal(out, first)
-        # One of a group blows up at a later tick: the others are not stepped twice for it.
-        small = [np.full((1, 1), 0.01 * i, np.float32) for i in range(1, 5)]
-        group = [engine.open() for _ in range(5)]
-        for stream, x in zip(group, [*small, np.full((1, 1), 2, np.float32)], strict=True):
-            stream.feed(x)
-        *fine, failed = engine.generate_many([(s, 7) for s in group])
+
+
+def test_one_of_a_group_whose_state_blows_up_later(tmp_path: Path) -> None:
+    """Found after the run, when rows could be written: the others are not stepped twice for it."""
+    models.blowup(tmp_path / "m.onnx")
+    (tmp_path / "p.toml").write_text('[model]\npath = "m.onnx"\n[feedback]\nx = { output = "y" }\n')
+    with Engine.load(tmp_path / "p.toml") as engine:
+        starts = [np.full((1, 1), x, np.float32) for x in (0.1, 0.2, 0.3, 2)]
+        group = [engine.open() for _ in starts]
+        engine.feed_many(list(zip(group, starts, strict=True)))
+        *fine, failed = engine.generate_many([(stream, 9) for stream in group])
         assert isinstance(failed, errors.NonFiniteError)
-        for x, out in zip(small, fine, strict=True):
+        assert "in time step 5 of 9: m: state 's' became non-finite" in failed.message
+        for x, out in zip(starts, fine, strict=False):
             with engine.open() as alone:
                 alone.feed(x)
-                np.testing.assert_array_equal(out, alone.generate(7))
+                np.testing.assert_array_equal(out, alone.generate(9))
+
+
+class Log(RowStage):
+    """Says NaN of what is negative, and passes it on."""
+
+    name = "log"
+
+    def __init__(self, inputs: Signal) -> None:
+        self.inputs = self.outputs = inputs
+
+    def rows(self, arrays: Any) -> Any:
+        with np.errstate(invalid="ignore"):
+            return {name: np.log(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_nan_is_not_fed_back(streams: int) -> None:
+    """Nor taken for an answer in the middle of a prompt: as it would be refused in two chunks."""
+    signal = Signal((TensorSpec("x", "float32"),))
+    loop = Feedback(Pipeline([Log(signal)], None, {}), [Back(signal.tensors[0], "x", np.float32(2))])
+    engine = Engine(Pipeline([loop], None, {}))
+    opened = [engine.open() for _ in range(streams)]
+    for made in engine.generate_many([(stream, 9) for stream in opened]):
+        assert isinstance(made, errors.NonFiniteError)
+        assert made.message.startswith("in time step 2 of 9: feedback: 'x' has nan")
+    for made in engine.feed_many([(stream, np.array([3, -1, 3], np.float32)) for stream in opened]):
+        assert isinstance(made, errors.NonFiniteError)
+    for made in engine.generate_many([(stream, 2) for stream in opened]):
+        np.testing.assert_allclose(made, [np.log(2), np.log(np.log(2))], rtol=1e-6)
 
 
 def test_rows_in_place_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
