@@ -14,7 +14,10 @@ import runnel_export
 from runnel import Engine, errors
 from runnel import state as snapshots
 from runnel.model import ModelStage
+from runnel.serve.client import Client
+from runnel.serve.daemon import Daemon
 from tests import laws, models
+from tests.serve.peers import served
 
 TICKS = 40
 
@@ -111,6 +114,22 @@ def test_equals_torch_run_in_sequence(
         stream = engine.open()
         parts = [stream.feed(x[a:b]) for a, b in ((0, 1), (1, 9), (9, 10), (10, TICKS))]
         np.testing.assert_allclose(np.concatenate(parts), trained[1](x), atol=2e-6)
+
+
+def test_through_a_daemon(row: Path, trained: tuple[Path, Callable[[np.ndarray], np.ndarray]]) -> None:
+    """30 streams side by side, their chunks batched as they come."""
+    sequences = [sequence(seed) for seed in range(30)]
+    engine = Engine.load(row, max_streams=30)
+    with served(Daemon(engine, f"ipc://{row.parent}/d.sock")) as daemon, Client(daemon.address, 20) as client:
+        assert client.describe().state_bytes == engine.pipeline.state_bytes
+        streams = [client.open() for _ in sequences]
+        parts = [
+            client.feed_many([(s, x[a:b]) for s, x in zip(streams, sequences, strict=True)])
+            for a, b in ((0, 7), (7, 8), (8, TICKS))
+        ]
+    for i, x in enumerate(sequences):
+        made = np.concatenate([part[i] for part in parts])
+        np.testing.assert_allclose(made, trained[1](x), atol=2e-6)
 
 
 def test_the_laws(row: Path) -> None:
