@@ -22,6 +22,7 @@ PURE = (
     "pipeline",
     "place",
     "batch",
+    "feedback",
     "ends",
     "notices",
     "checks",

@@ -17,7 +17,7 @@ from .errors import LimitError, RunnelError, StreamError, StreamExistsError
 from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
-from .stage import Chunk
+from .stage import Chunk, Steps
 from .stream import Stream
 
 MAX_ID = 512  # characters of a stream's name, and its user's before it: kept per stream, repeated in messages
@@ -59,14 +59,14 @@ class Engine:
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
-        from .loader import load_pipeline  # reads files and starts onnxruntime: not at import
+        from .loader import load_notices, load_pipeline  # reads files and starts onnxruntime: not at import
 
         for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise LimitError(f"{name} must be a whole number in 1..{most}, not {value!r}")
-        return cls(
-            load_pipeline(Path(path), max_streams, providers, threads, trust, flush_denormals), max_streams
-        )
+        file = Path(path)
+        pipeline = load_pipeline(file, max_streams, providers, threads, trust, flush_denormals)
+        return cls(pipeline, max_streams, load_notices(file))
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -156,6 +156,14 @@ class Engine:
                     results[i] = out
         return results
 
+    def generate_many(self, pairs: Sequence[tuple[Stream, int]]) -> list[Any]:
+        """`Stream.generate` for several streams, batched: tick by tick, all that have one together.
+
+        `pairs`: streams, and how many time steps each is to make. Results and errors as of `feed_many`.
+        """
+        made = self.feed_many([(stream, Steps(steps)) for stream, steps in pairs])
+        return [m if isinstance(m, RunnelError) else self.pipeline.answer(None, m) for m in made]
+
     def _feed_one(self, stream: Stream, chunk: Array | Chunk) -> Any:
         try:
             if stream._pipeline is not self.pipeline:
@@ -171,11 +179,15 @@ class Engine:
         raise StreamError(f"stream {stream.id!r}: an earlier chunk of it in this call failed")
 
     def placement(self) -> dict[str, Counter[str]]:
-        """Which onnxruntime provider runs which operators of the model, counted."""
+        """Which onnxruntime provider runs which operators of all models, counted."""
         from .model import ModelStage, placement
 
-        models = [s for s in self.pipeline.stages if isinstance(s, ModelStage)]
-        return placement(models[0].session) if models else {}
+        placed: dict[str, Counter[str]] = {}
+        for stage in self.pipeline.unrolled.stages:
+            if isinstance(stage, ModelStage):
+                for provider, ops in placement(stage.session).items():
+                    placed.setdefault(provider, Counter()).update(ops)
+        return placed
 
     def close(self) -> None:
         """Close every stream: each is evicted, since its owner did not close it."""

@@ -1,4 +1,4 @@
-"""A model that Runnel did not export, as a pipeline file's [model] table declares it."""
+"""A model that Runnel did not export, as the table of a pipeline file declares it."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
     graph_out = [v.name for v in session.get_outputs()]
     constants = {}
     for name, value in tables.table(part, "constants", where).items():
-        tables.among(name, list(graph_in), f"{where[:-1]}.constants]")
+        tables.among(name, list(graph_in), tables.within(where, "constants"))
         try:
             constants[name] = np.asarray(value, dtypes[name])
         except (ValueError, TypeError, OverflowError):
+            place = tables.within(where, "constants")
             raise PipelineError(
-                f"{where[:-1]}.constants]: {name} is {dtypes[name]} in the model, not {value!r:.80}"
+                f"{place}: {name} is {dtypes[name]} in the model, not {value!r:.80}"
             ) from None
     states = []
     for i, entry in enumerate(tables.tables(part, "state", where)):
-        place = f"{where[:-1]}.state] number {i + 1}"
+        place = f"{tables.within(where, 'state')} number {i + 1}"
         tables.known(entry, _STATE, place)
         name, output = tables.text(entry, "input", place), tables.text(entry, "output", place)
         tables.among(name, list(graph_in), place)
@@ -78,7 +79,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
     shapes = tables.table(part, "shapes", where)
     free = [n for n in graph_in if n not in constants and n not in {s.input for s in states}]
     for name in shapes:
-        tables.among(name, free, f"{where[:-1]}.shapes]")
+        tables.among(name, free, tables.within(where, "shapes"))
     inputs = tuple(
         ModelTensor(n, dtype_of(dtypes[n], where), _input_shape(n, graph_in[n].shape, shapes, framing, where))
         for n in free
@@ -99,9 +100,9 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
 def _input_shape(
     name: str, shape: Sequence[Any], declared: Mapping[str, Any], framing: Framing | None, where: str
 ) -> tuple[int | str, ...]:
-    """A foreign input's shape, from the file, the framing, or [model.shapes]."""
+    """A foreign input's shape, from the file, the framing, or the table `shapes`."""
     if name in declared:
-        return shape_of(declared[name], f"{where[:-1]}.shapes] {name}", (TIME, SLOT))
+        return shape_of(declared[name], f"{tables.within(where, 'shapes')} {name}", (TIME, SLOT))
     # A name, nothing, or 0 stands for a size that the file leaves open.
     dims = [d if isinstance(d, int) and d > 0 else None for d in shape]
     if (
@@ -115,6 +116,6 @@ def _input_shape(
         return (SLOT, *(d for d in dims[1:] if d is not None))
     raise PipelineError(
         f"{where}: input {name!r} has shape {list(shape)} in the file, which leaves open what is what: "
-        f'say it under [model.shapes], for example {name} = ["slot", "time", 80]; if it is a state, '
-        "declare it under [[model.state]], if it never changes, under [model.constants]"
+        f'say it under shapes ([model.shapes]), for example {name} = ["slot", "time", 80]; if it is a state, '
+        "declare it under state ([[model.state]]), if it never changes, under constants"
     )

@@ -7,26 +7,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
-from . import container, foreign, tables
-from .errors import CertificateError, ModelError, PipelineError
-from .framing import Frame
+from . import feedback, tables
+from .errors import PipelineError, nearest
+from .modelfile import ModelFile, Providers, Running, read_model
+from .notices import Listener, Notices
 from .pipeline import Pipeline
-from .spec import ModelSpec, Signal, TensorSpec, dtype_of, from_document, rate_of, shape_of
+from .spec import Signal, TensorSpec, dtype_of, rate_of, shape_of
 from .stage import Stage
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
+MAX_STAGES: Final = 64
+MAX_LISTENERS: Final = 16
+MAX_INPUTS: Final = 64  # tensors of a chunk: as many as a message may have
+MAX_INPUT_NAME: Final = 256  # characters: as many as a message may name one with
+MAX_OPTION_FILE: Final = 64 * 2**20  # bytes of a file that an option names, a vocabulary: it is read whole
+MODEL: Final = "model"  # the `use` of a model among the stages
+DEFAULT_INPUT: Final = "x"  # what comes in is called, where neither a model nor [input.tensors] says
 
-MAX_STAGES = 64
+_TOP = (
+    "input", "model", "before", "after", "feedback", "limits", "notice", "serve", "source", "sink",
+)  # fmt: skip
+_INPUT = ("rate", "shape", "dtype", "tensors")
+_LIMITS = ("stage_seconds",)
+_TENSOR = ("shape", "dtype")
 
-_TOP = ("input", "model", "before", "after", "serve")
-_INPUT = ("rate", "shape", "dtype")
-_RENAMES = ("path", "inputs", "outputs")  # what may be said of a model that describes itself
 
-Providers = Sequence[str | tuple[str, dict[str, Any]]] | None
+@dataclass(slots=True)
+class _Entry:
+    """One of the stages that a file asks for, in order; [model] is one of them."""
+
+    key: str  # of the file's table that it stands in
+    use: str
+    options: dict[str, Any]
+    place: str  # how an error names it
+    model: ModelFile | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)  # options as they count in the fingerprint
 
 
 def load_pipeline(
@@ -35,153 +53,107 @@ def load_pipeline(
     """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree."""
     if path.is_dir():
         raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
-    if path.suffix == ".toml":
-        document = tables.read_toml(path)
-    else:
-        document = {"model": {"path": path.name}}
+    in_toml = path.suffix == ".toml"
+    document = tables.read_toml(path) if in_toml else {"model": {"path": path.name}}
     where = str(path)
     tables.known(document, _TOP, where)
-    model_part = tables.table(document, "model", where)
-    if "path" not in model_part:
-        raise PipelineError(f'{where}: [model] needs path = "….onnx"')
-    file = path.parent / tables.text(model_part, "path", f"{where}: [model]")
+    entries, main = _entries(document, where)
+    running = Running(slots, providers, threads, trust, flush_denormals)
+    for entry in entries:
+        if entry.use == MODEL:
+            entry.model = read_model(entry.options, path.parent, entry.place, running, in_toml)
 
-    from .model import ModelStage, load_session  # onnxruntime starts only here
-
-    data = container.read(file)
-    described = container.document(data, str(file))
-    if described is not None:
-        tables.known(model_part, _RENAMES, f"{where}: [model] (this model describes itself)")
-        _vouch(data, described, file, trust)
-        spec = from_document(described, str(file))
-        session = load_session(data, str(file), providers, threads, flush_denormals)
-        _agree(spec, session, str(file))
-    else:
-        tables.known(model_part, foreign.KEYS, f"{where}: [model]")
-        if path.suffix != ".toml":
-            raise ModelError(
-                f"{file}: this ONNX file does not describe its states. Export it with runnel_export, or "
-                "declare them in a pipeline file (.toml) with [[model.state]] and load that"
-            )
-        session = load_session(data, str(file), providers, threads, flush_denormals)
-        spec = foreign.declared(model_part, session, f"{where}: [model]")
-    renamed = _renames(model_part, spec, f"{where}: [model")
-    model = ModelStage(session, spec, slots, renamed, file.stem)
-
-    before = _stages(document, "before", where)
-    after = _stages(document, "after", where)
-    signal = _outer(model, spec)
-    if before or "input" in document:
-        signal = _input(tables.table(document, "input", where), signal, before, where)
+    signal = told = _first_signal(document, entries, main, where)
     stages: list[Stage] = []
-    for use, options, place in before:
-        stages.append(_plugin(use, signal, options, place))
+    for entry in entries:
+        if entry.model is not None:
+            made = entry.model.stages(signal.rate, slots)
+            _arrives(made[0].inputs, signal, entry)
+            entry.told = {**entry.options, "path": "" if entry is main else entry.model.digest}
+        else:
+            made = [_plugin(entry, signal, path.parent)]
+        stages += made
         signal = stages[-1].outputs
-    if spec.framing:
-        inner = model.inputs.tensors[0]
-        source = TensorSpec(inner.name, inner.dtype, inner.shape[1:])
-        stages.append(Frame(source, inner.name, spec.framing, spec.rate, spec.latency))
-    stages.append(model)
-    signal = model.outputs
-    for use, options, place in after:
-        stages.append(_plugin(use, signal, options, place))
-        signal = stages[-1].outputs
-    # How a pipeline is served is not what it computes: a snapshot fits whatever [serve] says.
-    computed = {key: part for key, part in document.items() if key != "serve"}
-    identity = {
-        "model": hashlib.sha256(data).hexdigest(),
-        "file": {**computed, "model": {**model_part, "path": ""}},
-    }
+    if set(stages[0].inputs.tensors) != set(told.tensors):
+        raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {stages[0].inputs}")
+    spec = main.model.spec if main is not None and main.model is not None else None
+    identity = _identity(document, entries)
     try:
-        return Pipeline(stages, spec, identity)
+        pipeline = Pipeline(stages, spec, identity, _stage_seconds(document, where))
     except PipelineError as error:
         raise PipelineError(f"{where}: {error.message}") from None
+    if "feedback" not in document:
+        return pipeline
+    loop = feedback.read(tables.table(document, "feedback", where), pipeline, f"{where}: [feedback]")
+    return Pipeline([loop], spec, identity)
 
 
-def _vouch(data: bytes, described: Mapping[str, Any], file: Path, trust: bool) -> None:
-    """Refuse a file that no certificate vouches for."""
-    if trust:
-        return
-    certificate = described.get("certificate")
-    if not isinstance(certificate, Mapping) or "hash" not in certificate:
-        raise CertificateError(
-            f"{file}: it has no certificate. Export it with runnel_export; "
-            "to run it all the same: trust=True (--trust)"
-        )
-    found = container.digest(data, described, str(file))
-    if found != certificate["hash"]:
-        raise CertificateError(
-            f"{file}: this is not the file that was certified (hash {found[:23]}…, certified "
-            f"{str(certificate['hash'])[:23]}…): damaged or edited. Fetch or export it again; "
-            "to run it all the same: trust=True (--trust)"
-        )
+def load_notices(path: Path) -> Notices:
+    """Those who listen to what happens to the streams: the [[notice]] tables of a pipeline file."""
+    if path.suffix != ".toml":
+        return Notices()
+    where = str(path)
+    entries = tables.tables(tables.read_toml(path), "notice", where)
+    if not entries:
+        return Notices()
+    from .plugins import make
+
+    if len(entries) > MAX_LISTENERS:
+        raise PipelineError(f"{where}: {len(entries)} [[notice]] tables; at most {MAX_LISTENERS}")
+    listeners: list[tuple[str, Listener]] = []
+    for i, entry in enumerate(entries):
+        place = f"{where}: [[notice]] number {i + 1}"
+        options = dict(entry)
+        use = tables.text(options, "use", place)
+        del options["use"]
+        listeners.append((use, make("notice", use, (), options, f"{place} ({use})", path.parent)))
+    return Notices(listeners)
 
 
-def _agree(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
-    """The description's names must be the graph's, no more and no fewer."""
-    described = {t.name for t in spec.inputs} | {s.input for s in spec.states}
-    graph = {v.name for v in session.get_inputs()}
-    if described != graph:
-        raise ModelError(f"{where}: describes inputs {sorted(described)}, but the graph has {sorted(graph)}")
-    missing = {t.name for t in spec.outputs} | {s.output for s in spec.states}
-    missing -= {v.name for v in session.get_outputs()}
-    if missing:
-        raise ModelError(f"{where}: describes outputs {sorted(missing)} that the graph does not have")
+def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
+    """[limits] stage_seconds: what a stage may take for one stream's chunk."""
+    part, place = tables.table(document, "limits", where), f"{where}: [limits]"
+    tables.known(part, _LIMITS, place)
+    value = part.get("stage_seconds")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise PipelineError(f"{place}: stage_seconds must be a number of seconds above 0, not {value!r}")
+    return float(value)
 
 
-def _renames(part: Mapping[str, Any], spec: ModelSpec, where: str) -> dict[str, str]:
-    """Model name -> chunk name, from [model.inputs] and [model.outputs]."""
-    renamed: dict[str, str] = {}
-    for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        table = tables.table(part, key, f"{where}]")
-        for name in table:
-            tables.among(name, [t.name for t in tensors], f"{where}.{key}]")
-            renamed[name] = tables.text(table, name, f"{where}.{key}]")
-        names = [renamed.get(t.name, t.name) for t in tensors]
-        if len(set(names)) < len(names):
-            raise PipelineError(f"{where}.{key}]: two of {names} have one name")
-    return renamed
+def _identity(document: Mapping[str, Any], entries: Sequence[_Entry]) -> dict[str, Any]:
+    """What makes two pipelines the same: the file's tables that compute, and what is in the files they name.
+
+    How a pipeline is served, and what is read and written at its ends, is not what it computes: a snapshot
+    fits whatever those say.
+    """
+    computed: dict[str, Any] = {key: document[key] for key in ("input", "feedback") if key in document}
+    digest = ""
+    for entry in entries:
+        if entry.key == MODEL and entry.model is not None:
+            computed[MODEL], digest = entry.told, entry.model.digest
+        else:
+            computed.setdefault(entry.key, []).append({"use": entry.use, **entry.told})
+    return {"model": digest, "file": computed}
 
 
-# The stages around it
+def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _Entry | None]:
+    """All stages that the file asks for; and the [model] among them, where it has one."""
+    before, after = _stages(document, "before", where), _stages(document, "after", where)
+    has_input = "input" in document or (before and before[0].use == MODEL)
+    if "model" not in document and (before or after) and has_input:
+        return [*before, *after], None
+    part = tables.table(document, "model", where)
+    if "path" not in part:
+        hint = ". A pipeline without a model says under [input] what comes in" if before or after else ""
+        raise PipelineError(f'{where}: [model] needs path = "….onnx"{hint}')
+    main = _Entry(MODEL, MODEL, dict(part), f"{where}: [model]")
+    return [*before, main, *after], main
 
 
-def _plugin(use: str, signal: Signal, options: Mapping[str, Any], where: str) -> Stage:
-    from .plugins import make_stage  # pluggy and package metadata, only where a stage is named
-
-    return make_stage(use, signal, options, where)
-
-
-def _outer(model: Stage, spec: ModelSpec) -> Signal:
-    """What the model takes, counted in samples where it is framed."""
-    if not spec.framing:
-        return model.inputs
-    inner = model.inputs.tensors[0]
-    return Signal((TensorSpec(inner.name, inner.dtype, inner.shape[1:]),), spec.rate)
-
-
-def _input(part: Mapping[str, Any], default: Signal, before: Sequence[Any], where: str) -> Signal:
-    """[input]: what clients send to the first of the stages before the model; its rate only if said."""
-    place = f"{where}: [input]"
-    tables.known(part, _INPUT, place)
-    if not before:
-        raise PipelineError(f"{place} says what comes before the stages of [[before]], and there are none")
-    if len(default.tensors) != 1 and ("shape" in part or "dtype" in part):
-        raise PipelineError(
-            f"{place}: shape and dtype are for a model with one input, this one takes {default}"
-        )
-    rate = rate_of(part, place)
-    tensors = default.tensors
-    if len(tensors) == 1:
-        shape = part.get("shape", list(tensors[0].shape))
-        dtype = dtype_of(part.get("dtype", tensors[0].dtype), place)
-        sizes = tuple(d for d in shape_of(shape, place, ()) if isinstance(d, int))
-        tensors = (TensorSpec(tensors[0].name, dtype, sizes),)
-    return Signal(tensors, float(rate) if rate else None)
-
-
-def _stages(document: Mapping[str, Any], key: str, where: str) -> list[tuple[str, dict[str, Any], str]]:
-    """(use, options, where) of each [[before]] or [[after]] entry."""
+def _stages(document: Mapping[str, Any], key: str, where: str) -> list[_Entry]:
+    """Each [[before]] or [[after]] entry."""
     entries = tables.tables(document, key, where)
     if len(entries) > MAX_STAGES:
         raise PipelineError(f"{where}: {len(entries)} [[{key}]] stages; at most {MAX_STAGES}")
@@ -191,5 +163,105 @@ def _stages(document: Mapping[str, Any], key: str, where: str) -> list[tuple[str
         options = dict(entry)
         use = tables.text(options, "use", place)
         del options["use"]
-        found.append((use, options, f"{place} ({use})"))
+        found.append(_Entry(key, use, options, f"{place} ({use})"))
     return found
+
+
+def _plugin(entry: _Entry, signal: Signal, folder: Path) -> Stage:
+    from .plugins import make_stage, named_files  # pluggy and package metadata, only where a stage is named
+
+    stage = make_stage(entry.use, signal, entry.options, entry.place, folder)
+    # A stage that reads another file is another stage: what is in it counts, not where it is.
+    files = named_files(entry.use, entry.options, entry.place, folder)
+    digests = {key: [_digest(file, entry.place) for file in named] for key, named in files.items()}
+    entry.told = {**entry.options, **digests}
+    return stage
+
+
+# What comes in
+
+
+def _first_signal(
+    document: Mapping[str, Any], entries: Sequence[_Entry], main: _Entry | None, where: str
+) -> Signal:
+    """What clients send: as [input] says, and else what the first model takes."""
+    first = entries[0]
+    default: Signal | None = None
+    if first.model is not None:
+        default = first.model.inputs
+    elif main is not None and main.model is not None:
+        # The rate that the model sees is not what clients send: a resampler may stand between.
+        default = Signal(main.model.inputs.tensors)
+    if default is not None and "input" not in document:
+        return default
+    place = f"{where}: [input]"
+    if first is main:
+        raise PipelineError(f"{place} says what comes before the stages of [[before]], and there are none")
+    return _input(tables.table(document, "input", where), default, place)
+
+
+def _input(part: Mapping[str, Any], default: Signal | None, place: str) -> Signal:
+    """[input]: what clients send to the first stage."""
+    tables.known(part, _INPUT, place)
+    rate = rate_of(part, place) or (default.rate if default is not None else None)
+    if "tensors" in part:
+        if "shape" in part or "dtype" in part:
+            raise PipelineError(f"{place}: say shape and dtype of each of its tensors, or of the only one")
+        return Signal(_tensors(part, place), rate)
+    tensors = default.tensors if default is not None else (TensorSpec(DEFAULT_INPUT, "float32"),)
+    if len(tensors) == 1:
+        return Signal((_tensor(tensors[0], part, place),), rate)
+    if "shape" in part or "dtype" in part:
+        raise PipelineError(
+            f"{place}: shape and dtype are for a model with one input, this one takes {default}: "
+            "say them under [input.tensors]"
+        )
+    return Signal(tensors, rate)
+
+
+def _tensors(part: Mapping[str, Any], place: str) -> tuple[TensorSpec, ...]:
+    """[input.tensors]: name = {dtype, shape}, in the order of the file."""
+    told, within = tables.table(part, "tensors", place), tables.within(place, "tensors")
+    if not 1 <= len(told) <= MAX_INPUTS:
+        raise PipelineError(f"{within}: {len(told)} tensors; 1 to {MAX_INPUTS} are possible")
+    found = []
+    for name in told:
+        if not 1 <= len(name) <= MAX_INPUT_NAME or not name.isprintable():
+            raise PipelineError(f"{within}: a name is 1 to {MAX_INPUT_NAME} characters, not {name!r:.80}")
+        one = tables.table(told, name, within)
+        tables.known(one, _TENSOR, f"{within} {name}")
+        found.append(_tensor(TensorSpec(name, "float32"), one, f"{within} {name}"))
+    return tuple(found)
+
+
+def _tensor(default: TensorSpec, part: Mapping[str, Any], place: str) -> TensorSpec:
+    shape = part.get("shape", list(default.shape))
+    dtype = dtype_of(part.get("dtype", default.dtype), place)
+    sizes = tuple(d for d in shape_of(shape, place, ()) if isinstance(d, int))
+    return TensorSpec(default.name, dtype, sizes)
+
+
+def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
+    """Whether a model's inputs are among what arrives; what else does not fit is the pipeline's to say."""
+    here = list(signal.names)
+    for name in wanted.names:
+        if name not in here:
+            key = tables.within(entry.place, "inputs")
+            raise PipelineError(
+                f"{entry.place}: the model takes {wanted}, but {signal} arrives{nearest(name, here)}: its "
+                f'name can be said under {key}, {{ {name} = "{here[0]}" }}'
+            )
+
+
+def _digest(file: Path, place: str) -> str:
+    """SHA-256 of a file that an option names."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_OPTION_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"{place}: cannot read {file}: {getattr(error, 'strerror', '') or error}"
+        ) from None
+    if len(data) > MAX_OPTION_FILE:
+        raise PipelineError(f"{place}: {file} has more than {MAX_OPTION_FILE} bytes")
+    return hashlib.sha256(data).hexdigest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .errors import (
     StageError,
     nearest,
 )
-from .slots import Arena
+from .slots import Arena, blown_up
 from .spec import Array, ModelSpec, Signal, TensorSpec
 from .stage import Arrays, Chunk, Results, Stage, require_finite
 
@@ -188,11 +189,16 @@ class ModelStage(Stage):
         slots: int,
         renamed: Mapping[str, str],
         name: str,
+        rate: float | None = None,
     ) -> None:
+        """`rate`: of the time axis, in Hz, before any framing; that of `spec` where it is not said."""
         self.name = name
         self.session, self.spec = session, spec
+        self.file: Path | None = None  # for those who look at it
         self.arena = Arena(spec.states, slots)
-        rate = spec.rate / spec.framing.hop if spec.rate and spec.framing else spec.rate
+        self.place_bytes = spec.state_bytes
+        rate = rate or spec.rate
+        rate = rate / spec.framing.hop if rate and spec.framing else rate
         self._renamed = renamed
         self.inputs, self.outputs = (
             Signal(tuple(TensorSpec(self.chunk_name(t.name), t.dtype, t.step_shape) for t in part), rate)
@@ -237,6 +243,14 @@ class ModelStage(Stage):
     def close(self, state: int) -> None:
         self.arena.give(state)
 
+    # A row that is on its way: -row - 1, to be stepped in place.
+
+    def onward(self, state: int) -> int:
+        return ~state
+
+    def settled(self, state: int) -> int:
+        return ~state
+
     # One stream
 
     def step(self, state: int, chunk: Chunk) -> tuple[int, Chunk]:
@@ -246,9 +260,10 @@ class ModelStage(Stage):
                 raise result
             return result
         # One tick: a row that is bound itself, or else the scratch row, bound in its place.
-        row = state if state < 2 * DIRECT_SLOTS else self.arena.scratch
-        if row != state:
-            self.arena.copy(state, row)
+        now, then, after = (state, state ^ 1, state ^ 1) if state >= 0 else (~state, ~state, state)
+        row = now if now != then and now < 2 * DIRECT_SLOTS else self.arena.scratch
+        if row != now:
+            self.arena.copy(now, row)
         call = self._bound.get(row)
         if call is None:
             call = self._bound[row] = _Call(self, 1, 1, row)
@@ -262,15 +277,15 @@ class ModelStage(Stage):
             self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
-        after = call.next_state
-        if after is None or vdot(after, self._zero_row) != 0:
+        made = call.next_state
+        if made is None or vdot(made, self._zero_row) != 0:
             self.arena.check(row ^ 1, self.name)
-        if row != state:
-            self.arena.copy(row ^ 1, state ^ 1)
+        if row != now:
+            self.arena.copy(row ^ 1, then)
         out = {}
         for name, view in call.first_out:
             out[name] = view.copy()
-        return state ^ 1, out
+        return after, out
 
     # Many streams
 
@@ -280,24 +295,28 @@ class ModelStage(Stage):
             lengths = [chunks.steps] * len(chunks)
         else:
             lengths = [len(chunk[lead]) for chunk in chunks]
-        results: list[tuple[int, Chunk] | RunnelError]
-        try:
-            if lengths and max(lengths) == min(lengths) == 1 and len(chunks) <= MAX_CELLS:
+        if lengths and max(lengths) == min(lengths) == 1 and len(chunks) <= MAX_CELLS:
+            try:
                 return self._step_group(states, chunks)
-            results = [(row, self.outputs.empty()) for row in states]
-            live = sorted((i for i in range(len(chunks)) if lengths[i]), key=lambda i: -lengths[i])
-            for start in range(0, len(live), MAX_CELLS):
-                part = live[start : start + MAX_CELLS]
-                done = self._step_ragged(
-                    [states[i] for i in part], [chunks[i] for i in part], [lengths[i] for i in part]
-                )
-                for i, result in zip(part, done, strict=True):
-                    results[i] = result
-            return results
-        except RunnelError as error:
-            if len(states) == 1:
-                return [self._located(error, chunks[0])]
-        # Somebody's chunk made the whole group fail: each alone, so that only that one does.
+            except RunnelError as error:
+                return self._apart(error, states, chunks)
+        results: list[tuple[int, Chunk] | RunnelError] = [(row, self.outputs.empty()) for row in states]
+        live = sorted((i for i in range(len(chunks)) if lengths[i]), key=lambda i: -lengths[i])
+        for start in range(0, len(live), MAX_CELLS):
+            part = live[start : start + MAX_CELLS]
+            rows, given = [states[i] for i in part], [chunks[i] for i in part]
+            try:
+                done: Results = self._step_ragged(rows, given, [lengths[i] for i in part])
+            except RunnelError as error:
+                done = self._apart(error, rows, given)
+            for i, result in zip(part, done, strict=True):
+                results[i] = result
+        return results
+
+    def _apart(self, error: RunnelError, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
+        """Somebody's chunk made the whole group fail: each alone, so that only that one does."""
+        if len(states) == 1:
+            return [self._located(error, chunks[0])]
         return [self.step_many([row], [chunk])[0] for row, chunk in zip(states, chunks, strict=True)]
 
     def _located(self, error: RunnelError, chunk: Chunk) -> RunnelError:
@@ -318,8 +337,13 @@ class ModelStage(Stage):
             else:
                 np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
         now = np.array(rows)
-        self._run_rows(call, now, now ^ 1)
-        return Done((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
+        if rows[0] < 0:  # they are on their way together, or none is
+            self._run_rows(call, ~now, ~now)
+            after = rows
+        else:
+            self._run_rows(call, now, now ^ 1)
+            after = (now ^ 1).tolist()
+        return Done(after, Batch({name: view.copy() for name, view in call.outputs}))
 
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]
@@ -329,6 +353,8 @@ class ModelStage(Stage):
             {name: [] for name in self.outputs.names} for _ in range(len(rows))
         ]
         first, at, active = np.array(rows), 0, len(rows)
+        first, rest = (first, first ^ 1) if rows[0] >= 0 else (~first, ~first)
+        after = rest if rows[0] >= 0 else ~rest
         while True:
             while active and lengths[active - 1] <= at:
                 active -= 1
@@ -340,16 +366,15 @@ class ModelStage(Stage):
                 for i in range(active):
                     view[i] = chunks[i][name][at : at + ticks]
             # The first block reads the current rows; later ones go on in the next rows.
-            now = first[:active] if at == 0 else first[:active] ^ 1
-            self._run_rows(call, now, first[:active] ^ 1)
+            self._run_rows(call, (first if at == 0 else rest)[:active], rest[:active])
             for name, view in call.outputs:
                 values = view.copy()
                 for i in range(active):
                     pieces[i][name].append(values[i])
             at += ticks
         return [
-            (row ^ 1, {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in parts.items()})
-            for row, parts in zip(rows, pieces, strict=True)
+            (row, {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in parts.items()})
+            for row, parts in zip(after.tolist(), pieces, strict=True)
         ]
 
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:
@@ -364,11 +389,11 @@ class ModelStage(Stage):
             self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
+        for name, view in call.states_out:  # all of it checked before any is kept: `then` may be `now`
+            if view.dtype.kind == "f" and vdot(view, self.zeros(view)) != 0:
+                raise blown_up(name, self.name)
         for name, view in call.states_out:
             columns[name][then] = view
-            if view.dtype.kind == "f" and vdot(view, self.zeros(view)) != 0:
-                for row in then.tolist():
-                    self.arena.check(row, self.name)
 
     def zeros(self, like: Array) -> Array:
         """As many zeros, flat; one array a dtype, shared and grown by doubling."""

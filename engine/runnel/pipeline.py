@@ -20,7 +20,7 @@ from .batch import Batch, Done, stack
 from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
 from .place import Place
 from .spec import Array, ModelSpec, Signal
-from .stage import Arrays, Chunk, Stage, State, as_error
+from .stage import Arrays, Chunk, Stage, State, Steps, as_error
 
 States = tuple[State, ...]
 
@@ -46,6 +46,10 @@ class Pipeline:
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
+        self.stage_names = _names(stages)
+        self.generates = stages[0].generates  # whether a stream can step without input
+        self.state_bytes = sum(stage.place_bytes for stage in stages)  # of one stream, in its models
+        self._moves = any(type(stage).onward is not Stage.onward for stage in stages)
         # A stage of somebody's own might keep what it is given, and that is the caller's memory; what it
         # makes might be what it was given, locked.
         self._lends = self.places[0].declared is not None
@@ -64,6 +68,12 @@ class Pipeline:
         self.tick_name = self._only_in.name if self._only_in else ""
         self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
         self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
+
+    @property
+    def unrolled(self) -> Pipeline:
+        """The pipeline that has the file's stages: itself, or the one inside of its loop."""
+        inner = getattr(self.stages[0], "inner", None)
+        return inner if isinstance(inner, Pipeline) else self
 
     # At the door
 
@@ -86,6 +96,14 @@ class Pipeline:
 
     def _accept(self, chunk: Any) -> Chunk:
         wanted = self.inputs.tensors
+        if isinstance(chunk, Steps):
+            if not self.generates:
+                raise ChunkError(
+                    f"this pipeline cannot step without input, it takes {self.inputs}: that is for one "
+                    "whose file feeds back all of its inputs under [feedback]"
+                )
+            chunk.check()
+            return chunk
         if isinstance(chunk, np.ndarray):
             raise ChunkError(
                 f"this pipeline has {len(wanted)} inputs: give a dict of arrays with {self.inputs}"
@@ -130,8 +148,8 @@ class Pipeline:
     def times(self) -> dict[str, dict[str, float]]:
         """What each stage took so far, in seconds, and how many chunks it stepped, by ``position: name``."""
         return {
-            "stage_seconds": {place.label: place.seconds for place in self.places},
-            "stage_chunks": {place.label: place.calls for place in self.places},
+            "stage_seconds": {place.label: place.seconds for place in self.unrolled.places},
+            "stage_chunks": {place.label: place.calls for place in self.unrolled.places},
         }
 
     # One stream
@@ -141,7 +159,7 @@ class Pipeline:
         made: list[State] = []
         try:
             for stage in self.stages:
-                made.append(_freeze(stage.open()))  # noqa: PERF401 - what was opened must be known
+                made.append(freeze(stage.open()))  # noqa: PERF401 - what was opened must be known
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
@@ -199,14 +217,14 @@ class Pipeline:
         after = []
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
-                after.append(_freeze(stage.load(state, stage.initial())))
+                after.append(freeze(stage.load(state, stage.initial())))
             except Exception as error:
                 raise as_error(f"{i}: {stage.name}", error) from error
         return tuple(after)
 
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
         """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
-        return tuple((n, s.dump(x)) for n, s, x in zip(self._names(), self.stages, states, strict=True))
+        return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
 
     def load(self, states: States, snapshot: snapshots.Snapshot) -> States:
         """`states`' places holding what the snapshot says; SnapshotError if it is not of this pipeline."""
@@ -219,14 +237,22 @@ class Pipeline:
         for (name, arrays), stage, state in zip(snapshot.stages, self.stages, states, strict=True):
             snapshots.fit(name, arrays, stage.initial())
             try:
-                loaded.append(_freeze(stage.load(state, arrays)))
+                loaded.append(freeze(stage.load(state, arrays)))
             except Exception as error:
                 raise SnapshotError(f"stage {name!r} does not take the snapshot's state: {error}") from error
         return tuple(loaded)
 
-    def _names(self) -> list[str]:
-        names = [s.name for s in self.stages]
-        return [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
+    # Several steps before any state is kept: see `Stage.onward`.
+
+    def onward(self, states: States) -> States:
+        if not self._moves:
+            return states
+        return tuple(stage.onward(state) for stage, state in zip(self.stages, states, strict=True))
+
+    def settled(self, states: States) -> States:
+        if not self._moves:
+            return states
+        return tuple(stage.settled(state) for stage, state in zip(self.stages, states, strict=True))
 
     # Many streams
 
@@ -234,6 +260,8 @@ class Pipeline:
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
         """`step` for several streams, stage by stage; an error stands in its stream's place."""
+        if not chunks:  # all were refused at the door
+            return []
         flowing = chunks
         if self._lends:
             flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]
@@ -295,12 +323,21 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
     return {name: np.concatenate([c[name] for c in full]) for name in signal.names}
 
 
-def _freeze(state: State) -> State:
+def freeze(state: State) -> State:
     """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
     if state.__class__ is dict:
         for array in state.values():
             array.setflags(write=False)
     return state
+
+
+def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What a snapshot calls them: their names, with their positions where two would be the same."""
+    names = [stage.name for stage in stages]
+    told = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
+    if len(set(told)) < len(told):  # a stage has the name that another was given
+        told = [f"{n}-{i}" for i, n in enumerate(names)]
+    return tuple(told)
 
 
 def _check_fit(before: Stage, after: Stage) -> None:

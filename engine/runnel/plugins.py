@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -197,6 +197,15 @@ def make(
     return made
 
 
+def named_files(use: str, options: Mapping[str, Any], where: str, folder: Path) -> dict[str, list[Path]]:
+    """The files that a stage's options name, by option: those that its factory declares as paths."""
+    if not any(isinstance(value, str | list) for value in options.values()):
+        return {}  # as of most: not looked up again
+    checked = check_options(load(use), options, where, folder)
+    found = {key: list(_paths(value)) for key, value in checked.items()}
+    return {key: paths for key, paths in found.items() if paths}
+
+
 def check_options(
     plugin: Plugin, options: Mapping[str, Any], where: str, folder: Path | None = None
 ) -> dict[str, Any]:
@@ -327,6 +336,14 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
         if member is Path and type(value) is str and value:
             return folder / value
     raise TypeError
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _paths(item)
 
 
 def _kind_text(kind: Any) -> str:

@@ -93,7 +93,12 @@ class Arena:
         """Raise NonFiniteError if a state in this row has a NaN or an infinity."""
         for name, array in self.read(row).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise NonFiniteError(
-                    f"{where}: state {name!r} became non-finite; the chunk was not applied. "
-                    "Large inputs, or a model that is not stable?"
-                )
+                raise blown_up(name, where)
+
+
+def blown_up(state: str, where: str) -> NonFiniteError:
+    """A state of that name has a NaN or an infinity."""
+    return NonFiniteError(
+        f"{where}: state {state!r} became non-finite; the chunk was not applied. "
+        "Large inputs, or a model that is not stable?"
+    )

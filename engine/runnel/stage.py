@@ -8,13 +8,15 @@ reset, snapshot, restore, roll-back and batching work for every stage alike.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from .errors import NonFiniteError, RunnelError, StageError
+from .errors import ChunkError, NonFiniteError, RunnelError, StageError
 from .spec import DTYPES, Array, Signal
+
+MAX_STEPS: Final = 1024  # of one `Steps`: 50 ms of a small model, in which no other stream is stepped
 
 Chunk = Mapping[str, Array]
 """Named arrays that share a leading time axis, of any length, zero included. No batch axis."""
@@ -29,6 +31,36 @@ Results = Sequence[tuple[State, Chunk] | RunnelError]
 """What `step_many` gives: for each stream its next state and what its chunk makes, or its error."""
 
 _ZEROS = np.zeros(4096, np.float32)
+
+
+class Steps(Mapping[str, Array]):
+    """A chunk of so many time steps with no arrays in it: for a pipeline that feeds itself (`generates`)."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __getitem__(self, name: str) -> NoReturn:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def check(self) -> None:
+        """Raise ChunkError for a count that is not in 1..MAX_STEPS."""
+        count = self.count
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 1 <= count <= MAX_STEPS:
+            raise ChunkError(
+                f"steps without input: a whole number in 1..{MAX_STEPS}, not {count!r:.80}; "
+                "for more, ask several times"
+            )
+
+    def __repr__(self) -> str:
+        return f"Steps({self.count})"
 
 
 class Stage(abc.ABC):
@@ -46,6 +78,8 @@ class Stage(abc.ABC):
     # events do: then nothing is known of which input a row lies at. `outputs.rate` is None too, unless the
     # rows out are regular though those in are not, as behind a clock.
     ratio: tuple[int, int] | None = (1, 1)
+    generates: bool = False  # whether `step` takes `Steps` too: all that it needs comes from itself
+    place_bytes: int = 0  # of one stream's state that it keeps in a place of its own, and not in `State`
 
     @abc.abstractmethod
     def initial(self) -> Arrays:
@@ -98,6 +132,16 @@ class Stage(abc.ABC):
 
     def close(self, state: State) -> None:  # noqa: B027 - most stages hold no place
         """The stream is gone: give its place back."""
+
+    # Several steps before anything is kept (a loop's ticks). A state that `step` has just made, and that no
+    # stream keeps yet, may be stepped in place: `onward` marks it so, and `settled` takes the mark off what
+    # came of it. All of a group are so marked, or none; their chunks then have one time step.
+
+    def onward(self, state: State) -> State:
+        return state
+
+    def settled(self, state: State) -> State:
+        return state
 
 
 def as_error(name: str, error: Exception) -> RunnelError:

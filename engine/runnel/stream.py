@@ -13,7 +13,7 @@ from .errors import RunnelError, StreamClosedError, StreamEndedError
 from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
-from .stage import Chunk
+from .stage import Chunk, Steps
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
 
@@ -77,6 +77,16 @@ class Stream:
         self._states = after
         self.seq += 1
         return pipeline.answer(chunk, out)
+
+    def generate(self, steps: int) -> Out:
+        """So many time steps without input, 1 to `runnel.stage.MAX_STEPS`: what they make, in `steps` rows.
+
+        For a pipeline whose file feeds all its inputs back ([feedback]); the first step is given what the
+        last one made, or the initial value. Returns a dict of arrays as `engine.pipeline.outputs`, or one
+        array where there is one output; `seq` counts it as one chunk. Raises ChunkError for another pipeline
+        or number, and as `feed` does; the stream is then as it was, however far it had come.
+        """
+        return self._pipeline.answer(None, self.feed(Steps(steps)))
 
     def flush(self) -> Out:
         """End the stream: return what is still inside (an array where there is one output).

@@ -31,6 +31,11 @@ def known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
             raise PipelineError(f"{where}: unknown key {key!r}{nearest(key, keys)}")
 
 
+def within(where: str, key: str) -> str:
+    """How an error names a table in the table at `where`: ``p.toml: [model.shapes]``."""
+    return f"{where[:-1]}.{key}]" if where.endswith("]") else f"{where}: {key}"
+
+
 def table(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     value = part.get(key, {})
     if not isinstance(value, Mapping):

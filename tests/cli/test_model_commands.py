@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from runnel.cli.main import main
+from tests import models
 from tests.export.zoo import exported
 
 MODULE = """
@@ -349,3 +351,48 @@ def test_inspect_counts_a_foreign_model_and_says_what_it_lacks(tmp_path: Path, c
     monkeypatch.setitem(sys.modules, "runnel_export.describe", None)
     assert run("inspect", tmp_path / "p.toml") == 0
     assert "pip install 'runnel[export]'" in capsys.readouterr().out
+
+
+def test_inspect_shows_each_of_several_models(tmp_path: Path, capsys) -> None:
+    """Tokens to four numbers, four numbers to six; the sum of their states."""
+    for name in ("tagger", "lstm"):
+        shutil.copy(exported(name), tmp_path / f"{name}.onnx")
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[[before]]\nuse = "model"\npath = "tagger.onnx"\noutputs = { y = "x" }\n'
+        '[model]\npath = "lstm.onnx"\n'
+    )
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("model ")] == [
+        str(tmp_path / "tagger.onnx"), str(tmp_path / "lstm.onnx"),
+    ]  # fmt: skip
+    assert text.count("hash verified") == 2
+    assert run("inspect", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [m["name"] for m in found["models"]] == [s["name"] for s in found["stages"]] == ["tagger", "lstm"]
+    assert found["state_bytes"] == sum(m["state_bytes"] for m in found["models"]) > 0
+    last = next(line for line in text.splitlines() if line.startswith("all models"))
+    assert last.split(maxsplit=2)[2] == f"{found['state_bytes']:,} bytes of state a stream"
+
+
+def test_inspect_of_a_loop_and_of_no_model(tmp_path: Path, capsys) -> None:
+    models.lstm(tmp_path / "m.onnx", features=2, outputs=2)
+    path = tmp_path / "p.toml"
+    path.write_text('[model]\npath = "m.onnx"\n[feedback]\nx = { output = "y" }\n')
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert "LSTM 2" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("feedback")] == [
+        ["feedback", "x", "<-", "y"]
+    ]
+    assert run("inspect", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["feedback"], found["path"]) == ({"x": "y"}, str(tmp_path / "m.onnx"))
+    path.write_text('[input]\nrate = 48000\n[[before]]\nuse = "resample"\nrate = 16000\n')
+    assert run("inspect", path) == 0
+    assert capsys.readouterr().out.split()[:2] == ["pipeline", str(path)]
+    assert run("inspect", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["models"], found["state_bytes"]) == ([], 0)
+    assert found["stages"][0]["inputs"] == "x: float32 (T) at 48000 Hz"

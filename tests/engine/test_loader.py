@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from runnel import Engine, errors
+from runnel import Engine, errors, loader
 from tests import models, silero
 
 GOOD = """
@@ -153,3 +153,133 @@ def test_placement(folder: Path) -> None:
     placed = Engine.load(folder / "ours.onnx", providers=["CPUExecutionProvider"]).placement()
     assert set(placed) == {"CPUExecutionProvider"}
     assert placed["CPUExecutionProvider"]["LSTM"] == 2
+
+
+# Without [model]; what comes in
+
+
+def test_a_pipeline_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(
+        '[input]\nrate = 48000\n[[before]]\nuse = "resample"\nrate = 16000\n'
+        '[[after]]\nuse = "resample"\nrate = 8000\n'
+    )
+    with Engine.load(tmp_path / "p.toml") as engine:
+        assert engine.pipeline.model is None
+        assert str(engine.pipeline.inputs) == "x: float32 (T) at 48000 Hz"
+        assert engine.pipeline.outputs.rate == 8000
+        assert (engine.pipeline.state_bytes, engine.placement()) == (0, {})
+        stream = engine.open()
+        out = np.concatenate([stream.feed(np.zeros(4800, np.float32)), stream.flush()])
+        assert len(out) == 800
+        assert len(engine.restore(stream.snapshot()).state) == len(stream.state)
+
+
+def test_a_model_among_the_stages_alone(folder: Path) -> None:
+    """Not every pipeline with a model has one that it is about: a first one says what comes in."""
+    engine = load(folder, '[[before]]\nuse = "model"\npath = "ours.onnx"\n')
+    assert engine.pipeline.model is None
+    assert engine.pipeline.state_bytes == 4 * 4 * 4
+    assert engine.open().feed(np.zeros((2, 3), np.float32)).shape == (2, 2)
+    declared = '[[after]]\nuse = "model"\npath = "bare.onnx"\n[after.shapes]\nx = ["time", "slot", 3]\n'
+    engine = load(folder, "[input]\nshape = [3]\n" + declared + STATES.replace("model.state", "after.state"))
+    assert engine.open().feed(np.zeros((2, 3), np.float32)).shape == (2, 2)
+
+
+PROBE = """
+import numpy as np
+from pathlib import Path
+import runnel
+
+class Probe(runnel.Stage):
+    name = "probe"
+
+    def __init__(self, inputs: runnel.Signal, words: Path | None = None, more: list[Path] = []):
+        self.inputs = self.outputs = inputs
+
+    def initial(self):
+        return {}
+
+    def step(self, state, chunk):
+        return state, chunk
+
+@runnel.hookimpl
+def runnel_stages():
+    return {"probe": Probe}
+"""
+
+
+@pytest.fixture
+def probe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plugin that passes everything on, and takes files as options."""
+    info = folder / "site" / "acme_probe-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-probe\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[runnel]\nprobe = loader_probe\n")
+    (folder / "site" / "loader_probe.py").write_text(PROBE)
+    monkeypatch.syspath_prepend(folder / "site")
+    return folder
+
+
+def test_several_named_inputs(probe: Path) -> None:
+    text = "[input.tensors]\nx = {shape = [3]}\ntime = {dtype = 'float64'}\n" + '[[before]]\nuse = "probe"\n'
+    engine = load(probe, text + '[model]\npath = "ours.onnx"\n')
+    assert str(engine.pipeline.inputs) == "x: float32 (T, 3); time: float64 (T)"
+    x, time = np.ones((2, 3), np.float32), np.zeros(2)
+    out = engine.open().feed({"x": x, "time": time})
+    assert set(out) == {"y"}, "a model gives its outputs, and passes nothing else on"
+    np.testing.assert_array_equal(out["y"], Engine.load(probe / "ours.onnx").open().feed(x))
+    assert set(load(probe, text).open().feed({"x": x, "time": time})) == {"x", "time"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[input.tensors]", r"\[input.tensors\]: 0 tensors; 1 to 64"),
+        ("[input]\ntensors = 3", "tensors must be a table, not 3"),
+        ("[input.tensors]\nx = 3", r"\[input.tensors\]: x must be a table"),
+        ("[input.tensors]\nx = {shap = [3]}", r"\[input.tensors\] x: unknown key 'shap' .*'shape'"),
+        ("[input.tensors]\nx = {dtype = 'float23'}", r"\[input.tensors\] x: dtype 'float23' is not one of"),
+        ("[input.tensors]\nx = {shape = [-1]}", r"\[input.tensors\] x: shape \[-1\]"),
+        ("[input.tensors]\nx = {shape = ['time']}", r"\[input.tensors\] x: shape \['time'\]"),
+        ("[input]\nshape = [1]\n[input.tensors]\nx = {}", "shape and dtype of each of its tensors"),
+        ("[input.tensors]\n'' = {}", "a name is 1 to 256 characters"),
+        ("[input.tensors]\n" + "\n".join(f"x{i} = {{}}" for i in range(65)), "65 tensors; 1 to 64"),
+        ("", r"\[model\] needs path.*without a model says under \[input\] what comes in"),
+    ],
+)
+def test_mistakes_about_the_input(probe: Path, text: str, says: str) -> None:
+    with pytest.raises(errors.RunnelError, match=says):
+        load(probe, text + '\n[[after]]\nuse = "probe"\n')
+
+
+def test_what_is_in_a_stages_files_counts(probe: Path) -> None:
+    """A stream goes on with the vocabulary that it began with, wherever that lies."""
+
+    def pipeline(words: str) -> str:
+        text = '[input]\n[[before]]\nuse = "probe"\nwords = "{0}"\nmore = ["{0}", "a.txt"]\n'
+        return load(probe, text.format(words)).pipeline.fingerprint
+
+    for name, word in (("a", "yes"), ("b", "yes"), ("c", "no")):
+        (probe / f"{name}.txt").write_text(word)
+    assert pipeline("a.txt") == pipeline("b.txt") != pipeline("c.txt")
+    with pytest.raises(
+        errors.PipelineError, match=r"number 1 \(probe\): cannot read .*none.txt: No such file"
+    ):
+        pipeline("none.txt")
+    with (probe / "big.txt").open("wb") as big:
+        big.truncate(loader.MAX_OPTION_FILE + 1)
+    with pytest.raises(errors.PipelineError, match=r"big.txt has more than 67108864 bytes"):
+        pipeline("big.txt")
+
+
+def test_what_does_not_compute_does_not_count(folder: Path) -> None:
+    """How a pipeline is served, its ends and its limits may change under a snapshot."""
+    plain = '[model]\npath = "ours.onnx"\n'
+    ends = '[source]\nuse = "host"\n[[sink]]\nuse = "csv"\n[serve]\n[limits]\nstage_seconds = 60\n'
+    blob = load(folder, plain).open().snapshot()
+    load(folder, plain + ends).restore(blob)
+    feedback = '[feedback]\ny = { output = "y" }\n'
+    with pytest.raises(errors.SnapshotError, match="must be the same"):
+        load(folder, '[model]\npath = "ours.onnx"\noutputs = { y = "z" }\n').restore(blob)
+    with pytest.raises(errors.PipelineError, match=r"\[feedback\] y: the pipeline has no input 'y'"):
+        load(folder, plain + feedback)

@@ -100,3 +100,50 @@ def test_a_stream_can_be_rewound_and_stays_itself(engine, heard):
     assert stream.seq == 1
     assert engine.streams == {"a": stream}
     assert [n.event for n in heard] == ["opened"]
+
+
+JOURNAL = """
+import runnel
+
+HEARD = []
+
+def journal(prefix: str = ""):
+    return lambda notice: HEARD.append((prefix, notice.event, notice.stream))
+
+@runnel.hookimpl
+def runnel_notices():
+    return {"journal": journal}
+"""
+
+
+def test_a_pipeline_file_names_listeners_and_limits(tmp_path, monkeypatch):
+    info = tmp_path / "acme_journal-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-journal\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[runnel]\njournal = acme_journal\n")
+    (tmp_path / "acme_journal.py").write_text(JOURNAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "p.toml"
+    stages = '[input]\nrate = 8000\n[[before]]\nuse = "gain"\nfactor = 2.0\n'
+    file.write_text(stages + '[limits]\nstage_seconds = 1e-9\n[[notice]]\nuse = "journal"\nprefix = ">"\n')
+    with Engine.load(file) as engine:
+        stream = engine.open("a")
+        with pytest.raises(RunnelError, match="stage '0: gain' took"):
+            stream.feed(ONE)
+    import acme_journal
+
+    assert [(">", e, "a") for e in ("opened", "failed", "evicted", "closed")] == acme_journal.HEARD
+    plain = tmp_path / "plain.toml"
+    plain.write_text(stages)
+    with Engine.load(plain) as unlimited:  # neither counts in what the pipeline computes
+        assert unlimited.pipeline.fingerprint == engine.pipeline.fingerprint
+        np.testing.assert_array_equal(unlimited.open().feed(ONE), [2.0])
+    for wrong, says in (
+        ('[[notice]]\nuse = "journal"\nprefx = ">"\n', r"\[\[notice\]\] number 1.*did you mean 'prefix'"),
+        ('[[notice]]\nuse = "gain"\n', "is a stage, not a notice"),
+        ("[limits]\nstage_second = 1\n", "did you mean 'stage_seconds'"),
+        ("[limits]\nstage_seconds = 0\n", "above 0, not 0"),
+    ):
+        file.write_text(stages + wrong)
+        with pytest.raises(RunnelError, match=says):
+            Engine.load(file)

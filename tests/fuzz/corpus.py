@@ -37,6 +37,7 @@ def messages() -> list[list[bytes]]:
         Request(v=1, op="reset", id="6", sequence_id="mic", seq=3),
         Request(v=1, op="resume", id="7", sequence_id="mic", epoch=5),
         Request(v=1, op="snapshot", id="8", sequence_id="mic"),
+        Request(v=1, op="feed", id="10", sequence_id="mic", steps=3),
         Request(v=1, op="close", id="9", sequence_id="mic", seq=4),
     ]
     feeds = [

@@ -47,6 +47,7 @@ def bounds() -> str:
     told = {
         "bytes of the header": wire.MAX_HEADER,
         "tensors in a message": wire.MAX_TENSORS,
+        "steps of a feed without input": wire.MAX_STEPS,
         "axes of a tensor": wire.MAX_RANK,
         "bytes of a tensor": wire.MAX_TENSOR_BYTES,
         "bytes of a message": wire.MAX_MESSAGE_BYTES,
@@ -72,8 +73,9 @@ SERVER = {
     "workers": "the addresses of all, as they are bound",
     "pipeline": "a fingerprint: a snapshot fits the pipeline that it was taken from",
     "stages": "for people: each with what it takes and gives",
-    "state_bytes": "of one stream, in the model",
-    "inputs": "`{name, datatype, shape}` of each tensor that a feed needs; -1: the time axis",
+    "state_bytes": "of one stream, in its models",
+    "inputs": "`{name, datatype, shape}` of each tensor that a feed needs; -1: the time axis; `labels`, "
+    "where there are any: what its numbers 0, 1, 2 … stand for",
     "outputs": "the same of each tensor that it gives",
     "input_rate": "time steps a second that go in; 0: not known",
     "output_rate": "and that come out",

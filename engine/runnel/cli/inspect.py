@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import container
+from ..feedback import Feedback
 from ..spec import ModelSpec
-from .text import aligned, certificate_rows, counted, document, model_rows
+from .text import Row, aligned, certificate_rows, count, counted, document, model_rows
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -46,56 +46,90 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Model:
+    """One of a pipeline's models, as it is shown."""
+
+    name: str
+    file: Path
+    spec: ModelSpec
+    vouched: bool
+    placement: Mapping[str, Mapping[str, int]]
+    hint: str  # what would tell more
+
+    def rows(self) -> list[Row]:
+        rows = [("model", str(self.file)), *model_rows(self.spec)]
+        if self.hint:
+            rows.append(("ops", self.hint))
+        rows += [("runs on", f"{provider}: {counted(ops)}") for provider, ops in self.placement.items()]
+        return rows + certificate_rows(self.spec.certificate, self.vouched)
+
+    def json(self) -> dict[str, Any]:
+        placement = {provider: dict(ops) for provider, ops in self.placement.items()}
+        told = document(self.spec)
+        return {"path": str(self.file), **told, "placement": placement, "vouched": self.vouched}
+
+
 def _show_file(path: Path, as_json: bool) -> None:
     from ..engine import Engine
 
     # A file that is not the certified one is shown all the same, and said to be that.
     with Engine.load(path, max_streams=1, trust=True) as engine:
-        spec = engine.pipeline.model
-        assert spec is not None  # each pipeline file has a model
-        file = _model_file(path)
-        hint = ""
-        if spec.graph is None:
-            graph, hint = _count(file)
-            spec = replace(spec, graph=graph)
-        vouched = _vouched(file, spec)
+        models = _models(engine)
         if as_json:
-            print(json.dumps(_json(engine, spec, file, vouched), indent=2))
+            print(json.dumps(_json(engine, path, models), indent=2))
         else:
-            print(_text(engine, spec, file, vouched, hint))
+            print(_text(engine, path, models))
 
 
-def _text(engine: Engine, spec: ModelSpec, file: Path, vouched: bool, hint: str) -> str:
+def _models(engine: Engine) -> list[_Model]:
+    """The models, in the order of the stages."""
+    from ..model import ModelStage, placement
+
+    found = []
+    for stage in engine.pipeline.unrolled.stages:
+        if isinstance(stage, ModelStage) and stage.file is not None:
+            spec, hint = stage.spec, ""
+            if spec.graph is None:
+                graph, hint = _count(stage.file)
+                spec = replace(spec, graph=graph)
+            vouched = _vouched(stage.file, spec)
+            found.append(_Model(stage.name, stage.file, spec, vouched, placement(stage.session), hint))
+    return found
+
+
+def _text(engine: Engine, path: Path, models: list[_Model]) -> str:
     pipeline = engine.pipeline
-    rows = [("model", str(file)), *model_rows(spec)]
-    if hint:
-        rows.append(("ops", hint))
+    rows: list[Row] = [] if len(models) == 1 else [("pipeline", str(path))]
+    rows += [row for model in models for row in model.rows()]
+    if len(models) > 1:
+        rows.append(("all models", f"{count(pipeline.state_bytes)} bytes of state a stream"))
     rows.append(("latency", f"{pipeline.latency} input time steps"))
-    rows += [("runs on", f"{name}: {counted(ops)}") for name, ops in engine.placement().items()]
-    if len(pipeline.stages) > 1:
-        rows += [("stages", f"{s.name}: {s.inputs} -> {s.outputs}") for s in pipeline.stages]
-    return aligned([*rows, *certificate_rows(spec.certificate, vouched)])
+    stages = pipeline.unrolled.stages
+    if len(stages) > 1 or not models:
+        rows += [("stages", f"{s.name}: {s.inputs} -> {s.outputs}") for s in stages]
+    return aligned([*rows, *(("feedback", f"{i} <- {o}") for i, o in _fed_back(engine).items())])
 
 
-def _json(engine: Engine, spec: ModelSpec, file: Path, vouched: bool) -> dict[str, Any]:
+def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
+    """A pipeline of one model as that model; of another number with a list of them."""
     pipeline = engine.pipeline
-    return {
-        "path": str(file),
-        **document(spec),
+    stages = pipeline.unrolled.stages
+    told = {
         "latency": pipeline.latency,
-        "placement": {name: dict(ops) for name, ops in engine.placement().items()},
-        "stages": [
-            {"name": s.name, "inputs": str(s.inputs), "outputs": str(s.outputs)} for s in pipeline.stages
-        ],
-        "vouched": vouched,
+        "stages": [{"name": s.name, "inputs": str(s.inputs), "outputs": str(s.outputs)} for s in stages],
+        "feedback": _fed_back(engine),
     }
+    if len(models) == 1:
+        return {**models[0].json(), **told}
+    listed = [{"name": model.name, **model.json()} for model in models]
+    return {"path": str(path), "state_bytes": pipeline.state_bytes, "models": listed, **told}
 
 
-def _model_file(path: Path) -> Path:
-    """The .onnx file; `path` has been loaded, so it is well-formed."""
-    if path.suffix != ".toml":
-        return path
-    return path.parent / str(tomllib.loads(path.read_text("utf-8"))["model"]["path"])
+def _fed_back(engine: Engine) -> dict[str, str]:
+    """Input <- output, of a pipeline with a loop."""
+    loop = engine.pipeline.stages[0]
+    return {back.target.name: back.source for back in loop.backs} if isinstance(loop, Feedback) else {}
 
 
 def _vouched(file: Path, spec: ModelSpec) -> bool:

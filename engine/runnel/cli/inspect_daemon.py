@@ -59,7 +59,7 @@ def text(served: Description, seen: Sequence[Seen]) -> str:
     rows += [("inputs", line) for line in map(_tensor, served.inputs)]
     rows += [("outputs", line) for line in map(_tensor, served.outputs)]
     rows += [("rate", _rates(served)), ("latency", f"{served.latency} input time steps")]
-    rows.append(("state size", f"{count(served.state_bytes)} bytes a stream, in the model"))
+    rows.append(("state size", f"{count(served.state_bytes)} bytes a stream, in its models"))
     rows += [("workers", f"{at}  {_worker(worker)}") for at, worker in enumerate(seen)]
     limits = msgspec.structs.asdict(served.limits)
     rows += [("limits", f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {count(value)}")

@@ -179,6 +179,10 @@ class AsyncRemoteStream(Handle):
         infos, buffers = self._tensors(chunk)
         return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
+    async def generate(self, steps: int) -> Out:
+        """So many time steps without input: as `RemoteStream.generate`."""
+        return outputs(await self._call("feed", steps=self._steps(steps)), True)
+
     async def send(self, chunk: Array | Chunk) -> None:
         """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`.
 
@@ -257,11 +261,17 @@ class AsyncRemoteStream(Handle):
         await self.close()
 
     async def _call(
-        self, op: wire.Op, infos: list[wire.TensorInfo] | None = None, buffers: list[bytes] | None = None
+        self,
+        op: wire.Op,
+        infos: list[wire.TensorInfo] | None = None,
+        buffers: list[bytes] | None = None,
+        steps: int = 0,
     ) -> Ticket:
         """One request, settled."""
         timeout = self._client.timeout
-        ticket = await self._link.post(self._line, self._window, op, infos or [], buffers or [], timeout)
+        ticket = await self._link.post(
+            self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps
+        )
         await self._link.settle(ticket, timeout)
         return ticket
 
@@ -300,6 +310,7 @@ class _LoopLink:
         buffers: list[bytes],
         timeout: float,
         held: bool = False,
+        steps: int = 0,
     ) -> Ticket:
         """Put a request on its way, once there is room for it; `held`: more follow. As `SharedLink.post`."""
         self.check()
@@ -308,7 +319,7 @@ class _LoopLink:
             roomy = await self.until(lambda: not link.full and len(line.unanswered) < window, timeout)
             if not roomy:
                 raise silence(link.address, timeout)
-        ticket = link.talk.post(line, op, infos, buffers)
+        ticket = link.talk.post(line, op, infos, buffers, steps)
         alone = link.talk.in_flight == 1 and not held
         if alone or len(link.talk.outbox) >= HELD:
             self._send()

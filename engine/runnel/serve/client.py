@@ -228,6 +228,14 @@ class RemoteStream(Handle):
         infos, buffers = self._tensors(chunk)
         return outputs(self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
+    def generate(self, steps: int) -> Out:
+        """So many time steps without input: as `Stream.generate`, once in any case, as `feed`.
+
+        After a TimeoutError the same number again is the same request. Raises TooLargeError for more steps
+        than a reply can hold.
+        """
+        return outputs(self._call("feed", steps=self._steps(steps)), True)
+
     def send(self, chunk: Array | Chunk) -> None:
         """Put a chunk on its way; its result is to be received.
 
@@ -321,12 +329,16 @@ class RemoteStream(Handle):
         self.close()
 
     def _call(
-        self, op: wire.Op, infos: list[wire.TensorInfo] | None = None, buffers: list[bytes] | None = None
+        self,
+        op: wire.Op,
+        infos: list[wire.TensorInfo] | None = None,
+        buffers: list[bytes] | None = None,
+        steps: int = 0,
     ) -> Ticket:
         """One request, settled."""
         link, timeout = self._link, self._client.timeout
         with link.lock:
-            ticket = link.post(self._line, self._window, op, infos or [], buffers or [], timeout)
+            ticket = link.post(self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps)
             link.settle(ticket, timeout)
         return ticket
 

@@ -47,7 +47,9 @@ class Line:
 class Ticket:
     """One request, from when it is made until it is settled."""
 
-    __slots__ = ("buffers", "done", "epoch", "error", "id", "infos", "line", "op", "payload", "reply", "seq")
+    __slots__ = (
+        "buffers", "done", "epoch", "error", "id", "infos", "line", "op", "payload", "reply", "seq", "steps"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,12 +59,14 @@ class Ticket:
         infos: list[wire.TensorInfo] | None = None,
         buffers: Sequence[bytes] = (),
         epoch: int = 0,
+        steps: int = 0,
     ) -> None:
         self.op = op
         self.line = line
         self.seq = seq
         self.infos = infos or []
         self.buffers = buffers
+        self.steps = steps  # of a feed without inputs
         self.epoch = epoch  # of a request that begins one; others state their line's
         self.id = ""  # of its last sending
         self.done = False
@@ -125,6 +129,7 @@ class Conversation:
         op: wire.Op,
         infos: list[wire.TensorInfo] | None = None,
         buffers: Sequence[bytes] = (),
+        steps: int = 0,
     ) -> Ticket:
         """A request on a stream: feed, flush, reset, close, snapshot.
 
@@ -134,7 +139,7 @@ class Conversation:
         if line.lost is not None:
             raise type(line.lost)(line.lost.message)
         numbered = op not in _UNNUMBERED
-        ticket = Ticket(op, line, line.sent + 1 if numbered else 0, infos, buffers)
+        ticket = Ticket(op, line, line.sent + 1 if numbered else 0, infos, buffers, steps=steps)
         if line.resuming is None:
             self._send(ticket)
         else:
@@ -317,6 +322,7 @@ class Conversation:
             sequence_id=line.name if line is not None else "",
             epoch=ticket.epoch or (line.epoch if line is not None else 0),
             seq=ticket.seq,
+            steps=ticket.steps,
             inputs=ticket.infos,
         )
         return wire.encode_request(request, ticket.buffers)

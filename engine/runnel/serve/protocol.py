@@ -38,7 +38,7 @@ from .placement import Place
 from .replies import Outgoing, Peer, Replies, bundles, description, told
 from .sequences import KEPT_REPLIES, Named, Register, digest_of
 from .stats import Stats
-from .tensors import pack, unpack
+from .tensors import pack, steps_asked, unpack
 from .transitions import (
     BEGINS,
     CHANGES,
@@ -339,7 +339,8 @@ class Server:
     def _prepare(self, named: Named, pending: _Pending, now: float) -> _Step | Body:
         """Do a request, or make a step of it. Raises what the tables, the epoch and the engine say."""
         request, event = pending.request, pending.event
-        digest = digest_of(event, request.inputs, pending.buffers) if event in CHANGES else 0
+        steps = request.steps
+        digest = digest_of(event, request.inputs, pending.buffers, steps) if event in CHANGES else 0
         again = self._admit(named, request, event, digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
@@ -347,7 +348,8 @@ class Server:
             self.stats.repeats += 1
             return again
         if request.op == "feed":
-            chunk = unpack(request.inputs, pending.buffers)
+            outputs = self._engine.pipeline.outputs
+            chunk = steps_asked(steps, outputs) if steps else unpack(request.inputs, pending.buffers)
             if request.sequence_start:
                 self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
             stream = _open(named)

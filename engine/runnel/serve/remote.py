@@ -21,7 +21,7 @@ from ..errors import (
     UsageError,
 )
 from ..spec import Array, Signal
-from ..stage import Chunk
+from ..stage import Chunk, Steps
 from . import wire
 from .address import beside, parse
 from .conversation import SNAPSHOT, Line, Ticket
@@ -51,7 +51,7 @@ class Served:
     workers: tuple[str, ...] = ()  # their addresses
     pipeline: str = ""  # the fingerprint of the model, the stages and their options
     stages: tuple[str, ...] = ()
-    state_bytes: int = 0  # of one stream, in the model
+    state_bytes: int = 0  # of one stream, in its models
 
     @classmethod
     def told(cls, reply: wire.Reply, home: str) -> Served:
@@ -145,6 +145,12 @@ class Handle:
         if sys.byteorder == "little" and chunk.dtype.isnative:  # then the wire's bytes are the array's
             self._kind, self._infos = kind, infos
         return infos, buffers
+
+    def _steps(self, steps: int) -> int:
+        """A number of steps without input. Raises ChunkError, StreamClosedError."""
+        self._check_open()
+        Steps(steps).check()
+        return int(steps)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -64,8 +64,8 @@ def description(engine: Engine) -> dict[str, Any]:
     return {
         "version": __version__,
         "pipeline": pipeline.fingerprint,
-        "stages": [f"{s.name}: {s.inputs} -> {s.outputs}" for s in pipeline.stages],
-        "state_bytes": pipeline.model.state_bytes if pipeline.model else 0,
+        "stages": [f"{s.name}: {s.inputs} -> {s.outputs}" for s in pipeline.unrolled.stages],
+        "state_bytes": pipeline.state_bytes,
         "inputs": describe(pipeline.inputs),
         "outputs": describe(pipeline.outputs),
         "input_rate": pipeline.inputs.rate or 0.0,

@@ -44,15 +44,15 @@ class Kept(Struct, eq=False, gc=False):
     at: float
 
 
-def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes]) -> int:
-    """A number that two requests share if they ask the same: event, tensors, bytes.
+def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes], steps: int = 0) -> int:
+    """A number that two requests share if they ask the same: event, tensors, bytes, steps without input.
 
     Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
     """
     if len(inputs) == 1:
         info = inputs[0]
         return hash((event, info.name, info.datatype, *info.shape, buffers[0]))
-    return hash((event, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
+    return hash((event, steps, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
 
 
 class Named:

@@ -83,6 +83,7 @@ class SharedLink:
         buffers: list[bytes],
         timeout: float,
         held: bool = False,
+        steps: int = 0,
     ) -> Ticket:
         """Put a request on its way, once there is room for it. With the lock held.
 
@@ -95,7 +96,7 @@ class SharedLink:
             room = When(lambda: not link.full and len(line.unanswered) < window)
             if not self.wait(room, timeout):
                 raise silence(link.address, timeout)
-        ticket = link.talk.post(line, op, infos, buffers)
+        ticket = link.talk.post(line, op, infos, buffers, steps)
         if not held or len(link.talk.outbox) >= HELD:
             self._send()
         return ticket

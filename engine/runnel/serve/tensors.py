@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from ..errors import ChunkError, PipelineError
+from ..errors import ChunkError, PipelineError, TooLargeError
 from ..spec import Array, Signal, TensorSpec
-from .wire import Datatype, TensorInfo, TensorMetadata
+from ..stage import Steps
+from .wire import (
+    MAX_LABEL_CHARACTERS,
+    MAX_LABELS,
+    MAX_MESSAGE_BYTES,
+    Datatype,
+    TensorInfo,
+    TensorMetadata,
+)
 
 DATATYPES: Mapping[str, Datatype] = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
@@ -74,6 +83,17 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
     return chunk
 
 
+def steps_asked(count: int, outputs: Signal) -> Steps:
+    """A chunk of so many steps without input; TooLargeError where what they make would pass a message."""
+    row = sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in outputs.tensors)
+    if count * row > MAX_MESSAGE_BYTES:
+        raise TooLargeError(
+            f"{count} steps make {count * row} bytes; at most {MAX_MESSAGE_BYTES} go in a reply: "
+            f"ask for {MAX_MESSAGE_BYTES // row} at a time"
+        )
+    return Steps(count)
+
+
 def describe(signal: Signal) -> list[TensorMetadata]:
     """What hello says of a signal's tensors; raises PipelineError for a dtype that the wire lacks."""
     for t in signal.tensors:
@@ -81,10 +101,19 @@ def describe(signal: Signal) -> list[TensorMetadata]:
             raise PipelineError(
                 f"{t.name!r} is {t.dtype}, which cannot be served; expected one of {', '.join(DATATYPES)}"
             )
-    return [TensorMetadata(t.name, DATATYPES[t.dtype], [-1, *t.shape]) for t in signal.tensors]
+    return [TensorMetadata(t.name, DATATYPES[t.dtype], [-1, *t.shape], _labels(t)) for t in signal.tensors]
+
+
+def _labels(tensor: TensorSpec) -> list[str]:
+    """All of them, or none: a part would pass for the whole."""
+    labels = tensor.labels
+    told = len(labels) <= MAX_LABELS and sum(map(len, labels)) <= MAX_LABEL_CHARACTERS
+    return list(labels) if told else []
 
 
 def undescribe(tensors: Sequence[TensorMetadata], rate: float) -> Signal:
     """Inverse of `describe`."""
-    specs = tuple(TensorSpec(t.name, _NAMES[t.datatype], tuple(t.shape[1:])) for t in tensors)
+    specs = tuple(
+        TensorSpec(t.name, _NAMES[t.datatype], tuple(t.shape[1:]), tuple(t.labels)) for t in tensors
+    )
     return Signal(specs, rate or None)

@@ -151,6 +151,8 @@ _OPS: Final = {op: Event(op) for op in ("open", "restore", "resume", "flush", "r
 def event_of(request: Request) -> Event:
     """The event that a request stands for; raises WireError where its fields do not go together."""
     op = request.op
+    if request.steps and (op != "feed" or request.inputs):
+        raise WireError("steps belong to a feed without inputs: so many time steps, of what it feeds itself")
     start, end = request.sequence_start, request.sequence_end
     if op == "feed":
         if not request.sequence_id and not start:

@@ -35,6 +35,9 @@ MAX_MESSAGE_BYTES: Final = 2 * MAX_TENSOR_BYTES  # header and tensors together
 MAX_BUNDLE: Final = 256  # messages in a bundle: more would gain nothing
 MAX_BUNDLE_HEADER: Final = 512 * 1024  # bytes: of all their headers
 MAX_ID: Final = 256  # characters of a correlation id or a stream's name: kept, and repeated in replies
+MAX_STEPS: Final = 1024  # of a feed without input: as `runnel.stage` has it
+MAX_LABELS: Final = 4096  # of a tensor that are told
+MAX_LABEL_CHARACTERS: Final = 64 * 1024  # of all of a tensor: hello stays a small message
 MAX_NAME: Final = 256  # characters of a tensor's name
 MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
 MAX_FAULT: Final = 300  # characters of what msgspec says of a header: it quotes, and each of a bundle is told
@@ -76,6 +79,7 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     sequence_end: bool = False  # a feed that flushes and closes the stream after
     epoch: Count = 0  # who speaks for the stream
     seq: Count = 0  # of this feed, flush, reset or close; the first one after open is 1
+    steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0  # of a feed without inputs
     inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
 
 
@@ -87,12 +91,13 @@ class ErrorInfo(Struct, frozen=True):
     retry: bool = False
 
 
-class TensorMetadata(Struct, frozen=True):
+class TensorMetadata(Struct, frozen=True, omit_defaults=True):
     """What a pipeline takes or gives: as TensorInfo, with -1 for the time axis, which is free."""
 
     name: str
     datatype: Datatype
     shape: list[int]
+    labels: list[str] = []  # what its numbers 0, 1, 2 ... stand for; none: nothing, or too many to tell
 
 
 class Limits(Struct, frozen=True):
@@ -117,7 +122,7 @@ class Description(Struct, frozen=True, kw_only=True):
     workers: list[str] = []  # their addresses; stream `name` is at workers[crc32(name) % len(workers)]
     pipeline: str = ""  # the fingerprint of the model, the stages and their options
     stages: list[str] = []
-    state_bytes: int = 0  # of one stream, in the model
+    state_bytes: int = 0  # of one stream, in its models
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
     input_rate: float
