@@ -220,6 +220,7 @@ def _known(kind: Kind, word: str, mark: str = "") -> str:
             found: list[Plugin] = offers(name)
         except PluginError:
             continue
-        if any(plugin.kind == kind for plugin in found):
+        of_kind = next((plugin for plugin in found if plugin.kind == kind), None)
+        if of_kind and (not mark or (of_kind.options and of_kind.options[0].name == "path")):
             names.append(mark + name)
     return nearest(mark + word, names)

@@ -53,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
         chunks = limited(stopper.watch(source.chunks(block)), most)
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
-        outputs = stack.enter_context(Outputs(sinks_written(args.output), served.outputs, source.live))
         total = source.steps if most is None else min(most, source.steps or most)
         progress = Progress(total, None if source.live else rate, args.quiet)
         stack.callback(progress.close)
-        with stopper, client.open(args.id) as stream:
+        sinks = sinks_written(args.output)
+        with (
+            stopper,
+            Outputs(sinks, served.outputs, source.live) as outputs,
+            client.open(args.id) as stream,
+        ):
             counted = _counted(chunks, progress)
             for out in map(stream.feed, counted) if live else stream.feed_all(counted):
                 outputs.write(out)

@@ -97,13 +97,11 @@ def run(args: argparse.Namespace) -> int:
         chunks = limited(stopper.watch(source.chunks(block)), most)
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
-        outputs = stack.enter_context(
-            Outputs(sinks_written(args.output, sinks), engine.pipeline.outputs, source.live)
-        )
         total = source.steps if most is None else min(most, source.steps or most)
         progress = Progress(total, None if source.live else rate, args.quiet)
         stack.callback(progress.close)
-        with stopper:
+        sinks = sinks_written(args.output, sinks)
+        with stopper, Outputs(sinks, engine.pipeline.outputs, source.live) as outputs:
             _feed(engine, chunks, outputs, progress, end.name)
         progress.close(f"{progress.summary()}, {outputs.rows} rows out")
     return 0

@@ -88,7 +88,7 @@ class Host(Source):
         while True:
             tick += 1
             now = self._clock()
-            late = int((now - began) * rate) - tick  # ticks that are over already
+            late = int((now - began) * rate) + 1 - tick  # ticks whose time is over
             if late > 0:
                 self._missed += late
                 tick += late

@@ -52,6 +52,8 @@ class JsonLines(Source):
                 try:
                     row, stamp = self._json.read(json.loads(line))
                 except (ValueError, RecursionError) as error:
+                    if held and self.live:  # those before it came, and count
+                        yield self._chunk(held, count)
                     raise UsageError(f"{self.name}: line {count}: {error}") from None
                 held.append(row)
             if held and (len(held) == block or not lines.more):

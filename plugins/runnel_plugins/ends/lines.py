@@ -97,20 +97,35 @@ class LinesSource(Source):
             )
 
     def _read(self) -> bytes:
+        """What is there; nothing at the end, as which it counts that a port was unplugged: else all that was
+        read would be lost."""
+        why = "hung up"
         try:
-            return os.read(self._input.fd, _READ)
-        except OSError as error:  # a port that was unplugged: an end, so that what was read is not lost
-            warn(f"{self.name}: it is gone: {error.strerror or error}")
-            return b""
+            data = os.read(self._input.fd, _READ)
+        except OSError as error:
+            data, why = b"", error.strerror or str(error)
+        if not data and self._before is not None:
+            warn(f"{self.name}: it is gone: {why}")
+        return data
 
     def _packed(self, lines: Sequence[bytes], block: int, now: float) -> Iterator[Chunk]:
-        rows = [row for line in lines if (row := self._numbers(line, now)) is not None]
+        rows, refused = [], None
+        for line in lines:
+            try:
+                row = self._numbers(line, now)
+            except UsageError as error:  # those before it came, and count
+                refused = error
+                break
+            if row is not None:
+                rows.append(row)
         for start in range(0, len(rows), block):
             self.stamp = now
             try:
                 yield pack(rows[start : start + block], self._signal)
             except OverflowError as error:
                 raise UsageError(f"{self.name}: up to line {self._count}: {error}") from None
+        if refused is not None:
+            raise refused
 
     def _numbers(self, line: bytes, now: float) -> Sequence[float] | None:
         text = line.decode("utf-8", "replace").strip()

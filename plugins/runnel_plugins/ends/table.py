@@ -62,15 +62,19 @@ class Csv(Source):
             count = 0
             for row in chain([first], rows):
                 count += 1
-                numbers = self._numbers(row, count, header, places)
-                stamp = None if time is None else self._time(row, count, header, time)
+                try:
+                    numbers = self._numbers(row, count, header, places)
+                    stamp = None if time is None else self._time(row, count, header, time)
+                except UsageError:
+                    if held and self.live:  # those before it came, and count
+                        yield self._chunk(held, count)
+                    raise
                 held.append(self._row.full(numbers, stamp))
+                self.stamp = stamp
                 if len(held) == block or not lines.more:
-                    self.stamp = stamp
                     yield self._chunk(held, count)
                     held = []
             if held:
-                self.stamp = stamp
                 yield self._chunk(held, count)
         except csv.Error as error:
             raise UsageError(f"{self.name}: not a table of text: {error}") from None

@@ -76,9 +76,13 @@ class Sub(Source):
         while True:
             frames = self._socket.recv_multipart()
             held: list[Chunk] = []
-            rows = 0
+            rows, refused = 0, None
             while True:
-                chunk = self._chunk(frames)
+                try:
+                    chunk = self._chunk(frames)
+                except UsageError as error:  # those before it came, and count
+                    refused = error
+                    break
                 if chunk is not None:
                     held.append(chunk)
                     rows += _steps(chunk)
@@ -88,11 +92,12 @@ class Sub(Source):
                     frames = self._socket.recv_multipart(_zmq().NOBLOCK)
                 except again:
                     break
-            if not rows:
-                continue
-            whole = {name: np.concatenate([chunk[name] for chunk in held]) for name in self._signal.names}
-            for start in range(0, rows, block):
-                yield {name: array[start : start + block] for name, array in whole.items()}
+            if rows:
+                whole = {name: np.concatenate([part[name] for part in held]) for name in self._signal.names}
+                for start in range(0, rows, block):
+                    yield {name: array[start : start + block] for name, array in whole.items()}
+            if refused is not None:
+                raise refused
 
     def close(self) -> None:
         self._socket.close(linger=0)
