@@ -53,9 +53,9 @@ class Sound(Source):
             )
         elif rate != signal.rate:
             raise UsageError(
-                f"{path}: {rate:g} Hz, but the pipeline takes {signal.rate:g} Hz: in the pipeline file, "
-                f'write rate = {rate:g} under [input], and under [[before]] use = "resample", rate = '
-                f"{signal.rate:g}; or convert the file first, as with sox {path} -r {signal.rate:g} out.wav"
+                f"{path}: {rate:g} Hz, but the pipeline takes {signal.rate:g} Hz: convert the file first, "
+                f"for example sox {path} -r {signal.rate:g} out.wav, or let the pipeline resample, by rate = "
+                f'{rate:g} under [input] and, under [[before]], use = "resample", rate = {signal.rate:g}'
             )
 
     def _channels(self, signal: Signal, path: Path, columns: list[str] | None) -> list[int]:
