@@ -137,7 +137,7 @@ def test_the_engine_never_imports_the_exporter() -> None:
 
 def test_plugins_use_only_public_names() -> None:
     public = {"runnel", "runnel.stage", "runnel.errors", "runnel.spec", "runnel.checks"}
-    for path in (ROOT / "plugins" / "runnel_plugins").glob("*.py"):
+    for path in (ROOT / "plugins" / "runnel_plugins").rglob("*.py"):
         for found in imports(path):
             top = found.split(".")[0]
             assert top != "runnel_export"

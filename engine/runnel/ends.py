@@ -22,6 +22,7 @@ class Source(abc.ABC):
     steps: int | None = None  # time steps in all, where that is known beforehand
     rate: float | None = None  # Hz, where the source itself says
     live: bool = False  # it happens now: it sets its own pace, and ends when it is told to
+    stamp: float | None = None  # seconds: when the last time step given was taken, where the input says
 
     @abc.abstractmethod
     def chunks(self, block: int) -> Iterator[Chunk]:

@@ -6,6 +6,7 @@ Only what a pipeline names is imported, so that a broken package breaks only the
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import math
@@ -230,6 +231,30 @@ def check_options(
         if option.required and option.name not in checked:
             raise PipelineError(f"{where}: {what} needs the option {option}")
     return checked
+
+
+def from_text(text: str, option: Option) -> Any:
+    """A value that was written as text, on a command line say: what `check_options` takes for that option.
+
+    A list is written with commas, a bool as true or false. Text that is no such value comes back as it is,
+    for `check_options` to refuse.
+    """
+    return _read(text, option.kind)
+
+
+def _read(text: str, kind: Any) -> Any:
+    members = _members(kind)
+    lists = [member for member in members if get_origin(member) is list]
+    if lists:
+        (item,) = get_args(lists[0])
+        return [_read(part, item) for part in text.split(",")] if text else []
+    if bool in members and text in ("true", "false"):
+        return text == "true"
+    for member in (int, float):
+        if member in members:
+            with contextlib.suppress(ValueError):
+                return member(text)
+    return text
 
 
 def _entry(name: str) -> importlib.metadata.EntryPoint:

@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 
+from runnel.cli.pace import paced
 from runnel.cli.progress import Progress
-from runnel.cli.run import paced
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 
 def test_a_chunk_is_fed_when_its_last_time_step_would_have_arrived():
     clock, fed = Clock(), []
-    for chunk in paced(({"x": np.zeros(n)} for n in (10, 5, 5, 20)), 10.0, clock, clock.sleep):
+    for chunk in paced(({"x": np.zeros(n)} for n in (10, 5, 5, 20)), 10.0, clock=clock, sleep=clock.sleep):
         fed.append((len(chunk["x"]), clock.now - 50))
         clock.now += 1.2 if len(fed) == 2 else 0  # a slow step: the next chunk follows at once
     assert fed == [(10, 1.0), (5, 1.5), (5, pytest.approx(2.7)), (20, 4.0)]

@@ -19,10 +19,9 @@ from onnx import TensorProto, helper
 
 from runnel import Engine, Signal, TensorSpec
 from runnel.cli import run as command
-from runnel.cli.run import chunk_steps
-from runnel.cli.sinks import open_sink
-from runnel.cli.sources import open_source
+from runnel.cli.pace import chunk_steps
 from runnel.errors import ModelError, NonFiniteError, UsageError
+from tests.cli.support import open_sink, open_source
 
 STATE = """
 [[model.state]]
@@ -226,7 +225,7 @@ def test_sound_at_another_rate_is_refused_and_resampled_as_the_error_says(sound_
 def test_sound_out(tmp_path):
     soundfile = pytest.importorskip("soundfile")
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    with open_sink(str(tmp_path / "out.wav"), Signal((TensorSpec("y", "float32"),), 8000.0)) as write:
+    with open_sink(tmp_path / "out.wav", Signal((TensorSpec("y", "float32"),), 8000.0)) as write:
         write({"y": values[:10]})
         write({"y": values[10:]})
     got, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
@@ -236,7 +235,7 @@ def test_sound_out(tmp_path):
 
 def test_one_array_out_is_a_plain_npy(tmp_path):
     values = np.arange(70_000, dtype=np.int64).reshape(-1, 2)
-    with open_sink(str(tmp_path / "out.npy"), Signal((TensorSpec("y", "int64", (2,)),))) as write:
+    with open_sink(tmp_path / "out.npy", Signal((TensorSpec("y", "int64", (2,)),))) as write:
         for part in np.array_split(values, 7):
             write({"y": part})
         write({"y": values[:0]})
@@ -251,7 +250,7 @@ def test_numbers_survive_a_table_and_json_says_null_for_what_it_cannot_say(tmp_p
         "c": np.array([2**62 + 1, -1, 0]),
     }
     for name in ("out.csv", "out.jsonl"):
-        with open_sink(str(tmp_path / name), spec) as write:
+        with open_sink(tmp_path / name, spec) as write:
             write(chunk)
     assert (tmp_path / "out.csv").read_text() == "a,b,c\n0.1,1,4611686018427387905\n-inf,0,-1\n1e-30,1,0\n"
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -263,8 +262,8 @@ TWO = Signal((TensorSpec("token", "int64"), TensorSpec("v", "float32", (2,))))
 
 
 def read_all(path, spec, block=3):
-    with open_source(str(path), spec, block) as source:
-        chunks = list(source.chunks)
+    with open_source(path, spec) as source:
+        chunks = list(source.chunks(block))
     assert all(1 <= len(c["token"]) <= block for c in chunks)
     return {n: np.concatenate([c[n] for c in chunks]) for n in spec.names}
 
@@ -391,11 +390,14 @@ def test_raw_input_that_is_cut_off(pipeline):
     [
         (["missing.csv"], "missing.csv: cannot read it: No such file"),
         (["missing.wav"], "missing.wav: cannot read it: No such file"),
-        (["in.txt"], r"kind of input is told by the name's ending, and .txt is not one \(known: .*\.csv"),
+        (["in.xyz"], r"kind of input is told by the name's ending, and .xyz is not one \(known: .*\.csv"),
         (["in.npy", "-o", "out.xyz"], "kind of output is told by the name's ending, and .xyz"),
         (["in.npy", "-o", "no/such/folder/out.csv"], "out.csv: cannot write it"),
         (["in.npy", "-o", "out.wav"], "a sound file holds one float32 or int16 array"),
-        (["in.npy", "--columns", "x"], "--columns is for tables and sound files"),
+        (
+            ["in.npy", "--columns", "x"],
+            "--columns is for sources that have such an option, and 'npy' has none",
+        ),
         (["in.npy", "--chunk", "fast"], "--chunk 'fast': a number of time steps"),
         (["in.npy", "--chunk", "0"], "1 to 16777216"),
         (["in.npy", "--chunk", "2.5"], "whole"),

@@ -9,14 +9,14 @@ import pytest
 import soundfile
 
 from runnel import Signal, TensorSpec
-from runnel.cli.sources import open_source
 from runnel.errors import UsageError
 from tests import models
+from tests.cli.support import open_source
 
 
 def read(path: Path, dtype: str) -> np.ndarray:
-    with open_source(str(path), Signal((TensorSpec("x", dtype),)), 3) as source:
-        return np.concatenate([chunk["x"] for chunk in source.chunks])
+    with open_source(path, Signal((TensorSpec("x", dtype),))) as source:
+        return np.concatenate([chunk["x"] for chunk in source.chunks(3)])
 
 
 @pytest.mark.parametrize(("dtype", "worst"), [("int8", 300), ("int16", 70000), ("int32", -(2**31) - 1)])

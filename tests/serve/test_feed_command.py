@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -93,4 +94,30 @@ def test_sound_at_another_rate_is_to_be_converted_here(
     assert main(["feed", daemon.address, str(tmp_path / "in.wav"), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert "8000 Hz, but the pipeline takes 100 Hz: convert the file first, for example sox" in err
-    assert "or serve a pipeline with a resample stage" in err
+    assert "or let the pipeline resample" in err
+
+
+def test_a_live_source_is_answered_at_once_and_ends_well(
+    daemon: Daemon, engine: SpyEngine, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "runnel.cli.main", "feed", daemon.address, "lines:-", "-o", "jsonl:"]
+    process = subprocess.Popen(
+        [*command, "-o", tmp_path / "out.npy", "--quiet"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for n in range(1, 4):
+            process.stdin.write("1 1\n")
+            assert float(n) in json.loads(process.stdout.readline())["y"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert np.load(tmp_path / "out.npy")[:, 0].tolist() == [1, 2, 3]
+    assert not engine.streams

@@ -154,15 +154,15 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
 def _chunks(args: argparse.Namespace, signal: Signal) -> list[Chunk]:
     """What is fed: read from the file, or random."""
     from ..load.inputs import MOST_BYTES, random_chunks
-    from .sources import open_source
+    from .ends import source_of, written
 
     steps = _steps(args, signal)
     if args.input is None:
         return random_chunks(signal, steps, args.seed)
     chunks: list[Chunk] = []
     held = 0
-    with open_source(args.input, signal, steps, served=True) as source:
-        for chunk in source.chunks:
+    with source_of(written("source", args.input), signal) as source:
+        for chunk in source.chunks(steps):
             if len(next(iter(chunk.values()))) < steps:
                 break  # the end of the file is not a whole chunk
             held += sum(array.nbytes for array in chunk.values())
@@ -175,7 +175,7 @@ def _chunks(args: argparse.Namespace, signal: Signal) -> list[Chunk]:
 
 
 def _steps(args: argparse.Namespace, signal: Signal) -> int:
-    from .run import chunk_steps
+    from .pace import chunk_steps
 
     return chunk_steps(args.chunk, signal.rate, realtime=True)
 

@@ -1,33 +1,33 @@
-"""`runnel run`: a file through a pipeline, as fast as it goes or in real time."""
+"""`runnel run`: a file or a live source through a pipeline, as fast as it goes or in real time."""
 
 from __future__ import annotations
 
 import argparse
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
 from ..engine import Engine
 from ..errors import RunnelError, UsageError
 from ..stage import Chunk
+from .ends import INPUTS, Outputs, declared, sinks_written, source_of, written
+from .pace import Stopper, chunk_steps, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress
-from .sinks import STDOUT, open_sink
-from .sources import STDIN, open_source
 
-HELP = "run a file, or standard input, through a pipeline"
+HELP = "run a file, or a live source, through a pipeline"
 
-_EXAMPLE = """examples:
+_EXAMPLE = f"""examples:
   runnel run vad.toml speech.wav -o segments.csv
   runnel run model.onnx sensors.csv --columns temperature,pressure -o out.jsonl
+  runnel run model.onnx host:?rate=2 -o plot: -o log.csv --for 5m
   arecord -t raw -f FLOAT_LE -r 16000 -d 10 | runnel run vad.toml - --chunk 20ms
 
-An output appears when it is whole; a run that fails, or is broken off with Ctrl-C, leaves none.
-"""
+{INPUTS}
+A pipeline file may hold them too, as [source] and [[sink]] tables; the command line takes their place.
 
-_CHUNK_STEPS = 4096  # time steps fed at once: enough for the model's blocks, little memory
-MAX_CHUNK = 2**24  # time steps: what one block of input may hold in memory
-_CHUNK_SECONDS = 0.1  # the same for --realtime: what a live client would send
+A file appears when it is whole; a run that fails, or is broken off with Ctrl-C, leaves none. With a live
+source Ctrl-C is how it ends: well, with status 0 and all that was made until then.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", help="a pipeline (.toml), or a model that describes itself (.onnx)")
     parser.add_argument(
         "input",
-        help="sound (.wav .flac .ogg .aiff), a table with a header (.csv .tsv), an array (.npy), or - for "
-        "raw little-endian numbers of the pipeline's input dtype and shape on standard input",
+        nargs="?",
+        help="sound (.wav .flac .ogg .aiff), a table with a header (.csv .tsv), .npy, .jsonl, .parquet, - "
+        "for raw little-endian numbers on standard input, or NAME:…; needed unless the pipeline has [source]",
     )
+    add_shared_arguments(parser)
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's threads (1)")
     parser.add_argument(
-        "-o", "--output", default=STDOUT, metavar="OUT",
-        help=".csv .tsv .npy .jsonl .wav .flac, or - for a table on standard output (the default)",
+        "--provider", action="append", metavar="NAME", help="onnxruntime execution provider; may be repeated"
+    )
+    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `runnel feed` takes too."""
+    parser.add_argument(
+        "-o", "--output", action="append", metavar="OUT",
+        help="a file (.csv .tsv .npy .jsonl .parquet .wav .flac), - for a table on standard output (the "
+        "default), or NAME:…; may be repeated. Tables and JSON lines write a number's label, if it has one",
     )  # fmt: skip
     parser.add_argument(
         "--columns", metavar="A,B", type=lambda text: text.split(","),
@@ -49,48 +61,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk", metavar="N", help="time steps fed at once: 160, or 20ms, or 0.1s; changes no output"
     )
-    parser.add_argument("--realtime", action="store_true", help="feed no faster than the input's rate")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's threads (1)")
     parser.add_argument(
-        "--provider", action="append", metavar="NAME", help="onnxruntime execution provider; may be repeated"
-    )
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+        "--realtime", action="store_true",
+        help="feed no faster than the input's rate, or than its time column says",
+    )  # fmt: skip
+    parser.add_argument("--for", dest="seconds", metavar="TIME", help="only so much: 10s, 500ms, 5m, 2h")
+    parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
+    seconds = seconds_of(args.seconds)
     with ExitStack() as stack:
         engine = stack.enter_context(
             Engine.load(
                 args.pipeline, max_streams=1, providers=args.provider, threads=args.threads, trust=args.trust
             )
         )
+        end, sinks = declared(Path(args.pipeline))
+        if args.input is not None:
+            end = written("source", args.input, args.columns)
+        elif end is None:
+            raise UsageError("INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file")
+        elif args.columns is not None:
+            raise UsageError(
+                f"--columns is for an INPUT; write columns = … under [source] of {args.pipeline}"
+            )
         inputs = engine.pipeline.inputs
-        block = chunk_steps(args.chunk, inputs.rate, args.realtime)
-        source = stack.enter_context(open_source(args.input, inputs, block, args.columns))
+        source = stack.enter_context(source_of(end, inputs))
         rate = inputs.rate or source.rate
-        chunks = source.chunks
-        if args.realtime:
-            if not rate:
-                raise UsageError(
-                    "--realtime: the pipeline has no rate, nor has the input; say it under [model] or [input]"
-                )
-            chunks = paced(chunks, rate)
-        progress = Progress(source.steps, rate, args.quiet)
+        block = chunk_steps(args.chunk, rate, args.realtime and not source.live)
+        most = most_steps(args.steps, seconds, rate, source.live)
+        stopper = Stopper(source.live, seconds)
+        chunks = limited(stopper.watch(source.chunks(block)), most)
+        if args.realtime and not source.live:
+            chunks = paced(chunks, rate, lambda: source.stamp)
+        total = source.steps if most is None else min(most, source.steps or most)
+        progress = Progress(total, None if source.live else rate, args.quiet)
         stack.callback(progress.close)
-        with open_sink(args.output, engine.pipeline.outputs) as write:
-            name = "standard input" if args.input == STDIN else args.input
-            made = _feed(engine, chunks, write, progress, name)
-        progress.close(f"{progress.summary()}, {made} rows out")
+        sinks = sinks_written(args.output, sinks)
+        with stopper, Outputs(sinks, engine.pipeline.outputs, source.live) as outputs:
+            _feed(engine, chunks, outputs, progress, end.name)
+        progress.close(f"{progress.summary()}, {outputs.rows} rows out")
     return 0
 
 
-def _feed(
-    engine: Engine, chunks: Iterable[Chunk], write: Callable[[Chunk], None], progress: Progress, name: str
-) -> int:
-    """Everything through one stream; the number of rows that came out."""
-    made = 0
+def _feed(engine: Engine, chunks: Iterable[Chunk], outputs: Outputs, progress: Progress, name: str) -> None:
+    """Everything through one stream."""
     with engine.open() as stream:
         for chunk in chunks:
             try:
@@ -99,49 +117,9 @@ def _feed(
                 raise type(error)(
                     f"{name}: in the chunk that begins at time step {progress.steps}: {error}"
                 ) from error
-            write(out)
-            made += _rows(out)
-            progress.add(_rows(chunk))
+            outputs.write(out)
+            progress.add(rows_of(chunk))
         rest = stream.flush()
     if not isinstance(rest, dict):  # one output comes bare
         rest = {engine.pipeline.outputs.names[0]: rest}
-    write(rest)
-    return made + _rows(rest)
-
-
-def chunk_steps(text: str | None, rate: float | None, realtime: bool) -> int:
-    """``--chunk`` as time steps: ``160``, ``20ms``, ``0.1s``, or the default."""
-    if text is None:
-        return max(1, round(_CHUNK_SECONDS * rate)) if realtime and rate else 1 if realtime else _CHUNK_STEPS
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)?", text)
-    if not match:
-        raise UsageError(f"--chunk {text!r}: a number of time steps (160) or a time (20ms, 0.1s)")
-    value, unit = float(match[1]), match[2]
-    if unit and not rate:
-        raise UsageError(f"--chunk {text}: the pipeline has no rate: give a number of time steps")
-    steps = value * {"ms": 0.001, "s": 1.0}[unit] * (rate or 0) if unit else value
-    if not 1 <= round(steps) <= MAX_CHUNK or (not unit and steps != int(steps)):
-        raise UsageError(
-            f"--chunk {text}: that is {steps:g} time steps; 1 to {MAX_CHUNK}, whole, are possible"
-        )
-    return round(steps)
-
-
-def paced(
-    chunks: Iterable[Chunk],
-    rate: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Chunk]:
-    """Each chunk once its last time step would have arrived. Falling behind is caught up, not carried on."""
-    began, arrived = clock(), 0
-    for chunk in chunks:
-        arrived += _rows(chunk)
-        wait = began + arrived / rate - clock()
-        if wait > 0:
-            sleep(wait)
-        yield chunk
-
-
-def _rows(chunk: Chunk) -> int:
-    return len(next(iter(chunk.values())))
+    outputs.write(rest)

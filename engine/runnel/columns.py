@@ -1,0 +1,116 @@
+"""A signal as columns of numbers, as tables and messages hold it: their names, and chunks made of rows.
+
+For authors of sources and sinks. A time step is a row: the numbers of each tensor in C order, one after
+another. A float64 tensor called ``time``, one number a time step, is when it was taken: seconds since 1970
+UTC, or since whatever the input counts from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from .errors import UsageError, nearest
+from .spec import Array, Signal, TensorSpec
+
+TIME: Final = "time"
+
+
+def columns_of(signal: Signal) -> list[str]:
+    """One name for each number of a time step: ``x`` for a scalar, ``y.0``, ``y.1`` … or ``z.0.1`` else."""
+    return [name for tensor in signal.tensors for name in tensor_columns(tensor)]
+
+
+def tensor_columns(tensor: TensorSpec) -> list[str]:
+    """The columns of one array, in C order."""
+    places = itertools.product(*map(range, tensor.shape))
+    return [".".join([tensor.name, *map(str, place)]) for place in places]
+
+
+def time_of(signal: Signal) -> TensorSpec | None:
+    """The tensor that says when a time step was taken, if the signal has one."""
+    wanted = TensorSpec(TIME, "float64")
+    return next((tensor for tensor in signal.tensors if tensor == wanted), None)
+
+
+def untimed(signal: Signal) -> Signal:
+    """The signal without that tensor: what a source reads its numbers for."""
+    return Signal(tuple(t for t in signal.tensors if t != time_of(signal)), signal.rate)
+
+
+def only_tensor(where: str, signal: Signal) -> TensorSpec:
+    """The signal's one tensor; UsageError where it has several and the source holds a single array."""
+    if len(signal.tensors) != 1:
+        raise UsageError(
+            f"{where}: it holds one array, but the pipeline takes {signal}: use a table, JSON lines or a "
+            ".npy of records"
+        )
+    return signal.tensors[0]
+
+
+def choose_columns(
+    where: str, header: Sequence[str], numeric: Sequence[str], signal: Signal, columns: Sequence[str] | None
+) -> list[int]:
+    """Which column of `header` holds each number of a time step.
+
+    `numeric`: those of them that hold numbers; `columns`: those that were asked for, in the signal's order.
+    Raises UsageError for one that is not there, and where it would be a guess.
+    """
+    wanted = columns_of(signal)
+    chosen = list(columns) if columns is not None else wanted
+    if len(chosen) != len(wanted):
+        raise UsageError(
+            f"{where}: --columns names {len(chosen)}, but a time step holds {len(wanted)} numbers ({signal})"
+        )
+    missing = [name for name in chosen if name not in header]
+    if not missing:
+        return [list(header).index(name) for name in chosen]
+    if columns is None and len(signal.tensors) == 1:
+        # One array, named otherwise in the file: the whole table if that fits exactly. Of a table that
+        # holds more, no part is guessed: an id is a number too.
+        if len(missing) == len(wanted) == len(header) == len(numeric):
+            return list(range(len(header)))
+        found = f"; its columns are {', '.join(header)}, {len(numeric)} of them hold numbers"
+        choose = f"{len(wanted)} are needed ({signal})"
+        if len(numeric) >= len(wanted):
+            choose += f": say which, in order, such as --columns {','.join(numeric[: len(wanted)])}"
+    else:
+        found, choose = "", "Choose with --columns"
+    raise UsageError(f"{where}: no column {missing[0]!r}{nearest(missing[0], list(header))}{found}. {choose}")
+
+
+def whole_columns(signal: Signal) -> list[bool]:
+    """For each column, whether it holds whole numbers: those must not pass through a float's 53 bits."""
+    return [np.dtype(t.dtype).kind in "iu" for t in signal.tensors for _ in tensor_columns(t)]
+
+
+def pack(rows: Sequence[Sequence[float]], signal: Signal) -> dict[str, Array]:
+    """Rows of numbers, in the order of `columns_of`, as a chunk. OverflowError for one that a dtype cannot
+    hold, with the tensor's name."""
+    chunk: dict[str, Array] = {}
+    at = 0
+    for tensor in signal.tensors:
+        width = math.prod(tensor.shape)
+        try:
+            values = np.array([row[at : at + width] for row in rows], tensor.dtype)
+        except OverflowError as error:
+            raise OverflowError(f"{error} ({tensor})") from None
+        chunk[tensor.name] = values.reshape(-1, *tensor.shape)
+        at += width
+    return chunk
+
+
+def flat(tensor: TensorSpec, array: Array) -> Array:
+    """An array of a chunk as columns: shape (T, numbers of a time step)."""
+    return array.reshape(len(array), math.prod(tensor.shape))
+
+
+def label_texts(tensor: TensorSpec) -> dict[int, str] | None:
+    """What its numbers stand for; None where the tensor has no labels, or no whole numbers."""
+    if not tensor.labels or np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    return dict(enumerate(tensor.labels))

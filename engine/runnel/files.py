@@ -1,0 +1,194 @@
+"""For authors of sources and sinks: input read as it comes, and output that appears only when it is whole.
+
+``-`` as a path, or none, is standard input or output.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import stat
+import sys
+from collections import deque
+from collections.abc import Iterator
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TextIO, cast
+
+from .errors import UsageError
+
+STDIO: Final = "-"
+MAX_LINE: Final = 2**20  # characters: a row of a table with a hundred thousand columns
+_READ: Final = 2**16  # bytes asked for at once: what a pipe holds
+
+
+def warn(text: str) -> None:
+    """A line on standard error for what is odd and no reason to stop."""
+    print(f"runnel: warning: {text}", file=sys.stderr)
+
+
+def library(name: str, what: str, extra: str) -> Any:
+    """The module of an optional library that `what` needs; UsageError says which `extra` has it."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # OSError: the package is there, its C library is not
+        package = name.partition(".")[0]
+        raise UsageError(
+            f"{what} need the package {package} ({error}): pip install 'runnel[{extra}]'"
+        ) from None
+
+
+def is_stdio(path: Path | None) -> bool:
+    return path is None or path.name == STDIO
+
+
+class Input:
+    """Bytes of a file, a pipe, a device or standard input, given as they come.
+
+    `live`: whether they come when they come, as from a pipe. Raises UsageError where it cannot be read.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.name = "standard input" if is_stdio(path) else str(path)
+        self._owned = not is_stdio(path)
+        try:
+            self.fd = _open(cast(Path, path)) if self._owned else 0
+            mode = os.fstat(self.fd).st_mode
+        except OSError as error:
+            raise UsageError(f"{self.name}: cannot read it: {error.strerror or error}") from None
+        self.live = not stat.S_ISREG(mode)
+
+    def read(self, most: int) -> bytes:
+        """1 to `most` bytes, as soon as there are some; none at the end."""
+        try:
+            return os.read(self.fd, most)
+        except OSError as error:
+            raise UsageError(f"{self.name}: cannot read it: {error.strerror or error}") from None
+
+    def close(self) -> None:
+        if self._owned:
+            os.close(self.fd)
+
+
+def _open(path: Path) -> int:
+    """A device is opened without waiting (a serial port waits for a carrier), and then read with waiting."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(0, "Is a directory")
+    device = os.O_NONBLOCK if stat.S_ISCHR(mode) else 0
+    fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | device)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def regular(path: Path, kind: str) -> Path:
+    """`path`, if a file that is read to and fro is there; UsageError, which names the `kind` of file."""
+    try:
+        odd = not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read it: {error.strerror or error}") from None
+    if odd:
+        raise UsageError(f"{path}: {kind} is read from a file, and this is a pipe or a device")
+    Input(path).close()  # a folder, or not ours to read: told in the same words for all kinds
+    return path
+
+
+class Lines(Iterator[str]):
+    """Lines of UTF-8 text, each with its end, as they come.
+
+    `more`: whether the next can be had without waiting. Raises UsageError for a line past `MAX_LINE`, and for
+    bytes that are no UTF-8.
+    """
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._ready: deque[str] = deque()
+        self._rest = ""
+        self._ended = False
+
+    @property
+    def more(self) -> bool:
+        return bool(self._ready) or not self._source.live
+
+    def __next__(self) -> str:
+        while not self._ready:
+            if self._ended:
+                raise StopIteration
+            self._fill()
+        return self._ready.popleft()
+
+    def _fill(self) -> None:
+        data = self._source.read(_READ)
+        try:
+            text = self._rest + self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{self._source.name}: not a text in UTF-8: {error}") from None
+        if not data:
+            self._ended, self._rest = True, ""
+            self._ready.extend([text] if text else [])
+            return
+        *lines, self._rest = text.split("\n")
+        self._ready.extend(line + "\n" for line in lines)
+        if len(self._rest) > MAX_LINE:
+            raise UsageError(f"{self._source.name}: a line of more than {MAX_LINE} characters")
+
+
+class OutputFile:
+    """A file that takes its name when it is whole; until then it stands beside it, hidden.
+
+    What stood under the name before stands there until then, and for good where the run fails. A pipe or a
+    device is written as it is. Raises UsageError where it cannot be written, and with `seek` where nothing
+    once written could be changed.
+    """
+
+    def __init__(self, path: Path, seek: bool = False) -> None:
+        self.path = path
+        try:
+            self.device = path.exists() and not path.is_file()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
+        if self.device and seek:
+            raise UsageError(
+                f"{path}: this kind of file is finished at its beginning, which a pipe or a device does not "
+                "allow: write a table or JSON lines, or to a file"
+            )
+        self._part = path if self.device else path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self.file: BinaryIO = self._part.open("wb" if self.device else "xb")
+        except OSError as error:
+            raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
+
+    def close(self, whole: bool) -> None:
+        """Give it its name, or take it away. Raises OSError where the disk is full; then it is away."""
+        try:
+            self.file.close()
+            if whole and not self.device:
+                os.replace(self._part, self.path)
+        finally:
+            if not self.device:
+                self._part.unlink(missing_ok=True)
+
+
+class OutputText:
+    """A text in UTF-8, to an `OutputFile` or to standard output: `text` takes it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = None if is_stdio(path) else OutputFile(cast(Path, path))
+        self.text: TextIO = (
+            sys.stdout if self._file is None else TextIOWrapper(self._file.file, "utf-8", newline="")
+        )
+
+    def close(self, whole: bool) -> None:
+        """As `OutputFile.close`; what standard output was given stays."""
+        if self._file is None:
+            if whole:
+                self.text.flush()
+            return
+        try:
+            cast(TextIOWrapper, self.text).detach()  # flushes
+        except BaseException:
+            self._file.close(False)
+            raise
+        self._file.close(whole)

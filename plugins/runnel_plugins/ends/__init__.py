@@ -1,0 +1,6 @@
+"""Sources and sinks: the two ends of a run, a kind a file.
+
+Files: `table` (csv, tsv), `jsonl`, `npy`, `parquet`, `sound` (wav, flac, ogg, aiff), `raw` (raw, txt).
+Live: `lines` (a serial port, a pipe), `host` (this machine's own sensors), `microphone`, `zeromq` (sub, pub),
+`prometheus`, `plot`.
+"""

@@ -1,0 +1,173 @@
+"""Numbers written as text or in JSON, and times: what tables, lines and messages have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from runnel.columns import columns_of, tensor_columns, time_of, untimed, whole_columns
+from runnel.errors import UsageError
+from runnel.spec import Signal, TensorSpec
+
+Missing = Literal["refuse", "nan"]
+"""What becomes of a number that is not there: an error, or NaN (for a pipeline that begins with `impute`)."""
+
+
+def number(cell: str) -> float | None:
+    """A finite number written as text."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def is_number(cell: str) -> bool:
+    """Whether it is written as a number, be it nan."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
+    """The number that a cell holds; ValueError says why it is none. `whole`: it must be a whole one."""
+    if missing == "nan" and not whole and cell.strip().lower() in ("", "nan", "na", "null"):
+        return math.nan
+    value = number(cell)
+    if value is None:
+        raise ValueError(f"{cell!r:.80} is not a finite number")
+    if not whole:
+        return value
+    try:
+        return int(cell)  # not by way of a float, which holds 53 bits
+    except ValueError:
+        raise ValueError(f"{cell!r:.80} is not a whole number") from None
+
+
+def read_time(cell: object) -> float:
+    """Seconds: a finite number as it stands; a time in ISO 8601 since 1970, in UTC unless it says else.
+
+    Raises ValueError.
+    """
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
+        return float(cell)
+    if isinstance(cell, str):
+        value = number(cell)
+        if value is not None:
+            return value
+        try:
+            when = datetime.fromisoformat(cell.strip())
+        except ValueError:
+            pass
+        else:
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    raise ValueError(f"{cell!r:.80} is neither seconds nor a time in ISO 8601")
+
+
+class Row:
+    """Rows of a signal made of named values: which of them go where, and how each is read.
+
+    `time` names the value that says when the row was taken. It fills the signal's float64 tensor ``time``
+    where there is one, and is otherwise only told.
+    """
+
+    def __init__(self, where: str, signal: Signal, time: str | None) -> None:
+        self.signal = signal
+        self.time = time
+        tensor = time_of(signal)
+        self.timed = time is not None and tensor is not None
+        self.numbers = untimed(signal) if self.timed else signal
+        if not self.numbers.tensors:
+            raise UsageError(f"{where}: the pipeline takes {signal}, and no numbers beside the time")
+        self.columns = columns_of(self.numbers)
+        self.whole = whole_columns(self.numbers)
+        # Where in a row of the signal the time goes, if there.
+        at = 0
+        for t in signal.tensors:
+            if self.timed and t == tensor:
+                break
+            at += len(tensor_columns(t))
+        self._at = at
+
+    def full(self, numbers: Sequence[float], stamp: float | None) -> Sequence[float]:
+        """The numbers with the time among them, in the order of the signal's columns."""
+        if not self.timed or stamp is None:
+            return numbers
+        return [*numbers[: self._at], stamp, *numbers[self._at :]]
+
+
+class Json:
+    """Time steps as JSON: ``{"x": [1, 2]}``, by the names of the tensors or of their columns (``x.0``).
+
+    Where the signal has one tensor, its value may stand alone. `columns` names other keys instead, a number
+    each, in the order of the signal's columns.
+    """
+
+    def __init__(
+        self, where: str, signal: Signal, columns: list[str] | None, time: str | None, missing: Missing
+    ) -> None:
+        self.row = Row(where, signal, time)
+        self._missing = missing
+        self._named: list[tuple[TensorSpec, list[str]]] = []
+        keys = self.row.columns if columns is None else columns
+        if len(keys) != len(self.row.columns):
+            raise UsageError(
+                f"{where}: --columns names {len(keys)}, but a time step holds {len(self.row.columns)} "
+                f"numbers ({self.row.numbers})"
+            )
+        at = 0
+        for tensor in self.row.numbers.tensors:
+            width = len(tensor_columns(tensor))
+            self._named.append((tensor, keys[at : at + width]))
+            at += width
+        self._by_tensor = columns is None
+
+    def read(self, value: Any) -> tuple[Sequence[float], float | None]:
+        """A row of the signal's numbers, and its time if there is one. ValueError says what does not fit."""
+        if not isinstance(value, dict):
+            if len(self._named) > 1 or self.row.time is not None or not self._by_tensor:
+                raise ValueError(f"expected an object with {self._wanted()}, not {value!r:.80}")
+            value = {self._named[0][0].name: value}
+        numbers: list[float] = []
+        for tensor, keys in self._named:
+            whole = tensor.dtype.lstrip("u").startswith("int")
+            if self._by_tensor and tensor.name in value:
+                self._flatten(value[tensor.name], tensor.shape, tensor, whole, numbers)
+                continue
+            for key in keys:
+                if key not in value:
+                    raise ValueError(f"no {key!r} in it; it has {', '.join(map(repr, value))!s:.200}")
+                numbers.append(self._scalar(value[key], key, whole))
+        stamp = None
+        if self.row.time is not None:
+            if self.row.time not in value:
+                raise ValueError(f"no time {self.row.time!r} in it")
+            stamp = read_time(value[self.row.time])
+        return self.row.full(numbers, stamp), stamp
+
+    def _wanted(self) -> str:
+        return ", ".join(repr(tensor.name) for tensor, _ in self._named)
+
+    def _flatten(
+        self, value: Any, shape: tuple[int, ...], tensor: TensorSpec, whole: bool, into: list[float]
+    ) -> None:
+        if not shape:
+            into.append(self._scalar(value, tensor.name, whole))
+            return
+        if not isinstance(value, list) or len(value) != shape[0]:
+            given = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r:.80}"
+            raise ValueError(f"{tensor.name!r}: {given}, but a time step has shape {tensor.shape} ({tensor})")
+        for item in value:
+            self._flatten(item, shape[1:], tensor, whole, into)
+
+    def _scalar(self, value: Any, name: str, whole: bool) -> float:
+        if value is None and self._missing == "nan" and not whole:
+            return math.nan
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not whole):
+            return value
+        what = "whole number" if whole else "finite number"
+        raise ValueError(f"{name!r}: {value!r:.80} is not a {what}")

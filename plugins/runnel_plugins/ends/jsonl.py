@@ -1,0 +1,126 @@
+"""JSON lines: one object a time step, ``{"y": [0.1, 0.2], "peak": 0.2}``; arrays as nested lists."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from runnel import Signal, Sink, Source, TensorSpec, hookimpl
+from runnel.columns import label_texts, pack
+from runnel.errors import UsageError
+from runnel.files import Input, Lines, OutputText
+from runnel.hookspecs import SinkFactory, SourceFactory
+from runnel.spec import Array
+from runnel.stage import Chunk
+from runnel_plugins.ends.cells import Json
+
+
+class JsonLines(Source):
+    """Read JSON lines, an object a time step; from a pipe, lines as they come.
+
+    A tensor stands under its name, or its numbers under ``x.0``, ``x.1`` …; where the pipeline takes one, it
+    may stand alone. `columns`: the keys to take instead, a number each, in the order of the inputs. `time`:
+    the key that says when it was taken, in seconds or ISO 8601; it fills the pipeline's float64 input
+    ``time`` where there is one, and sets the pace of ``--realtime``. `missing`: whether null is an error, or
+    NaN.
+    """
+
+    def __init__(
+        self,
+        signal: Signal,
+        path: Path | None = None,
+        columns: list[str] | None = None,
+        time: str | None = None,
+        missing: Literal["refuse", "nan"] = "refuse",
+    ) -> None:
+        self._input = Input(path)
+        self.name = self._input.name
+        self.live = self._input.live
+        self._signal = signal
+        self._json = Json(self.name, signal, columns, time, missing)
+
+    def chunks(self, block: int) -> Iterator[Chunk]:
+        lines = Lines(self._input)
+        held: list[Sequence[float]] = []
+        count, stamp = 0, None
+        for line in lines:
+            count += 1
+            if line.strip():
+                try:
+                    row, stamp = self._json.read(json.loads(line))
+                except (ValueError, RecursionError) as error:
+                    if held and self.live:  # those before it came, and count
+                        yield self._chunk(held, count)
+                    raise UsageError(f"{self.name}: line {count}: {error}") from None
+                held.append(row)
+            if held and (len(held) == block or not lines.more):
+                self.stamp = stamp
+                yield self._chunk(held, count)
+                held = []
+        if held:
+            self.stamp = stamp
+            yield self._chunk(held, count)
+
+    def close(self) -> None:
+        self._input.close()
+
+    def _chunk(self, rows: list[Sequence[float]], count: int) -> Chunk:
+        try:
+            return pack(rows, self._signal)
+        except OverflowError as error:
+            raise UsageError(f"{self.name}: up to line {count}: {error}") from None
+
+
+class JsonLinesSink(Sink):
+    """Write JSON lines, an object a time step: a file, or standard output without a path.
+
+    A number that is not finite, which JSON does not have, is null. An output whose numbers have labels is
+    written as those; a number without one is null.
+    """
+
+    def __init__(self, signal: Signal, path: Path | None = None) -> None:
+        self._signal = signal
+        self._out = OutputText(path)
+
+    def write(self, chunk: Chunk) -> None:
+        for row in rows_as_json(self._signal, chunk):
+            self._out.text.write(row + "\n")
+        self._out.text.flush()
+
+    def close(self, whole: bool) -> None:
+        self._out.close(whole)
+
+
+def rows_as_json(signal: Signal, chunk: Chunk) -> Iterator[str]:
+    """Each time step of a chunk as one line of JSON."""
+    names = signal.names
+    columns = [_plain(tensor, chunk[tensor.name]) for tensor in signal.tensors]
+    for row in zip(*columns, strict=True):
+        yield json.dumps(dict(zip(names, row, strict=True)), allow_nan=False)
+
+
+def _plain(tensor: TensorSpec, array: Array) -> list[Any]:
+    labels = label_texts(tensor)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if labels is not None:
+            return labels.get(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    made: list[Any] = plain(array.tolist())
+    return made
+
+
+@hookimpl
+def runnel_sources() -> Mapping[str, SourceFactory]:
+    return {"jsonl": JsonLines}
+
+
+@hookimpl
+def runnel_sinks() -> Mapping[str, SinkFactory]:
+    return {"jsonl": JsonLinesSink}
