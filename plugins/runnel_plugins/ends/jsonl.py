@@ -1,18 +1,24 @@
-"""JSON lines: one object a time step, ``{"y": [0.1, 0.2], "peak": 0.2}``; arrays as nested lists."""
+"""JSON lines: one object a time step, ``{"y": [0.1, 0.2], "peak": 0.2}``; arrays as nested lists.
+
+As a listener, one object an event of a stream:
+``{"time": 1790000000.1, "event": "closed", "stream": "mic-1", "seq": 250, "reason": "idle"}``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from runnel import Signal, Sink, Source, TensorSpec, hookimpl
+from runnel import Notice, Signal, Sink, Source, TensorSpec, hookimpl
 from runnel.columns import label_texts, pack
 from runnel.errors import UsageError
 from runnel.files import Input, Lines, OutputText
-from runnel.hookspecs import SinkFactory, SourceFactory
+from runnel.hookspecs import ListenerFactory, SinkFactory, SourceFactory
+from runnel.notices import Listener
 from runnel.spec import Array
 from runnel.stage import Chunk
 from runnel_plugins.ends.cells import Json
@@ -114,6 +120,41 @@ def _plain(tensor: TensorSpec, array: Array) -> list[Any]:
 
     made: list[Any] = plain(array.tolist())
     return made
+
+
+Kind = Literal["opened", "reset", "idle", "evicted", "failed", "closed"]
+
+
+def journal(path: Path, events: list[Kind] | None = None) -> Listener:
+    """Append what happens to streams to a file of JSON lines, an object an event.
+
+    `events`: only these, of opened, reset, idle, evicted, failed and closed. `time` is seconds since 1970.
+    The file is opened for each line, so that it can be moved away and begun anew. Raises UsageError where
+    it cannot be written.
+    """
+    wanted = None if events is None else frozenset(events)
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
+
+    def listen(notice: Notice) -> None:
+        if wanted is not None and notice.event not in wanted:
+            return
+        told = {
+            "time": round(time.time(), 6), "event": notice.event, "stream": notice.stream,
+            "seq": notice.seq, "reason": notice.reason,
+        }  # fmt: skip
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+
+    return listen
+
+
+@hookimpl
+def runnel_notices() -> Mapping[str, ListenerFactory]:
+    return {"jsonl": journal}
 
 
 @hookimpl

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runnel import Signal, TensorSpec
-from runnel.errors import UsageError
+from runnel import Engine, Signal, TensorSpec
+from runnel.errors import RunnelError, UsageError
 from tests.cli.support import open_sink, open_source, read
 
 ONE = Signal((TensorSpec("x", "float32", (2, 2)),))
@@ -97,3 +98,32 @@ def test_a_number_with_a_label_is_written_as_that(tmp_path: Path) -> None:
     with open_sink(tmp_path / "x.jsonl", signal) as put:
         put({"word": np.array([[1, 0], [-1, 2]], np.int32)})
     assert (tmp_path / "x.jsonl").read_text() == '{"word": ["no", "yes"]}\n{"word": [null, null]}\n'
+
+
+def test_events_of_streams_are_appended(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        '[input]\nshape = []\n[[before]]\nuse = "gain"\nfactor = 2.0\n'
+        '[[notice]]\nuse = "jsonl"\npath = "all.jsonl"\n'
+        '[[notice]]\nuse = "jsonl"\npath = "some.jsonl"\nevents = ["failed"]\n'
+    )
+    before = time.time()
+    for _ in range(2):
+        with Engine.load(file) as engine, engine.open("mic-1") as stream:
+            stream.feed(np.ones(3, np.float32))
+            with pytest.raises(RunnelError):
+                stream.feed(np.ones(3))
+    told = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [(t["event"], t["stream"], t["seq"]) for t in told] == 2 * [
+        ("opened", "mic-1", 0), ("failed", "mic-1", 1), ("closed", "mic-1", 1)
+    ]  # fmt: skip
+    assert all(before - 1 < t["time"] < time.time() + 1 for t in told)
+    some = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
+    assert [t["event"] for t in some] == ["failed", "failed"]
+    assert "float64" in some[0]["reason"]
+    file.write_text(file.read_text().replace("all.jsonl", "missing/all.jsonl"))
+    with pytest.raises(UsageError, match=r"number 1 \(jsonl\): .*missing/all.jsonl: cannot write it"):
+        Engine.load(file)
+    file.write_text(file.read_text().replace("missing/", "").replace('["failed"]', '["faild"]'))
+    with pytest.raises(RunnelError, match=r"number 2 \(jsonl\): option 'events'.* 'failed'"):
+        Engine.load(file)
