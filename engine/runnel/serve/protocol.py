@@ -255,7 +255,7 @@ class Server:
                 error=told(UnknownStreamError(f"stream {named.name!r} {reason}")),
             )
             notices.append(Outgoing(named.peer, wire.encode_reply(reply)))
-            self._engine.notices("idle", named.key, named.applied, reason)
+            self._engine.notices("idle", named.key, _open(named).seq, reason)
             self._part(named, "idle", reason, now)
             log.info("stream closed", stream=named.key, reason="idle", idle_seconds=self.idle_seconds)
         self._register.expire(now)
