@@ -26,6 +26,7 @@ from runnel.errors import ExportError, NotStreamableError, nearest
 from . import ops
 from .arguments import counted_axes
 from .call import named_leaves, output_names
+from .marks import lifting
 from .pairing import pair, parameter_order, positions_note
 from .rehearsal import first_line, rehearse
 
@@ -106,7 +107,9 @@ def trace(
         spec = pytree.tree_flatten(dict(state))[1]
         feed.update(pytree.tree_unflatten(leaves, spec))
 
-    program = _export(module, _ordered(module, feed))
+    over_time = None if one_tick or time_axis is None else ticks
+    with lifting(over_time):
+        program = _export(module, _ordered(module, feed))
     constants: dict[str, Tensor] = {}
     placeholders: list[str] = []
     for entry in program.graph_signature.input_specs:
@@ -130,7 +133,7 @@ def trace(
         outputs=outputs,
         next_states=next_states,
         batch=batch,
-        ticks=None if (one_tick or time_axis is None) else ticks,
+        ticks=over_time,
         batch_axis=batch_axis,
         time_axis=time_axis,
         by_name=not places,
