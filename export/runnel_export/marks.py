@@ -63,9 +63,12 @@ for _name, _schema, _shape in (
 
 
 @contextmanager
-def lifting(ticks: int | None) -> Iterator[None]:
-    """Within: layers make marks. The stream's sequences have `ticks`; None where each call is one step."""
-    token = _LENGTHS.set((1,) if ticks is None else (1, ticks))
+def lifting(batch: int, ticks: int | None) -> Iterator[None]:
+    """Within: layers make marks. The stream's sequences have `ticks`; None where each call is one step.
+
+    A sequence as long as the `batch` is one whose axes were exchanged: marked too, so that it is refused.
+    """
+    token = _LENGTHS.set((1, batch) if ticks is None else (1, batch, ticks))
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from runnel.errors import ExportError, NotStreamableError, nearest
+from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
 
 from . import ops
 from .arguments import counted_axes
@@ -108,7 +108,7 @@ def trace(
         feed.update(pytree.tree_unflatten(leaves, spec))
 
     over_time = None if one_tick or time_axis is None else ticks
-    with lifting(over_time):
+    with lifting(batch, over_time):
         program = _export(module, _ordered(module, feed))
     constants: dict[str, Tensor] = {}
     placeholders: list[str] = []
@@ -289,6 +289,8 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
             return _known(program.run_decompositions({}))
+    except RunnelError:  # (a layer of ours says what is wrong with it)
+        raise
     except Exception as error:  # torch raises of every kind here
         raise ExportError(
             f"torch.export cannot trace {type(module).__name__} ({first_line(error)}). Likely: "
