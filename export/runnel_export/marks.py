@@ -77,12 +77,17 @@ def lifting(batch: int, ticks: int | None) -> Iterator[None]:
 
 def lifted() -> bool:
     """Whether a module is being lifted, so that a layer may say which operator it is."""
-    return bool(_LENGTHS.get())
+    return bool(_lengths())
 
 
 def written_once(x: Tensor) -> bool:
     """Whether one tick, between marks, is to stand for all of (batch, time, ...)."""
-    return x.shape[1] in _LENGTHS.get()
+    return x.shape[1] in _lengths()
+
+
+def _lengths() -> tuple[int, ...]:
+    # torch.compile cannot read a context variable, and what it makes is never what is being lifted.
+    return () if torch.compiler.is_dynamo_compiling() else _LENGTHS.get()
 
 
 def tick(x: Tensor) -> Tensor:

@@ -126,6 +126,12 @@ def test_three_states_that_are_exchanged_are_refused() -> None:
 # Beside the exporter
 
 
+def test_torch_compiles_it_whole() -> None:
+    module, x = PeepholeLSTM(IN, WIDTH), torch.randn(2, 3, IN)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
+
+
 def test_every_other_exporter_sees_the_loop() -> None:
     module, x = Around(PeepholeLSTM(IN, WIDTH)).eval(), torch.randn(2, 3, IN)
     lift(module, x)
