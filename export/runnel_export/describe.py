@@ -142,6 +142,8 @@ def _recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:
     directions, _, hidden = shapes[node.input[2]]  # the recurrent weights: (directions, gates*H, H)
     gates = _GATES[node.op_type]
     each = 2 * gates * hidden * (features + hidden) + _JOIN[node.op_type] * hidden
+    if len(node.input) > 7 and node.input[7]:  # peepholes: a multiply and an add at three gates
+        each += 6 * hidden
     return ticks * batch * directions * each
 
 

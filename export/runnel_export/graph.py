@@ -103,12 +103,21 @@ class Graph:
         """Output names of this node, written now or before. `hint` names it; `outputs` are suffixes."""
         attributes = dict(attributes or {})
         key = (op, tuple(inputs), tuple(sorted(attributes.items())), len(outputs))
+        if key not in self._memo and op == "Unsqueeze":
+            undone = self._before(inputs[0], "Squeeze", inputs[1])
+            if undone is not None:
+                self._memo[key] = (undone,)
         if key not in self._memo:
             name = self.fresh(hint)
             made = tuple(name if not suffix else self.fresh(f"{name}.{suffix}") for suffix in outputs)
             self._nodes.append(_Node(op, name, tuple(inputs), made, attributes))
             self._memo[key] = made
         return self._memo[key]
+
+    def _before(self, value: str, op: str, axes: str) -> str | None:
+        """What `value` was before an `op` with these axes made it; None where something else did."""
+        node = next((n for n in self._nodes if value in n.outputs), None)
+        return node.inputs[0] if node is not None and (node.op, node.inputs[1:]) == (op, (axes,)) else None
 
     def origin(self, value: str) -> str:
         """The value that `value` is, seen through nodes that change its shape only."""

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from runnel.errors import ExportError, RunnelError
 
-from . import ops
+from . import marks, ops
 from .lowering import Lowering
 from .ops.linear import ATTENTION, INSTEAD
 from .values import Carry, Data, Given, Scatter, Span, Stack, Value, axes_of
@@ -60,7 +60,7 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     if name in ops.SHAPE_ONLY:  # only the shape of the argument matters
         like = torch.zeros(tuple(node.args[0].meta["val"].shape), dtype=node.args[0].meta["val"].dtype)  # type: ignore[union-attr]
         args = (like, *args[1:])
-    if not _holds_data((args, kwargs)):
+    if not _holds_data((args, kwargs)) and not name.startswith(marks.NAMESPACE):
         return _constant(low, target, args, kwargs, short)
     handler = ops.find(name, target._overloadname)
     if handler is None:

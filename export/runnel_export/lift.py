@@ -298,6 +298,8 @@ class _Lift:
             if v.name == r.y:
                 return self._last(v.tick, r.final)
         v = low.arrange(low.drop(v, 0) if len(v.axes) == 3 else v, (HIDDEN, 0, 1))
+        if not low.any_ticks:
+            return self._last(v.tick, v.name)
         ints = low.graph.ints
         return self._last(v.tick, low.node("Slice", v.name, ints(-1), ints(2**62), ints(0)))
 

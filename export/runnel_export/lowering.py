@@ -27,7 +27,7 @@ from .values import (
     Value,
     broadcast,
 )
-from .writer import EXPLICIT, Writer
+from .writer import EXPLICIT, HAND_WRITTEN, Writer
 
 
 @dataclass
@@ -55,6 +55,12 @@ class Recurrence:
     final_c: str | None
     initial: tuple[str, ...]  # what h, and c, begin with; empty for zeros within a step
     layer: str  # as errors name it
+    more: tuple[str, ...] = ()  # further states' last values, where a layer has more than h and c
+
+    @property
+    def finals(self) -> tuple[str, ...]:
+        """Each state's last value, in the order of `initial`."""
+        return (self.final, *([] if self.final_c is None else [self.final_c]), *self.more)
 
 
 @dataclass
@@ -189,7 +195,7 @@ class Lowering(Writer):
                 "use the sequence itself, or state that carries it forward",
             )
         a, b, *_ = sorted(t for t in ticks if t is not None)
-        raise self.refusal(f"mixes tick {a} and tick {b}: a hand-written recurrence over time", EXPLICIT)
+        raise self.refusal(f"mixes tick {a} and tick {b}: a hand-written recurrence over time", HAND_WRITTEN)
 
     def alike(self, operands: Sequence[Operand | float]) -> list[Operand | float]:
         """Operands that have a merged axis have it in one form: see `Value`."""

@@ -64,10 +64,10 @@ def positions_note(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, s
 
 @dataclass(frozen=True)
 class _Slot:
-    """One state of one recurrent node: its hidden state, or an LSTM's cell state."""
+    """One state of one recurrent layer: 0 is its hidden state, 1 an LSTM's cell state."""
 
     node: int
-    cell: bool
+    place: int
 
 
 def check_slots(low: Lowering) -> None:
@@ -113,20 +113,21 @@ def _round_trip(
 def _entries(low: Lowering) -> dict[str, list[_Slot]]:
     found: dict[str, list[_Slot]] = {}
     for i, made in enumerate(low.recurrences):
-        for start, cell in zip(made.initial, (False, True), strict=False):
+        for place, start in enumerate(made.initial):
             state = low.states.get(low.graph.origin(start))
             if state is not None and state.given:
-                found.setdefault(state.name, []).append(_Slot(i, cell))
+                found.setdefault(state.name, []).append(_Slot(i, place))
     return found
 
 
 def _made_by(low: Lowering, state: State) -> _Slot | None:
     source = low.graph.origin(str(state.next))
     for i, made in enumerate(low.recurrences):
-        if source in (made.final, low.graph.origin(made.y)):
-            return _Slot(i, cell=False)
-        if source == made.final_c:
-            return _Slot(i, cell=True)
+        if source == low.graph.origin(made.y):
+            return _Slot(i, 0)
+        for place, final in enumerate(made.finals):
+            if source == low.graph.origin(final):
+                return _Slot(i, place)
     return None
 
 
@@ -135,4 +136,4 @@ def _called(low: Lowering, slot: _Slot) -> str:
 
 
 def _role(slot: _Slot) -> str:
-    return "cell state c" if slot.cell else "hidden state h"
+    return ("hidden state h", "cell state c")[slot.place] if slot.place < 2 else f"state {slot.place + 1}"

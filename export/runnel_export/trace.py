@@ -21,11 +21,12 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from runnel.errors import ExportError, NotStreamableError, nearest
+from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
 
 from . import ops
 from .arguments import counted_axes
 from .call import named_leaves, output_names
+from .marks import lifting
 from .pairing import pair, parameter_order, positions_note
 from .rehearsal import first_line, rehearse
 
@@ -106,7 +107,9 @@ def trace(
         spec = pytree.tree_flatten(dict(state))[1]
         feed.update(pytree.tree_unflatten(leaves, spec))
 
-    program = _export(module, _ordered(module, feed))
+    over_time = None if one_tick or time_axis is None else ticks
+    with lifting(batch, over_time):
+        program = _export(module, _ordered(module, feed))
     constants: dict[str, Tensor] = {}
     placeholders: list[str] = []
     for entry in program.graph_signature.input_specs:
@@ -130,7 +133,7 @@ def trace(
         outputs=outputs,
         next_states=next_states,
         batch=batch,
-        ticks=None if (one_tick or time_axis is None) else ticks,
+        ticks=over_time,
         batch_axis=batch_axis,
         time_axis=time_axis,
         by_name=not places,
@@ -286,6 +289,8 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
             return _known(program.run_decompositions({}))
+    except RunnelError:  # (a layer of ours says what is wrong with it)
+        raise
     except Exception as error:  # torch raises of every kind here
         raise ExportError(
             f"torch.export cannot trace {type(module).__name__} ({first_line(error)}). Likely: "

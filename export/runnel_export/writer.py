@@ -17,6 +17,8 @@ from .values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Value
 
 EXPLICIT = "make it an explicit-state step: export(..., time_axis=None, state={...})"
 
+HAND_WRITTEN = "write its tick as a runnel_export.nn.Recurrent, or " + EXPLICIT
+
 
 @dataclass
 class Writer:

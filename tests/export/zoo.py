@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import runnel_export
 from runnel import Framing
 from runnel.spec import Array
+from runnel_export.nn import GRU, CoupledLSTM, PeepholeLSTM
 
 Chunk = dict[str, Array]
 
@@ -462,6 +463,10 @@ ZOO: dict[str, Case] = {
     "lstm-time-first": Case(lambda: Layer(nn.LSTM(4, 6, 2)), x(9, 2, 4), options={"time_axis": 0}),
     "gru-time-first": Case(lambda: Layer(nn.GRU(4, 6)), x(9, 2, 4), options={"time_axis": 0}),
     "lstm-projected": Case(_layer(nn.LSTM, 4, 6, 2, proj_size=3), x(2, 9, 4)),
+    "peephole": Case(lambda: Layer(PeepholeLSTM(4, 6, 2)), x(2, 9, 4)),
+    "peephole-full": Case(lambda: Layer(PeepholeLSTM(4, 6, 2, form="full")), x(2, 9, 4)),
+    "coupled": Case(lambda: Layer(CoupledLSTM(4, 6)), x(2, 9, 4)),
+    "gru-before": Case(lambda: Layer(GRU(4, 6, 2)), x(2, 9, 4)),
     "learned-start": Case(LearnedStart, x(2, 9, 4)),
     "many-to-one": Case(lambda: LSTMModel(4, 6, 2), x(2, 9, 4), kind="last"),
     "last-hidden-lstm": Case(lambda: LastHidden(nn.LSTM, 2), x(2, 9, 4), kind="last"),

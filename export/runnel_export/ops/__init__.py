@@ -1,6 +1,19 @@
 """One translation for each ATen operation, registered by name when its module is imported."""
 
-from . import activations, cells, conv, linear, norm, pointwise, recurrent, reduce, refuse, sequence, shape
+from . import (
+    activations,
+    cells,
+    conv,
+    linear,
+    marked,
+    norm,
+    pointwise,
+    recurrent,
+    reduce,
+    refuse,
+    sequence,
+    shape,
+)
 from .registry import IGNORED, SHAPE_ONLY, find
 
 __all__ = [
@@ -11,6 +24,7 @@ __all__ = [
     "conv",
     "find",
     "linear",
+    "marked",
     "norm",
     "pointwise",
     "recurrent",

@@ -22,6 +22,7 @@ def cell(
     hx: Sequence[Data | Tensor],
     ws: Sequence[Tensor | None],
     suffix: str = "",
+    peephole: Tensor | None = None,
 ) -> tuple[Data, ...]:
     """One call of a cell: (h,) or (h, c). `suffix` is put to its states' names."""
     weights = [w for w in ws if w is not None]
@@ -41,7 +42,7 @@ def cell(
                 "begin at tick 0 and run forward",
             )
         initial = [initial_state(low, h, f"{s}{suffix}") for h, s in zip(hx, ("h", "c"), strict=False)]
-        made = write_layer(low, kind, v.name, weights, initial)
+        made = write_layer(low, kind, v.name, weights, initial, peephole)
         carry_on(low, initial, made)
         index = len(low.recurrences) - 1
     made = low.recurrences[index]

@@ -52,11 +52,22 @@ def _weights(low: Lowering, kind: Kind, ws: Sequence[Tensor]) -> list[str]:
 
 
 def _node(
-    low: Lowering, kind: Kind, x: str, ws: Sequence[Tensor], initial: Sequence[str]
+    low: Lowering,
+    kind: Kind,
+    x: str,
+    ws: Sequence[Tensor],
+    initial: Sequence[str],
+    peephole: Tensor | None = None,
 ) -> tuple[str, str, str | None]:
-    """(Y as (time, slot, hidden), final h, final c), the last two of shape (1, slot, hidden)."""
+    """(Y as (time, slot, hidden), final h, final c), the last two of shape (1, slot, hidden).
+
+    `peephole`: (3, hidden), with the rows i, f, o; ONNX's P has them as i, o, f.
+    """
     weights = _weights(low, kind, ws)
     inputs = [x, *weights, *([""] if len(weights) < 3 else []), "", *initial]
+    if peephole is not None:
+        inputs += [""] * (7 - len(inputs))  # (none given: they begin at zero)
+        inputs.append(low.constant(peephole[[0, 2, 1]].reshape(1, -1)))
     made = low.emit(
         kind.op,
         inputs,
@@ -88,7 +99,12 @@ def _projected(low: Lowering, x: str, ws: Sequence[Tensor], h: str, c: str) -> t
 
 
 def write_layer(
-    low: Lowering, kind: Kind, x: str, ws: Sequence[Tensor], initial: Sequence[str]
+    low: Lowering,
+    kind: Kind,
+    x: str,
+    ws: Sequence[Tensor],
+    initial: Sequence[str],
+    peephole: Tensor | None = None,
 ) -> Recurrence:
     """The node or nodes for one layer, and their record."""
     if len(ws) in (3, 5):  # the last weight is a projection
@@ -101,7 +117,8 @@ def write_layer(
         y, h, c = _projected(low, x, ws, *initial)
         made = Recurrence(kind.op, x, tuple(ws), y, h, c, tuple(initial), low.where)
     else:
-        made = Recurrence(kind.op, x, tuple(ws), *_node(low, kind, x, ws, initial), tuple(initial), low.where)
+        y, h, final_c = _node(low, kind, x, ws, initial, peephole)
+        made = Recurrence(kind.op, x, tuple(ws), y, h, final_c, tuple(initial), low.where)
     low.recurrences.append(made)
     return made
 
@@ -152,6 +169,7 @@ def within_a_step(
     ws: Sequence[Tensor],
     seq: int,
     batch: int,
+    peephole: Tensor | None = None,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over an axis that is not the stream's time: within a frame, or of one step."""
     names = []
@@ -169,7 +187,7 @@ def within_a_step(
         raise low.untranslated("an initial state of which one part only is given")
     if len(ws) in (3, 5) and (x.axes[seq] != 1 or "" in names):
         raise low.untranslated("proj_size in a layer within a step")
-    made = write_layer(low, kind, x.name, ws, [n for n in names if n])
+    made = write_layer(low, kind, x.name, ws, names if all(names) else [], peephole)
     v = replace(x, name=made.y, axes=(*x.axes[:2], width_of(ws)))
     row: Axis = x.axes[batch]
     ends: list[Value | Carry] = [Value(made.final, (1, row, width_of(ws)), (0, 1, 2), x.dtype)]

@@ -43,7 +43,7 @@ def _check_mode(low: Lowering, dropout: float, train: bool) -> None:
         raise low.refusal("dropout that is on in eval mode", "do not call train() within forward")
 
 
-def _check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tuple[int, int]:
+def check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tuple[int, int]:
     """(sequence axis, batch axis) of a layer's input."""
     seq, batch = (1, 0) if batch_first else (0, 1)
     if axes[seq] == BATCH or axes[seq] in MERGED or axes[batch] == TIME:
@@ -75,7 +75,7 @@ def _layers(
         )
     if any(not isinstance(w, Tensor) for w in ws):
         raise low.untranslated("weights that are computed from the data")
-    seq, batch = _check_layout(low, v.axes, batch_first)
+    seq, batch = check_layout(low, v.axes, batch_first)
     if v.dtype != torch.float32:
         raise low.untranslated(f"a recurrent layer in {v.dtype}")
     per_layer = len(ws) // layers
@@ -83,16 +83,30 @@ def _layers(
     for layer in range(layers):
         mine = ws[layer * per_layer : (layer + 1) * per_layer]
         starts = [_layer_of(low, h, layer) for h in hx]
-        if v.tick is not None:
-            v, finals = _at_a_tick(low, kind, v, starts, mine, seq, layer)
-        elif v.axes[seq] == TIME:
-            v, finals = _over_time(low, kind, low.arrange(v, (seq, batch, 2)), starts, mine, seq, layer)
-        else:
-            x = low.arrange(low.joined(v), (seq, batch, 2))
-            v, finals = within_a_step(low, kind, x, starts, mine, seq, batch)
+        v, finals = one_layer(low, kind, v, starts, mine, seq, batch, layer)
         for part, final in zip(parts, finals, strict=True):
             part.append(final)
     return v, tuple(Stack(tuple(p)) for p in parts)
+
+
+def one_layer(
+    low: Lowering,
+    kind: Kind,
+    v: Value,
+    starts: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    seq: int,
+    batch: int,
+    layer: int,
+    peephole: Tensor | None = None,
+) -> tuple[Value, list[Value | Carry]]:
+    """A layer over whatever its input is: (output, final states), whose first axis is 1."""
+    if v.tick is not None:
+        return _at_a_tick(low, kind, v, starts, ws, seq, layer, peephole)
+    if v.axes[seq] == TIME:
+        return _over_time(low, kind, low.arrange(v, (seq, batch, 2)), starts, ws, seq, layer, peephole)
+    x = low.arrange(low.joined(v), (seq, batch, 2))
+    return within_a_step(low, kind, x, starts, ws, seq, batch, peephole)
 
 
 def _over_time(
@@ -103,10 +117,11 @@ def _over_time(
     ws: Sequence[Tensor],
     seq: int,
     layer: int,
+    peephole: Tensor | None = None,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over the stream: (output, state after the last tick), whose first axis is 1."""
     initial = [initial_state(low, h, f"{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
-    made = write_layer(low, kind, x.name, ws, initial)
+    made = write_layer(low, kind, x.name, ws, initial, peephole)
     carry_on(low, initial, made)
     y = Value(made.y, (*x.axes[:2], width_of(ws)), x.order, x.dtype)
     last = low.size(TIME) - 1
@@ -124,11 +139,12 @@ def _at_a_tick(
     ws: Sequence[Tensor],
     seq: int,
     layer: int,
+    peephole: Tensor | None = None,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer called on one tick at a time in a loop over time: a cell."""
     if x.axes[seq] != 1:
         raise low.untranslated("a recurrent layer over a part of each tick, in a loop over time")
-    ends = cell(low, kind, low.drop(x, seq), starts, ws, f".{layer}")
+    ends = cell(low, kind, low.drop(x, seq), starts, ws, f".{layer}", peephole)
     h = low.value(ends[0])
     return low.insert(h, seq), [_lifted(low, e) for e in ends]
 

@@ -254,7 +254,8 @@ def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Val
     dtype = values[0].dtype
     for p in parts:
         dtype = torch.promote_types(dtype, p.dtype)
-    full = low.canonical(model, full=True).order if len(model.order) < len(model.axes) else model.order
+    absent = any(i not in model.order for i in range(len(model.axes)))  # (of size 1)
+    full = low.canonical(model, full=True).order if absent else model.order
     names = []
     for p in parts:
         if isinstance(p, Value):

@@ -1,0 +1,30 @@
+"""Trainable recurrent layers that torch lacks, in torch's own manner; each exports as a stream."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .coupled import CoupledLSTM
+    from .gru import GRU
+    from .layernorm_lstm import LayerNormLSTM
+    from .peephole import PeepholeLSTM
+    from .recurrent import Recurrent
+
+__all__ = ["GRU", "CoupledLSTM", "LayerNormLSTM", "PeepholeLSTM", "Recurrent"]
+
+# Loaded when first named: torch takes a second, and not everyone who looks here wants it (PEP 562).
+_HOMES = {
+    "CoupledLSTM": "coupled",
+    "GRU": "gru",
+    "LayerNormLSTM": "layernorm_lstm",
+    "PeepholeLSTM": "peephole",
+    "Recurrent": "recurrent",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'runnel_export.nn' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

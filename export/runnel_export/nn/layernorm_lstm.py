@@ -1,0 +1,73 @@
+"""LSTM with layer normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+
+from .recurrent import Gated, States
+
+
+class LayerNormLSTM(Gated):
+    """An LSTM that normalises what comes from the input, what comes from the state, and the cell state.
+
+    With LN(v; γ, β) = γ ⊙ (v − mean v) / √(var v + eps) + β, over all four gates together::
+
+        (i, f, g, o) = LN(W x_t; γ_x, β_x) + LN(R h_{t-1}; γ_h, β_h)
+        c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g)
+        h_t = σ(o) ⊙ tanh(LN(c_t; γ_c, β_c))
+
+    J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016, its supplement; the bias that
+    is written there beside the two β adds nothing to them and is left out. ONNX has no such operator: it is
+    exported as single operations, and the step model takes exactly one tick a call.
+
+    Untrained, several layers of it can be chaotic: each normalisation makes small differences large, so
+    that float32 is not float64 for long. The exporter then compares only as far as the module's own float32
+    goes, and may want a larger ``tolerance=``.
+
+    Args:
+        input_size, hidden_size, num_layers: as of torch.nn.LSTM.
+        eps: put to each variance.
+
+    Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: a tuple (h, c), each
+    (num_layers, batch, hidden_size). Batch first, always.
+
+    Parameters: ``weight_ih_lk`` and ``weight_hh_lk`` as of torch.nn.LSTM, gates in its order (i, f, g, o),
+    uniform within ±1/√hidden; ``gain_ih_lk``, ``gain_hh_lk`` (4 · hidden), ``gain_c_lk`` (hidden): ones;
+    ``shift_ih_lk``, ``shift_hh_lk``, ``shift_c_lk``, as wide: zeros.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, eps: float = 1e-5) -> None:
+        super().__init__(("h", "c"), 4, input_size, hidden_size, num_layers, bias=False)
+        self.eps = eps
+        for layer in range(num_layers):
+            for name, width in (("ih", 4 * hidden_size), ("hh", 4 * hidden_size), ("c", hidden_size)):
+                self.add(layer, f"gain_{name}", width)
+                self.add(layer, f"shift_{name}", width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("gain"):
+                nn.init.ones_(parameter)
+            elif name.startswith("shift"):
+                nn.init.zeros_(parameter)
+
+    def prepare(self, layer: int, x: Tensor) -> Tensor:
+        return self._normed(layer, "ih", super().prepare(layer, x))
+
+    def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
+        h, c = state
+        i, f, g, o = (x + self._normed(layer, "hh", linear(h, self.of(layer, "weight_hh")))).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(self._normed(layer, "c", c))
+        return h, (h, c)
+
+    def _normed(self, layer: int, name: str, v: Tensor) -> Tensor:
+        gain, shift = self.of(layer, f"gain_{name}"), self.of(layer, f"shift_{name}")
+        return layer_norm(v, v.shape[-1:], gain, shift, self.eps)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr().replace(", bias=False", "") + f", eps={self.eps:g}"
