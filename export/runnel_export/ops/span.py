@@ -76,7 +76,9 @@ def _with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path:
     dims = tuple(dims[o] for o in v.order)
     row = torch.full([d for d in dims if isinstance(d, int)], fill, dtype=v.dtype)
     longer = low.node("Concat", name, v.name, axis=at)
-    last = low.node("Slice", longer, low.graph.ints(-past), low.graph.ints(2**62), low.graph.ints(at))
+    # Where a call is a window, the past goes on from the block's end: tick n is row n + past.
+    ends = (low.blocks.ticks, low.blocks.ticks + past) if low.blocks else (-past, 2**62)
+    last = low.node("Slice", longer, *map(low.graph.ints, (*ends, at)))
     low.states[name] = State(name, v.dtype, dims, row.numpy(), last, past=past)
     return longer
 
