@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from runnel.errors import ExportError, NotStreamableError
 from runnel.spec import ModelSpec, to_document
 from runnel_export.bounded import Bounded
 from runnel_export.lift import lift
+from runnel_export.quantize import quantize_int8
 
-from .stepping import Apply, assert_streams, op_types
+from .stepping import Apply, assert_streams, op_types, session
 
 BLOCKS = Blocks(ticks=4, lookahead=9)
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -183,6 +185,17 @@ def test_one_node_a_direction_and_another_for_the_lookahead() -> None:
     assert [s.input for s in lifted.spec.states] == ["r.h.0"]  # backward nothing is carried
     assert lifted.spec.latency == 12
     assert op_types(lift(tagger("gru", 1), torch.randn(2, 9, 3), blocks=Blocks(4, 0))).count("GRU") == 2
+
+
+def test_weights_that_two_nodes_share_are_made_int8_once_for_each() -> None:
+    lifted = lift(tagger("lstm", 1), torch.randn(2, 9, 3), blocks=BLOCKS)
+    small, account = quantize_int8(lifted.model)
+    assert {entry["op"] for entry in account["int8"]} == {"LSTM", "MatMul"}
+    feed = {"x": np.random.default_rng(0).normal(size=(13, 2, 3)).astype(np.float32)}
+    feed |= {s.input: np.stack([s.initial] * 2, s.slot_axis) for s in lifted.spec.states}
+    feed["present"] = np.array([13, 6], np.int32)
+    exact, near = (session(replace(lifted, model=m)).run(["y"], feed)[0] for m in (lifted.model, small))
+    np.testing.assert_allclose(near, exact, atol=0.02)
 
 
 def test_names_of_the_modules_own_are_left_to_it() -> None:
