@@ -19,6 +19,7 @@ from runnel.errors import ExportError, NotStreamableError
 from runnel.spec import ModelSpec, to_document
 from runnel_export.bounded import Bounded
 from runnel_export.lift import lift
+from runnel_export.nn import LayerNormLSTM, MinGRU, PeepholeLSTM, WindowAttention
 from runnel_export.quantize import quantize_int8
 
 from .stepping import Apply, assert_streams, op_types, session
@@ -177,6 +178,33 @@ def test_layers_around_it_see_of_the_past_what_a_stream_has(tmp_path: Path) -> N
     with loaded(module, tmp_path / "m.onnx", Blocks(5, 30)) as engine:
         x = np.random.default_rng(1).normal(size=(35, 3)).astype(np.float32)
         np.testing.assert_allclose(streamed(engine, x), whole(module, x), atol=2e-6)
+
+
+class Beyond(nn.Module):
+    """Layers that torch lacks, behind a bidirectional one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.both = layer("gru", 2)
+        self.gru = MinGRU(10, 6)
+        self.attention = WindowAttention(6, 2, 5)
+        self.lstm = PeepholeLSTM(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.gru(self.both(x)[0])[0]
+        y: Tensor = self.lstm(v + self.attention(v)[0])[0]
+        return y
+
+
+def test_what_torch_lacks_goes_together_with_blocks(tmp_path: Path) -> None:
+    module = Beyond().eval()
+    with loaded(module, tmp_path / "m.onnx", BLOCKS) as engine:
+        for ticks in (3, 13, 40):
+            x = np.random.default_rng(ticks).normal(size=(ticks, 3)).astype(np.float32)
+            np.testing.assert_allclose(streamed(engine, x), np.concatenate(bounded(module, x)), atol=2e-6)
+    written_out = Apply(lambda x, m: m.l(m.r(x)[0])[0], r=layer("gru"), l=LayerNormLSTM(10, 4))
+    refused(written_out, "written out, one tick a call, together with blocks=")
 
 
 def test_one_node_a_direction_and_another_for_the_lookahead() -> None:

@@ -36,7 +36,7 @@ def over_time(
         raise low.untranslated("proj_size together with blocks=")
     ends: Sequence[str | None]
     if reverse:  # no state: what follows a window is not known before it came
-        y, *ends = write_node(low, kind, x, ws, initial, peephole, True, low.blocks.present)
+        y, *ends = write_node(low, kind, x, ws, initial, peephole, reverse=True, lengths=low.blocks.present)
     else:
 
         def run(xs: Sequence[str], starts: Sequence[str]) -> tuple[str, list[str]]:
