@@ -16,6 +16,7 @@ PURE = (
     "state",
     "stage",
     "framing",
+    "blocks",
     "slots",
     "container",
     "tables",

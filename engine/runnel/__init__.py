@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .plugins import hookimpl
     from .serve.aclient import AsyncClient
     from .serve.client import Client
-    from .spec import Framing, Signal, TensorSpec
+    from .spec import Blocks, Framing, Signal, TensorSpec
     from .stage import Stage
     from .stream import Stream
 
@@ -25,6 +25,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AsyncClient",
+    "Blocks",
     "Client",
     "Engine",
     "Framing",
@@ -44,6 +45,7 @@ __all__ = [
 # Loaded when first named, so that `import runnel` costs a device next to nothing (PEP 562).
 _HOMES = {
     "AsyncClient": "serve.aclient",
+    "Blocks": "spec",
     "Client": "serve.client",
     "Engine": "engine",
     "Framing": "spec",

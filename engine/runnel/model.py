@@ -198,13 +198,13 @@ class ModelStage(Stage):
         self.arena = Arena(spec.states, slots)
         self.place_bytes = spec.state_bytes
         rate = rate or spec.rate
-        rate = rate / spec.framing.hop if rate and spec.framing else rate
+        rate = rate / spec.hop if rate else None
         self._renamed = renamed
         self.inputs, self.outputs = (
             Signal(tuple(TensorSpec(self.chunk_name(t.name), t.dtype, t.step_shape) for t in part), rate)
             for part in (spec.inputs, spec.outputs)
         )
-        self.latency = 0 if spec.framing else spec.latency
+        self.latency = 0 if spec.framing or spec.blocks else spec.latency
         self._lead = self.inputs.names[0]
         # The compiled method under the public one, whose Python wrapper costs 0.7 µs of a step of 10.
         self._run: Callable[[Any, None], None] = session._sess.run_with_iobinding

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import container, foreign, tables
+from . import blocks, container, foreign, tables
 from .errors import CertificateError, ModelError, PipelineError
 from .framing import Frame
 from .spec import ModelSpec, Signal, TensorSpec, from_document
@@ -50,23 +50,31 @@ class ModelFile:
 
     @property
     def inputs(self) -> Signal:
-        """What it takes, counted in samples where it is framed."""
+        """What it takes, counted in samples where it is framed, in ticks where it takes blocks."""
         tensors = tuple(
             TensorSpec(self.renamed.get(t.name, t.name), t.dtype, t.step_shape) for t in self.spec.inputs
         )
         if self.spec.framing:
             [inner] = tensors
             tensors = (TensorSpec(inner.name, inner.dtype, inner.shape[1:]),)
+        if self.spec.blocks:
+            present = self.renamed.get(self.spec.blocks.present, self.spec.blocks.present)
+            return blocks.outer(Signal(tensors), present, self.spec.rate)
         return Signal(tensors, self.spec.rate)
 
     def stages(self, rate: float | None, streams: int) -> list[Stage]:
-        """Its framing, where it has one, and itself. `rate`: of what arrives, where the model says none."""
+        """Its framing or its blocks, where it has them, and itself.
+
+        `rate`: of what arrives, where the model says none.
+        """
         from .model import ModelStage
 
         spec = self.spec
         rate = spec.rate or rate
         model = ModelStage(self.session, spec, streams, self.renamed, self.file.stem, rate)
         model.file = self.file
+        if spec.blocks:
+            return blocks.enclosed(model, spec.blocks, rate, *map(model.chunk_name, spec.blocks.own))
         if not spec.framing:
             return [model]
         [samples] = self.inputs.tensors

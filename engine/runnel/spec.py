@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ TIME, SLOT = "time", "slot"
 MAX_RANK = 8
 MAX_STATES = 1024
 MAX_STATE_BYTES = 2**28  # of one state of one stream: far beyond any recurrent layer
+MAX_WINDOW = 2**16  # ticks of a block and its lookahead: they wait in memory, and are one call of the model
 DTYPES = (
     "float32", "float16", "float64", "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64", "bool",
@@ -147,6 +148,45 @@ class Framing:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """How ticks are taken by a model that looks ahead: a block at a time, with the ticks that follow it.
+
+    Step k sees ticks ``[k*ticks, k*ticks + window)`` and gives rows for the first `ticks` of them; then its
+    states are those after the block. Where the stream ends within a window, the rest is filled up, and the
+    model is told by the input `present` how many of the window's ticks there are; its output `kept` says
+    how many of the rows it gives are the stream's. So a tick's row comes at most `latency` ticks after it.
+    (The latency-controlled BLSTM of Zhang et al. 2016, https://arxiv.org/abs/1510.08983.)
+    """
+
+    ticks: int
+    lookahead: int
+    present: str = "present"  # the model's input: int32, one number a window
+    kept: str = "kept"  # the model's output: likewise
+
+    def __post_init__(self) -> None:
+        if self.ticks < 1 or self.lookahead < 0 or self.window > MAX_WINDOW:
+            raise ModelError(
+                f"blocks: a block has at least 1 tick, a lookahead at least 0, both together at most "
+                f"{MAX_WINDOW}, but ticks is {self.ticks} and lookahead is {self.lookahead}"
+            )
+
+    @property
+    def window(self) -> int:
+        """Ticks that the model sees in one step."""
+        return self.ticks + self.lookahead
+
+    @property
+    def own(self) -> tuple[str, str]:
+        """What is between the model and the stages around it, and never the stream's."""
+        return self.present, self.kept
+
+    @property
+    def latency(self) -> int:
+        """Ticks from a block's first until its row comes out."""
+        return self.window - 1
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A step model: its signal, its states, and what is known of it."""
 
@@ -160,10 +200,29 @@ class ModelSpec:
     constants: Mapping[str, Array] = field(default_factory=dict)  # inputs that never change
     certificate: Mapping[str, Any] | None = None
     graph: Mapping[str, Any] | None = None  # ops, parameters, flops: as counted at export
+    blocks: Blocks | None = None
 
     @property
     def state_bytes(self) -> int:
         return sum(s.row_bytes for s in self.states)
+
+    @property
+    def hop(self) -> int:
+        """Time steps of the stream for one step of the model."""
+        return self.framing.hop if self.framing else self.blocks.ticks if self.blocks else 1
+
+    @property
+    def fed(self) -> tuple[TensorSpec, ...]:
+        """One time step of what a stream is fed: samples where it is framed, ticks where it takes blocks."""
+        inner = 1 if self.framing or self.blocks else 0
+        own = self.blocks.present if self.blocks else None
+        return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.inputs if t.name != own)
+
+    @property
+    def given(self) -> tuple[TensorSpec, ...]:
+        """One time step of what a stream gives."""
+        inner, own = (1, self.blocks.kept) if self.blocks else (0, None)
+        return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.outputs if t.name != own)
 
 
 def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) -> Array:
@@ -211,6 +270,8 @@ def to_document(spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.framing:
         document["framing"] = {"window": spec.framing.window, "hop": spec.framing.hop}
+    if spec.blocks:
+        document["blocks"] = asdict(spec.blocks)
     if spec.rate:
         document["rate"] = spec.rate
     if spec.graph:
@@ -226,6 +287,7 @@ _KEYS = (
     "outputs",
     "states",
     "framing",
+    "blocks",
     "rate",
     "latency",
     "ticks",
@@ -255,6 +317,13 @@ def from_document(document: Any, where: str) -> ModelSpec:
     if doc.get("framing") is not None:
         part = _mapping(doc["framing"], f"{where}: framing")
         framing = Framing(_count(part, "window", where), _count(part, "hop", where))
+    blocks = None
+    if doc.get("blocks") is not None:
+        part, place = _mapping(doc["blocks"], f"{where}: blocks"), f"{where}: blocks"
+        blocks = Blocks(
+            _count(part, "ticks", place), _count(part, "lookahead", place, 0),
+            _name(part, "present", place), _name(part, "kept", place),
+        )  # fmt: skip
     latency, rate, ticks = latency_of(doc, where), rate_of(doc, where), doc.get("ticks", "any")
     if ticks not in ("any", 1):
         raise ModelError(f"{where}: ticks must be 'any' or 1, not {ticks!r}")
@@ -263,7 +332,7 @@ def from_document(document: Any, where: str) -> ModelSpec:
             _mapping(doc[key], f"{where}: {key}")
     spec = ModelSpec(
         inputs, outputs, states, framing, rate, latency, ticks == "any",
-        certificate=doc.get("certificate"), graph=doc.get("graph"),
+        certificate=doc.get("certificate"), graph=doc.get("graph"), blocks=blocks,
     )  # fmt: skip
     check(spec, where)
     return spec
@@ -294,6 +363,31 @@ def check(spec: ModelSpec, where: str) -> None:
             f"{list(spec.inputs[0].step_shape)} a step"
         )
 
+    if spec.blocks:
+        _check_blocks(spec, spec.blocks, where)
+
+
+def _check_blocks(spec: ModelSpec, blocks: Blocks, where: str) -> None:
+    if spec.framing or spec.any_ticks:
+        raise ModelError(f"{where}: a model that takes blocks has no framing, and takes one block a call")
+    if spec.latency != blocks.latency:
+        raise ModelError(
+            f"{where}: latency is {spec.latency}, but a block of {blocks.ticks} ticks with a lookahead of "
+            f"{blocks.lookahead} has {blocks.latency}"
+        )
+    for tensors, own, rows in (
+        (spec.inputs, blocks.present, blocks.window),
+        (spec.outputs, blocks.kept, blocks.ticks),
+    ):
+        counts = [t for t in tensors if t.name == own]
+        if [(t.dtype, t.shape) for t in counts] != [("int32", (SLOT,))] or len(tensors) < 2:
+            raise ModelError(f"{where}: blocks need {own!r}, int32 of shape ['slot'], besides another tensor")
+        for t in tensors:
+            if t.name != own and (t.time_axis is not None or t.step_shape[:1] != (rows,)):
+                raise ModelError(
+                    f"{where}: {t.name!r} has shape {list(t.shape)}: {rows} ticks first, no 'time'"
+                )
+
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
@@ -308,10 +402,10 @@ def _items(doc: Mapping[str, Any], key: str, where: str) -> list[Any]:
     return items
 
 
-def _count(part: Mapping[str, Any], key: str, where: str) -> int:
+def _count(part: Mapping[str, Any], key: str, where: str, least: int = 1) -> int:
     value = part.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelError(f"{where}: {key} must be a whole number of at least {least}, not {value!r}")
     return value
 
 

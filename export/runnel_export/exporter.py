@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from runnel import Engine, Framing, container
+from runnel import Blocks, Engine, Framing, container
 from runnel.errors import CertificateError, ExportError
 from runnel.spec import Array, ModelSpec, check, to_document
 
@@ -59,6 +59,7 @@ def export(
     batch_axis: int = 0,
     state: Mapping[str, Any] | None = None,
     framing: Framing | None = None,
+    blocks: Blocks | None = None,
     rate: float | None = None,
     quantize: str | None = None,
     tolerance: float | None = None,
@@ -84,6 +85,10 @@ def export(
             it returns a dict, they are found by name. Prefer the dict where two states have one shape:
             the proof steps the module by the same pairing, and so cannot tell h from c.
         framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
+        blocks: for bidirectional layers: how many ticks are run together, and how many that follow them are
+            seen. The rows of a block come when those have come, at most ``blocks.latency`` ticks late. A
+            sequence of up to ``blocks.window`` ticks gives exactly what the module gives; of a longer one
+            the backward layers see less, and the check "lookahead" says what that changes.
         rate: Hz of the stream's time axis: samples or ticks a second.
         quantize: ``"int8"`` for 8-bit weights, where that is possible.
         tolerance: the largest error allowed, relative to the peak of each element of the output: 1e-4, or
@@ -116,6 +121,7 @@ def export(
     check_example(inputs)
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     _check_arguments(inputs, framing, rate, quantize)
+    _check_blocks(blocks, framing, state, time_axis)
     given = None if data is None else _named(module, data, "data")
     _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
@@ -126,7 +132,13 @@ def export(
 
     say("lifting the state out of the module")
     lifted = lift(
-        module, inputs, time_axis=time_axis, batch_axis=batch_axis, state=state, output_names=output_names
+        module,
+        inputs,
+        time_axis=time_axis,
+        batch_axis=batch_axis,
+        state=state,
+        output_names=output_names,
+        blocks=blocks,
     )
     spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
     check(spec, str(path))
@@ -160,7 +172,7 @@ def export(
             ticks=subject.trials.ticks,
             long=subject.trials.long_ticks,
             sources=tuple(s.to_json() for s in subject.sources),
-            vectors=vectors.to_json(subject.trials.random[-1], framing.hop if framing else 1),
+            vectors=vectors.to_json(subject.trials.kept, framing.hop if framing else 1),
             versions=versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             quantize=account,
@@ -209,7 +221,7 @@ def _subject(
     # A one-step module's example has no time axis; data for it has one, after the batch's.
     timed = replace(call, time_axis=call.batch_axis + 1 if call.time_axis is None else call.time_axis)
     chunks = _chunks(example, call, spec.framing)
-    sources = tuple(source(t, spec.framing, np.concatenate([c[t.name] for c in chunks])) for t in spec.inputs)
+    sources = tuple(source(t, np.concatenate([c[t.name] for c in chunks])) for t in spec.fed)
     notes = weak_spots(sources)
     if not original.doubled:
         notes.append("the module cannot be run in float64: the reference is its own float32")
@@ -238,7 +250,9 @@ def _prove(
     rng = np.random.default_rng(subject.seed)
     with Engine.load(scratch, max_streams=64, trust=True) as engine:  # nothing vouches for it yet
         trials = subject.trials
-        checks, alive = prove(engine, trials.random, trials.given, trials.long, rng, limits, say)
+        checks, alive = prove(
+            engine, trials.random, trials.given, trials.long, rng, limits, say, trials.covered
+        )
         prover = Prover(engine, rng)
         return _Proof(checks, alive, tuple(prover.final(t) for t in trials.random))
 
@@ -266,7 +280,7 @@ def _accept(path: Path, proof: _Proof, limits: Limits) -> None:
 def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]:
     """Each output's largest error against the original; one copy against another is no such error."""
     found = totals(c for c in checks if c.tolerance is not None and c.name != "isolated")
-    return {t.name: found[t.name] for t in spec.outputs}
+    return {t.name: found[t.name] for t in spec.given}
 
 
 # Arguments
@@ -348,6 +362,19 @@ def _check_arguments(
         raise ExportError(f"framing is for a module with one input, this one has {', '.join(inputs)}")
     if rate is not None and not rate > 0:
         raise ExportError(f"rate={rate!r}: a positive number of Hz")
+
+
+def _check_blocks(
+    blocks: Blocks | None, framing: Framing | None, state: Mapping[str, Any] | None, time_axis: int | None
+) -> None:
+    if blocks is None:
+        return
+    if framing or state or time_axis is None:
+        other = "framing=" if framing else "state=" if state else "time_axis=None"
+        raise ExportError(
+            f"blocks= does not go together with {other}: it is for a module over whole sequences of ticks "
+            "that finds its state by itself"
+        )
 
 
 def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -> list[dict[str, Array]]:

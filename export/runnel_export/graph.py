@@ -21,9 +21,9 @@ OPSET = 20
 IR_VERSION = 10  # what every onnxruntime since 1.18 reads; onnx's own default is newer
 _RESHAPING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
-_ALL_OUTPUTS = ("Split", "TopK")  # operators none of whose outputs may be left out
+_ALL_OUTPUTS = ("Scan", "Split", "TopK")  # operators none of whose outputs may be left out
 
-Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | onnx.GraphProto
 Array = np.ndarray[Any, np.dtype[Any]]
 Dims = tuple[int | str, ...]
 
@@ -102,7 +102,7 @@ class Graph:
     ) -> tuple[str, ...]:
         """Output names of this node, written now or before. `hint` names it; `outputs` are suffixes."""
         attributes = dict(attributes or {})
-        key = (op, tuple(inputs), tuple(sorted(attributes.items())), len(outputs))
+        key = (op, tuple(inputs), tuple(sorted((n, _key(a)) for n, a in attributes.items())), len(outputs))
         if key not in self._memo and op == "Unsqueeze":
             undone = self._before(inputs[0], "Squeeze", inputs[1])
             if undone is not None:
@@ -187,6 +187,10 @@ class Graph:
         while ins and not ins[-1]:
             ins.pop()
         return helper.make_node(node.op, ins, outs, name=node.name, **dict[str, Any](node.attributes))
+
+
+def _key(attribute: Attribute) -> object:
+    return attribute.SerializeToString() if isinstance(attribute, onnx.GraphProto) else attribute
 
 
 def _info(port: Port) -> onnx.ValueInfoProto:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor, nn
 
 from runnel.errors import ExportError, NotStreamableError
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
-from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
+from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, initial_row
 
 from . import interpret
 from .graph import NUMPY_OF, Port
 from .lowering import Lowering, State
-from .ops.sequence import select
+from .ops.sequence import feature_slice, select
 from .pairing import check_slots
 from .trace import Trace, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
@@ -44,6 +45,7 @@ def lift(
     batch_axis: int = 0,
     state: Mapping[str, Any] | None = None,
     output_names: Sequence[str] | None = None,
+    blocks: Blocks | None = None,
 ) -> Lifted:
     """The step model of `module`, in eval mode, unchanged itself.
 
@@ -51,7 +53,8 @@ def lift(
     (batch, time, ...) unless `time_axis` and `batch_axis` say otherwise (`time_axis=0` makes the batch
     axis 1). ``time_axis=None``: forward is one step already. `state`: initial values, by parameter, of a
     module that takes its state and returns it after its outputs, in the order of forward's parameters (or
-    by name, in a dict); a tensor, or a tuple of them.
+    by name, in a dict); a tensor, or a tuple of them. `blocks`: the model takes windows of ticks, so that
+    bidirectional layers see some of what follows.
 
     Model tensors are ("time", "slot", ...). Raises NotStreamableError where a layer needs the future or
     absolute time, and ExportError where there is no translation; both name the layer and what would help.
@@ -67,7 +70,7 @@ def lift(
 
     over_time = traces(one_tick=False)
     try:
-        lifted, again = (_Lift(module, traced, names).finish() for traced in over_time)
+        lifted, again = (_Lift(module, traced, names, blocks=blocks).finish() for traced in over_time)
     except ExportError as error:
         if not state or time_axis is None:
             raise
@@ -85,6 +88,11 @@ def lift(
     return lifted
 
 
+def _count(name: str) -> tuple[Port, ModelTensor]:
+    """A number of ticks, one a slot."""
+    return Port(name, torch.int32, (SLOT_WORD,)), ModelTensor(name, "int32", (SLOT_WORD,))
+
+
 def time_axes(traced: Trace) -> dict[str, int | None]:
     """Which axis of each output is time."""
     shapes = {name: list(node.meta["val"].shape) for name, node in traced.outputs.items()}
@@ -100,6 +108,7 @@ class _Lift:
         traced: Trace,
         output_names: list[str] | None,
         one_tick: Mapping[str, int | None] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output."""
         self.trace = traced
@@ -107,7 +116,8 @@ class _Lift:
         self.name = type(module).__name__
         self.low = Lowering(traced.batch, traced.ticks, givens={s.name: s.initial for s in traced.states})
         self.low.layer = self.name
-        self.low.any_ticks = traced.ticks is not None
+        self.low.any_ticks = traced.ticks is not None and blocks is None
+        self.low.blocks = blocks
         self.env: dict[str, Any] = dict(traced.constants)
         self.inputs = [self._input(node, name) for node, name in traced.inputs.items()]
         for s in traced.states:
@@ -116,6 +126,9 @@ class _Lift:
             self.env[s.placeholder] = Given(s.name, tuple(axes))
             self.low.graph.fresh(s.name)
         self.names = self._output_names(output_names)
+        if blocks:
+            present, kept = (self.low.graph.fresh(name) for name in blocks.own)
+            self.low.blocks = replace(blocks, present=present, kept=kept)
         interpret.run(self.low, traced.nodes, self.env)
 
     def _input(self, placeholder: str, name: str) -> tuple[Port, ModelTensor]:
@@ -127,7 +140,9 @@ class _Lift:
         axes = tuple(BATCH if i == batch else label if i == time else seen.shape[i] for i in range(rank))
         lead = [i for i in (time, batch) if i is not None]
         order = (*lead, *[i for i in range(rank) if i not in lead])
-        words = ((TIME_WORD,) if time is not None else ()) + (SLOT_WORD,)
+        words: tuple[Dim, ...] = ((TIME_WORD,) if time is not None else ()) + (SLOT_WORD,)
+        if self.low.blocks:
+            words = (self.low.blocks.window, SLOT_WORD)
         dims: tuple[Dim, ...] = (*words, *[int(seen.shape[i]) for i in range(rank) if i not in lead])
         self.low.graph.fresh(name)
         self.env[placeholder] = Value(name, axes, order, seen.dtype)
@@ -155,15 +170,20 @@ class _Lift:
             self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
         if not self.trace.by_name:
             check_slots(low)
+        inputs = self.inputs
+        if low.blocks:
+            inputs = [*inputs, _count(low.blocks.present)]
+            most = low.constant(low.blocks.ticks, torch.int32)
+            results.append((low.node("Min", low.blocks.present, most), *_count(low.blocks.kept)))
         states = self._living_states([value for value, _, _ in results])
         model = low.graph.finish(
             self.name,
-            [*[port for port, _ in self.inputs], *[Port(s.name, s.dtype, s.dims) for s in states]],
+            [*[port for port, _ in inputs], *[Port(s.name, s.dtype, s.dims) for s in states]],
             [(value, port) for value, port, _ in results]
             + [(str(s.next), Port(f"{s.name}.next", s.dtype, s.dims)) for s in states],
         )
         spec = ModelSpec(
-            inputs=tuple(tensor for _, tensor in self.inputs),
+            inputs=tuple(tensor for _, tensor in inputs),
             outputs=tuple(tensor for _, _, tensor in results),
             states=tuple(
                 ModelState(
@@ -175,9 +195,12 @@ class _Lift:
                 )
                 for s in states
             ),
+            latency=low.blocks.latency if low.blocks else 0,
             any_ticks=low.any_ticks,
+            blocks=low.blocks,
         )
-        return Lifted(model, spec, (*self.trace.notes, *low.notes), sum(s.past for s in states))
+        remembered = sum(s.past for s in states) + (2 * low.blocks.window if low.blocks else 0)
+        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered)
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)
@@ -219,6 +242,9 @@ class _Lift:
         order = [*lead, *[i for i in range(len(v.axes)) if i not in lead]]
         v = low.arrange(v, order)
         words: tuple[Dim, ...] = (TIME_WORD, SLOT_WORD) if len(lead) == 2 else (SLOT_WORD,)
+        if low.blocks:  # what the lookahead gave comes again, better, with a later window
+            words = (low.blocks.ticks, SLOT_WORD)
+            v = feature_slice(low, v, lead[0], 0, low.blocks.ticks)
         dims: tuple[Dim, ...] = (*words, *[low.size(v.axes[o]) for o in order if o not in lead])
         return v.name, Port(name, v.dtype, dims), ModelTensor(name, NUMPY_OF[v.dtype], dims)
 
@@ -226,6 +252,12 @@ class _Lift:
         """A result over time, or at the last tick, which is what the module gives on each prefix."""
         low = self.low
         assert low.ticks is not None
+        if v.tick is not None and low.blocks:
+            raise low.refusal(
+                "it is one result for the whole sequence, at its end; with blocks= a stream has a result for "
+                "every tick",
+                "return every tick, or leave blocks= out and the bidirectional layer",
+            )
         if v.tick is not None and v.tick != low.ticks - 1:
             raise low.refusal(
                 f"it is what the module gives at tick {v.tick}, and is fixed from then on",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runnel.errors import NotStreamableError
+from runnel.spec import Blocks
 
 from .graph import Array, Attribute, Dims
 from .values import (
@@ -71,6 +72,7 @@ class Lowering(Writer):
     states: dict[str, State] = field(default_factory=dict)
     recurrences: list[Recurrence] = field(default_factory=list)
     any_ticks: bool = True
+    blocks: Blocks | None = None  # the time axis is then one window: a block and its lookahead
 
     # -------------------------------------------------------------- operands
 
@@ -136,6 +138,12 @@ class Lowering(Writer):
 
     def final_c(self, carry: Carry) -> Value:
         """An LSTM's cell state as a value: known at the end of a call, so a call is then one tick."""
+        if self.blocks:
+            raise self.refusal(
+                "an LSTM's cell state is used as data; ONNX gives it at the end of a call only, and with "
+                "blocks= a call is many ticks",
+                "use the hidden state",
+            )
         if self.any_ticks:
             self.any_ticks = False
             self.note(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from runnel.errors import ExportError
 from runnel.spec import Array, ModelSpec, ModelState
 
+from .bounded import Bounded
 from .call import Call, results
 from .rehearsal import copied
 
@@ -46,13 +47,20 @@ class Original:
     def __init__(self, module: nn.Module, spec: ModelSpec, call: Call, double: bool = True) -> None:
         """Raises ExportError where the module cannot be copied, or not be run on a batch of one."""
         self._spec, self._call, self._name = spec, call, type(module).__name__
-        probe = {t.name: np.zeros((max(_PROBES), *t.step_shape), t.dtype) for t in spec.inputs}
+        # One tick as forward has it: with framing a window, with blocks one of a window's ticks.
+        shapes = {t.name: t.shape for t in spec.fed} if spec.blocks else {}
+        probe = {
+            t.name: np.zeros((max(_PROBES), *shapes.get(t.name, t.step_shape)), t.dtype)
+            for t in spec.inputs
+            if not spec.blocks or t.name in shapes
+        }
         failures: list[str] = []
         # Not every module can be doubled: one that makes float32 tensors in forward cannot.
         for self.dtype in (torch.float64, torch.float32) if double else (torch.float32,):
             self.module = copied(module).to(self.dtype)
             try:
                 self._axes = self._time_axes(probe)
+                self._bounded = Bounded(self.module, spec.blocks) if spec.blocks else None
                 return
             except _ForwardError as error:
                 failures.append(f"in {self.reference}: {error.message}")
@@ -76,6 +84,11 @@ class Original:
         return self._call.time_axis is None or None not in self._axes.values()
 
     @property
+    def at_once(self) -> bool:
+        """Whether a sequence is one call, and no lookahead is bounded by a call for each block."""
+        return self._bounded is None
+
+    @property
     def over_time(self) -> bool:
         """Whether it takes a whole sequence in one call."""
         return self._call.time_axis is not None
@@ -93,8 +106,20 @@ class Original:
         """The module on one stream's whole sequence, from its own initial state or from `start`.
 
         `at`: the ticks at which many-to-one outputs are wanted, where not at all of them; each is a run
-        of the module. Without any they are left out.
+        of the module. Without any they are left out. Where the model takes blocks, the module's lookahead
+        is bounded: see `bounded`; `whole` gives what it is without.
         """
+        if self._bounded is not None:
+            return self._blocks(self._bounded, chunk)
+        return self.whole(chunk, start, at)
+
+    def whole(
+        self,
+        chunk: Mapping[str, Array],
+        start: Mapping[str, Tensor] | None = None,
+        at: Sequence[int] | None = None,
+    ) -> Run:
+        """The module as it was written, on one stream's whole sequence; else as `run`."""
         frames = self._framed(chunk)
         ticks = len(next(iter(frames.values())))
         if self._call.time_axis is None:
@@ -114,6 +139,16 @@ class Original:
                     if at is not None:
                         known[name] = np.asarray(at)
         return Run(self._shaped(outputs, ticks, known), states, known)
+
+    def _blocks(self, bounded: Bounded, chunk: Mapping[str, Array]) -> Run:
+        ticks = len(next(iter(chunk.values())))
+        parts: dict[str, list[Array]] = {name: [] for name in self._axes}
+        for start, stop, end in bounded.windows(ticks):
+            found, _ = self._forward([_cut(chunk, end)], None, bounded.module)
+            for name, axis in self._axes.items():
+                if axis is not None:
+                    parts[name].append(_numpy(found[name].movedim(axis, 0)[start:stop]))
+        return Run(self._shaped({n: np.concatenate(p) for n, p in parts.items() if p}, ticks, {}), {}, {})
 
     def rows(self, chunks: Sequence[Mapping[str, Array]]) -> Iterator[tuple[str, Array, Array]]:
         """Streams of equal length in one batch, as the module was trained, and each alone.
@@ -150,7 +185,10 @@ class Original:
     # Calling the module.
 
     def _forward(
-        self, streams: Sequence[Mapping[str, Array]], start: Mapping[str, Tensor] | None
+        self,
+        streams: Sequence[Mapping[str, Array]],
+        start: Mapping[str, Tensor] | None,
+        module: nn.Module | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One call: outputs by the spec's names, next states by leaf name."""
         call = self._call
@@ -163,7 +201,7 @@ class Original:
         arguments = {**given, **call.arguments(repeated)}
         try:
             with torch.no_grad(), _default_dtype(self.dtype):
-                returned = self.module(**arguments)
+                returned = (module or self.module)(**arguments)
         except Exception as error:  # the user's code may raise anything
             raise _ForwardError(
                 f"{self._name}.forward fails on {_described(arguments)}: {type(error).__name__}: {error}. "
@@ -172,7 +210,7 @@ class Original:
             ) from error
         outputs, states = results(returned, call)
         found = {}
-        for tensor in self._spec.outputs:
+        for tensor in self._spec.given:
             # An output that is named like an input has another name in the file.
             name = tensor.name if tensor.name in outputs else tensor.name.removesuffix("_out")
             if name not in outputs:
@@ -182,7 +220,7 @@ class Original:
 
     def _loop(self, frames: Mapping[str, Array], ticks: int, start: Mapping[str, Tensor] | None) -> Run:
         """A module that is one step already, called tick after tick."""
-        gathered: dict[str, list[Array]] = {t.name: [] for t in self._spec.outputs}
+        gathered: dict[str, list[Array]] = {t.name: [] for t in self._spec.given}
         states = start
         for tick in range(ticks):
             outputs, states = self._forward([{n: a[tick] for n, a in frames.items()}], states)
@@ -238,9 +276,9 @@ class Original:
     def _shaped(self, outputs: Mapping[str, Array], ticks: int, at: Mapping[str, Array]) -> dict[str, Array]:
         """Without the batch axis: it has size one, so only the shape changes."""
         shaped = {}
-        for t in self._spec.outputs:
+        for t in self._spec.given:
             if t.name in outputs:
-                shape = (len(at[t.name]) if t.name in at else ticks, *t.step_shape)
+                shape = (len(at[t.name]) if t.name in at else ticks, *t.shape)
                 if outputs[t.name].size != int(np.prod(shape)):
                     raise ExportError(
                         f"output {t.name!r}: the step model gives {shape} for {shape[0]} ticks, "

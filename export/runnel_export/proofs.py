@@ -14,12 +14,14 @@ import numpy as np
 from runnel import Engine, Stream
 from runnel import state as snapshots
 from runnel.errors import RunnelError
+from runnel.model import ModelStage
 from runnel.spec import Array
 
 from .certificate import Check, Limits
 from .figures import Finding, Tally, judge
 
 Rows = Mapping[str, Array]  # a model's states by input name
+_COVERED = "sequences that the lookahead covers, against the original unchanged"
 _LONG = "one sequence of {} ticks, one tick at a time"
 
 
@@ -53,6 +55,8 @@ class Prover:
         assert model is not None  # a model file makes a pipeline with a model
         self.engine, self.model, self.rng = engine, model, rng
         self.unit = model.framing.hop if model.framing else 1
+        kinds = [isinstance(stage, ModelStage) for stage in engine.pipeline.stages]
+        self._at = kinds.index(True)  # the model's place among its file's stages
 
     # The checks
 
@@ -61,7 +65,7 @@ class Prover:
         tally = Tally()
         for trial in trials:
             with self._opened(trial) as stream:
-                trial.compare(self._feed(stream, trial.chunk, self._evenly(trial.chunk)), tally)
+                trial.compare(self._play(stream, trial.chunk, self._evenly(trial.chunk)), tally)
                 states = self.states(stream)
                 for state, expected in trial.final.items():
                     tally.add(f"state {state}", states[state].ravel(), expected.ravel())
@@ -73,7 +77,7 @@ class Prover:
         for trial in trials:
             for _ in range(2):
                 with self._opened(trial) as stream:
-                    trial.compare(self._feed(stream, trial.chunk, self._randomly(trial.chunk)), tally)
+                    trial.compare(self._play(stream, trial.chunk, self._randomly(trial.chunk)), tally)
         return tally.finding("cuts", "the sequence cut at random places")
 
     def batched(self, trials: Sequence[Trial]) -> tuple[Finding, Finding]:
@@ -98,11 +102,11 @@ class Prover:
                 pieces[i].append(out)
         batched, isolated = Tally(), Tally()
         for trial, stream, parts in zip(trials, streams, pieces, strict=True):
+            together = _joined([*parts, self._flushed(stream)])
             stream.close()
-            together = _joined(parts)
             trial.compare(together, batched)
             with self._opened(trial) as alone:
-                itself = self._feed(alone, trial.chunk, self._evenly(trial.chunk))
+                itself = self._play(alone, trial.chunk, self._evenly(trial.chunk))
                 for name, values in itself.items():
                     isolated.add(name, together[name], values)
         return (
@@ -118,7 +122,7 @@ class Prover:
             with self.engine.open() as stream:
                 self._feed(stream, _slice(before.chunk, 0, self._middle(before)), [])
                 stream.reset()
-                after.compare(self._feed(stream, after.chunk, self._randomly(after.chunk)), tally)
+                after.compare(self._play(stream, after.chunk, self._randomly(after.chunk)), tally)
         return tally.finding("reset", "reset in mid-sequence, then another sequence")
 
     def restored(self, trials: Sequence[Trial]) -> Finding:
@@ -131,9 +135,9 @@ class Prover:
             with self._opened(trial) as stream:
                 before = self._feed(stream, _slice(trial.chunk, 0, middle), [])
                 blob = stream.snapshot()
-                itself = self._feed(stream, rest, cuts)
+                itself = self._play(stream, rest, cuts)
                 with self.engine.restore(blob) as again:
-                    restored = self._feed(again, rest, cuts)
+                    restored = self._play(again, rest, cuts)
                     exact &= _same(self.states(again), self.states(stream))
                 exact &= _same(restored, itself)
                 trial.compare(_joined([before, restored]), tally)
@@ -148,7 +152,7 @@ class Prover:
         changed (a detector that heard nothing), nothing can be told of what a state does to it.
         """
         trials = [t for t in trials if _length(t.chunk) > self.unit]
-        silent = constant_outputs(trials) == [t.name for t in self.model.outputs]
+        silent = constant_outputs(trials) == [t.name for t in self.model.given]
         initial = {s.input: s.initial for s in self.model.states}
         middles = [self._middle(t) for t in trials]
         blobs, rows = [], []
@@ -184,13 +188,13 @@ class Prover:
 
     def states(self, stream: Stream) -> dict[str, Array]:
         """The model's states of a stream, by input name."""
-        _, arrays = snapshots.decode(stream.snapshot()).stages[-1]  # the model is the last stage of its file
+        _, arrays = snapshots.decode(stream.snapshot()).stages[self._at]
         return dict(arrays)
 
     def whole(self, chunk: Mapping[str, Array]) -> dict[str, Array]:
         """What a new stream gives for a chunk fed in one piece."""
         with self.engine.open() as stream:
-            return self._feed(stream, chunk, [])
+            return self._play(stream, chunk, [])
 
     def final(self, trial: Trial) -> dict[str, Array]:
         """The model's states at the end of a trial."""
@@ -201,13 +205,14 @@ class Prover:
     def replaced(self, blob: bytes, rows: Rows) -> Stream:
         """A stream from a snapshot with some of the model's states replaced."""
         snapshot = snapshots.decode(blob)
-        name, arrays = snapshot.stages[-1]
+        name, arrays = snapshot.stages[self._at]
         # (np.ascontiguousarray would make a state of one number an array of one axis.)
         given = {
             n: np.array(np.reshape(v, arrays[n].shape), arrays[n].dtype, order="C") for n, v in rows.items()
         }
-        changed = (*snapshot.stages[:-1], (name, {**arrays, **given}))
-        return self.engine.restore(snapshots.encode(replace(snapshot, stages=changed)))
+        changed = list(snapshot.stages)
+        changed[self._at] = (name, {**arrays, **given})
+        return self.engine.restore(snapshots.encode(replace(snapshot, stages=tuple(changed))))
 
     def _opened(self, trial: Trial) -> Stream:
         """A new stream, started from the trial's own state where it has one."""
@@ -222,15 +227,23 @@ class Prover:
         with self.engine.restore(blob) as own, self.replaced(blob, {name: value}) as other:
             if _same(self.states(own), self.states(other)):
                 return False  # the donor's value is its own
-            if not _same(self._feed(own, rest, []), self._feed(other, rest, [])):
+            if not _same(self._play(own, rest, []), self._play(other, rest, [])):
                 return True
-            counted = all(np.dtype(t.dtype).kind in "iub" for t in self.model.outputs)
+            counted = all(np.dtype(t.dtype).kind in "iub" for t in self.model.given)
             now, then = self.states(own), self.states(other)
             return counted and any(not np.array_equal(now[n], then[n]) for n in now if n != name)
 
     def _feed(self, stream: Stream, chunk: Mapping[str, Array], cuts: Sequence[int]) -> dict[str, Array]:
         """The outputs of a chunk fed in pieces, joined."""
         return _joined([stream.feed(piece) for piece in _pieces(chunk, cuts)])
+
+    def _play(self, stream: Stream, chunk: Mapping[str, Array], cuts: Sequence[int]) -> dict[str, Array]:
+        """The same to the stream's end, with what was still inside."""
+        return _joined([self._feed(stream, chunk, cuts), self._flushed(stream)])
+
+    def _flushed(self, stream: Stream) -> Mapping[str, Array]:
+        out = stream.flush()
+        return out if isinstance(out, Mapping) else {self.model.given[0].name: out}
 
     def _evenly(self, chunk: Mapping[str, Array]) -> list[int]:
         return list(range(self.unit, _length(chunk), self.unit))
@@ -255,11 +268,13 @@ def prove(
     rng: np.random.Generator,
     limits: Limits,
     report: Callable[[str], None],
+    covered: Sequence[Trial] = (),
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """All checks of a loaded file, judged, and the names of the states that are alive.
 
     `trials` are random, at least two of them without a `start`; `given` is the user's own data; `long`
-    is one random sequence far longer than the others.
+    is one random sequence far longer than the others; `covered` are sequences that a model sees to their end,
+    with what the original gives for them as it was written.
     """
     prover = Prover(engine, rng)
     fresh, started = [t for t in trials if t.start is None], [t for t in trials if t.start is not None]
@@ -269,6 +284,8 @@ def prove(
         checks.append(prover.stepped(started, "started", "from random states given to both"))
     if given:
         checks.append(prover.stepped(given, "given", "given data against the original's own numbers"))
+    if covered:
+        checks.append(prover.stepped(covered, "covered", _COVERED))
     if long:
         report(f"{_length(long.chunk) // prover.unit} ticks")
         checks.append(prover.stepped([long], "long", _LONG.format(_length(long.chunk) // prover.unit)))

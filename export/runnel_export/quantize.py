@@ -37,6 +37,7 @@ def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
         file = Path(folder) / "int8.onnx"
         source = onnx.ModelProto()
         source.CopyFrom(model)  # it is changed in place
+        _unshare(source.graph)
         quantize_dynamic(source, file, op_types_to_quantize=list(OPERATORS), weight_type=QuantType.QInt8)
         small = onnx.load(file)
     small.ir_version = model.ir_version
@@ -48,6 +49,20 @@ def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
             f"{', '.join(OPERATORS)}). Export it in float32"
         )
     return small, account
+
+
+def _unshare(graph: onnx.GraphProto) -> None:
+    """Give each LSTM weights of its own: onnxruntime 1.31 transposes them once for each node with them."""
+    stored = {t.name: t for t in graph.initializer}
+    seen: set[str] = set()
+    for node in graph.node:
+        for place in _WEIGHTS["LSTM"] if node.op_type == "LSTM" else ():
+            name = node.input[place]
+            if name in seen:
+                copy = graph.initializer.add()
+                copy.CopyFrom(stored[name])
+                copy.name = node.input[place] = f"{name}/{node.name}"
+            seen.add(name)
 
 
 def _account(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runnel.errors import ModelError
-from runnel.spec import Array, Framing, ModelTensor
+from runnel.spec import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Source:
             raise ModelError(f"{where}: its certificate does not say how data is drawn ({error})") from None
 
 
-def source(tensor: ModelTensor, framing: Framing | None, example: Array) -> Source:
+def source(tensor: TensorSpec, example: Array) -> Source:
     """The source for one input: normal with the example's mean and spread, or its range of integers."""
-    shape = tensor.step_shape[1:] if framing else tensor.step_shape
+    shape = tensor.shape
     if tensor.dtype == "bool":
         return Source(tensor.name, tensor.dtype, shape, "bool")
     if np.dtype(tensor.dtype).kind in "iu":

@@ -6,6 +6,7 @@ its outputs do not look at the future, that the rows of a batch do not mix.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from runnel.errors import ExportError, NotStreamableError
-from runnel.spec import Array, ModelSpec
+from runnel.spec import Array, Blocks, ModelSpec
 
+from . import vectors
 from .certificate import Check, Limits
 from .figures import Finding, Tally, informed, judge
 from .original import Original
@@ -38,7 +40,11 @@ _LONG_SECONDS = 1.0  # of the original; what would take longer is slow
 
 @dataclass(frozen=True)
 class Trials:
-    """Random trials, one long one, trials on the user's data, and the checks of the original."""
+    """Random trials, one long one, trials on the user's data, and the checks of the original.
+
+    `covered`: where the model takes blocks, sequences that it sees to their end. `kept`: the one of which
+    the file keeps the first ticks.
+    """
 
     random: tuple[Trial, ...]
     long: Trial | None
@@ -47,6 +53,8 @@ class Trials:
     ticks: int
     long_ticks: int
     notes: tuple[str, ...]
+    covered: tuple[Trial, ...]
+    kept: Trial
 
 
 def make_trials(
@@ -81,7 +89,13 @@ def make_trials(
     checks.append(_believed(_unmixed(original, sources, rng, unit), limits))
     long_ticks = min(MAX_LONG, 2 * remembered + _long(original, spec, chunks[0], ticks))
     long, notes = _long_case(original, single, draw(sources, rng, long_ticks * unit), unit, limits, rng)
-    checks.append(_believed(_causal(original, [*random, *([long] if long else [])], unit, rng), exact))
+    covered, kept = [], random[-1].trial
+    if spec.blocks:
+        checks.append(_lookahead(original, random, limits))
+        covered = [_covered(original, single, sources, rng, t) for t in _lengths(spec.blocks)]
+        kept = _covered(original, single, sources, rng, min(spec.blocks.window, vectors.room(kept)))
+    else:
+        checks.append(_believed(_causal(original, [*random, *([long] if long else [])], unit, rng), exact))
     known = [_known(original, single, chunk, unit) for chunk in given[:_GIVEN_STREAMS]]
     if original.doubled:
         checks.append(_rounding(random[0], limits))
@@ -99,6 +113,8 @@ def make_trials(
         ticks=ticks,
         long_ticks=len(next(iter(long.trial.chunk.values()))) // unit if long else 0,
         notes=tuple(notes),
+        covered=tuple(covered),
+        kept=kept,
     )
 
 
@@ -132,7 +148,8 @@ def _case(
 
 def _known(original: Original, single: Original, chunk: Mapping[str, Array], unit: int) -> _Case:
     """A trial on the user's data, with the prefixes of many-to-one outputs spread over its length."""
-    chunk = {name: array[: _GIVEN_TICKS * unit] for name, array in chunk.items()}
+    most = _GIVEN_TICKS if original.at_once else LONG_IF_SLOW
+    chunk = {name: array[: most * unit] for name, array in chunk.items()}
     ticks = len(next(iter(chunk.values()))) // unit
     at = sorted({round(t) for t in np.linspace(0, ticks - 1, _GIVEN_PREFIXES)})
     return _case(original, single, chunk, None, None if original.streams_all else at)
@@ -144,8 +161,10 @@ def _long(original: Original, spec: ModelSpec, chunk: Mapping[str, Array], ticks
         return LONG_OF_STEPS  # it sees one tick at a time, and cannot know how many there are
     began = time.perf_counter()
     original.run(chunk, at=())
-    slow = (time.perf_counter() - began) * LONG / ticks > _LONG_SECONDS
-    return LONG_IF_SLOW if slow or spec.framing else LONG
+    seconds = time.perf_counter() - began
+    if spec.blocks:  # each block runs all of the past again: four times the work for twice the ticks
+        return max(ticks, min(LONG_IF_SLOW, int(ticks * math.sqrt(_LONG_SECONDS / seconds))))
+    return LONG_IF_SLOW if seconds * LONG / ticks > _LONG_SECONDS or spec.framing else LONG
 
 
 def _long_case(
@@ -214,6 +233,27 @@ def _causal(original: Original, cases: Sequence[_Case], unit: int, rng: np.rando
             for name, values in outputs.items():
                 tally.add(name, values, expected[name][:ticks])
     return tally.finding("causal", "the original on random prefixes")
+
+
+def _lengths(blocks: Blocks) -> list[int]:
+    """Sequences that the first window covers: all of it, some of it, a part of a block, one tick."""
+    return sorted({blocks.window, blocks.window - blocks.ticks // 2 - 1, blocks.ticks // 2 + 1, 1} - {0, -1})
+
+
+def _covered(
+    original: Original, single: Original, sources: Sequence[Source], rng: np.random.Generator, ticks: int
+) -> Trial:
+    """A sequence with what the original gives for it as it was written, with no bound to its lookahead."""
+    chunk = draw(sources, rng, ticks)
+    return Trial(chunk, original.whole(chunk).outputs, rough=single.whole(chunk).outputs)
+
+
+def _lookahead(original: Original, cases: Sequence[_Case], limits: Limits) -> Check:
+    """For information: what the bound to the lookahead changes, on random data."""
+    tally = Tally()
+    for case in cases:
+        Trial(case.trial.chunk, original.whole(case.trial.chunk).outputs).compare(case.trial.expected, tally)
+    return informed(tally.finding("lookahead", "for comparison, against a lookahead without end"), limits)
 
 
 def _unmixed(original: Original, sources: Sequence[Source], rng: np.random.Generator, unit: int) -> Finding:

@@ -22,15 +22,20 @@ _MAX_TICKS = 24
 
 def to_json(trial: Trial, unit: int) -> dict[str, Any]:
     """The trial's first ticks (`unit` time steps of the input each), at least two."""
-    arrays = [*trial.chunk.values(), *trial.expected.values()]
-    ticks = len(next(iter(trial.expected.values())))
-    tick_bytes = sum(a.nbytes for a in arrays) / ticks
-    kept = min(ticks, _MAX_TICKS, max(2, int(MAX_BYTES / tick_bytes)))
+    kept = room(trial)
     return {
         "inputs": {name: _packed(a[: kept * unit]) for name, a in trial.chunk.items()},
         "outputs": {name: _packed(a[:kept]) for name, a in trial.expected.items()},
         "start": None if trial.start is None else {n: _packed(a) for n, a in trial.start.items()},
     }
+
+
+def room(trial: Trial) -> int:
+    """How many of the trial's ticks are kept."""
+    arrays = [*trial.chunk.values(), *trial.expected.values()]
+    ticks = len(next(iter(trial.expected.values())))
+    tick_bytes = sum(a.nbytes for a in arrays) / ticks
+    return min(ticks, _MAX_TICKS, max(2, int(MAX_BYTES / tick_bytes)))
 
 
 def from_json(document: Mapping[str, Any], where: str) -> Trial:

@@ -30,6 +30,14 @@ class Tagger(nn.Module):
     def forward(self, x):
         return self.fc(self.gru(x)[0])
 
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(4, 3, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        return self.gru(x)[0]
+
 class Words(nn.Module):
     def __init__(self):
         super().__init__()
@@ -161,6 +169,8 @@ def test_export_one_step_with_state(source: str, tmp_path: Path, capsys) -> None
         (["{}:made", "--input", "float32[1,9,4]", "--input", "float32[1,9,4]"], "name each"),
         (["{}:made", "--input", "y=float32[1,9,4]"], "y"),
         (["{}:made", "--input", "float32[1,9,4]", "--hop", "3"], "--window"),
+        (["{}:Both", "--input", "float32[1,9,4]", "--block", "3"], "--lookahead"),
+        (["{}:Both", "--input", "float32[1,9,4]"], "blocks=Blocks("),
         (["{}:made", "--input", "float32[1,9,4]", "--state", "h"], "h=1,1,32"),
         (["{}:made", "--input", "float32[1,9,4]", "--data", "{}"], "not data"),
         (["{}:made", "--input", "float32[1,9,4]", "--weights", "{}"], "not a file of weights"),
@@ -174,6 +184,18 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     assert says in error
     assert error.splitlines()[-1].startswith("runnel: ")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_bidirectional_module_with_a_lookahead(source: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "m.onnx"
+    assert (
+        run("export", f"{source}:Both", "-q", "-o", path, "--input", "float32[1,9,4]", "--lookahead", "6")
+        == 0
+    )
+    assert run("inspect", path) == 0
+    told = capsys.readouterr().out
+    assert "of 2 ticks, lookahead 6 ticks" in told
+    assert "7 input time steps" in told
 
 
 def test_weights_of_another_module_are_named(source: str, tmp_path: Path, capsys) -> None:

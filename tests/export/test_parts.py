@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from runnel.errors import ModelError
-from runnel.spec import Framing, ModelTensor
+from runnel.spec import Framing, ModelSpec, ModelTensor, TensorSpec
 from runnel_export import vectors
 from runnel_export.certificate import FLOAT32, INT8, Error
 from runnel_export.describe import describe, flops
@@ -26,8 +26,8 @@ from .zoo import exported
 # Random data
 
 
-def tensor(dtype: str = "float32", *shape: int) -> ModelTensor:
-    return ModelTensor("x", dtype, ("time", "slot", *shape))
+def tensor(dtype: str = "float32", *shape: int) -> TensorSpec:
+    return TensorSpec("x", dtype, shape)
 
 
 @given(mean=st.integers(-50, 50), spread=st.integers(1, 20), seed=st.integers(0, 9))
@@ -36,7 +36,7 @@ def test_floats_are_drawn_with_the_examples_mean_and_spread(mean: int, spread: i
     # hypothesis draws no floats then.
     example = np.random.default_rng(seed).normal(mean, spread, (40, 25))
     example[0, 0] = -1e-3  # something below zero: not a magnitude
-    drawn = source(tensor("float32", 25), None, example).draw(np.random.default_rng(seed + 1), 400)
+    drawn = source(tensor("float32", 25), example).draw(np.random.default_rng(seed + 1), 400)
     assert drawn.shape == (400, 25)
     assert drawn.dtype == np.float32
     assert abs(drawn.mean() - example.mean()) < 0.1 * spread
@@ -45,21 +45,19 @@ def test_floats_are_drawn_with_the_examples_mean_and_spread(mean: int, spread: i
 
 def test_an_example_of_zeros_or_ones_gives_a_spread_of_one() -> None:
     for value in (0.0, 1.0):
-        made = source(tensor("float32", 3), None, np.full((9, 3), value))
+        made = source(tensor("float32", 3), np.full((9, 3), value))
         assert (made.mean, made.spread) == (value, 1.0)
 
 
 def test_nothing_below_zero_stays_so() -> None:
-    drawn = source(tensor("float32", 3), None, np.array([[0.0, 0.1, 4.0]])).draw(
-        np.random.default_rng(0), 500
-    )
+    drawn = source(tensor("float32", 3), np.array([[0.0, 0.1, 4.0]])).draw(np.random.default_rng(0), 500)
     assert drawn.min() >= 0
     assert drawn.max() > 1
 
 
 @given(low=st.integers(-5, 5), width=st.integers(0, 9), dtype=st.sampled_from(["int64", "int32", "int8"]))
 def test_integers_span_the_examples_range_and_stay_in_it(low: int, width: int, dtype: str) -> None:
-    made = source(tensor(dtype), None, np.array([low, low + width]))
+    made = source(tensor(dtype), np.array([low, low + width]))
     drawn = made.draw(np.random.default_rng(0), 300)
     assert drawn.dtype == dtype
     assert (drawn.min(), drawn.max()) == (low, low + width)
@@ -67,12 +65,14 @@ def test_integers_span_the_examples_range_and_stay_in_it(low: int, width: int, d
 
 
 def test_framed_data_is_samples() -> None:
-    made = source(tensor("float32", 12, 2), Framing(12, 8), np.zeros(4))
+    x = ModelTensor("x", "float32", ("time", "slot", 12, 2))
+    (samples,) = ModelSpec((x,), (), (), Framing(12, 8)).fed
+    made = source(samples, np.zeros(4))
     assert made.draw(np.random.default_rng(0), 16).shape == (16, 2)
 
 
 def test_a_source_draws_the_same_after_json() -> None:
-    made = source(tensor("float32", 3), None, np.arange(9.0))
+    made = source(tensor("float32", 3), np.arange(9.0))
     again = Source.from_json(made.to_json(), "m")
     a, b = (draw([s], np.random.default_rng(4), 7)["x"] for s in (made, again))
     np.testing.assert_array_equal(a, b)

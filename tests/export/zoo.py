@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import runnel_export
 from runnel import Framing
 from runnel.spec import Array
-from runnel_export.nn import GRU, CoupledLSTM, PeepholeLSTM
+from runnel_export.nn import GRU, CoupledLSTM, MinGRU, PeepholeLSTM, WindowAttention
 
 Chunk = dict[str, Array]
 
@@ -383,6 +383,20 @@ class ConvLSTM(nn.Module):
         return self.lstm(torch.relu(y).transpose(1, 2))[0]
 
 
+class Attentive(nn.Module):
+    """A recurrent layer, and attention over its last ticks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 6, batch_first=True)
+        self.attention = WindowAttention(6, 2, 4)
+        nn.init.normal_(self.attention.distance)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.gru(x)
+        return h + self.attention(h)[0]
+
+
 # State given and returned
 
 
@@ -487,6 +501,8 @@ ZOO: dict[str, Case] = {
         options={"time_axis": 2},
     ),
     "conv-lstm": Case(ConvLSTM, x(2, 9, 4)),
+    "mingru": Case(lambda: Layer(MinGRU(4, 6, 2)), x(2, 9, 4)),
+    "attention": Case(Attentive, x(2, 9, 4)),
     "explicit": Case(Explicit, x(1, 9, 4), options={"state": {"h": _H0, "c": _C0}}),
     "cell": Case(Cell, x(1, 4), kind="step", options={"time_axis": None, "state": {"h": row(6)}}),
     "lstm-step": Case(

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import container
 from ..errors import UsageError
-from ..spec import Framing, from_document
+from ..spec import Blocks, Framing, from_document
 from .text import Row, aligned, model_rows, quantize_rows
 
 HELP = "turn a PyTorch module into a certified step model"
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-axis", type=int, default=0, help="of the inputs (default 0; 1 where the time axis is 0)")
     add("--window", type=int, help="samples that the module sees a step: the stream is samples then")
     add("--hop", type=int, help="samples that it advances (default: the window)")
+    add("--lookahead", type=int, help="ticks of the future that bidirectional layers see")
+    add("--block", type=int, help="ticks that are run together then (default: a third of the lookahead)")
     add("--rate", type=float, help="Hz of the stream's time axis")
     add("--quantize", choices=["int8"], help="hold weights in 8 bits")
     add("--tolerance", type=float, help="largest error, relative to the peak (1e-4; 0.1 for int8)")
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         batch_axis=args.batch_axis,
         state=target.state(args.state),
         framing=_framing(args.window, args.hop),
+        blocks=_blocks(args.block, args.lookahead),
         rate=args.rate,
         quantize=args.quantize,
         tolerance=args.tolerance,
@@ -101,6 +104,14 @@ def _framing(window: int | None, hop: int | None) -> Framing | None:
             raise UsageError("--hop needs --window")
         return None
     return Framing(window, hop if hop is not None else window)
+
+
+def _blocks(block: int | None, lookahead: int | None) -> Blocks | None:
+    if lookahead is None:
+        if block is not None:
+            raise UsageError("--block needs --lookahead")
+        return None
+    return Blocks(block if block is not None else max(1, lookahead // 3), lookahead)
 
 
 def _summary(path: Path) -> list[Row]:

@@ -32,6 +32,8 @@ def model_rows(spec: ModelSpec) -> list[Row]:
     if spec.framing:
         framing = spec.framing
         rows.append(("framing", f"window {framing.window}, hop {framing.hop}, context {framing.context}"))
+    if spec.blocks:
+        rows.append(("blocks", f"of {spec.blocks.ticks} ticks, lookahead {spec.blocks.lookahead} ticks"))
     if spec.rate:
         rows.append(("rate", f"{spec.rate:g} Hz"))
     if spec.graph:

@@ -4,21 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention import WindowAttention
     from .coupled import CoupledLSTM
     from .gru import GRU
     from .layernorm_lstm import LayerNormLSTM
+    from .mingru import MinGRU
     from .peephole import PeepholeLSTM
     from .recurrent import Recurrent
+    from .scan import linear_scan
 
-__all__ = ["GRU", "CoupledLSTM", "LayerNormLSTM", "PeepholeLSTM", "Recurrent"]
+__all__ = [
+    "GRU",
+    "CoupledLSTM",
+    "LayerNormLSTM",
+    "MinGRU",
+    "PeepholeLSTM",
+    "Recurrent",
+    "WindowAttention",
+    "linear_scan",
+]
 
 # Loaded when first named: torch takes a second, and not everyone who looks here wants it (PEP 562).
 _HOMES = {
     "CoupledLSTM": "coupled",
     "GRU": "gru",
     "LayerNormLSTM": "layernorm_lstm",
+    "MinGRU": "mingru",
     "PeepholeLSTM": "peephole",
     "Recurrent": "recurrent",
+    "WindowAttention": "attention",
+    "linear_scan": "scan",
 }
 
 

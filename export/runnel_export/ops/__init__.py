@@ -11,8 +11,10 @@ from . import (
     recurrent,
     reduce,
     refuse,
+    scan,
     sequence,
     shape,
+    window,
 )
 from .registry import IGNORED, SHAPE_ONLY, find
 
@@ -30,6 +32,8 @@ __all__ = [
     "recurrent",
     "reduce",
     "refuse",
+    "scan",
     "sequence",
     "shape",
+    "window",
 ]

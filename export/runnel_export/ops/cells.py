@@ -11,7 +11,8 @@ from torch import Tensor
 from ..lowering import Lowering
 from ..values import BATCH, HIDDEN, Carry, Data, Given, Value
 from ..writer import EXPLICIT
-from .recurrence import GRU, LSTM, RELU, TANH, Kind, carry_on, initial_state, within_a_step, write_layer
+from .blocked import over_time
+from .recurrence import GRU, LSTM, RELU, TANH, Kind, carry_on, initial_state, within_a_step
 from .registry import handles
 
 
@@ -42,7 +43,7 @@ def cell(
                 "begin at tick 0 and run forward",
             )
         initial = [initial_state(low, h, f"{s}{suffix}") for h, s in zip(hx, ("h", "c"), strict=False)]
-        made = write_layer(low, kind, v.name, weights, initial, peephole)
+        made = over_time(low, kind, v.name, weights, initial, peephole)
         carry_on(low, initial, made)
         index = len(low.recurrences) - 1
     made = low.recurrences[index]

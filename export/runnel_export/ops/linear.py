@@ -14,7 +14,10 @@ from .registry import handles
 from .shape import as_axes
 
 ATTENTION = "attention over the whole sequence: every tick would need all the others"
-INSTEAD = "a recurrent layer or a causal convolution"
+INSTEAD = (
+    "a recurrent layer, a causal convolution, or attention over the last ticks: "
+    "runnel_export.nn.WindowAttention"
+)
 
 
 def product(low: Lowering, v: Value, axis: int, weight: Tensor) -> Value:

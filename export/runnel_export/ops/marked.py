@@ -72,6 +72,8 @@ def before(low: Lowering, start: Data | Tensor, x: Data | Tensor, name: str) -> 
         )
     if v.axes[1] != TIME:  # within a step
         return low.value(start) if isinstance(start, Given) else start
+    if low.blocks:
+        raise low.untranslated("a recurrence that is written out, one tick a call, together with blocks=")
     state = initial_state(low, start, name)
     if low.any_ticks:
         low.any_ticks = False

@@ -51,27 +51,31 @@ def _weights(low: Lowering, kind: Kind, ws: Sequence[Tensor]) -> list[str]:
     return named
 
 
-def _node(
+def write_node(
     low: Lowering,
     kind: Kind,
     x: str,
     ws: Sequence[Tensor],
     initial: Sequence[str],
     peephole: Tensor | None = None,
+    reverse: bool = False,
+    lengths: str = "",
 ) -> tuple[str, str, str | None]:
     """(Y as (time, slot, hidden), final h, final c), the last two of shape (1, slot, hidden).
 
-    `peephole`: (3, hidden), with the rows i, f, o; ONNX's P has them as i, o, f.
+    `peephole`: (3, hidden), with the rows i, f, o; ONNX's P has them as i, o, f. `reverse`: from the last
+    tick to the first; `lengths`: how many ticks there are, one number a slot.
     """
     weights = _weights(low, kind, ws)
-    inputs = [x, *weights, *([""] if len(weights) < 3 else []), "", *initial]
+    inputs = [x, *weights, *([""] if len(weights) < 3 else []), lengths, *initial]
     if peephole is not None:
         inputs += [""] * (7 - len(inputs))  # (none given: they begin at zero)
         inputs.append(low.constant(peephole[[0, 2, 1]].reshape(1, -1)))
+    backwards = {"direction": "reverse"} if reverse else {}
     made = low.emit(
         kind.op,
         inputs,
-        {"hidden_size": ws[1].shape[1], **dict(kind.attributes)},
+        {"hidden_size": ws[1].shape[1], **dict(kind.attributes), **backwards},
         ("Y", "h", "c") if kind.has_c else ("Y", "h"),
     )
     y = low.node("Squeeze", made[0], low.graph.ints(1))
@@ -105,6 +109,7 @@ def write_layer(
     ws: Sequence[Tensor],
     initial: Sequence[str],
     peephole: Tensor | None = None,
+    reverse: bool = False,
 ) -> Recurrence:
     """The node or nodes for one layer, and their record."""
     if len(ws) in (3, 5):  # the last weight is a projection
@@ -117,7 +122,7 @@ def write_layer(
         y, h, c = _projected(low, x, ws, *initial)
         made = Recurrence(kind.op, x, tuple(ws), y, h, c, tuple(initial), low.where)
     else:
-        y, h, final_c = _node(low, kind, x, ws, initial, peephole)
+        y, h, final_c = write_node(low, kind, x, ws, initial, peephole, reverse)
         made = Recurrence(kind.op, x, tuple(ws), y, h, final_c, tuple(initial), low.where)
     low.recurrences.append(made)
     return made
@@ -170,6 +175,7 @@ def within_a_step(
     seq: int,
     batch: int,
     peephole: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over an axis that is not the stream's time: within a frame, or of one step."""
     names = []
@@ -187,7 +193,7 @@ def within_a_step(
         raise low.untranslated("an initial state of which one part only is given")
     if len(ws) in (3, 5) and (x.axes[seq] != 1 or "" in names):
         raise low.untranslated("proj_size in a layer within a step")
-    made = write_layer(low, kind, x.name, ws, names if all(names) else [], peephole)
+    made = write_layer(low, kind, x.name, ws, names if all(names) else [], peephole, reverse)
     v = replace(x, name=made.y, axes=(*x.axes[:2], width_of(ws)))
     row: Axis = x.axes[batch]
     ends: list[Value | Carry] = [Value(made.final, (1, row, width_of(ws)), (0, 1, 2), x.dtype)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..lowering import Lowering
 from ..values import BATCH, MERGED, TIME, Axis, Carry, Data, Given, Stack, Value
+from .blocked import over_time, window_start
 from .cells import cell
 from .recurrence import (
     GRU,
@@ -22,10 +23,9 @@ from .recurrence import (
     initial_state,
     width_of,
     within_a_step,
-    write_layer,
 )
 from .registry import handles
-from .sequence import select
+from .sequence import concatenate, select
 from .span import take_tick
 
 
@@ -68,24 +68,24 @@ def _layers(
     batch_first: bool,
 ) -> tuple[Value, tuple[Stack, ...]]:
     """All layers: (output, final states)."""
-    if bidirectional:
-        raise low.refusal(
-            "a bidirectional layer reads the sequence from its end",
-            "bidirectional=False (train it so), or run it over whole recordings, not streams",
-        )
     if any(not isinstance(w, Tensor) for w in ws):
         raise low.untranslated("weights that are computed from the data")
     seq, batch = check_layout(low, v.axes, batch_first)
     if v.dtype != torch.float32:
         raise low.untranslated(f"a recurrent layer in {v.dtype}")
-    per_layer = len(ws) // layers
+    directions = (False, True) if bidirectional else (False,)
+    each = len(ws) // (layers * len(directions))
     parts: tuple[list[Value | Carry], ...] = tuple([] for _ in hx)
     for layer in range(layers):
-        mine = ws[layer * per_layer : (layer + 1) * per_layer]
-        starts = [_layer_of(low, h, layer) for h in hx]
-        v, finals = one_layer(low, kind, v, starts, mine, seq, batch, layer)
-        for part, final in zip(parts, finals, strict=True):
-            part.append(final)
+        made: list[Value] = []
+        for reverse in directions:
+            at = layer * len(directions) + reverse
+            mine, starts = ws[at * each : (at + 1) * each], [_layer_of(low, h, at) for h in hx]
+            y, finals = one_layer(low, kind, v, starts, mine, seq, batch, layer, reverse=reverse)
+            made.append(y)
+            for part, final in zip(parts, finals, strict=True):
+                part.append(final)
+        v = concatenate(low, made, 2)
     return v, tuple(Stack(tuple(p)) for p in parts)
 
 
@@ -99,14 +99,16 @@ def one_layer(
     batch: int,
     layer: int,
     peephole: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over whatever its input is: (output, final states), whose first axis is 1."""
     if v.tick is not None:
-        return _at_a_tick(low, kind, v, starts, ws, seq, layer, peephole)
+        return _at_a_tick(low, kind, v, starts, ws, seq, layer, peephole, reverse)
     if v.axes[seq] == TIME:
-        return _over_time(low, kind, low.arrange(v, (seq, batch, 2)), starts, ws, seq, layer, peephole)
+        x = low.arrange(v, (seq, batch, 2))
+        return _over_time(low, kind, x, starts, ws, seq, layer, peephole, reverse)
     x = low.arrange(low.joined(v), (seq, batch, 2))
-    return within_a_step(low, kind, x, starts, ws, seq, batch, peephole)
+    return within_a_step(low, kind, x, starts, ws, seq, batch, peephole, reverse)
 
 
 def _over_time(
@@ -118,16 +120,37 @@ def _over_time(
     seq: int,
     layer: int,
     peephole: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Value, list[Value | Carry]]:
-    """A layer over the stream: (output, state after the last tick), whose first axis is 1."""
+    """A layer over the stream: (output, state after its last tick), whose first axis is 1."""
+    if reverse:
+        return _backwards(low, kind, x, starts, ws, seq)
     initial = [initial_state(low, h, f"{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
-    made = write_layer(low, kind, x.name, ws, initial, peephole)
+    made = over_time(low, kind, x.name, ws, initial, peephole)
     carry_on(low, initial, made)
     y = Value(made.y, (*x.axes[:2], width_of(ws)), x.order, x.dtype)
     last = low.size(TIME) - 1
     ends: list[Value | Carry] = [low.insert(take_tick(y, seq, last, keep=False), 0)]
     if kind.has_c:
         ends.append(Carry(len(low.recurrences) - 1, last, (1, BATCH, ws[1].shape[0] // 4)))
+    return y, ends
+
+
+def _backwards(
+    low: Lowering, kind: Kind, x: Value, starts: Sequence[Data | Tensor], ws: Sequence[Tensor], seq: int
+) -> tuple[Value, list[Value | Carry]]:
+    """A layer from each window's last tick to its first. Its last state is that at the first tick."""
+    if not low.blocks:
+        raise low.refusal(
+            "a bidirectional layer reads the sequence from its end",
+            "export(..., blocks=Blocks(ticks=8, lookahead=24)): each block is read from so many ticks behind "
+            "it; or train with bidirectional=False",
+        )
+    made = over_time(low, kind, x.name, ws, window_start(low, starts), reverse=True)
+    y = Value(made.y, (*x.axes[:2], width_of(ws)), x.order, x.dtype)
+    ends: list[Value | Carry] = [low.insert(take_tick(y, seq, 0, keep=False), 0)]
+    if kind.has_c:
+        ends.append(Carry(len(low.recurrences) - 1, 0, (1, BATCH, ws[1].shape[0] // 4)))
     return y, ends
 
 
@@ -140,9 +163,10 @@ def _at_a_tick(
     seq: int,
     layer: int,
     peephole: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer called on one tick at a time in a loop over time: a cell."""
-    if x.axes[seq] != 1:
+    if x.axes[seq] != 1 or reverse:
         raise low.untranslated("a recurrent layer over a part of each tick, in a loop over time")
     ends = cell(low, kind, low.drop(x, seq), starts, ws, f".{layer}", peephole)
     h = low.value(ends[0])

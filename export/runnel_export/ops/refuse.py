@@ -23,7 +23,6 @@ def attention(low: Lowering, *_: Any) -> NoReturn:
 
 @handles(
     "aten::roll",
-    "aten::unfold",
     "aten::sort",
     "aten::cummax",
     "aten::cumprod",

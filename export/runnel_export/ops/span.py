@@ -68,7 +68,7 @@ def _written(low: Lowering, span: Span) -> Value:
     return _causal(low, span.base, span.axis, span.filter, delay, span.fill or 0.0)
 
 
-def _with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path: str) -> str:
+def with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path: str) -> str:
     """`v` with `past` ticks before it, which are state. Returns the longer sequence's name."""
     at = v.at(axis)
     name = low.graph.fresh(f"{path}.cache" if path else "cache")
@@ -76,7 +76,9 @@ def _with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path:
     dims = tuple(dims[o] for o in v.order)
     row = torch.full([d for d in dims if isinstance(d, int)], fill, dtype=v.dtype)
     longer = low.node("Concat", name, v.name, axis=at)
-    last = low.node("Slice", longer, low.graph.ints(-past), low.graph.ints(2**62), low.graph.ints(at))
+    # Where a call is a window, the past goes on from the block's end: tick n is row n + past.
+    ends = (low.blocks.ticks, low.blocks.ticks + past) if low.blocks else (-past, 2**62)
+    last = low.node("Slice", longer, *map(low.graph.ints, (*ends, at)))
     low.states[name] = State(name, v.dtype, dims, row.numpy(), last, past=past)
     return longer
 
@@ -84,7 +86,7 @@ def _with_past(low: Lowering, v: Value, axis: int, past: int, fill: float, path:
 def _delayed(low: Lowering, v: Value, axis: int, delay: int, fill: float) -> Value:
     if BATCH not in v.axes:
         raise low.untranslated("a delay of merged batch and time")
-    longer = _with_past(low, v, axis, delay, fill, low.path or "delay")
+    longer = with_past(low, v, axis, delay, fill, low.path or "delay")
     ends = (low.graph.ints(0), low.graph.ints(-delay), low.graph.ints(v.at(axis)))
     return replace(v, name=low.node("Slice", longer, *ends))
 
@@ -95,7 +97,7 @@ def _causal(low: Lowering, v: Value, axis: int, filter: Filter, delay: int, fill
     past = filter.reach + delay
     name = v.name
     if past:
-        name = _with_past(low, v, axis, past, fill, filter.path)
+        name = with_past(low, v, axis, past, fill, filter.path)
     if delay:
         name = low.node("Slice", name, low.graph.ints(0), low.graph.ints(-delay), low.graph.ints(axis))
     out = conv_node(low, filter, name)
