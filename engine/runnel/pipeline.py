@@ -163,7 +163,7 @@ class Pipeline:
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
-            raise as_error("open", error) from error
+            raise as_error(self.places[len(made)].label, error) from error
         return tuple(made)
 
     def close(self, states: States) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from .batch import Batch, Done
 from .errors import RunnelError, SlowStageError, StageError
-from .framing import Frame
 from .spec import Array
 from .stage import Chunk, Results, Stage, State, as_error
 
@@ -36,8 +35,8 @@ class Place:
         self.limit = limit if limit is not None else float("inf")
         self.seconds = 0.0
         self.calls = 0
-        # The model (which keeps its states elsewhere) and the framing are proved by the engine's own tests.
-        trusted = isinstance(stage, Frame) or type(stage).open is not Stage.open
+        # The model, the framing and the loop are proved by the engine's own tests.
+        trusted = type(stage).__module__.startswith(f"{__package__}.")
         self.declared: list[tuple[str, np.dtype[Any], tuple[int, ...]]] | None = None
         if not trusted:
             self.declared = [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
