@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from runnel import container
-from runnel.spec import ModelSpec, ModelState, ModelTensor, initial_row, to_document
+from runnel.spec import Framing, ModelSpec, ModelState, ModelTensor, initial_row, to_document
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
@@ -64,6 +64,7 @@ def write(
     states: list[ModelState],
     any_ticks: bool = True,
     certificate: dict[str, object] | None = None,
+    framing: Framing | None = None,
 ) -> Hand:
     def value(name: str, dtype: str, shape: tuple[int | str, ...]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, _TYPES[dtype], list(shape))
@@ -82,6 +83,7 @@ def write(
         tuple(inputs),
         tuple(outputs),
         tuple(states),
+        framing=framing,
         any_ticks=any_ticks,
         certificate=certificate or {"by": "hand"},
     )

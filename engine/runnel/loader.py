@@ -15,7 +15,7 @@ from . import feedback, tables
 from .errors import PipelineError, nearest
 from .modelfile import ModelFile, Providers, Running, read_model
 from .notices import Listener, Notices
-from .pipeline import Pipeline
+from .pipeline import Pipeline, same_rate
 from .spec import Signal, TensorSpec, dtype_of, rate_of, shape_of
 from .stage import Stage
 
@@ -74,8 +74,9 @@ def load_pipeline(
             made = [_plugin(entry, signal, path.parent)]
         stages += made
         signal = stages[-1].outputs
-    if set(stages[0].inputs.tensors) != set(told.tensors):
-        raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {stages[0].inputs}")
+    taken = stages[0].inputs
+    if set(taken.tensors) != set(told.tensors) or not same_rate(taken.rate, told.rate):
+        raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {taken}")
     spec = main.model.spec if main is not None and main.model is not None else None
     identity = _identity(document, entries)
     try:

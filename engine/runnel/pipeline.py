@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -163,7 +164,7 @@ class Pipeline:
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
-            raise as_error("open", error) from error
+            raise as_error(self.places[len(made)].label, error) from error
         return tuple(made)
 
     def close(self, states: States) -> None:
@@ -348,12 +349,16 @@ def _check_fit(before: Stage, after: Stage) -> None:
                 f"stage {after.name!r} takes {after.inputs}, "
                 f"but {before.name!r} before it makes {before.outputs}"
             )
-    rates = before.outputs.rate, after.inputs.rate
-    if all(rates) and rates[0] != rates[1]:
+    if not same_rate(before.outputs.rate, after.inputs.rate):
         raise PipelineError(
-            f"stage {after.name!r} takes {rates[1]:g} Hz, "
-            f"but {before.name!r} before it makes {rates[0]:g} Hz: put a 'resample' stage between them"
+            f"stage {after.name!r} takes {after.inputs.rate:.9g} Hz, but {before.name!r} before it makes "
+            f"{before.outputs.rate:.9g} Hz: put a 'resample' stage between them"
         )
+
+
+def same_rate(one: float | None, other: float | None) -> bool:
+    """Whether two rates can be one: unknown, or equal but for digits that nobody writes, as of 16000 / 3."""
+    return not one or not other or math.isclose(one, other, rel_tol=1e-6)
 
 
 def _latency(stages: Sequence[Stage]) -> int:

@@ -13,9 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from .batch import Batch, Done
-from .blocks import Gather, Spread
 from .errors import RunnelError, SlowStageError, StageError
-from .framing import Frame
 from .spec import Array
 from .stage import Chunk, Results, Stage, State, as_error
 
@@ -37,8 +35,8 @@ class Place:
         self.limit = limit if limit is not None else float("inf")
         self.seconds = 0.0
         self.calls = 0
-        # The model (which keeps its states elsewhere), framing and blocks: the engine's own tests prove them.
-        trusted = isinstance(stage, Frame | Gather | Spread) or type(stage).open is not Stage.open
+        # The model, what frames it and the loop are proved by the engine's own tests.
+        trusted = type(stage).__module__.startswith(f"{__package__}.")
         self.declared: list[tuple[str, np.dtype[Any], tuple[int, ...]]] | None = None
         if not trusted:
             self.declared = [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]

@@ -165,6 +165,8 @@ class Stream:
         return self._ended
 
     def _failed(self, error: RunnelError) -> None:
+        if self._closed or self._ended:  # nothing of it can fail any more
+            return
         self._notices("failed", self.id, self.seq, str(error))
 
     def _check_open(self) -> None:

@@ -24,6 +24,7 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
+from . import _given
 from ._choose import is_float, one, with_tensors
 
 MAX_COUNT = 2**53  # samples that float64 can count; what `memory = 0` stops at
@@ -94,10 +95,14 @@ class Anomaly(runnel.StackedStage):
 
     def load(self, state: State, arrays: Arrays) -> State:
         after = super().load(state, arrays)
-        if (arrays["variance"] < 0).any() or (arrays["learned"] < 0).any() or (arrays["run"] < 0).any():
-            raise SnapshotError("anomaly: a variance or a count is below 0")
+        if (arrays["learned"] < 0).any() or (arrays["run"] < 0).any():
+            raise SnapshotError("anomaly: a count is below 0")
         if (arrays["learned"] > self._most).any() or (arrays["run"] > MAX_COUNT).any():
             raise SnapshotError("anomaly: a count is higher than any stream's can be")
+        # Beyond what float32 samples add up to, the next variance could be infinite, and then NaN.
+        most = float(np.finfo(np.float32).max)
+        _given.require_range(self.name, "mean", arrays["mean"], -most, most)
+        _given.require_range(self.name, "variance", arrays["variance"], 0, (2 * most) ** 2)
         return after
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:

@@ -8,8 +8,6 @@ sample t.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 import runnel
@@ -18,10 +16,10 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
+from . import _given
 from ._choose import is_float, one, with_tensors
 
 MAX_HORIZON = 65_536  # time steps; so many forecasts are held for each stream
-MAX_HELD = 2**24  # bytes that they take: the engine keeps no state of four times that
 RESIDUAL = "residual"
 
 
@@ -60,12 +58,7 @@ class ForecastError(runnel.StackedStage):
         self._actual = one("forecast_error", inputs, actual, like_it, what, "actual").name
         if not 1 <= horizon <= MAX_HORIZON:
             raise PipelineError(f"forecast_error: horizon must be in 1..{MAX_HORIZON} steps, not {horizon}")
-        held = 4 * horizon * math.prod(made.shape)
-        if held > MAX_HELD:
-            raise PipelineError(
-                f"forecast_error: a horizon of {horizon} steps of {made} would hold {held} bytes a stream; "
-                f"at most {MAX_HELD}"
-            )
+        _given.require_small(self.name, horizon, [made])
         self._forecast, self._shape, self._horizon = made.name, made.shape, horizon
         self.inputs = inputs
         residual = TensorSpec(RESIDUAL, "float32", made.shape)

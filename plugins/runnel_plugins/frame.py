@@ -1,7 +1,7 @@
 """Cut a signal into overlapping frames: y[k, i] = w[i] * x[k*hop - lead + i], for i in 0 .. window - 1.
 
-Window, hop and lead are in samples. `framed.py` says how many samples `lead` are for each padding, what they
-are, how the end is filled up, and what the latency is; `spectrum.py` has the window functions w. (L. Rabiner
+Window, hop and lead are in samples. `_framed.py` says how many samples `lead` are for each padding, what they
+are, how the end is filled up, and what the latency is; `_spectrum.py` has the window functions w. (L. Rabiner
 and R. Schafer, Digital Processing of Speech Signals, 1978, chapter 4.)
 """
 

@@ -14,6 +14,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
 from runnel.stage import Chunk
 
+from . import _given
+
 MAX_DB = 300.0  # either way: what is left of float32's range holds samples still
 
 
@@ -37,9 +39,7 @@ class Gain(RowStage):
         if factor is not None and not abs(factor) <= most:
             raise PipelineError(f"gain: factor must be in -{most:g}..{most:g}, not {factor:g}")
         self._factor = 10 ** (db / 20) if db is not None else (factor or 0.0)
-        self._floats = {t.name for t in inputs.tensors if np.dtype(t.dtype).kind == "f"}
-        if not self._floats:
-            raise PipelineError(f"gain takes floats, but {inputs} arrive: 'cast' makes floats")
+        self._floats = {t.name for t in _given.floats(self.name, inputs, None)}
         self.inputs = self.outputs = inputs
 
     def rows(self, arrays: Chunk) -> Chunk:

@@ -36,6 +36,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
 from runnel.stage import Arrays, Chunk, require_finite
 
+from . import _given
+
 Kind = Literal["lowpass", "highpass", "bandpass", "notch"]
 
 MAX_SECTIONS = 32  # order 64: more than any filter that is sound in float64; bounds the tables to 3 MB
@@ -66,9 +68,7 @@ class Iir(StackedStage):
         frequency: float | None = None,
         q: float | None = None,
     ) -> None:
-        self._floats = [t for t in inputs.tensors if np.dtype(t.dtype).kind == "f"]
-        if not self._floats:
-            raise PipelineError(f"iir takes floats, but {inputs} arrive: 'cast' makes floats")
+        self._floats = _given.floats(self.name, inputs, None)
         if (sections is None) == (kind is None):
             neither = "neither" if kind is None else "both"
             raise PipelineError(f"iir takes either sections or kind (with frequency and q), not {neither}")

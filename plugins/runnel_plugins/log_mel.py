@@ -7,7 +7,7 @@ Each frame of `frame_ms`, one every `hop_ms`, goes through
     S = |FFT(window * y)| ** 2          over n_fft points, zeros after the frame
     out[j] = ln(max(floor, sum over f of S[f] * filter[j, f]))
 
-with the window and the mel filters of `spectrum.py`. (S. Davis and P. Mermelstein, IEEE Trans. ASSP 28,
+with the window and the mel filters of `_spectrum.py`. (S. Davis and P. Mermelstein, IEEE Trans. ASSP 28,
 1980; D. Povey et al., The Kaldi speech recognition toolkit, 2011, whose order of steps this is, dither left
 out.) All arithmetic is in float32: on speech, logarithms within 3e-5 of float64's, where Kaldi's own float32
 is within 6e-5; float64 would take a third longer.

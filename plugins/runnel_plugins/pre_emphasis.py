@@ -16,6 +16,8 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
 from runnel.stage import Arrays, Chunk
 
+from . import _given
+
 
 class PreEmphasis(StackedStage):
     """Subtract a part of the sample before from each sample.
@@ -32,9 +34,7 @@ class PreEmphasis(StackedStage):
     def __init__(self, inputs: Signal, coefficient: float = 0.97) -> None:
         if not 0 <= coefficient <= 1:
             raise PipelineError(f"pre_emphasis: coefficient must be in 0..1, not {coefficient:g}")
-        self._floats = [t for t in inputs.tensors if np.dtype(t.dtype).kind == "f"]
-        if not self._floats:
-            raise PipelineError(f"pre_emphasis takes floats, but {inputs} arrive: 'cast' makes floats")
+        self._floats = _given.floats(self.name, inputs, None)
         self._coefficient = coefficient
         self.inputs = self.outputs = inputs
 

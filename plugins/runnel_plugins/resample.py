@@ -23,12 +23,14 @@ import runnel
 from runnel.errors import PipelineError, SnapshotError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal
-from runnel.stage import Arrays, Chunk, State, require_finite
+from runnel.stage import Arrays, Chunk, State
 
+from . import _given
 from ._phased import PhasedStage
 
 MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
 MAX_HALF_WIDTH = 256
+ROUNDING = Fraction(1, 2**48)  # of a ratio of rates: those that stages before this one made were rounded
 BLOCK = 4096  # output rows gathered at once: bounds the memory that a long chunk takes
 SWEEP = 64  # rows of each phase from which on going phase by phase is faster than gathering
 
@@ -94,12 +96,7 @@ class Resample(PhasedStage):
         position = int(arrays["position"])
         if not 0 <= position <= max(self.half, self.down):
             raise SnapshotError(f"{self.name}: position {position} is none that a stream can have")
-        for name, like in self.initial().items():
-            if arrays[name].shape != like.shape:
-                raise SnapshotError(
-                    f"{self.name}: {name!r} has shape {arrays[name].shape}, expected {like.shape}"
-                )
-            require_finite(name, arrays[name][None], self.name)
+        _given.require_state(self.name, arrays, self.initial())
         return super().load(state, arrays)
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
@@ -205,11 +202,13 @@ def _ratio(rate: float, from_rate: float) -> tuple[int, int]:
     for name, value in (("rate", rate), ("from_rate", from_rate)):
         if not (math.isfinite(value) and value > 0):
             raise PipelineError(f"resample: {name} must be a positive number of Hz, not {value:g}")
-    ratio = Fraction(rate) / Fraction(from_rate)
-    if max(ratio.numerator, ratio.denominator) > MAX_FACTOR:
+    exact = Fraction(rate) / Fraction(from_rate)
+    ratio = exact.limit_denominator(MAX_FACTOR)
+    # A third of 16 kHz is no float: what differs by no more than rounding is meant.
+    if abs(ratio - exact) > exact * ROUNDING or ratio.numerator > MAX_FACTOR:
         raise PipelineError(
-            f"resample: {from_rate:g} Hz to {rate:g} Hz is a factor of {ratio.numerator}/"
-            f"{ratio.denominator}; both must be at most {MAX_FACTOR}: choose rates with a simpler ratio"
+            f"resample: {from_rate:.12g} Hz to {rate:.12g} Hz is no ratio of whole numbers up to "
+            f"{MAX_FACTOR}: choose rates with a simpler one"
         )
     return ratio.numerator, ratio.denominator
 

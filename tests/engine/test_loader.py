@@ -102,6 +102,19 @@ def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
     assert Engine.load(path).pipeline.inputs.rate == 48000
     path.write_text(text + "from_rate = 8000\n")
     assert Engine.load(path).pipeline.outputs.rate == 31.25
+    path.write_text(text + "from_rate = 8000\n[input]\nrate = 48000\n")
+    with pytest.raises(
+        errors.PipelineError, match=r"says .* at 48000 Hz, but .*\(resample\) takes .* at 8000"
+    ):
+        Engine.load(path)
+
+
+def test_rates_that_differ_in_digits_that_nobody_writes_fit(folder: Path) -> None:
+    """A third of 16 kHz is no float: what one stage computes and another one was told are not one number."""
+    stages = '[input]\nrate = 16000\n[[before]]\nuse = "decimate"\nevery = 3\n[[before]]\nuse = "resample"\n'
+    assert load(folder, f"{stages}rate = 500\nfrom_rate = 5333.333333333334").pipeline.outputs.rate == 500
+    with pytest.raises(errors.PipelineError, match=r"takes 5330 Hz, but 'decimate' before it makes 5333\.33"):
+        load(folder, f"{stages}rate = 500\nfrom_rate = 5330")
 
 
 def test_a_foreign_models_latency_counts_samples(tmp_path: Path) -> None:

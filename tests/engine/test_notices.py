@@ -74,6 +74,16 @@ def test_a_failed_chunk_is_told_with_its_error_however_it_was_fed(engine, heard)
     assert "float64" in heard[-1].reason
 
 
+def test_nothing_is_told_of_a_stream_that_is_over(engine, heard):
+    """Its owner's late chunk is the owner's error, and no event of a stream that was told to be gone."""
+    a, b, c = (engine.open(name) for name in "abc")
+    a.close()
+    b.flush()
+    for pairs in ([(a, ONE)], [(a, ONE), (b, ONE), (c, ONE)]):
+        assert isinstance(engine.feed_many(pairs)[0], RunnelError)
+    assert [(n.event, n.stream) for n in heard[3:]] == [("closed", "a")]
+
+
 def test_a_listener_that_raises_stops_nothing_and_is_logged(caplog, heard):
     def broken(notice: Notice) -> None:
         raise OSError("no space")

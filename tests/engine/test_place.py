@@ -109,6 +109,13 @@ class Grows(Odd):
         return {"seen": np.zeros(MAX_STATE_BYTES // 8 + 1, np.int64)}, chunk
 
 
+class OpensItself(WrongShape):
+    """That a stage makes its first state in its own way is no reason to believe the rest."""
+
+    def open(self):
+        return self.initial()
+
+
 class Sleeps(Odd):
     def mischief(self, state, chunk):
         time.sleep(0.12)
@@ -120,6 +127,7 @@ MISCHIEF = {
     RaisesOurs: (NonFiniteError, "'x' has nan at time step 0"),
     WrongShape: (StageError, r"made x: float32 \(1, 1\), declared x: float32 \(T, 2\)"),
     WrongDtype: (StageError, r"made x: float64"),
+    OpensItself: (StageError, r"made x: float32 \(1, 1\), declared x: float32 \(T, 2\)"),
     WrongName: (StageError, "made y: float32"),
     NotAPair: (StageError, r"not \(state, chunk\)"),
     NoState: (StageError, "a state that is not a dict of arrays"),
@@ -150,6 +158,24 @@ class Batched(Stage):
 
 def tick(value: float) -> np.ndarray:
     return np.full((1, 2), value, np.float32)
+
+
+class NeverOpens(Odd):
+    def initial(self):
+        return 1 // 0
+
+
+class OpensWithNumbers(Odd):
+    def initial(self):
+        return {"seen": 0}
+
+
+@pytest.mark.parametrize(("kind", "says"), [(NeverOpens, "ZeroDivision"), (OpensWithNumbers, "setflags")])
+def test_a_stage_that_cannot_begin_is_named_and_no_stream_is_opened(kind, says):
+    engine = Engine(Pipeline([Sum(), kind()], None, {}))
+    with pytest.raises(StageError, match=rf"stage '1: odd' failed.*{says}"):
+        engine.open()
+    assert not engine.streams
 
 
 @pytest.mark.parametrize("batched", [False, True])

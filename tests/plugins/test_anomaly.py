@@ -138,7 +138,9 @@ def test_an_infinity_is_refused():
     [
         ({"mean": np.zeros(3)}, r"'mean' has shape \(3,\), expected \(2,\)"),
         ({"mean": np.array([0, np.nan])}, "is not finite"),
-        ({"variance": np.array([0, -1.0])}, "below 0"),
+        ({"mean": np.array([0, 1e300])}, "'mean' is outside"),  # the next variance would be infinite
+        ({"variance": np.array([0, 1e300])}, "'variance' is outside"),
+        ({"variance": np.array([0, -1.0])}, "'variance' is outside"),
         ({"learned": np.array([0, -1])}, "below 0"),
         ({"learned": np.array([0, 1001])}, "higher than any stream's"),
         ({"run": np.array([0, 2**62])}, "higher than any stream's"),

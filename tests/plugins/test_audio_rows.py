@@ -108,7 +108,7 @@ def test_what_gain_cannot_do_is_said_when_it_is_made(options, says):
 
 @pytest.mark.parametrize("stage", [lambda s: Gain(s, 1.0), PreEmphasis])
 def test_integers_alone_are_refused(stage):
-    with pytest.raises(PipelineError, match=r"takes floats, but n: int16 \(T\) arrive: 'cast'"):
+    with pytest.raises(PipelineError, match=r"takes floats, but n: int16 \(T\) arrives: put a 'cast'"):
         stage(Signal((TensorSpec("n", "int16"),)))
 
 

@@ -109,7 +109,7 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         ),
         (signal(), {"horizon": 0}, r"horizon must be in 1\.\.65536 steps, not 0"),
         (signal(), {"horizon": 65537}, "not 65537"),
-        (signal(65), {"horizon": 65536}, "would hold 17039360 bytes a stream"),
+        (signal(65), {"horizon": 65536}, "65536 rows would be held for each stream, 17039360 bytes"),
         (signal(names=("forecast", "x", "residual")), {"actual": "x"}, "makes 'residual'"),
     ],
 )

@@ -124,6 +124,17 @@ def test_from_rate_is_what_the_stage_takes():
 
 
 @pytest.mark.parametrize(
+    ("source", "rate", "ratio"),
+    [(16000 / 3, 16000, (3, 1)), (44100 / 441 / 7, 100, (7, 1)), (0.1, 0.3, (3, 1))],
+)
+def test_a_rate_that_is_no_float_has_its_ratio_all_the_same(source, rate, ratio):
+    """Behind `decimate` or `frame` the rate is a quotient, and that was rounded."""
+    assert make(source, rate).ratio == ratio
+    with pytest.raises(PipelineError, match="is no ratio of whole numbers up to 4096"):
+        make(source * (1 + 1e-9), rate)
+
+
+@pytest.mark.parametrize(
     ("signal", "options", "says"),
     [
         (
@@ -141,7 +152,7 @@ def test_from_rate_is_what_the_stage_takes():
         (
             Signal((TensorSpec("x", "float32"),), 44101.0),
             {"rate": 16000.0},
-            "factor of 16000/44101; both must be",
+            "44101 Hz to 16000 Hz is no ratio of whole numbers up to 4096",
         ),
         (
             Signal((TensorSpec("x", "float32"),), 48e3),
@@ -177,7 +188,7 @@ def test_a_tail_of_another_length_is_not_restored():
 def test_a_tail_that_is_not_finite_is_not_restored():
     stage = make(48000, 16000)
     tail = np.full_like(stage.initial()["tail.x"], np.inf)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(SnapshotError, match="not finite"):
         stage.load(stage.open(), {**stage.initial(), "tail.x": tail})
 
 
