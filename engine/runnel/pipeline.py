@@ -210,7 +210,7 @@ class Pipeline:
     def _unlocked(self, chunk: Chunk) -> Chunk:
         """The pipeline's output as arrays that are the caller's own, to write to as well."""
         if self._unlocks:
-            return {name: a if a.flags.writeable else a.copy() for name, a in chunk.items()}
+            return {name: a if _is_own(a) else a.copy() for name, a in chunk.items()}
         return chunk
 
     def reset(self, states: States) -> States:
@@ -326,10 +326,19 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 def freeze(state: State) -> State:
     """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
-    if state.__class__ is dict:
+    if isinstance(state, dict):
         for array in state.values():
             array.setflags(write=False)
     return state
+
+
+def _is_own(array: Array) -> bool:
+    """Whether nothing is changed by writing to it: no part of a state, which is read-only by now."""
+    return array.flags.writeable and (array.base is None or not _is_locked(array.base))
+
+
+def _is_locked(base: Any) -> bool:
+    return isinstance(base, np.ndarray) and not base.flags.writeable
 
 
 def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
