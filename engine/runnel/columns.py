@@ -96,8 +96,9 @@ def pack(rows: Sequence[Sequence[float]], signal: Signal) -> dict[str, Array]:
     for tensor in signal.tensors:
         width = math.prod(tensor.shape)
         try:
-            values = np.array([row[at : at + width] for row in rows], tensor.dtype)
-        except OverflowError as error:
+            with np.errstate(over="raise"):  # else a number beyond a float's range would be an infinity
+                values = np.array([row[at : at + width] for row in rows], tensor.dtype)
+        except (OverflowError, FloatingPointError) as error:
             raise OverflowError(f"{error} ({tensor})") from None
         chunk[tensor.name] = values.reshape(-1, *tensor.shape)
         at += width

@@ -42,6 +42,9 @@ class Frame(Stage):
                 f"{self.name}: the samples held have shape {shape}, expected {self.framing.context} to "
                 f"{self.framing.window - 1} of shape {self._initial.shape[1:]}"
             )
+        if arrays["samples"].dtype.kind == "f" and not np.isfinite(arrays["samples"]).all():
+            # The model would refuse every window that has it, and the stream stand still for ever.
+            raise SnapshotError(f"{self.name}: the samples held are not finite")
         return super().load(state, arrays)
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:

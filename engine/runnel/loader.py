@@ -22,7 +22,7 @@ from .stage import Stage
 MAX_STAGES: Final = 64
 MAX_LISTENERS: Final = 16
 MAX_INPUTS: Final = 64  # tensors of a chunk: as many as a message may have
-MAX_INPUT_NAME: Final = 256  # characters: as many as a message may name one with
+MAX_SECONDS: Final = 1e9  # of a stage's chunk, and of patience
 MAX_OPTION_FILE: Final = 64 * 2**20  # bytes of a file that an option names, a vocabulary: it is read whole
 MODEL: Final = "model"  # the `use` of a model among the stages
 DEFAULT_INPUT: Final = "x"  # what comes in is called, where neither a model nor [input.tensors] says
@@ -78,9 +78,9 @@ def load_pipeline(
     if set(taken.tensors) != set(told.tensors) or not same_rate(taken.rate, told.rate):
         raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {taken}")
     spec = main.model.spec if main is not None and main.model is not None else None
-    identity = _identity(document, entries)
+    identity, seconds = _identity(document, entries), _stage_seconds(document, where)
     try:
-        pipeline = Pipeline(stages, spec, identity, _stage_seconds(document, where))
+        pipeline = Pipeline(stages, spec, identity, seconds)
     except PipelineError as error:
         raise PipelineError(f"{where}: {error.message}") from None
     if "feedback" not in document:
@@ -118,8 +118,8 @@ def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
     value = part.get("stage_seconds")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise PipelineError(f"{place}: stage_seconds must be a number of seconds above 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+        raise PipelineError(f"{place}: stage_seconds must be a number of seconds above 0, not {value!r:.80}")
     return float(value)
 
 
@@ -227,8 +227,7 @@ def _tensors(part: Mapping[str, Any], place: str) -> tuple[TensorSpec, ...]:
         raise PipelineError(f"{within}: {len(told)} tensors; 1 to {MAX_INPUTS} are possible")
     found = []
     for name in told:
-        if not 1 <= len(name) <= MAX_INPUT_NAME or not name.isprintable():
-            raise PipelineError(f"{within}: a name is 1 to {MAX_INPUT_NAME} characters, not {name!r:.80}")
+        tables.name(name, within)
         one = tables.table(told, name, within)
         tables.known(one, _TENSOR, f"{within} {name}")
         found.append(_tensor(TensorSpec(name, "float32"), one, f"{within} {name}"))

@@ -150,7 +150,7 @@ def _renames(part: Mapping[str, Any], spec: ModelSpec, where: str) -> dict[str, 
         table = tables.table(part, key, where)
         for name in table:
             tables.among(name, [t.name for t in tensors], place)
-            renamed[name] = tables.text(table, name, place)
+            renamed[name] = tables.name(tables.text(table, name, place), place)
         names = [renamed.get(t.name, t.name) for t in tensors]
         if len(set(names)) < len(names):
             raise PipelineError(f"{place}: two of {names} have one name")

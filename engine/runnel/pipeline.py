@@ -20,8 +20,10 @@ from . import state as snapshots
 from .batch import Batch, Done, stack
 from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
 from .place import Place
-from .spec import Array, ModelSpec, Signal
+from .spec import MAX_RANK, Array, ModelSpec, Signal
 from .stage import Arrays, Chunk, Stage, State, Steps, as_error
+
+MAX_ROW_BYTES = 2**26  # of one time step of one array: several times what a message may hold
 
 States = tuple[State, ...]
 
@@ -39,6 +41,8 @@ class Pipeline:
         """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes."""
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
+        for i, stage in enumerate(stages):
+            _check_size(stage, f"{i}: {stage.name}")
         for before, after in pairwise(stages):
             _check_fit(before, after)
         self.stages = tuple(stages)
@@ -210,7 +214,7 @@ class Pipeline:
     def _unlocked(self, chunk: Chunk) -> Chunk:
         """The pipeline's output as arrays that are the caller's own, to write to as well."""
         if self._unlocks:
-            return {name: a if a.flags.writeable else a.copy() for name, a in chunk.items()}
+            return {name: a if _is_own(a) else a.copy() for name, a in chunk.items()}
         return chunk
 
     def reset(self, states: States) -> States:
@@ -326,10 +330,19 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 def freeze(state: State) -> State:
     """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
-    if state.__class__ is dict:
+    if isinstance(state, dict):
         for array in state.values():
             array.setflags(write=False)
     return state
+
+
+def _is_own(array: Array) -> bool:
+    """Whether nothing is changed by writing to it: no part of a state, which is read-only by now."""
+    return array.flags.writeable and (array.base is None or not _is_locked(array.base))
+
+
+def _is_locked(base: Any) -> bool:
+    return isinstance(base, np.ndarray) and not base.flags.writeable
 
 
 def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
@@ -359,6 +372,20 @@ def _check_fit(before: Stage, after: Stage) -> None:
 def same_rate(one: float | None, other: float | None) -> bool:
     """Whether two rates can be one: unknown, or equal but for digits that nobody writes, as of 16000 / 3."""
     return not one or not other or math.isclose(one, other, rel_tol=1e-6)
+
+
+def _check_size(stage: Stage, label: str) -> None:
+    """Stages may each do what they can, and all together make a time step that nobody can hold."""
+    for tensor in (*stage.inputs.tensors, *stage.outputs.tensors):
+        size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        if len(tensor.shape) > MAX_RANK:
+            raise PipelineError(
+                f"stage {label!r}: {tensor} has more than {MAX_RANK} axes beside that of time"
+            )
+        if size > MAX_ROW_BYTES:
+            raise PipelineError(
+                f"stage {label!r}: {tensor} is {size} bytes a time step; at most {MAX_ROW_BYTES} are possible"
+            )
 
 
 def _latency(stages: Sequence[Stage]) -> int:

@@ -2,10 +2,15 @@
 
 A stage may be anybody's. What it gets is read-only, so that it cannot change a chunk or a state that others
 hold; what it gives is looked at before anything follows from it. Our own model and framing are spared that.
+
+That holds off mistakes, not malice: a stage is code of this process. One that makes an array writable
+again, that writes later to an array it gave, that gives two streams the same array as output, or that leaves
+by sys.exit, is not stopped. The published laws (`runnel.checks`) find most of these.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, Final
@@ -13,11 +18,15 @@ from typing import Any, Final
 import numpy as np
 
 from .batch import Batch, Done
-from .errors import RunnelError, SlowStageError, StageError
+from .errors import ChunkError, RunnelError, SlowStageError, StageError
 from .spec import Array
 from .stage import Chunk, Results, Stage, State, as_error
 
 MAX_STATE_BYTES: Final = 64 * 2**20  # of one stream in one stage: 5 minutes of sound; more is a leak
+ARRAY_BYTES: Final = (
+    128  # what an array of a state counts for, be it empty: as much as numpy's own head of it
+)
+MAX_MADE_BYTES: Final = 2**30  # that one chunk may become in one stage: of far more the process would die
 
 
 class Place:
@@ -27,7 +36,7 @@ class Place:
     away: nothing can stop Python code that does not return.
     """
 
-    __slots__ = ("calls", "declared", "label", "limit", "loops", "seconds", "stage")
+    __slots__ = ("calls", "declared", "label", "lead", "limit", "loops", "made", "seconds", "stage", "taken")
 
     def __init__(self, stage: Stage, position: int, limit: float | None = None) -> None:
         self.stage = stage
@@ -41,11 +50,19 @@ class Place:
         if not trusted:
             self.declared = [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
         self.loops = type(stage).step_many is Stage.step_many
+        # Time steps that a chunk may become, and have, within MAX_MADE_BYTES; where rows come when they come,
+        # that is seen once they have.
+        self.lead = stage.inputs.tensors[0].name
+        row = sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in stage.outputs.tensors)
+        self.made = MAX_MADE_BYTES // max(1, row)
+        up, down = stage.ratio or (0, 1)
+        self.taken = self.made * down // up if up else MAX_MADE_BYTES
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         """One stream's. Raises errors of the tree."""
         declared = self.declared
         if declared is not None:
+            self._admit(len(chunk[self.lead]))
             _lock(chunk)
         began = perf_counter()
         try:
@@ -76,14 +93,16 @@ class Place:
         """Several streams'; each failure stands in its own stream's place."""
         if self.loops:
             return [self._attempt(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
-        if self.declared is not None:
-            if isinstance(chunks, Batch):
-                _lock(chunks.arrays)
-            else:
-                for chunk in chunks:
-                    _lock(chunk)
         began = perf_counter()
         try:
+            if self.declared is not None:
+                if isinstance(chunks, Batch):
+                    self._admit(chunks.steps)
+                    _lock(chunks.arrays)
+                else:
+                    for chunk in chunks:
+                        self._admit(len(chunk[self.lead]))
+                        _lock(chunk)
             results = self.stage.step_many(states, chunks)
             spent = perf_counter() - began
             if len(results) != len(states):
@@ -133,6 +152,7 @@ class Place:
                 lengths.add(array.shape[:1])
             if len(out) != len(self.declared or ()) or len(lengths) != 1 or lengths == {()}:
                 raise self._undeclared(out)
+            self._bound(lengths.pop()[0])
         except (TypeError, ValueError, AttributeError):
             raise StageError(
                 f"stage {self.label!r} gave {type(result).__name__}, not (state, chunk) with dicts of arrays"
@@ -149,18 +169,23 @@ class Place:
             sizes.add(array.shape[:2])
         if len(made) != len(self.declared or ()) or len(sizes) != 1 or len(done.batch) != len(states):
             raise self._undeclared(made)
+        self._bound(sizes.pop()[1])
         if done.states is not states:
-            for state in done.states:
-                self._frozen(state)
+            return Done([self._frozen(state) for state in done.states], done.batch)
         return done
 
     def _frozen(self, state: State) -> State:
-        """The state made read-only: a stage that changes one in place fails instead of corrupting it."""
+        """The state made read-only: a stage that changes one in place fails instead of corrupting it.
+
+        An array that is a part of another is copied: that other one would be kept too, and could be written.
+        """
         size = 0
         try:
-            for array in state.values():
+            for name, array in state.items():
+                if array.base is not None:
+                    state = {**state, name: (array := array.copy())}
                 array.flags.writeable = False
-                size += array.nbytes
+                size += array.nbytes + ARRAY_BYTES
         except (AttributeError, ValueError):  # numpy's own scalars have flags, and cannot be locked
             raise StageError(
                 f"stage {self.label!r} gave a state that is not a dict of arrays; of a number, np.asarray "
@@ -173,13 +198,31 @@ class Place:
             )
         return state
 
+    # How much
+
+    def _admit(self, steps: int) -> None:
+        """Raise ChunkError for a chunk of so many time steps that it would become too much."""
+        if steps > self.taken:
+            size = steps * MAX_MADE_BYTES // max(1, self.taken)
+            raise ChunkError(
+                f"stage {self.label!r}: {steps} time steps would become {size} bytes, at most "
+                f"{MAX_MADE_BYTES} of one chunk: send at most {self.taken} at a time"
+            )
+
+    def _bound(self, steps: int) -> None:
+        """Raise StageError where a chunk became too much."""
+        if steps > self.made:
+            raise StageError(
+                f"stage {self.label!r} made {steps} time steps of one chunk, more than {MAX_MADE_BYTES} bytes"
+            )
+
     # Errors
 
     def _error(self, error: Exception) -> RunnelError:
         """An error of the tree that names the stage and its position."""
         if self.declared is None or not isinstance(error, RunnelError):
             named = as_error(self.label, error)
-            if "read-only" in str(error) and isinstance(error, ValueError):
+            if isinstance(error, ValueError) and "read-only" in named.message:
                 named = StageError(f"{named.message}. A stage may change neither its chunk nor its state")
                 named.__cause__ = error
             return named

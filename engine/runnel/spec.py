@@ -8,6 +8,7 @@ Two kinds of shape, kept apart. A *model tensor* has the shape of the ONNX value
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ FORMAT = 1
 TIME, SLOT = "time", "slot"
 MAX_RANK = 8
 MAX_STATES = 1024
+MAX_RATE = sys.float_info.max  # Hz: a whole number may be larger, and then no float
 MAX_STATE_BYTES = 2**28  # of one state of one stream: far beyond any recurrent layer
 MAX_WINDOW = 2**16  # ticks of a block and its lookahead: they wait in memory, and are one call of the model
 DTYPES = (
@@ -427,8 +429,8 @@ def rate_of(part: Mapping[str, Any], where: str) -> float | None:
     value = part.get("rate")
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ModelError(f"{where}: rate must be a positive number of Hz, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_RATE:
+        raise ModelError(f"{where}: rate must be a positive number of Hz, not {value!r:.80}")
     return value
 
 
@@ -449,8 +451,8 @@ def shape_of(value: Any, where: str, words: tuple[str, ...]) -> tuple[Dim, ...]:
         )
     )
     if not good:
-        quoted = " or ".join(repr(w) for w in words)
-        raise ModelError(f"{where}: shape {value!r}: at most {MAX_RANK} positive whole numbers or {quoted}")
+        wanted = " or ".join(["positive whole numbers", *map(repr, words)])
+        raise ModelError(f"{where}: shape {value!r:.200}: at most {MAX_RANK} {wanted}")
     return tuple(value)
 
 

@@ -148,7 +148,11 @@ def as_error(name: str, error: Exception) -> RunnelError:
     """An error of the tree: itself, or a StageError that names the stage and the cause."""
     if isinstance(error, RunnelError):
         return error
-    wrapped = StageError(f"stage {name!r} failed: {type(error).__name__}: {error}")
+    try:
+        text = str(error)
+    except Exception:  # somebody's error whose own text fails
+        text = "it cannot say why"
+    wrapped = StageError(f"stage {name!r} failed: {type(error).__name__}: {text}")
     wrapped.__cause__ = error
     return wrapped
 

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import PipelineError, nearest
 
 MAX_PIPELINE_FILE = 2**20  # bytes: it is written by hand
+MAX_NAME = 256  # characters of a tensor's: as many as a message may name one with
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -54,6 +55,13 @@ def text(part: Mapping[str, Any], key: str, where: str) -> str:
     value = part.get(key)
     if not isinstance(value, str) or not value:
         raise PipelineError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def name(value: str, where: str) -> str:
+    """What a chunk calls a tensor."""
+    if not 1 <= len(value) <= MAX_NAME or not value.isprintable():
+        raise PipelineError(f"{where}: a name is 1 to {MAX_NAME} characters, not {value!r:.80}")
     return value
 
 

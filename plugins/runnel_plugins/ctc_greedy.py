@@ -23,6 +23,7 @@ from . import _names
 from ._choose import one
 from ._sparse import SparseStage
 
+MAX_FRAMES = 2**53  # of a stream: more than any has, and far from where int64 ends
 NONE = -1  # in the state: there was no frame before
 
 
@@ -79,7 +80,7 @@ class CtcGreedy(SparseStage):
 
     def load(self, state: State, arrays: Arrays) -> State:
         last, frames = int(arrays["last"]), int(arrays["frames"])
-        if not NONE <= last < self._classes or frames < 0:
+        if not NONE <= last < self._classes or not 0 <= frames <= MAX_FRAMES:
             raise SnapshotError(
                 f"ctc_greedy: class {last} after {frames} frames is nothing that a stream of "
                 f"{self._classes} classes can have"

@@ -16,8 +16,11 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State
 
+from . import _given
 from ._choose import one
 from ._sparse import SparseStage
+
+MAX_SAMPLES = 2**53  # of a stream: what a float64 counts, since `time` is one
 
 
 class Event(SparseStage):
@@ -76,6 +79,7 @@ class Event(SparseStage):
                 raise SnapshotError(f"event: {name!r} has shape {arrays[name].shape}, expected {like.shape}")
         if not (arrays["since"] >= 0).all() or not (arrays["since"] <= arrays["samples"]).all():
             raise SnapshotError(f"event: an edge outside of the {int(arrays['samples'])} samples before")
+        _given.require_range(self.name, "samples", arrays["samples"], 0, MAX_SAMPLES)
         return super().load(state, arrays)
 
     def find(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Array, Chunk]:

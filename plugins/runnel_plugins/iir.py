@@ -79,7 +79,10 @@ class Iir(StackedStage):
         self.sections = checked(sections or [])
         self.inputs = self.outputs = inputs
         self._order = 2 * len(self.sections)
-        self._make_tables()
+        with np.errstate(all="ignore"):
+            self._make_tables()
+        if not all(np.isfinite(table).all() for table in (self._response, self._drive, self._observe)):
+            raise PipelineError("iir: the sections' numbers are too large: the filter would be infinite")
 
     def initial(self) -> Arrays:
         """`memory.NAME`: m1 and m2 of each section for each number of a sample: float64 (..., sections, 2),
@@ -185,7 +188,8 @@ def checked(sections: list[list[float]]) -> Array:
                 f"iir: sections[{i}] is not stable: a pole at {largest:.6g} from 0, which must be below 1"
             )
     table = np.asarray(sections, np.float64)
-    return np.asarray(table / table[:, 3:4])
+    with np.errstate(over="ignore"):
+        return np.asarray(table / table[:, 3:4])
 
 
 def state_space(sections: Array) -> tuple[Array, Array, Array, float]:

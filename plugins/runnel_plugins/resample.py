@@ -31,6 +31,7 @@ from ._phased import PhasedStage
 MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
 MAX_HALF_WIDTH = 256
 ROUNDING = Fraction(1, 2**48)  # of a ratio of rates: those that stages before this one made were rounded
+MAX_BETA = 500  # beyond 700 the window's Bessel function is infinite; 40 stops all that float32 can tell
 BLOCK = 4096  # output rows gathered at once: bounds the memory that a long chunk takes
 SWEEP = 64  # rows of each phase from which on going phase by phase is faster than gathering
 
@@ -67,8 +68,8 @@ class Resample(PhasedStage):
                 raise PipelineError(f"resample takes float32, but {tensor} arrives: convert it first")
         if not 1 <= half_width <= MAX_HALF_WIDTH:
             raise PipelineError(f"resample: half_width must be in 1..{MAX_HALF_WIDTH}, not {half_width}")
-        if not (math.isfinite(beta) and beta >= 0):
-            raise PipelineError(f"resample: beta must be at least 0, not {beta:g}")
+        if not 0 <= beta <= MAX_BETA:
+            raise PipelineError(f"resample: beta must be in 0..{MAX_BETA}, not {beta:g}")
         taps = low_pass(self.up, self.down, half_width, beta)
         self.half = len(taps) // 2
         self.phases = _polyphase(taps, self.up)

@@ -20,11 +20,13 @@ import runnel
 from runnel.errors import PipelineError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
-from runnel.stage import Arrays, Chunk, Stage
+from runnel.stage import Arrays, Chunk, Stage, State
 
+from . import _given
 from ._choose import is_float, one
 
 BLOCK = 64  # time steps that one matrix product smooths
+LARGEST = float(np.finfo(np.float32).max) * (1 + 1e-9)  # average of samples, with what rounding adds
 LEAST_WEIGHT = 1e-12  # less changes nothing that float64 could hold
 MAX_WINDOW = 1023  # samples: a median of more costs more than it tells
 MAX_SORTED = 2**20  # numbers laid out for sorting at once: bounds the memory that a long chunk takes
@@ -86,6 +88,13 @@ class Exponential(_Smooth):
         bool (): whether there was a first sample."""
         levels = {f"level.{t.name}": np.zeros(t.shape) for t in self._taken}
         return {**levels, "started": np.zeros((), bool)}
+
+    def load(self, state: State, arrays: Arrays) -> State:
+        """An average of float32s is no larger than they are: beyond it the rows would be infinite."""
+        after = super().load(state, arrays)
+        for t in self._taken:
+            _given.require_range(self.name, f"level.{t.name}", arrays[f"level.{t.name}"], -LARGEST, LARGEST)
+        return after
 
     def _smooth(self, held: Array, x: Array, started: Array) -> tuple[Array, Array]:
         made = np.empty(x.shape, np.float32)

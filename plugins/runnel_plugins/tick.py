@@ -29,7 +29,9 @@ from . import _given
 
 NEAR = 1e-3  # of a period: a time stamp this near to a tick is on it, since clocks are rounded
 MAX_GAP_TICKS = 2**16  # between two rows: a time stamp in milliseconds, or of another year, makes more
-MAX_MADE = 2**28  # bytes that one chunk may make
+MAX_MADE = 2**28  # bytes that the ticks of one chunk may take while they are made
+TICK_BYTES = 80  # of those, a tick's own: its number, the rows on both sides, its share
+NUMBER_BYTES = 32  # and each number's at it: as computed, in float64, and as it comes out
 MAX_TICKS = 2.0**48  # of one stream: so far a tick's number and its fraction are exact
 
 
@@ -48,8 +50,8 @@ class Tick(Stage):
     is always refused.
 
     Raises PipelineError for options that do not fit each other or the arrays; NonFiniteError for a NaN or an
-    infinity; ChunkError where time goes backwards, for a gap as above, and for a chunk that would make more
-    than 256 MiB.
+    infinity; ChunkError where time goes backwards, for a gap as above, and for a chunk that would
+    take more than 256 MiB.
     """
 
     name = "tick"
@@ -88,7 +90,7 @@ class Tick(Stage):
                     f"tick: {what} is for {', '.join(floats)}, but {t} arrives: cast it first"
                 )
         self.inputs, self.outputs = inputs, Signal(self.tensors, rate)
-        self.row_bytes = sum(max(1, math.prod(t.shape)) * 8 for t in self.tensors)  # 8: as computed
+        self.row_bytes = TICK_BYTES + NUMBER_BYTES * sum(math.prod(t.shape) for t in self.tensors)
 
     def initial(self) -> Arrays:
         """`begun` bool (): whether there was a row. `start` and `time` float64 (), seconds: the first
@@ -241,7 +243,8 @@ class Tick(Stage):
     def _bounded(self, first: int, end: int) -> int:
         if (end - first) * self.row_bytes > MAX_MADE:
             raise ChunkError(
-                f"tick: this chunk would make {end - first} rows, more than {MAX_MADE} bytes: cut it"
+                f"tick: this chunk would make {end - first} rows, which takes more than {MAX_MADE} bytes: "
+                "cut it"
             )
         return end
 

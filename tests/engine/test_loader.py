@@ -52,6 +52,10 @@ def test_renaming_and_relative_paths(folder: Path) -> None:
     assert set(out) == {"score"}
 
 
+OURS = '[model]\npath = "ours.onnx"\n'
+GAIN = '[[after]]\nuse = "gain"\nfactor = 2\n'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -82,11 +86,27 @@ def test_renaming_and_relative_paths(folder: Path) -> None:
         (GOOD.replace("[model.shapes]", "latency = -5\n[model.shapes]") + STATES, "latency must be a count"),
         (GOOD + '[model.constants]\nh0 = "text"\n' + STATES, "h0 is float32 in the model, not 'text'"),
         (GOOD + STATES.replace('[1, "slot", 4]', '[1000000, "slot", 1000000]'), "bytes of state a stream"),
+        (f"[input]\nrate = {10**400}\n{GAIN}", r"\[input\]: rate must be a positive number of Hz"),
+        ("[input]\nshape = [true]\n" + GAIN, r"at most 8 positive whole numbers$"),
+        (f"[input]\n{GAIN}[limits]\nstage_seconds = {10**400}", "stage_seconds must be a number of seconds"),
+        (f"[input]\nshape = [10000, 10000]\n{GAIN}", r"x: float32 \(T, 10000, 10000\) is 400000000 bytes a"),
+        (
+            "[input]\n" + 9 * '[[after]]\nuse = "frame"\nwindow = 2\nhop = 1\n',
+            "'8: frame'.* has more than 8 axes",
+        ),
+        (OURS + '[model.inputs]\nx = "a\\u0000b"', r"\[model.inputs\]: a name is 1 to 256 .*not 'a\\x00b'"),
+        (f'{OURS}[model.outputs]\ny = "{"y" * 257}"', r"\[model.outputs\]: a name is 1 to 256 characters"),
     ],
 )
 def test_mistakes(folder: Path, text: str, says: str) -> None:
     with pytest.raises(errors.RunnelError, match=says):
         load(folder, text)
+
+
+def test_a_mistake_names_its_file_once(folder: Path) -> None:
+    with pytest.raises(errors.PipelineError) as caught:
+        load(folder, OURS + "[limits]\nstage_seconds = 0\n")
+    assert str(caught.value).count(str(folder)) == 1
 
 
 def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:

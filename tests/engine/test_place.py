@@ -4,14 +4,15 @@ position, nobody's state changed; and the time that each stage takes."""
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 
-from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
+from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec, place
 from runnel.batch import Batch, Done, stack
 from runnel.engine import Engine
-from runnel.errors import NonFiniteError, RunnelError, SlowStageError, StageError
+from runnel.errors import ChunkError, NonFiniteError, RunnelError, SlowStageError, StageError
 from runnel.pipeline import Pipeline
 from runnel.place import MAX_STATE_BYTES
 
@@ -304,3 +305,162 @@ def test_a_stage_that_fails_names_its_own_position_where_it_stands_twice():
     engine = Engine(Pipeline([Raises(), Raises()], None, {}))
     with pytest.raises(RunnelError, match="'0: odd'"):
         engine.open().feed(tick(-1))
+
+
+class Held(Stage):
+    """What a stage gives is also what it keeps, in one of several ways; `kept` is 3 rows of running sums."""
+
+    name = "held"
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = X
+
+    def initial(self):
+        return {"kept": np.zeros((3, 2), np.float32)}
+
+    def both(self, state, chunk):
+        """(kept, made), each its own memory."""
+        kept = state["kept"] + chunk["x"].sum()
+        return kept, kept[:1].copy()
+
+    def step(self, state, chunk):
+        kept, made = self.both(state, chunk)
+        return {"kept": kept}, {"x": made}
+
+
+class GivesAViewOfItsState(Held):
+    def both(self, state, chunk):
+        kept, _ = super().both(state, chunk)
+        return kept, kept[:1]
+
+
+class KeepsAViewOfWhatItGives(Held):
+    def both(self, state, chunk):
+        kept, _ = super().both(state, chunk)
+        made = np.concatenate([kept[:1], kept])
+        return made[:3], made[:1]
+
+
+class KeepsPartsOfOneBatch(Held):
+    def step_many(self, states, chunks):
+        kept = np.stack([self.both(s, c)[0] for s, c in zip(states, chunks, strict=True)])
+        return Done([{"kept": each} for each in kept], Batch({"x": kept[:, :1]}))
+
+
+@pytest.mark.parametrize("kind", [Held, GivesAViewOfItsState, KeepsAViewOfWhatItGives, KeepsPartsOfOneBatch])
+def test_who_writes_to_an_output_changes_no_state(kind):
+    engine = Engine(Pipeline([Sum(), kind()], None, {}))
+    a, b = engine.open(), engine.open()
+    outs = [a.feed(tick(1)), b.feed(tick(1)), *engine.feed_many([(a, tick(1)), (b, tick(1))])]
+    before = a.snapshot(), b.snapshot()
+    for out in outs:
+        out[...] = 99
+    assert (a.snapshot(), b.snapshot()) == before
+    np.testing.assert_array_equal(a.feed(tick(1)), tick(12))
+
+
+def test_a_state_keeps_no_memory_but_its_own():
+    class KeepsALittleOfMuch(Held):
+        def both(self, state, chunk):
+            much = np.zeros((100_000, 2), np.float32)
+            return much[:3], much[:1].copy()
+
+    for kind in (KeepsALittleOfMuch, KeepsPartsOfOneBatch):
+        engine = Engine(Pipeline([kind()], None, {}))
+        streams = [engine.open() for _ in range(3)]
+        streams[0].feed(tick(1))
+        engine.feed_many([(stream, tick(1)) for stream in streams])
+        for stream in streams:
+            assert stream._states[0]["kept"].base is None
+
+
+def test_a_state_of_ever_more_arrays_is_one_that_grows():
+    class Collects(Odd):
+        def step(self, state, chunk):
+            return {**state, **{f"{len(state)}.{i}": np.zeros(0) for i in range(2**16)}}, dict(chunk)
+
+    engine = Engine(Pipeline([Collects()], None, {}))
+    stream = engine.open()
+    results = [engine.feed_many([(stream, tick(1))])[0] for _ in range(10)]
+    assert isinstance(results[-1], StageError)
+    assert "its state grew to" in str(results[-1])
+    assert 0 < stream.seq < 10
+
+
+def test_a_state_of_another_mapping_is_read_only_too():
+    """What a stage shares among its streams, a stream could change for all of them."""
+    shared = np.zeros(1, np.int64)
+
+    class Counts(Odd):
+        def initial(self):
+            return OrderedDict(seen=shared)
+
+        def step(self, state, chunk):
+            state["seen"] += 1
+            return state, dict(chunk)
+
+    with pytest.raises(StageError, match="may change neither its chunk nor its state"):
+        Engine(Pipeline([Counts()], None, {})).open().feed(tick(1))
+    assert shared == 0
+
+
+class Endless(Odd):
+    def mischief(self, state, chunk):
+        return state, {"x": np.broadcast_to(chunk["x"], (10**12, 2))}
+
+
+class Speechless(Odd):
+    def mischief(self, state, chunk):
+        class WordlessError(Exception):
+            def __str__(self):
+                raise ValueError("no words")
+
+        raise WordlessError
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "says"), [(Endless, "made 1000000000000 time steps"), (Speechless, "WordlessError")]
+)
+def test_not_even_that_reaches_a_neighbour(kind, says, batched):
+    odd = Batched(kind()) if batched else kind()
+    engine = Engine(Pipeline([odd], None, {}))
+    a, b = engine.open(), engine.open()
+    with pytest.raises(StageError, match=says):
+        a.feed(tick(-1))
+    bad, good = engine.feed_many([(a, tick(-1)), (b, tick(1))])
+    assert isinstance(bad, StageError)
+    assert says in str(bad)
+    np.testing.assert_array_equal(good, tick(1))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, monkeypatch):
+    class Widens(Odd):
+        """Each row becomes two of 1000 numbers."""
+
+        ratio = (2, 1)
+        asked = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.outputs = Signal((TensorSpec("x", "float32", (1000,)),))
+
+        def step(self, state, chunk):
+            type(self).asked = max(self.asked, len(chunk["x"]))
+            return state, {"x": np.zeros((2 * len(chunk["x"]), 1000), np.float32)}
+
+    monkeypatch.setattr(place, "MAX_MADE_BYTES", 10 * 8000)
+    odd = Batched(Widens()) if batched else Widens()
+    odd.ratio = (2, 1)
+    engine = Engine(Pipeline([odd], None, {}))
+    a, b = engine.open(), engine.open()
+    assert len(a.feed(np.zeros((10, 2), np.float32))) == 20
+    says = r"stage '0: odd': 11 time steps would become 88000 bytes.*send at most 10 at a time"
+    with pytest.raises(ChunkError, match=says):
+        a.feed(np.zeros((11, 2), np.float32))
+    for lengths in ((11, 11), (11, 3)):
+        chunks = [np.zeros((n, 2), np.float32) for n in lengths]
+        outs = engine.feed_many(list(zip((a, b), chunks, strict=True)))
+        assert [isinstance(out, ChunkError) for out in outs] == [n > 10 for n in lengths]
+    assert Widens.asked == 10

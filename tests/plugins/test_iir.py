@@ -111,6 +111,8 @@ def test_silence_after_sound_leaves_zeros_and_no_denormals():
         ({"sections": [[1, 0, 0, 1, 0]]}, r"sections\[0\] must be six numbers"),
         ({"sections": [[1, 0, 0, 0, 0, 0]]}, "a0 not 0"),
         ({"sections": [[1, 0, float("inf"), 1, 0, 0]]}, "six numbers"),
+        ({"sections": [[1, 0, 0, 5e-324, 0, 0]]}, "too large"),
+        ({"sections": [[1e200, 1e200, 0, 1, 0.5, 0]] * 2}, "too large"),
         (
             {"sections": [[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, -2, 1]]},
             r"sections\[1\] is not stable: a pole at 1 ",

@@ -162,7 +162,12 @@ def test_a_rate_that_is_no_float_has_its_ratio_all_the_same(source, rate, ratio)
         (
             Signal((TensorSpec("x", "float32"),), 48e3),
             {"rate": 16e3, "beta": -1.0},
-            "beta must be at least 0",
+            "beta must be in 0..500",
+        ),
+        (
+            Signal((TensorSpec("x", "float32"),), 48e3),
+            {"rate": 16e3, "beta": 720.0},  # its window would be infinite / infinite
+            "beta must be in 0..500",
         ),
     ],
 )

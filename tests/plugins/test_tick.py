@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -169,12 +170,37 @@ def test_one_gap_may_make_so_many_ticks_and_one_chunk_so_many_bytes(monkeypatch)
     stage = Tick(TIMED, rate=1.0)
     _, out = stage.step(stage.open(), rows([0, 65536]))
     assert len(out["y"]) == 65537
-    monkeypatch.setattr(module, "MAX_MADE", 24 * 100)
+    monkeypatch.setattr(module, "MAX_MADE", stage.row_bytes * 100)
     for how, fits in (("hold", 99), ("mean", 100)):
         stage = Tick(TIMED, rate=1.0, how=how)
         assert len(stage.step(stage.open(), rows([0, fits]))[1]["y"]) == 100
-        with pytest.raises(ChunkError, match=r"would make 101 rows, more than 2400 bytes"):
+        with pytest.raises(ChunkError, match=rf"would make 101 rows, .* more than {module.MAX_MADE} bytes"):
             stage.step(stage.open(), rows([0, fits + 1]))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "width"), [("float32", 1), ("float16", 1), ("float32", 50), ("float64", 50)]
+)
+def test_a_chunk_takes_no_more_memory_than_that(options, dtype, width, monkeypatch):
+    """8 KB of rows far apart make millions of ticks; it is the arrays beside the ticks that add up."""
+    if options["how"] == "mean" and dtype == "float64":
+        pytest.skip("a mean is of narrower floats")
+    stage = Tick(
+        Signal((TensorSpec("time", "float64"), TensorSpec("x", dtype, (width,)))), rate=1.0, **options
+    )
+    most = 2**23
+    monkeypatch.setattr(module, "MAX_MADE", most)
+    times = np.linspace(0, most // stage.row_bytes - 2, 30)
+    chunk = {"time": times, "x": np.ones((30, width), dtype)}
+    tracemalloc.start()
+    try:
+        _, out = stage.step(stage.open(), chunk)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(out["x"]) >= most // stage.row_bytes - 2
+    assert taken < 1.1 * most
 
 
 @pytest.mark.parametrize("name", ["time", "x", "y"])

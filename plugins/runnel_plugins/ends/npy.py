@@ -24,9 +24,10 @@ class Npy(Source):
     def __init__(self, signal: Signal, path: Path) -> None:
         regular(path, "a .npy")
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UsageError(f"{path}: not a .npy file of plain numbers: {error}") from None
+            with np.errstate(over="ignore"):  # of a shape that no file has
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # its header is read as Python source, which fails in many ways
+            raise UsageError(f"{path}: not a .npy file of plain numbers: {error!s:.300}") from None
         if not isinstance(array, np.ndarray) or array.ndim < 1:
             raise UsageError(f"{path}: expected one array with time as its first axis")
         self._path, self._signal = path, signal
@@ -55,7 +56,11 @@ def _cast(path: Path, tensor: TensorSpec, block: Array) -> Array:
                 f"{path}: {tensor.name!r} holds {low if low < limits.min else high}, "
                 f"which is no {tensor.dtype} ({limits.min} to {limits.max})"
             )
-    return block.astype(tensor.dtype)
+    try:
+        with np.errstate(over="raise"):
+            return block.astype(tensor.dtype)
+    except FloatingPointError:
+        raise UsageError(f"{path}: {tensor.name!r} holds a number that no {tensor.dtype} can hold") from None
 
 
 def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:

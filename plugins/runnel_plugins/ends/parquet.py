@@ -138,7 +138,12 @@ class Parquet(Source):
         elif self._missing == "refuse" and values.dtype.kind == "f" and not np.isfinite(values).all():
             row = done + 1 + int(np.flatnonzero(~np.isfinite(values))[0])
             raise UsageError(f"{where}, row {row}: {values[row - done - 1]} is not a finite number")
-        return values.astype(dtype)
+        try:
+            with np.errstate(over="raise"):
+                return values.astype(dtype)
+        except FloatingPointError:
+            rows = f"rows {done + 1} to {done + len(values)}"
+            raise UsageError(f"{where}, {rows}: a number that no {dtype} can hold") from None
 
     def _stamps(self, column: Any, done: int) -> Array:
         where = f"{self._path}: time column {self._row.time!r}"

@@ -10,6 +10,7 @@ Neither end proves who it is, so addresses are this machine's own: ``ipc://`` or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,13 +69,16 @@ class Sub(Source):
             raise UsageError(f"{self._name}: columns and time are for JSON; raw numbers have no names")
         self._count = self._bad = 0
         self._first_bad = ""
+        self._address = None if bind else address
+        self._cut = False
         self._socket, self._context = _socket("sub", address, bind, queue)
         self._socket.setsockopt_string(_zmq().SUBSCRIBE, topic)
+        self._monitor = self._socket.get_monitor_socket(_zmq().EVENT_DISCONNECTED)
 
     def chunks(self, block: int) -> Iterator[Chunk]:
         again = _zmq().Again
         while True:
-            frames = self._socket.recv_multipart()
+            frames = self._receive()
             held: list[Chunk] = []
             rows, refused = 0, None
             while True:
@@ -99,7 +103,35 @@ class Sub(Source):
             if refused is not None:
                 raise refused
 
+    def _receive(self) -> list[bytes]:
+        """The next message, waited for.
+
+        A connection on which a message passes MAX_MESSAGE is ended by libzmq, for good: it does not try again
+        as it does when a publisher went away. So each that ends is made anew.
+        """
+        zmq = _zmq()
+        poller = zmq.Poller()
+        for socket in (self._socket, self._monitor):
+            poller.register(socket, zmq.POLLIN)
+        while self._socket not in (ready := dict(poller.poll())):
+            assert self._monitor in ready
+            self._monitor.recv_multipart()
+            if not self._cut:
+                self._cut = True
+                warn(
+                    f"{self._name}: a connection ended: the publisher went away, or sent a message of more "
+                    f"than {MAX_MESSAGE} bytes"
+                )
+            if self._address is not None:
+                with contextlib.suppress(zmq.ZMQError):  # it is gone already
+                    self._socket.disconnect(self._address)
+                self._socket.connect(self._address)
+        frames: list[bytes] = self._socket.recv_multipart()
+        return frames
+
     def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=0)
         self._context.term()
         if self._bad:

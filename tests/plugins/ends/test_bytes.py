@@ -64,3 +64,27 @@ def test_sound_that_libsndfile_cannot_write_leaves_nothing(tmp_path: Path) -> No
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.npy", "x.parquet"])
+def test_a_number_beyond_the_inputs_range_is_refused_and_not_infinite(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "x.npy":
+        np.save(path, np.array([1, 1e39]))
+    elif name == "x.parquet":
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table({"x": [1, 1e39]}), path)
+    else:
+        path.write_text("x\n1\n1e39\n" if name == "x.csv" else "1\n1e39\n")
+    with pytest.raises(UsageError, match=r"x\..*float32"):
+        read(path, Signal((TensorSpec("x", "float32"),)))
+    (chunk,) = read(path, Signal((TensorSpec("x", "float64"),)))
+    assert chunk["x"].tolist() == [1, 1e39]
+
+
+@pytest.mark.parametrize("header", ["((", "{'descr': '<f4', 'shape': (5,)", "{'descr': '<f4'\n(", "\\", "('"])
+def test_an_npy_whose_header_is_no_header(tmp_path: Path, header: str) -> None:
+    """numpy reads it as a piece of Python, and lets out whatever that raises."""
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x40\x00" + header.encode().ljust(64))
+    with pytest.raises(UsageError, match=r"x\.npy: not a \.npy file"):
+        read(tmp_path / "x.npy", Signal((TensorSpec("x", "float32"),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import zmq
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
+from runnel_plugins.ends import zeromq
 from runnel_plugins.ends.zeromq import Pub, Sub
 
 X = Signal((TensorSpec("x", "float32", (2,)),))
@@ -183,3 +185,31 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         Sub(X, f"ipc://{tmp_path}/s", queue=0)
     with pytest.raises(UsageError, match="columns and time are for JSON"):
         Sub(X, f"ipc://{tmp_path}/s", format="raw", time="t")
+
+
+def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
+    address: str, publisher: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """libzmq gives such a connection up, and does not try again: the run would wait for ever."""
+    monkeypatch.setattr(zeromq, "MAX_MESSAGE", 10_000)
+    heard: list[float] = []
+    with closing(Sub(X, address)) as source:
+
+        def hear_two() -> None:
+            for chunk in source.chunks(10):
+                heard.extend(chunk["x"][:, 0].tolist())
+                if len(heard) == 2:
+                    break
+
+        thread = threading.Thread(target=hear_two)
+        thread.start()
+        assert publisher.recv() == b"\x01"
+        publisher.send(b"[1, 0]")
+        publisher.send(b" " * 10_001)
+        while publisher.recv() != b"\x01":  # who was cut off, subscribes again
+            pass
+        publisher.send(b"[2, 0]")
+        thread.join(10)
+        assert not thread.is_alive()
+    assert heard == [1, 2]
+    assert "sent a message of more than 10000 bytes" in capsys.readouterr().err
