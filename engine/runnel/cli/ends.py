@@ -15,12 +15,14 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import numpy as np
+
 from .. import tables
 from ..ends import Sink, Source
 from ..errors import PipelineError, PluginError, UsageError, nearest
 from ..files import STDIO
 from ..plugins import Plugin, from_text, installed, load, make, offers
-from ..spec import Signal
+from ..spec import Array, Signal
 from ..stage import Chunk
 from .pace import rows_of
 
@@ -135,10 +137,19 @@ def opened(end: End, signal: Signal) -> Any:
     return make(end.kind, end.use, (signal,), options, end.where, end.folder)
 
 
+class Nothing(Source):
+    """No input at all, for a pipeline that feeds itself."""
+
+    steps = 0
+
+    def chunks(self, block: int) -> Iterator[Chunk]:
+        return iter(())
+
+
 @contextmanager
-def source_of(end: End, signal: Signal) -> Iterator[Source]:
-    """The source, opened, and closed at the end. Raises as `opened`."""
-    source: Source = opened(end, signal)
+def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
+    """The source, opened, and closed at the end; none: one that holds nothing. Raises as `opened`."""
+    source: Source = opened(end, signal) if end is not None else Nothing()
     try:
         yield source
     finally:
@@ -153,7 +164,7 @@ class Outputs:
     """
 
     def __init__(self, ends: Sequence[End], signal: Signal, keep: bool) -> None:
-        self._ends, self._keep = ends, keep
+        self._ends, self._signal, self._keep = ends, signal, keep
         self._sinks: list[Sink] = []
         self.rows = 0
         try:
@@ -163,7 +174,9 @@ class Outputs:
             self._close(False)
             raise
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, made: Chunk | Array) -> None:
+        """What a stream gave: one output may come bare."""
+        chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
         for sink in self._sinks:
             sink.write(chunk)
         self.rows += rows_of(chunk)
