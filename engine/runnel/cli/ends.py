@@ -7,6 +7,7 @@ the source ``csv`` with that path, ``host:?rate=2`` the source ``host`` with tha
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,13 @@ def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
     path, texts = text, {}
     if "?" in text and not Path(text).exists():
         path, texts = _query(text, where)
+    if text in installed():
+        for plugin in offers(text):
+            if plugin.kind == kind:
+                needs = (
+                    plugin.options[0].name.upper() if plugin.options and plugin.options[0].required else ""
+                )
+                raise UsageError(f"{where}: {text} is a {kind}, and no file: write {text}:{needs}")
     use = Path(path).suffix.lower().removeprefix(".")
     if use not in installed():
         if match and not use:
@@ -113,6 +121,46 @@ def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) 
     if len(texts) > MAX_SINKS:
         raise UsageError(f"{OUTPUT}: {len(texts)} outputs; at most {MAX_SINKS}")
     return [written("sink", text) for text in texts]
+
+
+def path_of(end: End) -> Path | None:
+    """The file that a source reads or a sink writes, ``-`` for standard input or output.
+
+    None for an end that has no option called path: what it reads or writes is its own affair.
+    """
+    try:
+        options = load(end.use, end.kind).options
+    except PluginError:
+        return None  # told when it is opened
+    option = next((option for option in options if option.name == "path"), None)
+    if option is None:
+        return None
+    first = end.first if option is options[0] else None
+    given = end.texts.get("path", end.options.get("path", first))
+    if given is None or Path(str(given)).name == STDIO:
+        return Path(STDIO) if not option.required else None
+    return (end.folder or Path()) / str(given)
+
+
+def fit_together(source: End | None, sinks: Sequence[End]) -> None:
+    """Raise UsageError where a sink would take the place of what is read, or of another sink's output."""
+    read = path_of(source) if source is not None else None
+    taken: dict[Path, End] = {}
+    for sink in sinks:
+        path = path_of(sink)
+        if path is None or (path.exists() and not path.is_file()):
+            continue  # a device, or a pipe, holds nothing
+        if path.name != STDIO and read is not None and path.resolve() == read.resolve():
+            raise UsageError(f"{sink.where}: {path} is what is read, and would be lost: name another file")
+        other = taken.setdefault(path.resolve(), sink)
+        if other is not sink:
+            what = "standard output" if path.name == STDIO else str(path)
+            raise UsageError(f"{sink.where}: {what} is written by {other.name} already: name another file")
+
+
+def on_terminal(sinks: Sequence[End]) -> bool:
+    """Whether what is made is seen, line by line, where the progress is shown."""
+    return any(path_of(sink) == Path(STDIO) for sink in sinks) and sys.stdout.isatty()
 
 
 def opened(end: End, signal: Signal) -> Any:

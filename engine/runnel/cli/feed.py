@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from ..errors import UsageError
 from ..serve.client import Client
 from ..stage import Chunk
-from .ends import INPUTS, Outputs, sinks_written, source_of, written
+from .ends import INPUTS, Outputs, fit_together, on_terminal, sinks_written, source_of, written
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
-from .progress import Progress
+from .progress import Progress, counted
 from .run import add_shared_arguments
 
 HELP = "stream a file, or a live source, through a daemon"
@@ -59,22 +59,25 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        progress = Progress(total, None if source.live else rate, args.quiet)
-        stack.callback(progress.close)
         sinks = sinks_written(args.output)
+        fit_together(end, sinks)
+        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        stack.callback(progress.close)
+        if source.live and end is not None:
+            progress.begin(f"live from {end.name}, until Ctrl-C")
         with (
             stopper,
             Outputs(sinks, served.outputs, source.live) as outputs,
             client.open(args.id) as stream,
         ):
-            counted = _counted(chunks, progress)
-            for out in map(stream.feed, counted) if live else stream.feed_all(counted):
+            chunks = _counted(chunks, progress)
+            for out in map(stream.feed, chunks) if live else stream.feed_all(chunks):
                 outputs.write(out)
             for steps in more:
                 outputs.write(stream.generate(steps))
                 progress.add(steps)
             outputs.write(stream.flush())
-        progress.close(f"{progress.summary()}, {outputs.rows} rows out")
+        progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 

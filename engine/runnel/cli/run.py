@@ -10,9 +10,18 @@ from pathlib import Path
 from ..engine import Engine
 from ..errors import RunnelError, UsageError
 from ..stage import Chunk, Steps
-from .ends import INPUTS, Outputs, declared, sinks_written, source_of, written
+from .ends import (
+    INPUTS,
+    Outputs,
+    declared,
+    fit_together,
+    on_terminal,
+    sinks_written,
+    source_of,
+    written,
+)  # fmt: skip
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
-from .progress import Progress
+from .progress import Progress, counted
 
 HELP = "run a file, or a live source, through a pipeline"
 
@@ -111,12 +120,15 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        progress = Progress(total, None if source.live else rate, args.quiet)
-        stack.callback(progress.close)
         sinks = sinks_written(args.output, sinks)
+        fit_together(end, sinks)
+        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        stack.callback(progress.close)
+        if source.live and end is not None:
+            progress.begin(f"live from {end.name}, until Ctrl-C")
         with stopper, Outputs(sinks, engine.pipeline.outputs, source.live) as outputs:
             _feed(engine, chunks, more, outputs, progress, end.name if end else "")
-        progress.close(f"{progress.summary()}, {outputs.rows} rows out")
+        progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 
