@@ -66,7 +66,8 @@ def check_stage(
         try:
             law(trial)
         except LawBroken as broken:
-            raise LawBroken(name, f"{broken.found}{_advice(law, stage, seed)}") from None
+            kept = LAWS[broken.law]  # another than `law` where that is how it came to light
+            raise LawBroken(broken.law, f"{broken.found}{_advice(kept, stage, seed)}") from broken.__cause__
         except Exception as error:
             raise LawBroken(
                 name, f"the stage raised {type(error).__name__}: {error}{_advice(law, stage, seed)}"

@@ -13,7 +13,7 @@ import numpy as np
 from . import state as snapshots
 from .errors import SnapshotError
 from .spec import DTYPES, MAX_RANK, Array
-from .stage import Stage, State, misdeclared
+from .stage import Chunk, Stage, State, misdeclared
 from .trial import LawBroken, Trial, copied, described, locked, memory, play, same
 
 ROUNDS = 8  # how often `bounded` plays the samples to one stream
@@ -29,12 +29,29 @@ def signal(trial: Trial) -> None:
     if fault := misdeclared(stage):
         raise LawBroken("signal", fault)
     state, made = stage.open(), []
+    _plain(stage, state, stage.initial(), "a new stream's")
+    _stepped(stage, state, trial.part(0, trial.steps))  # before an empty chunk: what always fails, fails here
     for chunk in trial.cuts():
-        state, out = stage.step(state, chunk)
+        state, out = _stepped(stage, state, chunk)
         made.append(out)
     made.append(stage.flush(state)[1])
     for out in made:
         conforms("signal", stage, out)
+
+
+def _stepped(stage: Stage, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+    """`step`, for authors who run it for the first time: what it was given when it failed, and what it gave."""
+    steps = len(next(iter(chunk.values())))
+    try:
+        result = stage.step(state, chunk)
+    except Exception as error:
+        raise LawBroken(
+            "signal" if steps else "empty",
+            f"on a chunk of {steps} time steps the stage raised {type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise LawBroken("signal", f"`step` gave a {type(result).__name__}, not a pair: state, chunk")
+    return result
 
 
 def conforms(law: str, stage: Stage, out: Mapping[str, Array]) -> None:
@@ -69,6 +86,8 @@ def arrays(trial: Trial) -> None:
 
 def _plain(stage: Stage, state: State, like: Mapping[str, Array], when: str) -> None:
     laid = stage.dump(state)
+    if not isinstance(laid, Mapping):
+        raise LawBroken("arrays", f"{when} state is a {type(laid).__name__}, not a dict of arrays")
     for name, value in laid.items():
         if not isinstance(value, np.ndarray) or value.dtype.name not in DTYPES or value.ndim > MAX_RANK:
             kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
@@ -230,8 +249,8 @@ def reset(trial: Trial) -> None:
 def finite(trial: Trial) -> None:
     """The law: a NaN or an infinity is refused or passed on, never kept: a stream would carry it for ever.
 
-    To keep it: call `require_finite(name, array, self.name)` on what is about to be kept; a `StackedStage`
-    does that for all that arrives.
+    To keep it: call `runnel.stage.require_finite(name, array, self.name)` on what is about to be kept; a
+    `StackedStage` does that for all that arrives.
     """
     half = trial.steps // 2
     for value in (np.nan, np.inf):

@@ -92,7 +92,8 @@ def test_a_strangers_ends_are_reached_as_ours_are(stranger: None, pipeline: Path
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("wav", "told by the name's ending, and none is not one"),
+        ("wav", "wav is a source, and no file: write wav:PATH$"),
+        ("gain", "told by the name's ending, and none is not one"),
         ("x.gain2", r"and .gain2 is not one \(known: .*\.csv, .*\.wav\)$"),
         ("x.cvs", r"and .cvs is not one \(did you mean '.csv'\?\)"),
         ("hots:", r"no source 'hots' is installed \(did you mean 'host'\?\)"),
@@ -283,3 +284,62 @@ def test_only_so_much(pipeline: Path, tmp_path: Path) -> None:
     pipeline.write_text(pipeline.read_text().replace("rate = 100.0\n", ""))
     with pytest.raises(UsageError, match="--for: the pipeline has no rate, nor has the input: say --steps"):
         runnel_run(pipeline, tmp_path / "in.npy", "--for", "1s")
+
+
+@pytest.mark.parametrize("out", ["x.csv", "csv:x.csv", "./x.csv", "csv:?path=x.csv"])
+def test_what_is_read_is_not_written_over(pipeline: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(pipeline.parent)
+    Path("x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"-o: \.?/?x\.csv is what is read, and would be lost"):
+        runnel_run(pipeline, "x.csv", "-o", out)
+    assert Path("x.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_what_is_read_is_not_written_over_by_what_the_file_says(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline.parent.parent)
+    (pipeline.parent / "x.csv").write_text("a,b\n1,2\n")
+    with pipeline.open("a") as file:
+        file.write('[source]\nuse = "csv"\npath = "x.csv"\n[[sink]]\nuse = "csv"\npath = "x.csv"\n')
+    with pytest.raises(UsageError, match=r"\[\[sink\]\] \(csv\): .*x\.csv is what is read"):
+        runnel_run(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("outs", "told"),
+    [
+        (["y.csv", "csv:y.csv"], r"-o: y\.csv is written by y\.csv already"),
+        (["-", "jsonl:"], r"-o: standard output is written by standard output already"),
+        (["tsv:", "csv:-"], r"-o: standard output is written by tsv: already"),
+    ],
+)
+def test_two_outputs_do_not_write_to_one_place(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, outs: list[str], told: str
+) -> None:
+    monkeypatch.chdir(pipeline.parent)
+    Path("x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=told):
+        runnel_run(pipeline, "x.csv", *(word for out in outs for word in ("-o", out)))
+    assert sorted(path.name for path in Path().iterdir()) == ["leaky.onnx", "leaky.toml", "x.csv"]
+
+
+def test_a_device_may_be_read_and_written_twice(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pipeline.parent)
+    Path("x.csv").write_text("a,b\n1,2\n")
+    assert runnel_run(pipeline, "x.csv", "-o", "csv:/dev/null", "-o", "jsonl:/dev/null") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["host"], r"INPUT: host is a source, and no file: write host:"),
+        (["x.csv", "-o", "plot"], r"-o: plot is a sink, and no file: write plot:"),
+        (["plot"], r"INPUT: plot: the kind of input is told by the name's ending"),
+    ],
+)
+def test_the_name_of_an_end_without_its_colon(pipeline: Path, words: list[str], told: str) -> None:
+    (pipeline.parent / "x.csv").write_text("a,b\n1,2\n")
+    words = [str(pipeline.parent / word) if word == "x.csv" else word for word in words]
+    with pytest.raises(UsageError, match=told):
+        runnel_run(pipeline, *words)

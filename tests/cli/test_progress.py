@@ -60,3 +60,40 @@ def test_progress_in_a_log_is_a_line_now_and_then():
         "100 time steps, 10.00 s, 10 steps/s",
         "120 time steps, 12.00 s, 10 steps/s",
     ]
+
+
+def test_progress_leaves_a_terminal_to_the_output_that_is_written_there():
+    clock, stream = Clock(), Terminal()
+    progress = Progress(100, 10.0, crowded=True, stream=stream, clock=clock)
+    progress.begin("live from host:, until Ctrl-C")
+    for _ in range(4):
+        clock.now += 1
+        progress.add(25)
+    progress.close("the end")
+    assert stream.getvalue() == "\r\x1b[Klive from host:, until Ctrl-C\n\r\x1b[Kthe end\n"
+    broken_off = Progress(100, 10.0, crowded=True, stream=Terminal(), clock=clock)
+    broken_off.close()  # a last line without its end is the output's
+    assert broken_off.stream.getvalue() == ""
+
+
+def test_what_is_waited_for_is_told_on_a_terminal_alone():
+    clock = Clock()
+    for stream, shown in ((Terminal(), "\r\x1b[Klive from x"), (io.StringIO(), "")):
+        Progress(None, None, stream=stream, clock=clock).begin("live from x")
+        assert stream.getvalue() == shown
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "told"),
+    [
+        (1, 2, "1 time step, 2.00 s, 0.5 steps/s"),
+        (19, 2, "19 time steps, 2.00 s, 9.5 steps/s"),
+        (0, 1, "0 time steps, 1.00 s, 0 steps/s"),
+    ],
+)
+def test_a_slow_run_is_told_as_exactly_as_a_fast_one(steps, seconds, told):
+    clock = Clock()
+    progress = Progress(None, None, stream=io.StringIO(), clock=clock)
+    progress.add(steps)
+    clock.now += seconds
+    assert progress.summary() == told

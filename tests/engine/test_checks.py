@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import numpy as np
 import pytest
 
-from runnel import Engine, Framing, TensorSpec
+from runnel import Engine, Framing, StackedStage, TensorSpec
 from runnel.checks import LAWS, LawBroken, Trial, check_stage
 from runnel.framing import Frame
 from runnel.trial import noise
 from tests import models
 from tests.engine.law_breakers import (
     MUTANTS,
+    SIGNAL,
     Centre,
     Difference,
     Holding,
@@ -84,6 +88,67 @@ def test_a_stage_that_only_raises_breaks_a_law_with_its_own_error_as_cause():
     with pytest.raises(LawBroken, match="KeyError: 'gone'") as caught:
         check_stage(Raises)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+class NoState(Difference):
+    def initial(self):
+        return None
+
+
+class NumberForState(StackedStage):
+    name = "number"
+
+    def __init__(self):
+        self.inputs = self.outputs = SIGNAL
+
+    def initial(self):
+        return {"n": 0}
+
+    def advance(self, state, chunk):
+        return {"n": state["n"] + 1}, dict(chunk)
+
+
+class ChunkAlone(Difference):
+    def step(self, state, chunk):
+        return super().step(state, chunk)[1]
+
+
+class LastOfNone(Difference):
+    def step(self, state, chunk):
+        return super().step(state, chunk) if chunk["x"][-1] is not None else None
+
+
+class OfOneStep(Difference):
+    def step(self, state, chunk):
+        if len(chunk["x"]) > 1:
+            raise ValueError("one at a time")
+        return super().step(state, chunk)
+
+
+@pytest.mark.parametrize(
+    ("beginner", "law", "told"),
+    [
+        (NoState, "arrays", "a new stream's state is a NoneType, not a dict of arrays"),
+        (NumberForState, "arrays", "a new stream's state 'n' is a int, not an array of numbers"),
+        (ChunkAlone, "signal", "`step` gave a dict, not a pair: state, chunk"),
+        (LastOfNone, "empty", "on a chunk of 0 time steps the stage raised IndexError: index -1"),
+        (OfOneStep, "signal", "on a chunk of 256 time steps the stage raised ValueError: one at a time"),
+    ],
+)
+def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
+    with pytest.raises(LawBroken) as caught:
+        check_stage(beginner)
+    assert caught.value.law == law
+    message = str(caught.value)
+    assert message.startswith(f"the law of {law} is broken: {told}")
+    assert LAWS[law].__doc__.split(".")[0] in message, "with the advice of that law"
+
+
+def test_what_the_advice_names_is_there():
+    """Who reads it goes and imports it."""
+    for name in re.findall(r"`(runnel(?:\.\w+)+)", "".join(law.__doc__ for law in LAWS.values())):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
 
 
 def test_samples_that_do_not_fit_are_refused():

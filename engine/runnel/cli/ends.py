@@ -7,6 +7,7 @@ the source ``csv`` with that path, ``host:?rate=2`` the source ``host`` with tha
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import numpy as np
+
 from .. import tables
 from ..ends import Sink, Source
 from ..errors import PipelineError, PluginError, UsageError, nearest
 from ..files import STDIO
 from ..plugins import Plugin, from_text, installed, load, make, offers
-from ..spec import Signal
+from ..spec import Array, Signal
 from ..stage import Chunk
 from .pace import rows_of
 
@@ -71,6 +74,13 @@ def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
     path, texts = text, {}
     if "?" in text and not Path(text).exists():
         path, texts = _query(text, where)
+    if text in installed():
+        for plugin in offers(text):
+            if plugin.kind == kind:
+                needs = (
+                    plugin.options[0].name.upper() if plugin.options and plugin.options[0].required else ""
+                )
+                raise UsageError(f"{where}: {text} is a {kind}, and no file: write {text}:{needs}")
     use = Path(path).suffix.lower().removeprefix(".")
     if use not in installed():
         if match and not use:
@@ -113,6 +123,46 @@ def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) 
     return [written("sink", text) for text in texts]
 
 
+def path_of(end: End) -> Path | None:
+    """The file that a source reads or a sink writes, ``-`` for standard input or output.
+
+    None for an end that has no option called path: what it reads or writes is its own affair.
+    """
+    try:
+        options = load(end.use, end.kind).options
+    except PluginError:
+        return None  # told when it is opened
+    option = next((option for option in options if option.name == "path"), None)
+    if option is None:
+        return None
+    first = end.first if option is options[0] else None
+    given = end.texts.get("path", end.options.get("path", first))
+    if given is None or Path(str(given)).name == STDIO:
+        return Path(STDIO) if not option.required else None
+    return (end.folder or Path()) / str(given)
+
+
+def fit_together(source: End | None, sinks: Sequence[End]) -> None:
+    """Raise UsageError where a sink would take the place of what is read, or of another sink's output."""
+    read = path_of(source) if source is not None else None
+    taken: dict[Path, End] = {}
+    for sink in sinks:
+        path = path_of(sink)
+        if path is None or (path.exists() and not path.is_file()):
+            continue  # a device, or a pipe, holds nothing
+        if path.name != STDIO and read is not None and path.resolve() == read.resolve():
+            raise UsageError(f"{sink.where}: {path} is what is read, and would be lost: name another file")
+        other = taken.setdefault(path.resolve(), sink)
+        if other is not sink:
+            what = "standard output" if path.name == STDIO else str(path)
+            raise UsageError(f"{sink.where}: {what} is written by {other.name} already: name another file")
+
+
+def on_terminal(sinks: Sequence[End]) -> bool:
+    """Whether what is made is seen, line by line, where the progress is shown."""
+    return any(path_of(sink) == Path(STDIO) for sink in sinks) and sys.stdout.isatty()
+
+
 def opened(end: End, signal: Signal) -> Any:
     """The source or sink, its options checked. Raises PipelineError or UsageError, saying where."""
     try:
@@ -135,10 +185,19 @@ def opened(end: End, signal: Signal) -> Any:
     return make(end.kind, end.use, (signal,), options, end.where, end.folder)
 
 
+class Nothing(Source):
+    """No input at all, for a pipeline that feeds itself."""
+
+    steps = 0
+
+    def chunks(self, block: int) -> Iterator[Chunk]:
+        return iter(())
+
+
 @contextmanager
-def source_of(end: End, signal: Signal) -> Iterator[Source]:
-    """The source, opened, and closed at the end. Raises as `opened`."""
-    source: Source = opened(end, signal)
+def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
+    """The source, opened, and closed at the end; none: one that holds nothing. Raises as `opened`."""
+    source: Source = opened(end, signal) if end is not None else Nothing()
     try:
         yield source
     finally:
@@ -153,7 +212,7 @@ class Outputs:
     """
 
     def __init__(self, ends: Sequence[End], signal: Signal, keep: bool) -> None:
-        self._ends, self._keep = ends, keep
+        self._ends, self._signal, self._keep = ends, signal, keep
         self._sinks: list[Sink] = []
         self.rows = 0
         try:
@@ -163,7 +222,9 @@ class Outputs:
             self._close(False)
             raise
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, made: Chunk | Array) -> None:
+        """What a stream gave: one output may come bare."""
+        chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
         for sink in self._sinks:
             sink.write(chunk)
         self.rows += rows_of(chunk)

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
+from ..errors import UsageError
 from ..serve.client import Client
 from ..stage import Chunk
-from .ends import INPUTS, Outputs, sinks_written, source_of, written
-from .pace import Stopper, chunk_steps, limited, most_steps, paced, rows_of, seconds_of
-from .progress import Progress
+from .ends import INPUTS, Outputs, fit_together, on_terminal, sinks_written, source_of, written
+from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
+from .progress import Progress, counted
 from .run import add_shared_arguments
 
 HELP = "stream a file, or a live source, through a daemon"
@@ -27,7 +28,9 @@ _EXAMPLE = f"""examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("address", help="where the daemon serves: ipc:///path/to.sock, or tcp://host:port")
-    parser.add_argument("input", help="a file, -, or NAME:…: as for `runnel run`")
+    parser.add_argument(
+        "input", nargs="?", help="a file, -, or NAME:…: as for `runnel run`; not needed with --generate"
+    )
     parser.add_argument("--id", metavar="NAME", help="the stream's name; one is made otherwise")
     add_shared_arguments(parser)
     parser.add_argument(
@@ -38,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
-    seconds = seconds_of(args.seconds)
+    seconds, more = seconds_of(args.seconds), generated(args.generate)
+    if args.input is None and not more:
+        raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()
-        end = written("source", args.input, args.columns)
+        end = None if args.input is None else written("source", args.input, args.columns)
         source = stack.enter_context(source_of(end, served.inputs))
         rate = served.inputs.rate or source.rate
         # Ahead of its results where the input is all there; live, each result is written when it is made.
@@ -53,23 +58,26 @@ def run(args: argparse.Namespace) -> int:
         chunks = limited(stopper.watch(source.chunks(block)), most)
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
-        total = source.steps if most is None else min(most, source.steps or most)
-        progress = Progress(total, None if source.live else rate, args.quiet)
-        stack.callback(progress.close)
+        total = in_all(source.steps, most, args.generate)
         sinks = sinks_written(args.output)
+        fit_together(end, sinks)
+        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        stack.callback(progress.close)
+        if source.live and end is not None:
+            progress.begin(f"live from {end.name}, until Ctrl-C")
         with (
             stopper,
             Outputs(sinks, served.outputs, source.live) as outputs,
             client.open(args.id) as stream,
         ):
-            counted = _counted(chunks, progress)
-            for out in map(stream.feed, counted) if live else stream.feed_all(counted):
+            chunks = _counted(chunks, progress)
+            for out in map(stream.feed, chunks) if live else stream.feed_all(chunks):
                 outputs.write(out)
-            rest = stream.flush()
-            if not isinstance(rest, dict):  # one output comes bare
-                rest = {served.outputs.names[0]: rest}
-            outputs.write(rest)
-        progress.close(f"{progress.summary()}, {outputs.rows} rows out")
+            for steps in more:
+                outputs.write(stream.generate(steps))
+                progress.add(steps)
+            outputs.write(stream.flush())
+        progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 

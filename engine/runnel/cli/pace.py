@@ -17,6 +17,8 @@ MAX_CHUNK = 2**24  # time steps: what one block of input may hold in memory
 MAX_SECONDS = 366 * 86400.0  # of --for: a year
 _CHUNK_STEPS = 4096  # time steps fed at once: enough for the model's blocks, little memory
 _CHUNK_SECONDS = 0.1  # the same for --realtime: what a live client would send
+MAX_GENERATED = 2**24  # time steps of --generate: of text, a few thousand books' pages
+_GENERATED_STEPS = 32  # time steps that a pipeline makes of itself at once: a loop is slow, and is watched
 _LONGEST_SLEEP = 86400.0  # seconds: a clock's own limits are far beyond
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -67,6 +69,20 @@ def most_steps(steps: int | None, seconds: float | None, rate: float | None, liv
         raise UsageError("--for: the pipeline has no rate, nor has the input: say --steps")
     of_time = max(1, round(seconds * rate))
     return of_time if steps is None else min(steps, of_time)
+
+
+def generated(steps: int) -> list[int]:
+    """``--generate`` as numbers of time steps to be made at once: few, so that they are seen as they come."""
+    if not 0 <= steps <= MAX_GENERATED:
+        raise UsageError(f"--generate {steps}: a whole number, 1 to {MAX_GENERATED}")
+    whole, rest = divmod(steps, _GENERATED_STEPS)
+    return [_GENERATED_STEPS] * whole + [rest] * bool(rest)
+
+
+def in_all(given: int | None, most: int | None, generate: int) -> int | None:
+    """Time steps of a run whose source has `given`, where that is known: for the progress."""
+    of_source = given if most is None else most if given is None else min(most, given)
+    return None if of_source is None else of_source + generate
 
 
 def limited(chunks: Iterable[Chunk], steps: int | None) -> Iterator[Chunk]:

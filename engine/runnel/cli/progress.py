@@ -12,14 +12,23 @@ _EVERY_LOG = 5.0  # of a file or a pipe: enough to see that it goes on
 _BAR = 30  # characters
 
 
+def counted(number: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 class Progress:
-    """Count time steps and show them. `total` and `rate` (Hz) add a bar and the speed in real times."""
+    """Count time steps and show them. `total` and `rate` (Hz) add a bar and the speed in real times.
+
+    `crowded`: the output itself is written to this terminal, line by line: only the last line is shown.
+    """
 
     def __init__(
         self,
         total: int | None,
         rate: float | None,
         quiet: bool = False,
+        crowded: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -28,25 +37,33 @@ class Progress:
         self.clock = clock
         self.steps = 0
         self._tty = self.stream.isatty()
+        self._crowded = crowded and self._tty
         self._began = self._shown = clock()
+
+    def begin(self, text: str) -> None:
+        """What a terminal shows until there is something to count: a live source may have nothing to say."""
+        if self._tty and not self.quiet:
+            self._show(text, "\n" if self._crowded else "")
 
     def add(self, steps: int) -> None:
         self.steps += steps
         now = self.clock()
-        if self.quiet or now - self._shown < (_EVERY_TTY if self._tty else _EVERY_LOG):
+        if self.quiet or self._crowded or now - self._shown < (_EVERY_TTY if self._tty else _EVERY_LOG):
             return
         self._shown = now
         self._show(self._bar() + self.summary(), "" if self._tty else "\n")
 
     def close(self, text: str = "") -> None:
         """The last line: `text`, or nothing where a run was broken off."""
-        if not self.quiet and (text or self._tty):
+        if not self.quiet and (text or (self._tty and not self._crowded)):
             self._show(text, "\n" if text else "")
 
     def summary(self) -> str:
         """``16000 time steps, 0.21 s, 76190 steps/s, 4.8 × real time``."""
         elapsed = max(self.clock() - self._began, 1e-9)
-        parts = [f"{self.steps} time steps", f"{elapsed:.2f} s", f"{self.steps / elapsed:.0f} steps/s"]
+        speed = self.steps / elapsed
+        per_second = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
+        parts = [counted(self.steps, "time step"), f"{elapsed:.2f} s", f"{per_second} steps/s"]
         if self.rate:
             parts.append(f"{self.steps / self.rate / elapsed:.1f} × real time")
         return ", ".join(parts)

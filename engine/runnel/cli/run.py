@@ -9,10 +9,19 @@ from pathlib import Path
 
 from ..engine import Engine
 from ..errors import RunnelError, UsageError
-from ..stage import Chunk
-from .ends import INPUTS, Outputs, declared, sinks_written, source_of, written
-from .pace import Stopper, chunk_steps, limited, most_steps, paced, rows_of, seconds_of
-from .progress import Progress
+from ..stage import Chunk, Steps
+from .ends import (
+    INPUTS,
+    Outputs,
+    declared,
+    fit_together,
+    on_terminal,
+    sinks_written,
+    source_of,
+    written,
+)  # fmt: skip
+from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
+from .progress import Progress, counted
 
 HELP = "run a file, or a live source, through a pipeline"
 
@@ -21,6 +30,7 @@ _EXAMPLE = f"""examples:
   runnel run model.onnx sensors.csv --columns temperature,pressure -o out.jsonl
   runnel run model.onnx host:?rate=2 -o plot: -o log.csv --for 5m
   arecord -t raw -f FLOAT_LE -r 16000 -d 10 | runnel run vad.toml - --chunk 20ms
+  runnel run text.toml prompt.txt --generate 300 -o txt:
 
 {INPUTS}
 A pipeline file may hold them too, as [source] and [[sink]] tables; the command line takes their place.
@@ -37,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input",
         nargs="?",
         help="sound (.wav .flac .ogg .aiff), a table with a header (.csv .tsv), .npy, .jsonl, .parquet, - "
-        "for raw little-endian numbers on standard input, or NAME:…; needed unless the pipeline has [source]",
+        "for raw little-endian numbers on standard input, or NAME:…; needed unless the pipeline has "
+        "[source], or with --generate",
     )
     add_shared_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's threads (1)")
@@ -67,6 +78,11 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--for", dest="seconds", metavar="TIME", help="only so much: 10s, 500ms, 5m, 2h")
     parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
+    parser.add_argument(
+        "--generate", type=int, default=0, metavar="N",
+        help="after INPUT, or without one, N time steps that the pipeline makes of itself, where its file "
+        "feeds all its inputs back ([feedback])",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -82,12 +98,18 @@ def run(args: argparse.Namespace) -> int:
         end, sinks = declared(Path(args.pipeline))
         if args.input is not None:
             end = written("source", args.input, args.columns)
-        elif end is None:
-            raise UsageError("INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file")
+        elif end is None and not args.generate:
+            also = ", or --generate N: it can make time steps of itself" if engine.pipeline.generates else ""
+            raise UsageError(
+                f"INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file{also}"
+            )
         elif args.columns is not None:
             raise UsageError(
                 f"--columns is for an INPUT; write columns = … under [source] of {args.pipeline}"
             )
+        more = generated(args.generate)
+        if more:
+            engine.pipeline.accept(Steps(more[0]))  # told before anything is read or written
         inputs = engine.pipeline.inputs
         source = stack.enter_context(source_of(end, inputs))
         rate = inputs.rate or source.rate
@@ -97,18 +119,28 @@ def run(args: argparse.Namespace) -> int:
         chunks = limited(stopper.watch(source.chunks(block)), most)
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
-        total = source.steps if most is None else min(most, source.steps or most)
-        progress = Progress(total, None if source.live else rate, args.quiet)
-        stack.callback(progress.close)
+        total = in_all(source.steps, most, args.generate)
         sinks = sinks_written(args.output, sinks)
+        fit_together(end, sinks)
+        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        stack.callback(progress.close)
+        if source.live and end is not None:
+            progress.begin(f"live from {end.name}, until Ctrl-C")
         with stopper, Outputs(sinks, engine.pipeline.outputs, source.live) as outputs:
-            _feed(engine, chunks, outputs, progress, end.name)
-        progress.close(f"{progress.summary()}, {outputs.rows} rows out")
+            _feed(engine, chunks, more, outputs, progress, end.name if end else "")
+        progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 
-def _feed(engine: Engine, chunks: Iterable[Chunk], outputs: Outputs, progress: Progress, name: str) -> None:
-    """Everything through one stream."""
+def _feed(
+    engine: Engine,
+    chunks: Iterable[Chunk],
+    more: Iterable[int],
+    outputs: Outputs,
+    progress: Progress,
+    name: str,
+) -> None:
+    """Everything through one stream, and then what it makes of itself, `more` time steps at once."""
     with engine.open() as stream:
         for chunk in chunks:
             try:
@@ -119,7 +151,7 @@ def _feed(engine: Engine, chunks: Iterable[Chunk], outputs: Outputs, progress: P
                 ) from error
             outputs.write(out)
             progress.add(rows_of(chunk))
-        rest = stream.flush()
-    if not isinstance(rest, dict):  # one output comes bare
-        rest = {engine.pipeline.outputs.names[0]: rest}
-    outputs.write(rest)
+        for steps in more:
+            outputs.write(stream.generate(steps))
+            progress.add(steps)
+        outputs.write(stream.flush())

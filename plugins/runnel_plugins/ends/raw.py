@@ -1,18 +1,24 @@
-"""Bytes as they are: little-endian numbers in C order (``raw``), or a text's bytes (``txt``)."""
+"""Bytes as they are: little-endian numbers in C order (``raw``), or a text (``txt``), read and written.
+
+What is written of a row is its byte, where the output is one (uint8), or what its numbers are called: the
+characters, or the words, of a `tokens`, a `labels` or a `sample` with a vocabulary.
+"""
 
 from __future__ import annotations
 
+import codecs
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from runnel import Signal, Source, hookimpl
-from runnel.columns import only_tensor
-from runnel.errors import UsageError
-from runnel.files import Input
-from runnel.hookspecs import SourceFactory
+from runnel import Signal, Sink, Source, TensorSpec, hookimpl
+from runnel.columns import label_texts, only_tensor
+from runnel.errors import UsageError, nearest
+from runnel.files import Input, OutputText
+from runnel.hookspecs import SinkFactory, SourceFactory
 from runnel.stage import Chunk
 
 
@@ -59,6 +65,73 @@ class Text(Raw):
             )
 
 
+class TextSink(Sink):
+    """Write an output as text in UTF-8, nothing between the rows: a file, or standard output without a path.
+
+    It is the one output of whole numbers that have labels, which are written, or else the one of bytes
+    (uint8); `of` names it where there are several. A number without a label, and bytes that are no UTF-8,
+    are written as U+FFFD. `separator` stands between two rows: " " between words, say.
+    """
+
+    def __init__(
+        self, signal: Signal, path: Path | None = None, of: str | None = None, separator: str = ""
+    ) -> None:
+        self._tensor = _text_of(signal, of)
+        self._labels = label_texts(self._tensor)
+        if separator and self._labels is None:
+            raise UsageError("txt: a separator is for words, and this output's rows are bytes")
+        self._separator = separator
+        self._between = ""  # before the first row nothing
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._out = OutputText(path)
+
+    def write(self, chunk: Chunk) -> None:
+        values = chunk[self._tensor.name].tolist()
+        if self._labels is None:
+            text = self._decoder.decode(bytes(values))
+        else:
+            text = self._separator.join(self._labels.get(value, "\ufffd") for value in values)
+            if values:
+                text, self._between = self._between + text, self._separator
+        self._out.text.write(text)
+        self._out.text.flush()
+
+    def close(self, whole: bool) -> None:
+        if whole:
+            self._out.text.write(self._decoder.decode(b"", final=True))
+        if whole and self._out.text is sys.stdout:
+            self._out.text.write("\n")  # a prompt, or the next command's, is not to stand in the last line
+        self._out.close(whole)
+
+
+def _text_of(signal: Signal, of: str | None) -> TensorSpec:
+    """The tensor that is a text; UsageError where none is, or several are."""
+    scalars = [tensor for tensor in signal.tensors if tensor.shape == ()]
+    labelled = [tensor for tensor in scalars if label_texts(tensor) is not None]
+    possible = labelled or [tensor for tensor in scalars if tensor.dtype == "uint8"]
+    if of is not None:
+        possible = [t for t in scalars if t.name == of and (t.dtype == "uint8" or label_texts(t) is not None)]
+        if of not in signal.names:
+            raise UsageError(f"txt: no output {of!r}{nearest(of, list(signal.names))}")
+    if len(possible) == 1:
+        return possible[0]
+    if possible:
+        raise UsageError(
+            f"txt: {', '.join(t.name for t in possible)} could be the text: say which, as in "
+            f"txt:?of={possible[0].name}"
+        )
+    raise UsageError(
+        f"txt: a text is bytes (uint8), or whole numbers with labels, one a time step, but the pipeline "
+        f"makes {signal if of is None else next(t for t in signal.tensors if t.name == of)}: "
+        "a `sample` or `labels` stage with names gives labels"
+    )
+
+
 @hookimpl
 def runnel_sources() -> Mapping[str, SourceFactory]:
     return {"raw": Raw, "txt": Text}
+
+
+@hookimpl
+def runnel_sinks() -> Mapping[str, SinkFactory]:
+    return {"txt": TextSink}

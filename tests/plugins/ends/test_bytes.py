@@ -88,3 +88,62 @@ def test_an_npy_whose_header_is_no_header(tmp_path: Path, header: str) -> None:
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x40\x00" + header.encode().ljust(64))
     with pytest.raises(UsageError, match=r"x\.npy: not a \.npy file"):
         read(tmp_path / "x.npy", Signal((TensorSpec("x", "float32"),)))
+
+
+WORDS = ("the", " ", "naïve", "\n")
+
+
+def test_what_numbers_are_called_is_written_as_text(tmp_path: Path) -> None:
+    spec = TensorSpec("token", "int64", labels=WORDS), TensorSpec("probability", "float32")
+    with open_sink(tmp_path / "x.txt", Signal(spec)) as write:
+        for ids in ([0, 1], [], [2, 9, 3]):
+            write({"token": np.array(ids, np.int64), "probability": np.zeros(len(ids), np.float32)})
+    assert (tmp_path / "x.txt").read_text("utf-8") == "the naïve\ufffd\n"
+
+
+def test_words_are_kept_apart_across_chunks(tmp_path: Path) -> None:
+    with open_sink(
+        f"txt:{tmp_path}/x?separator= ", Signal((TensorSpec("w", "int64", labels=WORDS),))
+    ) as write:
+        for ids in ([0], [], [2, 0]):
+            write({"w": np.array(ids, np.int64)})
+    assert (tmp_path / "x").read_text("utf-8") == "the naïve the"
+
+
+def test_bytes_are_written_as_text_also_where_a_chunk_ends_within_a_character(tmp_path: Path) -> None:
+    signal = Signal((TensorSpec("byte", "uint8"),))
+    with open_sink(tmp_path / "x.txt", signal) as write:
+        for byte in "ça".encode() + b"\xff" + "ç".encode()[:1]:
+            write({"byte": np.array([byte], np.uint8)})
+    assert (tmp_path / "x.txt").read_text("utf-8") == "ça\ufffd\ufffd"
+
+
+def test_text_on_standard_output_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_sink("txt:", Signal((TensorSpec("byte", "uint8"),))) as write:
+        write({"byte": np.frombuffer(b"hello", np.uint8)})
+        assert capsys.readouterr().out == "hello"  # at once, and not at the end
+    assert capsys.readouterr().out == "\n"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text", "told"),
+    [
+        ([TensorSpec("y", "float32")], "txt:", r"the pipeline makes y: float32 \(T\)"),
+        ([TensorSpec("y", "uint8", (2,))], "txt:", r"one a time step, but the pipeline makes y: uint8"),
+        ([TensorSpec("a", "uint8"), TensorSpec("b", "uint8")], "txt:", r"a, b could be .*txt:\?of=a"),
+        ([TensorSpec("a", "uint8")], "txt:?of=aa", r"no output 'aa' \(known: a\)"),
+        ([TensorSpec("a", "uint8"), TensorSpec("b", "int8")], "txt:?of=b", r"makes b: int8"),
+        ([TensorSpec("a", "uint8")], "txt:?separator=x", "for words"),
+    ],
+)
+def test_what_is_no_text_is_refused(tensors: list[TensorSpec], text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told), open_sink(text, Signal(tuple(tensors))):
+        pass
+
+
+def test_one_output_with_labels_is_the_text_beside_bytes(tmp_path: Path) -> None:
+    signal = Signal((TensorSpec("flag", "uint8"), TensorSpec("w", "int32", labels=WORDS)))
+    for text, want in ((f"{tmp_path}/x.txt", "the"), (f"{tmp_path}/x.txt?of=flag", "A")):
+        with open_sink(text, signal) as write:
+            write({"flag": np.array([65], np.uint8), "w": np.array([0], np.int32)})
+        assert (tmp_path / "x.txt").read_text() == want
