@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Final, Literal
@@ -33,6 +35,7 @@ from runnel_plugins.ends.jsonl import rows_as_json
 MAX_MESSAGE: Final = 2**26  # bytes of a frame: an hour of 16 kHz int8, and no more than we hold at once
 MAX_QUEUE: Final = 10**6  # messages that libzmq may be told to hold
 _LINGER: Final = 1000  # milliseconds for what was published to be sent, at the end
+_RETRY: Final = 0.5  # seconds: so long after a connection ended, one that libzmq leaves ended is made anew
 _SHOWN: Final = 60  # bytes of a malformed message in the report
 
 
@@ -69,11 +72,16 @@ class Sub(Source):
             raise UsageError(f"{self._name}: columns and time are for JSON; raw numbers have no names")
         self._count = self._bad = 0
         self._first_bad = ""
-        self._address = None if bind else address
+        self._address = address
+        self._lost: float | None = (
+            None  # when a connection ended of which libzmq has not said that it tries again
+        )
         self._cut = False
         self._socket, self._context = _socket("sub", address, bind, queue)
         self._socket.setsockopt_string(_zmq().SUBSCRIBE, topic)
-        self._monitor = self._socket.get_monitor_socket(_zmq().EVENT_DISCONNECTED)
+        # Where it is bound, it is for the publishers to connect again.
+        events = 0 if bind else _zmq().EVENT_DISCONNECTED | _zmq().EVENT_CONNECT_RETRIED
+        self._monitor = self._socket.get_monitor_socket(events)
 
     def chunks(self, block: int) -> Iterator[Chunk]:
         again = _zmq().Again
@@ -106,28 +114,30 @@ class Sub(Source):
     def _receive(self) -> list[bytes]:
         """The next message, waited for.
 
-        A connection on which a message passes MAX_MESSAGE is ended by libzmq, for good: it does not try again
-        as it does when a publisher went away. So each that ends is made anew.
+        A connection on which a message passes MAX_MESSAGE is ended by libzmq for good: it does not try again,
+        as it does, and says, when a publisher went away. Where it does not, the connection is made anew.
         """
         zmq = _zmq()
         poller = zmq.Poller()
         for socket in (self._socket, self._monitor):
             poller.register(socket, zmq.POLLIN)
-        while self._socket not in (ready := dict(poller.poll())):
-            assert self._monitor in ready
-            self._monitor.recv_multipart()
-            if not self._cut:
-                self._cut = True
-                warn(
-                    f"{self._name}: a connection ended: the publisher went away, or sent a message of more "
-                    f"than {MAX_MESSAGE} bytes"
-                )
-            if self._address is not None:
+        while True:
+            wait = None if self._lost is None else max(0.0, self._lost + _RETRY - time.monotonic())
+            ready = dict(poller.poll(None if wait is None else math.ceil(1000 * wait)))
+            if self._monitor in ready:
+                (event,) = struct.unpack_from("=H", self._monitor.recv_multipart()[0])
+                self._lost = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
+            if self._socket in ready:
+                frames: list[bytes] = self._socket.recv_multipart()
+                return frames
+            if wait == 0.0:
+                self._lost = None
+                if not self._cut:
+                    self._cut = True
+                    warn(f"{self._name}: a message of more than {MAX_MESSAGE} bytes ended a connection")
                 with contextlib.suppress(zmq.ZMQError):  # it is gone already
                     self._socket.disconnect(self._address)
                 self._socket.connect(self._address)
-        frames: list[bytes] = self._socket.recv_multipart()
-        return frames
 
     def close(self) -> None:
         self._socket.disable_monitor()
