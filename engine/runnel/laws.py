@@ -40,7 +40,7 @@ def signal(trial: Trial) -> None:
 
 
 def _stepped(stage: Stage, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-    """`step`, for authors who run it for the first time: what it was given when it failed, and what it gave."""
+    """`step`, told apart for whoever runs it for the first time: on what it failed, and what it gave."""
     steps = len(next(iter(chunk.values())))
     try:
         result = stage.step(state, chunk)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import feedback, tables
-from .errors import PipelineError, nearest
+from .errors import ModelError, PipelineError, nearest
 from .modelfile import ModelFile, Providers, Running, read_model
 from .notices import Listener, Notices
 from .pipeline import Pipeline, same_rate
@@ -61,7 +61,14 @@ def load_pipeline(
     running = Running(slots, providers, threads, trust, flush_denormals)
     for entry in entries:
         if entry.use == MODEL:
-            entry.model = read_model(entry.options, path.parent, entry.place, running, in_toml)
+            try:
+                entry.model = read_model(entry.options, path.parent, entry.place, running, in_toml)
+            except ModelError as error:
+                if in_toml or path.suffix == ".onnx":
+                    raise
+                raise ModelError(
+                    f"{error.message}; the name of a pipeline ends in .toml, that of a model in .onnx"
+                ) from None
 
     signal = told = _first_signal(document, entries, main, where)
     stages: list[Stage] = []
@@ -228,6 +235,11 @@ def _tensors(part: Mapping[str, Any], place: str) -> tuple[TensorSpec, ...]:
     found = []
     for name in told:
         tables.name(name, within)
+        if isinstance(told[name], str):
+            raise PipelineError(
+                f'{within}: {name} must be a table, as in {name} = {{ dtype = "float32", shape = [2] }}, not '
+                f"{told[name]!r:.80}"
+            )
         one = tables.table(told, name, within)
         tables.known(one, _TENSOR, f"{within} {name}")
         found.append(_tensor(TensorSpec(name, "float32"), one, f"{within} {name}"))

@@ -196,6 +196,7 @@ def test_for_programs(stranger, capsys):
         (["new", "../x"], "'x', say"),
         (["new", "a" * 41], "1 to 40 characters"),
         (["new", "lambda"], "is a word of Python"),
+        (["new", "model"], "is a word of pipeline files"),  # use = "model" is a model
         (["new", "new"], "is a word of this command"),
         (["new", "resample"], "is installed already, of runnel "),
         (["new", "plugins"], "there is a module runnel_plugins already"),

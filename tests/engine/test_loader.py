@@ -270,6 +270,7 @@ def test_several_named_inputs(probe: Path) -> None:
         ("[input.tensors]", r"\[input.tensors\]: 0 tensors; 1 to 64"),
         ("[input]\ntensors = 3", "tensors must be a table, not 3"),
         ("[input.tensors]\nx = 3", r"\[input.tensors\]: x must be a table"),
+        ("[input.tensors]\nx = 'int8'", r"x must be a table, as in x = \{ dtype = .*, not 'int8'"),
         ("[input.tensors]\nx = {shap = [3]}", r"\[input.tensors\] x: unknown key 'shap' .*'shape'"),
         ("[input.tensors]\nx = {dtype = 'float23'}", r"\[input.tensors\] x: dtype 'float23' is not one of"),
         ("[input.tensors]\nx = {shape = [-1]}", r"\[input.tensors\] x: shape \[-1\]"),
@@ -283,6 +284,14 @@ def test_several_named_inputs(probe: Path) -> None:
 def test_mistakes_about_the_input(probe: Path, text: str, says: str) -> None:
     with pytest.raises(errors.RunnelError, match=says):
         load(probe, text + '\n[[after]]\nuse = "probe"\n')
+
+
+def test_a_file_that_is_neither_pipeline_nor_model(tmp_path: Path) -> None:
+    """As where INPUT and PIPELINE are taken for each other."""
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    for name in ("x.csv", "nothing"):
+        with pytest.raises(errors.RunnelError, match=r"pipeline ends in \.toml, that of a model in \.onnx"):
+            Engine.load(tmp_path / name)
 
 
 def test_what_is_in_a_stages_files_counts(probe: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 from ..errors import UsageError
+from ..loader import MODEL
 from ..plugins import distribution, installed
 
 MAX_NAME = 40  # characters: it becomes a file's name, a module's and a package's
@@ -69,10 +70,9 @@ def _check_name(name: str) -> None:
             f"a plugin's name is 1 to {MAX_NAME} characters of a-z, 0-9 and _, a letter first{hint}; "
             f"not {name!r:.80}"
         )
-    if keyword.iskeyword(name) or name == "new":
-        raise UsageError(
-            f"{name!r} is a word of {'this command' if name == 'new' else 'Python'}: choose another name"
-        )
+    words = {"new": "this command", MODEL: "pipeline files"}
+    if keyword.iskeyword(name) or name in words:
+        raise UsageError(f"{name!r} is a word of {words.get(name, 'Python')}: choose another name")
     if name in installed():
         raise UsageError(
             f"a plugin {name!r} is installed already, of {' '.join(distribution(name))}; with two of one "

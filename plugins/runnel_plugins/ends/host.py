@@ -45,11 +45,11 @@ class Host(Source):
 
     def __init__(self, signal: Signal, metrics: list[str] | None = None, rate: float | None = None) -> None:
         self._psutil = library("psutil", "host: the machine's sensors", "sensors")
-        if signal.rate and rate and rate != signal.rate:
+        if signal.rate and rate is not None and rate != signal.rate:
             raise UsageError(f"host: rate is {rate:g} Hz, but the pipeline takes {signal.rate:g} Hz")
-        self.rate = rate or signal.rate or 1.0
-        if not MIN_RATE <= self.rate <= MAX_RATE:
-            raise UsageError(f"host: rate must be {MIN_RATE:.2g} to {MAX_RATE:g} Hz, not {self.rate:g}")
+        self.rate = asked = rate if rate is not None else signal.rate or 1.0
+        if not MIN_RATE <= asked <= MAX_RATE:
+            raise UsageError(f"host: rate must be {MIN_RATE:.2g} to {MAX_RATE:g} Hz, not {asked:g}")
         self._signal = signal
         self._row = Row("host", signal, "time")
         integers = [t for t in self._row.numbers.tensors if t.dtype not in ("float32", "float64", "float16")]

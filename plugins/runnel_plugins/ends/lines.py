@@ -150,6 +150,8 @@ class LinesSource(Source):
         where = f"line {self._count}: {shown!r}: {why}"
         if self._refuse:
             raise UsageError(f"{self.name}: {where}")
+        if not self._bad and self.live:  # at once: where all are so, nothing else would ever be seen of it
+            warn(f"{self.name}: a line was left out; such lines are counted. {where}")
         self._bad += 1
         self._first_bad = self._first_bad or where
 

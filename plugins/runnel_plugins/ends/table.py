@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from runnel import Signal, Sink, Source, hookimpl
-from runnel.columns import choose_columns, columns_of, flat, label_texts, pack
+from runnel.columns import TIME, choose_columns, columns_of, flat, label_texts, pack
 from runnel.errors import UsageError, nearest
 from runnel.files import Input, Lines, OutputText
 from runnel.hookspecs import SinkFactory, SourceFactory
@@ -104,6 +104,14 @@ class Csv(Source):
         time = self._row.time
         if time is not None and time not in header:
             raise UsageError(f"{self.name}: no time column {time!r}{nearest(time, header)}")
+        wanted = self._row.columns if self._columns is None else self._columns
+        if time is not None and time in wanted:
+            raise UsageError(f"{self.name}: column {time!r} cannot be the time and a number of the input too")
+        if time is None and self._columns is None and TIME in wanted and TIME not in header:
+            raise UsageError(
+                f"{self.name}: the pipeline takes the {TIME} of each row, and no column has that name: say "
+                f"which it is, as in {self.name}?time={header[0]}; there are {', '.join(header)}"
+            )
         others = [name for name in header if name != time]
         numeric = [
             name
@@ -115,6 +123,11 @@ class Csv(Source):
 
     def _numbers(self, row: list[str], count: int, header: list[str], places: list[int]) -> list[float]:
         made = []
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise UsageError(
+                f"{self.name}: row {count} has {len(row)} cells, but the header {len(header)}: a decimal "
+                "comma, or a text without quotes?"
+            )
         for place, whole in zip(places, self._row.whole, strict=True):
             try:
                 made.append(read_cell(row[place], whole, self._missing))
@@ -123,7 +136,9 @@ class Csv(Source):
                     f"{self._cell(count, header, place)}: the row ends before it, after {len(row)} cells"
                 ) from None
             except ValueError as error:
-                raise UsageError(f"{self._cell(count, header, place)}: {error}") from None
+                empty = not row[place].strip() and not whole
+                hint = "; with ?missing=nan behind the file's name it is NaN" if empty else ""
+                raise UsageError(f"{self._cell(count, header, place)}: {error}{hint}") from None
         return made
 
     def _time(self, row: list[str], count: int, header: list[str], place: int) -> float:

@@ -43,9 +43,11 @@ class Sub(Source):
     """Hear a ZeroMQ publisher, live: messages of time steps as JSON or as raw numbers.
 
     `address`: tcp://127.0.0.1:port or ipc:///path; connected to, or bound with `bind`. `topic`: only
-    messages whose first frame begins with it. `format`: see above. `columns` and `time`: of JSON, as for
-    jsonl. `queue`: messages held while the pipeline is busy; beyond it they are lost. `malformed`: "skip"
-    leaves such messages out, and tells their number at the end; "refuse" ends the run.
+    messages whose first frame begins with it. `format`: "json", a time step a message, or a list of them,
+    as jsonl has them; "raw", a frame for each array, little-endian, of as many time steps as it holds.
+    `columns` and `time`: of JSON, as for jsonl. `queue`: messages held while the pipeline is busy; beyond
+    it they are lost. `malformed`: "skip" leaves such messages out, and tells their number at the end;
+    "refuse" ends the run.
     """
 
     live = True
@@ -159,6 +161,8 @@ class Sub(Source):
             why = f"message {self._count}, {b' '.join(frames)[:_SHOWN]!r}: {error}"
             if self._refuse:
                 raise UsageError(f"{self._name}: {why}") from None
+            if not self._bad:  # at once: where all are so, nothing else would ever be seen of it
+                warn(f"{self._name}: a message was left out; such messages are counted. {why}")
             self._bad += 1
             self._first_bad = self._first_bad or why
             return None

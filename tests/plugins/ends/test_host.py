@@ -116,6 +116,8 @@ def test_every_metric_has_a_value() -> None:
         (signal(1, 5.0), {"rate": 4.0}, "rate is 4 Hz, but the pipeline takes 5 Hz"),
         (signal(1), {"rate": 1000.0}, "rate must be 0.00028 to 100 Hz, not 1000"),
         (signal(1), {"rate": -1.0}, "rate must be"),
+        (signal(1), {"rate": 0.0}, "rate must be"),
+        (signal(1, 5.0), {"rate": 0.0}, "rate is 0 Hz, but"),
         (Signal((TensorSpec("x", "int64"),)), {}, "sensors give fractions, but the pipeline takes x: int64"),
     ],
 )

@@ -74,6 +74,22 @@ def test_malformed_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.Ca
         read(f"lines:{tmp_path}/x.log?malformed=refuse", X)
 
 
+def test_the_first_malformed_line_of_a_live_source_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the wrong number of numbers nothing would be seen until Ctrl-C."""
+    os.mkfifo(tmp_path / "x")
+    fd = os.open(tmp_path / "x", os.O_RDWR)
+    os.write(fd, b"1\n2\n3 4\n")
+    with open_source(f"lines:{tmp_path}/x", X) as source:
+        assert next(source.chunks(10))["x"].tolist() == [[3, 4]]
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "a line was left out; such lines are counted. line 1: '1': 1 numbers, not 2" in told
+    assert "2 of 3 lines were left out" in capsys.readouterr().err
+    os.close(fd)
+
+
 def test_a_line_without_an_end_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.log").write_bytes(b"1 2\n" + b"3" * 300_000 + b" 4\n5 6\n")
     chunks = read(f"lines:{tmp_path}/x.log", X)

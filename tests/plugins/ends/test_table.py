@@ -50,13 +50,38 @@ def test_the_source_tells_the_time_of_the_last_row_given(tmp_path: Path) -> None
         ("t,x.0,x.1\n1,2,3\nnoon,2,3\n", "time=t", "row 2, column 't': 'noon' is neither seconds nor a time"),
         ("t,x.0,x.1\n1,2,3\n,2,3\n", "time=t", "row 2, column 't': '' is neither"),
         ("t,x.0,x.1\n1,2,3\ninf,2,3\n", "time=t", "row 2, column 't': 'inf' is neither"),
-        ("t,x.0,x.1\n1,2,\n", "missing=nan&time=x.0", "no column 'x.0'"),
+        ("t,x.0,x.1\n1,2,\n", "missing=nan&time=x.0", "'x.0' cannot be the time and a number of the input"),
+        ("t,a,b\n1,2,3\n", "columns=t,a&time=t", "'t' cannot be the time and a number of the input"),
     ],
 )
 def test_a_time_column_that_is_none(tmp_path: Path, text: str, query: str, says: str) -> None:
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(UsageError, match=says):
         read(f"{tmp_path}/x.csv?{query}", X)
+
+
+def test_a_pipeline_that_takes_the_time_is_told_it_in_a_column(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("when,x.0,x.1,n\n1,2,3,4\n")
+    with pytest.raises(UsageError, match=r"say which it is, as in .*x\.csv\?time=when; there are when, x\.0"):
+        read(tmp_path / "x.csv", TIMED)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("3,4,5", r"row 2 has 3 cells, but the header 2: a decimal comma"),
+        ("3,", r"row 2, column 'x\.1': '' is not a finite number; with \?missing=nan .* it is NaN"),
+    ],
+)
+def test_a_row_that_is_not_as_the_header_says(tmp_path: Path, row: str, says: str) -> None:
+    (tmp_path / "x.csv").write_text(f"x.0,x.1\n1,2\n{row}\n")
+    with pytest.raises(UsageError, match=says):
+        read(tmp_path / "x.csv", X)
+
+
+def test_commas_at_the_end_of_each_row_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("x.0,x.1\n1,2,\n3,4, ,\n")
+    assert np.concatenate([c["x"] for c in read(tmp_path / "x.csv", X)]).tolist() == [[1, 2], [3, 4]]
 
 
 def test_missing_numbers_are_nan_where_that_is_asked_for(tmp_path: Path) -> None:
