@@ -66,6 +66,10 @@ def choose_columns(
         raise UsageError(
             f"{where}: --columns names {len(chosen)}, but a time step holds {len(wanted)} numbers ({signal})"
         )
+    twice = next((name for name in chosen if list(header).count(name) > 1), None)
+    if twice is not None:
+        many = list(header).count(twice)
+        raise UsageError(f"{where}: {many} columns are called {twice!r}: give them other names")
     missing = [name for name in chosen if name not in header]
     if not missing:
         return [list(header).index(name) for name in chosen]

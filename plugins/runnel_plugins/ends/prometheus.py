@@ -7,9 +7,10 @@ run that hangs.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from runnel import Signal, Sink, hookimpl
 from runnel.columns import columns_of, flat
@@ -19,6 +20,8 @@ from runnel.hookspecs import SinkFactory
 from runnel.stage import Chunk
 
 MAX_COLUMNS: Final = 1000  # a time series each in the database of whoever scrapes
+MAX_CONNECTIONS: Final = 16  # at once, a thread each: a scraper and a few who look; the next is turned away
+REQUEST_SECONDS: Final = 5.0  # that one may take to ask and to read: else it would keep its place for ever
 
 
 class Prometheus(Sink):
@@ -50,6 +53,7 @@ class Prometheus(Sink):
             self._server, self._thread = client.start_http_server(port, host, registry)
         except (OSError, OverflowError) as error:
             raise UsageError(f"prometheus: cannot listen at {host}:{port}: {error}") from None
+        _bound(self._server)
         self.port: int = self._server.server_port
 
     def write(self, chunk: Chunk) -> None:
@@ -67,6 +71,28 @@ class Prometheus(Sink):
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _bound(server: Any) -> None:
+    """Let the library's server, which starts a thread for whoever comes, have so many and no more."""
+    places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+    take, answer = server.process_request, server.process_request_thread
+
+    def take_if_free(request: Any, address: Any) -> None:
+        if places.acquire(blocking=False):
+            take(request, address)
+        else:
+            server.shutdown_request(request)
+
+    def answer_and_leave(request: Any, address: Any) -> None:
+        try:
+            answer(request, address)
+        finally:
+            places.release()
+
+    handler = server.RequestHandlerClass
+    server.RequestHandlerClass = type("Handler", (handler,), {"timeout": REQUEST_SECONDS})
+    server.process_request, server.process_request_thread = take_if_free, answer_and_leave
 
 
 @hookimpl

@@ -7,6 +7,8 @@ import math
 import os
 import socket
 import sys
+import threading
+import time
 from urllib.request import urlopen
 
 import numpy as np
@@ -15,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
+from runnel_plugins.ends import prometheus
 from runnel_plugins.ends.plot import Plot, envelope
 from runnel_plugins.ends.prometheus import Prometheus
 
@@ -31,6 +34,31 @@ def scraped(port: int) -> dict[str, float]:
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     return {s.labels.get("column", s.name): s.value for f in families for s in f.samples}
+
+
+def test_connections_that_say_nothing_are_bounded_and_do_not_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prometheus, "REQUEST_SECONDS", 0.5)
+    before = threading.active_count()
+    sink = Prometheus(Y, port=0)
+    silent = [socket.create_connection(("127.0.0.1", sink.port), 10) for _ in range(40)]
+    try:
+        for turned_away in silent[prometheus.MAX_CONNECTIONS :]:
+            turned_away.settimeout(10)
+            assert turned_away.recv(1) == b""
+        assert threading.active_count() <= before + 1 + prometheus.MAX_CONNECTIONS
+        for given_up in silent[: prometheus.MAX_CONNECTIONS]:
+            given_up.settimeout(10)
+            assert given_up.recv(1) == b""
+        until = time.monotonic() + 10
+        while threading.active_count() > before + 1 and time.monotonic() < until:
+            time.sleep(0.01)  # their threads end after their connections
+        assert math.isnan(scraped(sink.port)["y.0"])
+    finally:
+        for one in silent:
+            one.close()
+        sink.close(whole=True)
 
 
 def test_gauges_are_the_last_values() -> None:

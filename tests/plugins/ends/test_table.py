@@ -79,6 +79,15 @@ def test_a_row_that_is_not_as_the_header_says(tmp_path: Path, row: str, says: st
         read(tmp_path / "x.csv", X)
 
 
+def test_a_column_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("x,y,x\n1,2,3\n")
+    with pytest.raises(UsageError, match=r"x\.csv: 2 columns are called 'x'"):
+        read(path, Signal((TensorSpec("x", "float32"),)))
+    (chunk,) = read(path, Signal((TensorSpec("y", "float32"),)))
+    assert chunk["y"].tolist() == [2]
+
+
 def test_commas_at_the_end_of_each_row_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("x.0,x.1\n1,2,\n3,4, ,\n")
     assert np.concatenate([c["x"] for c in read(tmp_path / "x.csv", X)]).tolist() == [[1, 2], [3, 4]]
