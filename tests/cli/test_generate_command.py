@@ -37,7 +37,7 @@ def doubles(tmp_path: Path) -> Path:
     ("words", "want"),
     [
         (["--generate", "70"], 2.0 ** np.arange(1, 71)),  # more than are made at once
-        (["prompt.csv", "--generate", "3"], [14, 10, 20, 40, 80]),
+        (["prompt.csv", "--generate", "3"], [10, 20, 40, 80]),
         (["prompt.csv", "--steps", "1", "--generate", "2"], [14, 28, 56]),
         (["prompt.csv"], [14, 10]),
     ],

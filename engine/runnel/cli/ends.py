@@ -252,6 +252,11 @@ class Outputs:
             raise failed
 
 
+def last_row(made: Chunk | Array) -> Chunk | Array:
+    """The last time step of what a stream gave."""
+    return made[-1:] if isinstance(made, np.ndarray) else {name: array[-1:] for name, array in made.items()}
+
+
 def _query(text: str, where: str) -> tuple[str, dict[str, str]]:
     """What stands before the ``?``, and the options after it, with %XX in their values taken back."""
     before, _, after = text.partition("?")

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 
 from ..errors import UsageError
 from ..serve.client import Client
+from ..spec import Array
 from ..stage import Chunk
-from .ends import INPUTS, Outputs, fit_together, on_terminal, sinks_written, source_of, written
+from .ends import INPUTS, Outputs, fit_together, last_row, on_terminal, sinks_written, source_of, written
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_shared_arguments
@@ -71,8 +72,14 @@ def run(args: argparse.Namespace) -> int:
             client.open(args.id) as stream,
         ):
             chunks = _counted(chunks, progress)
+            before: Chunk | Array | None = None
             for out in map(stream.feed, chunks) if live else stream.feed_all(chunks):
-                outputs.write(out)
+                if more:
+                    before = last_row(out)
+                else:
+                    outputs.write(out)
+            if before is not None:
+                outputs.write(before)
             for steps in more:
                 outputs.write(stream.generate(steps))
                 progress.add(steps)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from ..engine import Engine
 from ..errors import RunnelError, UsageError
+from ..spec import Array
 from ..stage import Chunk, Steps
 from .ends import (
     INPUTS,
     Outputs,
     declared,
     fit_together,
+    last_row,
     on_terminal,
     sinks_written,
     source_of,
@@ -80,8 +82,8 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
-        help="after INPUT, or without one, N time steps that the pipeline makes of itself, where its file "
-        "feeds all its inputs back ([feedback])",
+        help="N time steps that the pipeline makes of itself, where its file feeds all its inputs back "
+        "([feedback]): at once, or after INPUT, of which only the last output is written then",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -141,6 +143,7 @@ def _feed(
     name: str,
 ) -> None:
     """Everything through one stream, and then what it makes of itself, `more` time steps at once."""
+    before: Chunk | Array | None = None  # of a prompt the answer counts, and not what it foretold of itself
     with engine.open() as stream:
         for chunk in chunks:
             try:
@@ -149,8 +152,13 @@ def _feed(
                 raise type(error)(
                     f"{name}: in the chunk that begins at time step {progress.steps}: {error}"
                 ) from error
-            outputs.write(out)
+            if more:
+                before = last_row(out)
+            else:
+                outputs.write(out)
             progress.add(rows_of(chunk))
+        if before is not None:
+            outputs.write(before)
         for steps in more:
             outputs.write(stream.generate(steps))
             progress.add(steps)
