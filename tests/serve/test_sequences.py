@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from runnel.notices import Notice, Notices
 from runnel.serve import sequences, wire
 from runnel.serve.placement import Place, worker_of
 from runnel.serve.protocol import Server
@@ -169,24 +168,6 @@ def test_an_idle_stream_is_closed_and_who_spoke_for_it_last_is_told() -> None:
     assert code(late) == "UNKNOWN_STREAM"
     assert "no request for 100 s" in late.error.message  # type: ignore[union-attr]
     assert server.stats.closed == {"idle": 2}
-
-
-def test_listeners_are_told_why_a_stream_is_gone() -> None:
-    """Each once, in order: for an idle one first that it is."""
-    engine, heard = tally_engine(), list[Notice]()
-    engine.notices = Notices([("test", heard.append)])
-    server = Server(engine, "boot", idle_seconds=100.0)
-    for name in "ab":
-        ask_at(server, b"one", 0.0, op="open", sequence_id=name)
-    ask_at(server, b"one", 50.0, op="close", sequence_id="a")
-    server.tick(100.0)
-    assert [(n.event, n.stream, n.reason) for n in heard] == [
-        ("opened", "a", "new"),
-        ("opened", "b", "new"),
-        ("closed", "a", "closed"),
-        ("idle", "b", "was closed: no request for 100 s"),
-        ("closed", "b", "idle"),
-    ]
 
 
 def test_a_stream_whose_request_waits_is_not_idle() -> None:
