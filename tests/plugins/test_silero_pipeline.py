@@ -11,8 +11,7 @@ import pytest
 
 from runnel import Engine
 from runnel.cli import run as command
-
-SPEECH = Path("/usr/share/sounds/alsa")  # Debian's alsa-utils
+from tests import recordings
 
 PIPELINE = """
 [input]
@@ -57,9 +56,9 @@ def pipeline(tmp_path):
 @pytest.fixture
 def speech(tmp_path):
     soundfile = pytest.importorskip("soundfile")
-    files = sorted(SPEECH.glob("*_*.wav"))
+    files = recordings.alsa()
     if not files:
-        pytest.skip("needs the recordings of Debian's alsa-utils")
+        pytest.skip(recordings.REASON)
     parts = [soundfile.read(f, dtype="float32")[0] for f in files]
     path = tmp_path / "speech.wav"
     soundfile.write(path, np.concatenate(parts), 48000)
