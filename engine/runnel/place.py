@@ -23,9 +23,7 @@ from .spec import Array
 from .stage import Chunk, Results, Stage, State, as_error
 
 MAX_STATE_BYTES: Final = 64 * 2**20  # of one stream in one stage: 5 minutes of sound; more is a leak
-ARRAY_BYTES: Final = (
-    128  # what an array of a state counts for, be it empty: as much as numpy's own head of it
-)
+ARRAY_BYTES: Final = 128  # what an array of a state counts for, be it empty: as numpy's own head of it
 MAX_MADE_BYTES: Final = 2**30  # that one chunk may become in one stage: of far more the process would die
 
 

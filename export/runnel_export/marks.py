@@ -16,6 +16,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.library import define, register_fake
 
 NAMESPACE = "runnel::"
 # The lengths of sequences that are run over by one tick written once; empty where nothing is being lifted.
@@ -58,8 +59,8 @@ for _name, _schema, _shape in (
         _layered,
     ),
 ):
-    torch.library.define(NAMESPACE + _name, _schema)
-    torch.library.register_fake(NAMESPACE + _name, _shape)
+    define(NAMESPACE + _name, _schema)
+    register_fake(NAMESPACE + _name, _shape)
 
 
 @contextmanager

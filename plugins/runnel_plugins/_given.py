@@ -14,9 +14,7 @@ from runnel.stage import Arrays
 
 from ._choose import one
 
-MAX_HELD = (
-    2**24
-)  # bytes of past that a stream holds in one stage: the engine keeps no state of four times that
+MAX_HELD = 2**24  # bytes of past that a stream holds in one stage: a quarter of what the engine keeps
 
 
 def floats(stage: str, inputs: Signal, of: str | None, dtypes: str = "efd") -> tuple[TensorSpec, ...]:

@@ -137,9 +137,8 @@ class Sample(runnel.StackedStage):
         weights: Array = np.exp((scores - best) / (self._temperature or 1.0))
         if self._top_k == self._classes and self._top_p == 1:
             return weights
-        order = np.argsort(-weights, axis=-1, kind="stable")[
-            ..., : self._top_k
-        ]  # of equal ones the first stays
+        # Stable: of equal ones the first stays.
+        order = np.argsort(-weights, axis=-1, kind="stable")[..., : self._top_k]
         kept = np.take_along_axis(weights, order, -1)
         if self._top_p < 1:
             sums = np.cumsum(kept, axis=-1)
