@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
-from torch.library import define, register_fake
+from torch import Tensor, library
 
 NAMESPACE = "runnel::"
 # The lengths of sequences that are run over by one tick written once; empty where nothing is being lifted.
@@ -59,8 +58,8 @@ for _name, _schema, _shape in (
         _layered,
     ),
 ):
-    define(NAMESPACE + _name, _schema)
-    register_fake(NAMESPACE + _name, _shape)
+    library.define(NAMESPACE + _name, _schema)
+    library.register_fake(NAMESPACE + _name, _shape)
 
 
 @contextmanager

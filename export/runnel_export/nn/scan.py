@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 
 def linear_scan(a: Tensor, b: Tensor, start: Tensor, layer: int = 0) -> Tensor:
@@ -41,7 +40,7 @@ def _doubled(a: Tensor, b: Tensor) -> Tensor:
 
 
 # One operation of its own, so that the exporter sees a recurrence, and not what it takes to do it at once.
-@custom_op("runnel::linear_scan", mutates_args=())
+@library.custom_op("runnel::linear_scan", mutates_args=())
 def _linear_scan(a: Tensor, b: Tensor, start: Tensor, layer: int) -> Tensor:
     first = b[:, :1] + a[:, :1] * start.unsqueeze(1)
     return _doubled(a, torch.cat([first, b[:, 1:]], 1)).clone()
