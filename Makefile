@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 CODE := engine plugins export tests
 
-.PHONY: run test soak fuzz bench lint recordings clean
+.PHONY: run recipe test soak fuzz bench lint recordings clean
 
 run: $(VENV)/demo.stamp ## the main job: export, certify, serve and stream a trained model
 	$(BIN)/runnel demo
+
+recipe: $(VENV)/recipes.stamp recordings ## train, certify, stream and measure: make recipe NAME=long_memory
+	$(BIN)/python export/recipes $(or $(NAME),--help)
 
 test: $(VENV)/test.stamp recordings lint ## everything that must hold, in minutes
 	$(BIN)/python -m pytest -n 2 -q
@@ -28,6 +31,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/mypy export/recipes
 
 recordings: ## real speech for tests, from Debian packages, where apt is there
 	sh tests/recordings.sh

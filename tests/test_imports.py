@@ -18,6 +18,7 @@ PURE = (
     "framing",
     "blocks",
     "slots",
+    "probe",
     "container",
     "tables",
     "pipeline",

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from . import probe as probes
 from .errors import ModelError, nearest
+from .probe import Probe, ProbeLayer
 
 FORMAT = 1
 TIME, SLOT = "time", "slot"
@@ -203,6 +205,7 @@ class ModelSpec:
     certificate: Mapping[str, Any] | None = None
     graph: Mapping[str, Any] | None = None  # ops, parameters, flops: as counted at export
     blocks: Blocks | None = None
+    probe: Probe | None = None  # where some outputs show the inside of layers
 
     @property
     def state_bytes(self) -> int:
@@ -276,6 +279,8 @@ def to_document(spec: ModelSpec) -> dict[str, Any]:
         document["blocks"] = asdict(spec.blocks)
     if spec.rate:
         document["rate"] = spec.rate
+    if spec.probe:
+        document["probe"] = probes.to_document(spec.probe)
     if spec.graph:
         document["graph"] = dict(spec.graph)
     if spec.certificate is not None:
@@ -293,6 +298,7 @@ _KEYS = (
     "rate",
     "latency",
     "ticks",
+    "probe",
     "graph",
     "certificate",
 )
@@ -334,7 +340,7 @@ def from_document(document: Any, where: str) -> ModelSpec:
             _mapping(doc[key], f"{where}: {key}")
     spec = ModelSpec(
         inputs, outputs, states, framing, rate, latency, ticks == "any",
-        certificate=doc.get("certificate"), graph=doc.get("graph"), blocks=blocks,
+        certificate=doc.get("certificate"), graph=doc.get("graph"), blocks=blocks, probe=_probe(doc, where),
     )  # fmt: skip
     check(spec, where)
     return spec
@@ -367,6 +373,8 @@ def check(spec: ModelSpec, where: str) -> None:
 
     if spec.blocks:
         _check_blocks(spec, spec.blocks, where)
+    if spec.probe:
+        _check_probe(spec, spec.probe, where)
 
 
 def _check_blocks(spec: ModelSpec, blocks: Blocks, where: str) -> None:
@@ -389,6 +397,18 @@ def _check_blocks(spec: ModelSpec, blocks: Blocks, where: str) -> None:
                 raise ModelError(
                     f"{where}: {t.name!r} has shape {list(t.shape)}: {rows} ticks first, no 'time'"
                 )
+
+
+def _check_probe(spec: ModelSpec, probe: Probe, where: str) -> None:
+    shown = probe.outputs
+    floats = {t.name for t in spec.given if t.dtype == "float32" and len(t.shape) == 1}
+    for name in shown:
+        if shown.count(name) > 1 or name not in floats:
+            raise ModelError(
+                f"{where}: the probe names {name!r} twice, or no output of float32 by hidden unit"
+            )
+    if len(shown) >= len(spec.given):
+        raise ModelError(f"{where}: a probe gives what its model gives besides what it shows")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -416,6 +436,23 @@ def _name(part: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise ModelError(f"{where}: {key} must be a name, not {value!r}")
     return value
+
+
+def _probe(doc: Mapping[str, Any], where: str) -> Probe | None:
+    if doc.get("probe") is None:
+        return None
+    part, where = _mapping(doc["probe"], f"{where}: probe"), f"{where}: probe"
+    layers = []
+    for i, item in enumerate(_items(part, "layers", where)):
+        place = f"{where}: layers[{i}]"
+        layer = _mapping(item, place)
+        outputs = _mapping(layer.get("outputs"), f"{place}: outputs")
+        for letter in outputs:
+            if letter not in probes.MEANING:
+                raise ModelError(f"{place}: {letter!r} is none of {', '.join(probes.MEANING)}")
+        named = {letter: _name(outputs, letter, place) for letter in outputs}
+        layers.append(ProbeLayer(_name(layer, "name", place), _name(layer, "kind", place), named))
+    return Probe(_name(part, "of", where), tuple(layers))
 
 
 def latency_of(part: Mapping[str, Any], where: str) -> int:
