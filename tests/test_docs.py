@@ -15,6 +15,7 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / f / "README.md" for f in ("engine", "plugins", "export")),
         *ROOT.glob("deploy/*.md"),
+        *ROOT.glob("export/recipes/**/README.md"),
     ]
 )
 _FENCED = re.compile(r"^```.*?^```$", re.M | re.S)

@@ -1,0 +1,114 @@
+"""The command that runs recipes, and the pages with their tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import measured
+import pytest
+
+from runnel.errors import UsageError
+
+RECIPES = Path(__file__).parents[2] / "export" / "recipes"
+
+
+def command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipes_command", RECIPES / "__main__.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NAMES = command().RECIPES
+
+
+def test_every_folder_is_a_recipe_of_the_command_and_of_the_index() -> None:
+    folders = {f.parent.name for f in RECIPES.glob("*/recipe.py")}
+    assert folders == set(NAMES)
+    index = (RECIPES / "README.md").read_text("utf-8")
+    assert all(f"[{name}]({name}/README.md)" in index for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_has_the_tables_that_were_measured(name: str) -> None:
+    page = (RECIPES / name / "README.md").read_text("utf-8")
+    assert page.startswith("# ")
+    _, _, rest = page.partition(measured.BEGIN)
+    recorded, end, _ = rest.partition(measured.END)
+    assert end
+    rows = [
+        line for line in recorded.splitlines() if line.startswith("| ") and any(c.isdigit() for c in line)
+    ]
+    assert len(rows) >= 3
+    assert "minutes in all" in recorded
+
+
+def test_the_command_lists_its_recipes_without_loading_any() -> None:
+    made = subprocess.run([sys.executable, RECIPES, "--help"], capture_output=True, text=True, check=True)
+    for name in NAMES:
+        assert f"  {name} " in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [(["memory"], "invalid choice: 'memory'"), (["long_memory", "--quick", "--record"], "--record is for")],
+)
+def test_what_cannot_be_is_said(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command().main(arguments)
+    assert stopped.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_recipe_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = command()
+
+    class Failing:
+        @staticmethod
+        def run(out: Path, quick: bool, say: measured.Say) -> list[measured.Table]:
+            raise UsageError("no series here: pip install 'runnel[recipes]'")
+
+    monkeypatch.setattr(module, "recipe", lambda name: Failing)
+    assert module.main(["forecast", "--out", str(tmp_path / "made")]) == 1
+    assert capsys.readouterr().err == "forecast: no series here: pip install 'runnel[recipes]'\n"
+
+
+TABLE = measured.Table("Of two", ["cell", "5"], [["LSTM", "100 %"], ["a longer name", "9 %"]])
+
+
+def test_a_table_on_the_screen_is_aligned() -> None:
+    assert str(TABLE).splitlines() == [
+        "Of two",
+        "  cell               5",
+        "  LSTM           100 %",
+        "  a longer name    9 %",
+    ]
+
+
+def test_recording_replaces_what_was_recorded_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"# A\n\nbefore\n{measured.BEGIN}\nold\n{measured.END}\nafter \\1\n")
+    measured.record(page, [TABLE], 90.0)
+    text = page.read_text()
+    assert text.startswith(
+        f"# A\n\nbefore\n{measured.BEGIN}\n**Of two**\n\n| cell | 5 |\n| --- | --- |\n| LSTM | 100 % |"
+    )
+    assert "(1.5 minutes in all; " in text
+    assert text.endswith(f"{measured.END}\nafter \\1\n")
+    assert "old" not in text
+
+
+def test_a_page_without_the_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# A\n")
+    with pytest.raises(OSError, match="has no <!-- measured -->"):
+        measured.record(page, [TABLE], 1.0)
+    assert page.read_text() == "# A\n"
