@@ -61,8 +61,10 @@ class LayerNormLSTM(Gated):
     def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
         h, c = state
         i, f, g, o = (x + self._normed(layer, "hh", linear(h, self.of(layer, "weight_hh")))).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(self._normed(layer, "c", c))
+        i, f, g = self.show("i", i.sigmoid()), self.show("f", f.sigmoid()), self.show("g", g.tanh())
+        o = self.show("o", o.sigmoid())
+        c = f * c + i * g
+        h = o * torch.tanh(self._normed(layer, "c", c))
         return h, (h, c)
 
     def _normed(self, layer: int, name: str, v: Tensor) -> Tensor:

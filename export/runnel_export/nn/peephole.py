@@ -69,12 +69,14 @@ class PeepholeLSTM(Gated):
         else:
             seen_i, seen_f = linear(c, peepholes[: 2 * self.hidden_size]).chunk(2, -1)
             i, f = i + seen_i, f + seen_f
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        i, f, g = self.show("i", i.sigmoid()), self.show("f", f.sigmoid()), self.show("g", g.tanh())
+        c = f * c + i * g
         if self.form == "diagonal":
             o = o + peepholes[2] * c
         else:
             o = o + linear(c, peepholes[2 * self.hidden_size :])
-        h = torch.sigmoid(o) * torch.tanh(c)
+        o = self.show("o", o.sigmoid())
+        h = o * torch.tanh(c)
         return h, (h, c)
 
     def operator(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States] | None:
