@@ -73,6 +73,11 @@ def _carried(low: Lowering, made: Recurrence, kept: set[str]) -> dict[str, str]:
     found = {}
     for letter, start, final in zip(made.inside.letters, made.initial, made.finals, strict=False):
         state = low.states.get(low.graph.origin(start))
-        if letter and state and state.name in kept and low.graph.origin(str(state.next)) == low.graph.origin(final):
+        if (
+            letter
+            and state
+            and state.name in kept
+            and low.graph.origin(str(state.next)) == low.graph.origin(final)
+        ):
             found[letter] = state.name
     return found

@@ -59,14 +59,15 @@ class Case:
     h: int = WIDTH
     takes: bool = False
     written: bool = False
+    layers: int = 1
 
 
-def torchs(kind: type[nn.RNNBase], **options: Any) -> Callable[[], nn.Module]:
-    return lambda: kind(IN, WIDTH, 2, batch_first=True, **options)
+def torchs(kind: type[nn.RNNBase], layers: int = 1, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(IN, WIDTH, layers, batch_first=True, **options)
 
 
-def ours(kind: Callable[..., nn.Module], **options: Any) -> Callable[[], nn.Module]:
-    return lambda: kind(IN, WIDTH, 2, **options)
+def ours(kind: Callable[..., nn.Module], layers: int = 1, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(IN, WIDTH, layers, **options)
 
 
 def relu(a: Array) -> Array:
@@ -75,9 +76,11 @@ def relu(a: Array) -> Array:
 
 _LSTM, _GRU = "ifgoch", "rznh"
 CASES = {
-    "lstm": Case(torchs(nn.LSTM), insides.lstm, "LSTM", _LSTM),
+    "lstm": Case(torchs(nn.LSTM, 2), insides.lstm, "LSTM", _LSTM, layers=2),
     "lstm, no bias": Case(torchs(nn.LSTM, bias=False), insides.lstm, "LSTM", _LSTM),
-    "projected": Case(torchs(nn.LSTM, proj_size=3), insides.lstm, "LSTM", _LSTM, h=3, written=True),
+    "projected": Case(
+        torchs(nn.LSTM, 2, proj_size=3), insides.lstm, "LSTM", _LSTM, h=3, written=True, layers=2
+    ),
     "gru": Case(torchs(nn.GRU), insides.gru("after", "keeps"), "GRU", _GRU),
     "gru, no bias": Case(torchs(nn.GRU, bias=False), insides.gru("after", "keeps"), "GRU", _GRU),
     "rnn": Case(torchs(nn.RNN), insides.rnn(np.tanh), "RNN", "h"),
@@ -88,7 +91,7 @@ CASES = {
     ),
     "coupled": Case(ours(CoupledLSTM), insides.coupled, "LSTM", _LSTM),
     "normalised": Case(ours(LayerNormLSTM), insides.layer_normed, "LayerNormLSTM", _LSTM, written=True),
-    "mingru": Case(ours(MinGRU), insides.min_gru, "MinGRU", "znh"),
+    "mingru": Case(ours(MinGRU, 2), insides.min_gru, "MinGRU", "znh", layers=2),
     **{
         f"gru, {reset}, {update}": Case(
             ours(GRU, reset=reset, update=update), insides.gru(reset, update), "GRU", _GRU,
@@ -138,12 +141,12 @@ def expected(name: str) -> list[insides.Shown]:
     streams = []
     for x in data().astype(np.float64).swapaxes(0, 1):
         found = []
-        for k in (0, 1):
+        for k in range(case.layers):
             start = {"h": np.zeros(case.h), "c": np.zeros(WIDTH)}
             found.append(insides.over(case.tick, insides.weights(layer, k), x, start))
             x = found[-1]["h"]
         streams.append(found)
-    return [{a: np.stack([s[k][a] for s in streams], 1) for a in streams[0][k]} for k in (0, 1)]
+    return [{a: np.stack([s[k][a] for s in streams], 1) for a in streams[0][k]} for k in range(case.layers)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -153,7 +156,7 @@ def test_gates_are_those_of_the_formula_however_the_sequence_is_cut(name: str) -
     assert probe is not None
     layers = [p for p in probe.layers if p.name.startswith(f"layers.{name}.")]
     assert [(p.name, p.kind, p.takes) for p in layers] == [
-        (f"layers.{name}.{k}", case.kind, case.takes) for k in (0, 1)
+        (f"layers.{name}.{k}", case.kind, case.takes) for k in range(case.layers)
     ]
 
     def check(cuts: Sequence[int]) -> None:
@@ -179,9 +182,8 @@ def test_what_the_model_gives_is_what_it_gives_without_the_probe(cuts: list[int]
     np.testing.assert_array_equal(shown["y"], shown["plain"])
 
 
-@pytest.mark.parametrize("written", [False, True])
-def test_the_model_itself_is_what_it_is_without(written: bool) -> None:
-    module, lifted = made(written)
+def test_the_model_itself_is_what_it_is_without() -> None:
+    module, lifted = made(written=True)
     plain = lift(module, torch.randn(2, 9, IN))
     assert plain.model.SerializeToString() == lifted.model.SerializeToString()
     assert (plain.probe, plain.notes, plain.spec.outputs) == (None, lifted.notes, lifted.spec.outputs)
@@ -195,7 +197,7 @@ def test_the_layers_nodes_are_in_the_probe_as_they_are() -> None:
         for m in (lifted.model, lifted.probe.model)
     )
     assert plain == shown
-    assert len(plain) == 2 * sum(not c.written and c.kind != "MinGRU" for c in CASES.values())
+    assert len(plain) == sum(c.layers * (not c.written and c.kind != "MinGRU") for c in CASES.values())
 
 
 # States that are given, cells, layers of one's own
@@ -297,8 +299,7 @@ class Own(Recurrent):
         return h + slow.sum(-1, keepdim=True), (h, slow)
 
 
-@pytest.mark.parametrize("shows", ["z", "nothing"])
-@pytest.mark.parametrize("name", ["h", "memory"])
+@pytest.mark.parametrize(("shows", "name"), [("z", "h"), ("nothing", "memory")])
 def test_a_layer_of_ones_own_shows_its_state_and_what_it_names(shows: str, name: str) -> None:
     torch.manual_seed(1)
     module = Around(Own(shows, name))
@@ -364,8 +365,3 @@ def test_a_layer_alone_is_called_what_it_is() -> None:
     )
     assert lifted.probe is not None
     assert [p.name for p in lifted.probe.layers] == ["lstm.0"]
-
-
-def test_without_recurrent_layers_there_is_no_probe() -> None:
-    lifted = lift(nn.Linear(IN, OUT), torch.randn(2, 9, IN), probe=True)
-    assert lifted.probe is None
