@@ -182,6 +182,7 @@ def test_what_the_model_gives_is_what_it_gives_without_the_probe(cuts: list[int]
     np.testing.assert_array_equal(shown["y"], shown["plain"])
 
 
+@pytest.mark.soak  # (test_probe_certificate has it for one model, by the bytes of its file)
 def test_the_model_itself_is_what_it_is_without() -> None:
     module, lifted = made(written=True)
     plain = lift(module, torch.randn(2, 9, IN))
