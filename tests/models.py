@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from runnel import container
+from runnel.probe import Probe
 from runnel.spec import Framing, ModelSpec, ModelState, ModelTensor, initial_row, to_document
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -65,6 +66,7 @@ def write(
     any_ticks: bool = True,
     certificate: dict[str, object] | None = None,
     framing: Framing | None = None,
+    probe: Probe | None = None,
 ) -> Hand:
     def value(name: str, dtype: str, shape: tuple[int | str, ...]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, _TYPES[dtype], list(shape))
@@ -86,6 +88,7 @@ def write(
         framing=framing,
         any_ticks=any_ticks,
         certificate=certificate or {"by": "hand"},
+        probe=probe,
     )
     path.write_bytes(container.seal(model.SerializeToString(), to_document(spec)))
     return Hand(path, spec)

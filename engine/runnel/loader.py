@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from . import feedback, tables
 from .errors import ModelError, PipelineError, nearest
+from .look import tap
 from .modelfile import ModelFile, Providers, Running, read_model
 from .notices import Listener, Notices
 from .pipeline import Pipeline, same_rate
@@ -48,9 +49,19 @@ class _Entry:
 
 
 def load_pipeline(
-    path: Path, slots: int, providers: Providers, threads: int, trust: bool, flush_denormals: bool
+    path: Path,
+    slots: int,
+    providers: Providers,
+    threads: int,
+    trust: bool,
+    flush_denormals: bool,
+    look: tap.Look | None = None,
 ) -> Pipeline:
-    """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree."""
+    """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree.
+
+    `look`: who is to see what passes in it, of its one stream. A model that has a probe beside it is then run
+    as that; what goes in and comes out is the same.
+    """
     if path.is_dir():
         raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
     in_toml = path.suffix == ".toml"
@@ -58,7 +69,7 @@ def load_pipeline(
     where = str(path)
     tables.known(document, _TOP, where)
     entries, main = _entries(document, where)
-    running = Running(slots, providers, threads, trust, flush_denormals)
+    running = Running(slots, providers, threads, trust, flush_denormals, probes=look is not None)
     for entry in entries:
         if entry.use == MODEL:
             try:
@@ -77,6 +88,8 @@ def load_pipeline(
             made = entry.model.stages(signal.rate, slots)
             _arrives(made[0].inputs, signal, entry)
             entry.told = {**entry.options, "path": "" if entry is main else entry.model.digest}
+            if look is not None:
+                made = tap.around(entry.model, made, stages, signal, look)
         else:
             made = [_plugin(entry, signal, path.parent)]
         stages += made
@@ -84,6 +97,8 @@ def load_pipeline(
     taken = stages[0].inputs
     if set(taken.tensors) != set(told.tensors) or not same_rate(taken.rate, told.rate):
         raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {taken}")
+    if look is not None:
+        stages = tap.between(stages, look)
     spec = main.model.spec if main is not None and main.model is not None else None
     identity, seconds = _identity(document, entries), _stage_seconds(document, where)
     try:

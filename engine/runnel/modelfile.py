@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import blocks, container, foreign, tables
+from . import probe as probes
 from .errors import CertificateError, ModelError, PipelineError
 from .framing import Frame
 from .spec import ModelSpec, Signal, TensorSpec, from_document
@@ -36,6 +37,7 @@ class Running:
     threads: int
     trust: bool
     flush_denormals: bool
+    probes: bool = False  # a model that has a probe beside it is run as that, to be looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +107,35 @@ def read_model(
         spec = from_document(described, str(file))
     else:
         tables.known(part, foreign.KEYS, where)
+    digest = hashlib.sha256(data).hexdigest()  # the model's, not its probe's: what it computes is the same
+    if running.probes and described is not None and spec.probe is None and probes.beside(file).exists():
+        data, spec = _probe(file, spec, running.trust)
     session = load_session(data, str(file), running.providers, running.threads, running.flush_denormals)
     if described is not None:
         _agree(spec, session, str(file))
     else:
         spec = foreign.declared(part, session, where)
-    return ModelFile(file, spec, session, _renames(part, spec, where), hashlib.sha256(data).hexdigest())
+    return ModelFile(file, spec, session, _renames(part, spec, where), digest)
+
+
+def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
+    """The probe that stands beside a model. Raises ModelError where it is none, or another model's."""
+    found = probes.beside(file)
+    data = container.read(found)
+    described = container.document(data, str(found)) or {}
+    seen = from_document(described, str(found)) if described else None
+    again = f"export {file.name} again with --probe gates, or take {found.name} away"
+    if seen is None or seen.probe is None:
+        raise ModelError(
+            f"{found} is where the probe of {file.name} is looked for, and shows nothing: {again}"
+        )
+    if seen.probe.of != (spec.certificate or {}).get("hash"):
+        raise ModelError(
+            f"{found} is the probe of another model than {file.name}, or of an earlier export: {again}"
+        )
+    if not trust:
+        _vouch(data, described, found)
+    return data, seen
 
 
 def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:

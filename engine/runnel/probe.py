@@ -7,7 +7,7 @@ states of each layer. They are ordinary outputs of its graph; this says which of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,9 @@ class ProbeLayer:
     name: str  # where it is in the module, and which layer there: "lstm.0"
     kind: str  # "LSTM", "GRU", "RNN", or the class that it was written as
     outputs: Mapping[str, str]  # by letter: the model's output, (time, hidden) in a stream
+    # By letter, the model's states that are what the layer shows: before a tick, and after it.
+    states: Mapping[str, str] = field(default_factory=dict)
+    takes: bool = False  # of a GRU: z is how much is taken of the candidate, not how much of h is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +60,8 @@ def beside(model: Path) -> Path:
 
 def to_document(probe: Probe) -> dict[str, Any]:
     """As JSON values."""
-    layers = [{"name": x.name, "kind": x.kind, "outputs": dict(x.outputs)} for x in probe.layers]
+    layers = []
+    for x in probe.layers:
+        layer = {"name": x.name, "kind": x.kind, "outputs": dict(x.outputs), "states": dict(x.states)}
+        layers.append({**layer, **({"takes": True} if x.takes else {})})
     return {"of": probe.of, "layers": layers}

@@ -407,6 +407,14 @@ def _check_probe(spec: ModelSpec, probe: Probe, where: str) -> None:
             raise ModelError(
                 f"{where}: the probe names {name!r} twice, or no output of float32 by hidden unit"
             )
+    rows = {s.input: s.row_bytes // np.dtype(s.dtype).itemsize for s in spec.states}
+    widths = {t.name: t.shape[-1] for t in spec.given if t.shape}
+    for layer in probe.layers:
+        for letter, name in layer.states.items():
+            if letter not in layer.outputs or rows.get(name) != widths[layer.outputs[letter]]:
+                raise ModelError(
+                    f"{where}: the probe's {letter!r} of {layer.name!r} is not what state {name!r} is"
+                )
     if len(shown) >= len(spec.given):
         raise ModelError(f"{where}: a probe gives what its model gives besides what it shows")
 
@@ -446,13 +454,22 @@ def _probe(doc: Mapping[str, Any], where: str) -> Probe | None:
     for i, item in enumerate(_items(part, "layers", where)):
         place = f"{where}: layers[{i}]"
         layer = _mapping(item, place)
-        outputs = _mapping(layer.get("outputs"), f"{place}: outputs")
-        for letter in outputs:
-            if letter not in probes.MEANING:
-                raise ModelError(f"{place}: {letter!r} is none of {', '.join(probes.MEANING)}")
-        named = {letter: _name(outputs, letter, place) for letter in outputs}
-        layers.append(ProbeLayer(_name(layer, "name", place), _name(layer, "kind", place), named))
+        outputs, states = _lettered(layer, "outputs", place), _lettered(layer, "states", place)
+        takes = layer.get("takes", False)
+        if not isinstance(takes, bool):
+            raise ModelError(f"{place}: takes must be true or false, not {takes!r:.80}")
+        name, kind = _name(layer, "name", place), _name(layer, "kind", place)
+        layers.append(ProbeLayer(name, kind, outputs, states, takes))
     return Probe(_name(part, "of", where), tuple(layers))
+
+
+def _lettered(layer: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
+    """Names by what they stand for."""
+    part = _mapping(layer.get(key, {} if key == "states" else None), f"{where}: {key}")
+    for letter in part:
+        if letter not in probes.MEANING:
+            raise ModelError(f"{where}: {key}: {letter!r:.80} is none of {', '.join(probes.MEANING)}")
+    return {letter: _name(part, letter, f"{where}: {key}") for letter in part}
 
 
 def latency_of(part: Mapping[str, Any], where: str) -> int:

@@ -34,6 +34,9 @@ FLOAT32 = Limits(1e-4, 0.0)  # far above rounding, far below any wiring mistake
 INT8 = Limits(0.1, 0.1, floor=1.0)
 
 
+_NAMED = 12  # outputs and states that a line for people has room for: a probe has more
+
+
 @dataclass(frozen=True, slots=True)
 class Error:
     """The largest error of one output: over all elements, ticks and streams that were compared.
@@ -75,7 +78,10 @@ class Check:
 
     def row(self) -> str:
         """One line for people."""
-        worst = ", ".join(f"{name} {_shown(error)}" for name, error in self.errors.items())
+        errors = sorted(self.errors.items(), key=lambda item: -item[1].relative)
+        few = len(errors) <= _NAMED
+        worst = ", ".join(f"{name} {_shown(e)}" for name, e in (self.errors.items() if few else errors[:1]))
+        worst += "" if few else f", the largest of {len(errors)}"
         return f"{'ok  ' if self.passed else 'FAIL'}  {self.name:<12} {self.about}" + (
             f": {worst}" if worst else ""
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runnel import Blocks, Engine, Framing, container
 from runnel.errors import CertificateError, ExportError
+from runnel.probe import Probe, beside
 from runnel.spec import Array, ModelSpec, check, to_document
 
 from . import vectors
@@ -25,12 +26,13 @@ from .arguments import check_example, check_file, check_module, check_options, c
 from .call import Call, first_parameter
 from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
 from .describe import describe
-from .figures import Tally, informed
+from .figures import Tally, informed, judge
 from .lift import Lifted, lift
 from .original import Original
 from .pairing import parameter_order
 from .proofs import Prover, prove
 from .quantize import quantize_int8
+from .revealed import recomposed, same
 from .samples import Source, source, weak_spots
 from .trials import Trials, make_trials
 from .verifier import verify
@@ -47,6 +49,11 @@ _LENGTH = (
     " On short sequences the two are equal: does what forward gives at a tick depend on the sequence's "
     "length, on how long ago it began (x[:, -64:], x[:, :512]), or does its state begin anew now and then?"
 )
+_NOTHING_INSIDE = (
+    "probe='gates': there is nothing to show: no output depends on a recurrent layer over the stream's time "
+    "(nn.RNN, LSTM or GRU and their cells, and the layers of runnel_export.nn). A recurrence of your own is "
+    "shown where it is written as a runnel_export.nn.Recurrent"
+)
 _OTHERWISE_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
@@ -62,6 +69,7 @@ def export(
     blocks: Blocks | None = None,
     rate: float | None = None,
     quantize: str | None = None,
+    probe: str | None = None,
     tolerance: float | None = None,
     output_names: Sequence[str] | None = None,
     data: Example | None = None,
@@ -91,6 +99,10 @@ def export(
             the backward layers see less, and the check "lookahead" says what that changes.
         rate: Hz of the stream's time axis: samples or ticks a second.
         quantize: ``"int8"`` for 8-bit weights, where that is possible.
+        probe: ``"gates"`` to write, beside `path`, a second model, ``model.probe.onnx`` for ``model.onnx``:
+            it takes and gives the same, and gives besides, at each tick, the gates, the cell state and the
+            hidden state of each recurrent layer (see `runnel.probe`). It has a certificate of its own. What
+            is at `path` is what it is without.
         tolerance: the largest error allowed, relative to the peak of each element of the output: 1e-4, or
             0.1 for int8.
         output_names: names for the outputs, in order.
@@ -107,6 +119,7 @@ def export(
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
     path, say = Path(path), progress or (lambda _: None)
+    shown = beside(path)
     check_module(module)
     check_file(path)
     check_options(
@@ -122,6 +135,7 @@ def export(
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     _check_arguments(inputs, framing, rate, quantize)
     _check_blocks(blocks, framing, state, time_axis)
+    _check_probe(probe, shown, quantize, blocks)
     given = None if data is None else _named(module, data, "data")
     _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
@@ -139,14 +153,17 @@ def export(
         state=state,
         output_names=output_names,
         blocks=blocks,
+        probe=probe is not None,
     )
+    if probe is not None and lifted.probe is None:
+        raise ExportError(_NOTHING_INSIDE)
     spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
     check(spec, str(path))
     say("running the original")
     subject = _subject(module, lifted, spec, call, inputs, given, seed)
 
     limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
-    with _scratch(path) as scratch:
+    with _scratch(path) as scratch, _scratch(shown) as second:
         say("proving the float32 model")
         model, account = lifted.model, None
         proof = _prove(scratch, model, spec, subject, limits, say)
@@ -161,31 +178,26 @@ def export(
             full, proof = proof, _prove(scratch, model, spec, subject, limits, say)
             proof = replace(proof, checks=(*proof.checks, _drift(full, proof)))
             _accept(path, proof, limits)
-        certificate = Certificate(
-            errors=_output_errors(proof.checks, spec),
-            tolerance=limits.tolerance,
-            reference=subject.reference,
-            checks=(*subject.trials.checks, *proof.checks),
-            alive=proof.alive,
-            seed=seed,
-            streams=sum(t.start is None for t in subject.trials.random),
-            ticks=subject.trials.ticks,
-            long=subject.trials.long_ticks,
-            sources=tuple(s.to_json() for s in subject.sources),
-            vectors=vectors.to_json(subject.trials.kept, framing.hop if framing else 1),
-            versions=versions(),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            quantize=account,
-            notes=(*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else [])),
-        )
+        notes = (*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else []))
+        certificate = _certificate(proof, spec, subject, limits, account, notes)
         say("verifying the file as it is written")
-        document = to_document(replace(spec, certificate=certificate.to_json()))
-        sealed = container.seal(model.SerializeToString(), document)
-        _write(scratch, sealed)
-        _verify(scratch, path)  # the very bytes that are left behind
-        _rename(scratch, path)
-    described = container.document(sealed, str(path)) or {}
-    return replace(certificate, hash=described["certificate"]["hash"])
+        certificate = _seal(scratch, path, model, spec, certificate)
+        if lifted.probe:
+            say("proving the probe")
+            layers = Probe(certificate.hash, lifted.probe.layers)
+            graph = describe(lifted.probe.model)
+            spec = replace(spec, outputs=(*spec.outputs, *lifted.probe.outputs), graph=graph, probe=layers)
+            proof = _prove(second, lifted.probe.model, spec, subject, limits, say)
+            say("whether it shows the model's own inside")
+            proof = replace(proof, checks=(*proof.checks, *_shown(scratch, second, subject, limits)))
+            _accept(shown, proof, limits)
+            say("verifying the probe as it is written")
+            its = _certificate(proof, spec, subject, limits, None, notes)
+            _seal(second, shown, lifted.probe.model, spec, its)
+            _rename([(second, shown), (scratch, path)])
+        else:
+            _rename([(scratch, path)])
+    return certificate
 
 
 @dataclass(frozen=True)
@@ -257,6 +269,59 @@ def _prove(
         return _Proof(checks, alive, tuple(prover.final(t) for t in trials.random))
 
 
+def _shown(model: Path, probe: Path, subject: _Subject, limits: Limits) -> tuple[Check, ...]:
+    """A probe against the model that it goes with, and what it shows against what it gives."""
+    trials = [*subject.trials.random, *subject.trials.given]
+    with (
+        Engine.load(model, max_streams=64) as one,
+        Engine.load(probe, max_streams=64, trust=True) as other,
+    ):
+        ours, its = (Prover(engine, np.random.default_rng(subject.seed)) for engine in (one, other))
+        # Two graphs of one computation: onnxruntime may fuse them otherwise, and no more than that.
+        close = replace(limits, tolerance=limits.tolerance / 10)
+        return judge([same(ours, its, trials)], close) + judge([recomposed(its, trials)], limits)
+
+
+def _certificate(
+    proof: _Proof,
+    spec: ModelSpec,
+    subject: _Subject,
+    limits: Limits,
+    account: Mapping[str, Any] | None,
+    notes: Sequence[str],
+) -> Certificate:
+    """What is to be kept in a file that passed."""
+    return Certificate(
+        errors=_output_errors(proof.checks, spec),
+        tolerance=limits.tolerance,
+        reference=subject.reference,
+        checks=(*subject.trials.checks, *proof.checks),
+        alive=proof.alive,
+        seed=subject.seed,
+        streams=sum(t.start is None for t in subject.trials.random),
+        ticks=subject.trials.ticks,
+        long=subject.trials.long_ticks,
+        sources=tuple(s.to_json() for s in subject.sources),
+        vectors=vectors.to_json(subject.trials.kept, spec.framing.hop if spec.framing else 1),
+        versions=versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        quantize=account,
+        notes=tuple(notes),
+    )
+
+
+def _seal(
+    scratch: Path, path: Path, model: onnx.ModelProto, spec: ModelSpec, certificate: Certificate
+) -> Certificate:
+    """Write the file that is left behind, and verify its very bytes; the certificate, now with its hash."""
+    document = to_document(replace(spec, certificate=certificate.to_json()))
+    sealed = container.seal(model.SerializeToString(), document)
+    _write(scratch, sealed)
+    _verify(scratch, path)
+    described = container.document(sealed, str(path)) or {}
+    return replace(certificate, hash=described["certificate"]["hash"])
+
+
 def _drift(full: _Proof, small: _Proof) -> Check:
     """For information: where the int8 model's states end, against the float32 model's."""
     tally = Tally()
@@ -279,8 +344,11 @@ def _accept(path: Path, proof: _Proof, limits: Limits) -> None:
 
 def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]:
     """Each output's largest error against the original; one copy against another is no such error."""
-    found = totals(c for c in checks if c.tolerance is not None and c.name != "isolated")
-    return {t.name: found[t.name] for t in spec.given}
+    found = totals(
+        c for c in checks if c.tolerance is not None and c.name not in ("isolated", "same", "gates")
+    )
+    inside = spec.probe.outputs if spec.probe else ()
+    return {t.name: found[t.name] for t in spec.given if t.name not in inside}
 
 
 # Arguments
@@ -364,6 +432,24 @@ def _check_arguments(
         raise ExportError(f"rate={rate!r}: a positive number of Hz")
 
 
+def _check_probe(probe: str | None, shown: Path, quantize: str | None, blocks: Blocks | None) -> None:
+    if probe is None:
+        return
+    if probe != "gates":
+        raise ExportError(f"probe={probe!r}: None or 'gates'")
+    check_file(shown)
+    if quantize:
+        raise ExportError(
+            "probe= does not go together with quantize=: what is shown are the float32 model's gates, and an "
+            "int8 one has others. Export the probe without quantize=, to another file"
+        )
+    if blocks:
+        raise ExportError(
+            "probe= does not go together with blocks=: a backward layer begins anew with each window, so its "
+            "gates at a tick are not those of one run"
+        )
+
+
 def _check_blocks(
     blocks: Blocks | None, framing: Framing | None, state: Mapping[str, Any] | None, time_axis: int | None
 ) -> None:
@@ -426,8 +512,18 @@ def _verify(scratch: Path, path: Path) -> None:
         raise ExportError(f"{path}: not written, since it does not verify: {error.message}") from error
 
 
-def _rename(scratch: Path, path: Path) -> None:
-    try:
-        os.replace(scratch, path)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be replaced: {error.strerror or error}") from error
+def _rename(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Give what is proved its name: all of them, or none."""
+    replaced: list[tuple[Path, bytes | None]] = []
+    for scratch, path in pairs:
+        try:
+            before = path.read_bytes() if len(replaced) < len(pairs) - 1 and path.exists() else None
+            os.replace(scratch, path)
+        except OSError as error:
+            for other, data in replaced:
+                if data is None:
+                    other.unlink()
+                else:
+                    other.write_bytes(data)
+            raise ExportError(f"{path}: cannot be replaced: {error.strerror or error}") from error
+        replaced.append((path, before))

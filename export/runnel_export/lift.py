@@ -15,8 +15,9 @@ from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
 from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, initial_row
 
-from . import interpret
+from . import inside, interpret
 from .graph import NUMPY_OF, Port
+from .inside import Probed
 from .lowering import Lowering, State
 from .ops.sequence import feature_slice, select
 from .pairing import check_slots
@@ -28,13 +29,15 @@ from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Valu
 class Lifted:
     """A step graph, what it takes and gives, and what its user should know.
 
-    `remembered`: how many ticks its caches hold together; a change may take so long to come out.
+    `remembered`: how many ticks its caches hold together; a change may take so long to come out. `probe`: the
+    same with its layers' inside among its outputs, where that was asked for and there are layers.
     """
 
     model: onnx.ModelProto
     spec: ModelSpec
     notes: tuple[str, ...]
     remembered: int = 0
+    probe: Probed | None = None
 
 
 def lift(
@@ -46,6 +49,7 @@ def lift(
     state: Mapping[str, Any] | None = None,
     output_names: Sequence[str] | None = None,
     blocks: Blocks | None = None,
+    probe: bool = False,
 ) -> Lifted:
     """The step model of `module`, in eval mode, unchanged itself.
 
@@ -54,7 +58,7 @@ def lift(
     axis 1). ``time_axis=None``: forward is one step already. `state`: initial values, by parameter, of a
     module that takes its state and returns it after its outputs, in the order of forward's parameters (or
     by name, in a dict); a tensor, or a tuple of them. `blocks`: the model takes windows of ticks, so that
-    bidirectional layers see some of what follows.
+    bidirectional layers see some of what follows. `probe`: also a model that shows the layers' inside.
 
     Model tensors are ("time", "slot", ...). Raises NotStreamableError where a layer needs the future or
     absolute time, and ExportError where there is no translation; both name the layer and what would help.
@@ -70,16 +74,16 @@ def lift(
 
     over_time = traces(one_tick=False)
     try:
-        lifted, again = (_Lift(module, traced, names, blocks=blocks).finish() for traced in over_time)
+        lifted, again = (_Lift(module, traced, names, blocks=blocks).finish(probe) for traced in over_time)
     except ExportError as error:
         if not state or time_axis is None:
             raise
         # Whatever the module does with its state, one tick at a time is its own definition of a step.
         axes = time_axes(over_time[0])
-        lifted, again = (_Lift(module, t, names, axes).finish() for t in traces(one_tick=True))
+        lifted, again = (_Lift(module, t, names, axes).finish(probe) for t in traces(one_tick=True))
         note = f"the step model takes exactly one tick a call, because over several: {error.message}"
         lifted = replace(lifted, notes=(note, *lifted.notes))
-    if lifted.model != again.model:
+    if (lifted.model, lifted.probe) != (again.model, again.probe):
         raise NotStreamableError(
             f"{type(module).__name__}: what it computes changes with the batch size or with the sequence's "
             "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
@@ -159,7 +163,7 @@ class _Lift:
 
     # -------------------------------------------------------------- results
 
-    def finish(self) -> Lifted:
+    def finish(self, probe: bool = False) -> Lifted:
         low = self.low
         low.path, low.layer, low.op = "", self.name, "the result"
         results = [
@@ -176,12 +180,12 @@ class _Lift:
             most = low.constant(low.blocks.ticks, torch.int32)
             results.append((low.node("Min", low.blocks.present, most), *_count(low.blocks.kept)))
         states = self._living_states([value for value, _, _ in results])
-        model = low.graph.finish(
-            self.name,
-            [*[port for port, _ in inputs], *[Port(s.name, s.dtype, s.dims) for s in states]],
-            [(value, port) for value, port, _ in results]
-            + [(str(s.next), Port(f"{s.name}.next", s.dtype, s.dims)) for s in states],
-        )
+        ports = [*[port for port, _ in inputs], *[Port(s.name, s.dtype, s.dims) for s in states]]
+        ends = [(value, port) for value, port, _ in results]
+        ends += [(str(s.next), Port(f"{s.name}.next", s.dtype, s.dims)) for s in states]
+        model = low.graph.finish(self.name, ports, ends)
+        time = low.ticks is not None or self.one_tick is not None
+        probed = inside.show(low, self.name, ports, ends, states, time) if probe else None
         spec = ModelSpec(
             inputs=tuple(tensor for _, tensor in inputs),
             outputs=tuple(tensor for _, _, tensor in results),
@@ -200,7 +204,7 @@ class _Lift:
             blocks=low.blocks,
         )
         remembered = sum(s.past for s in states) + (2 * low.blocks.window if low.blocks else 0)
-        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered)
+        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered, probed)
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,6 +44,23 @@ class State:
     past: int = 0  # of a cache: how many ticks it holds
 
 
+Row = tuple[str, int]  # a value over time, (time, slot, width), and its width
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What can be seen of a layer; nothing of it is in the graph before `write` is called.
+
+    `write` gives its values by letter (see `runnel.probe`); `letters` are those of its states.
+    """
+
+    name: str  # where it is in the module, and which layer there
+    kind: str
+    write: Callable[[], Mapping[str, Row]]
+    letters: tuple[str, ...] = ("h", "c")
+    takes: bool = False  # of a GRU: see `runnel.probe.ProbeLayer`
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """A recurrent node: what it was made of, so that a cell's next call is known as the same node."""
@@ -57,6 +74,7 @@ class Recurrence:
     initial: tuple[str, ...]  # what h, and c, begin with; empty for zeros within a step
     layer: str  # as errors name it
     more: tuple[str, ...] = ()  # further states' last values, where a layer has more than h and c
+    inside: Inside | None = None  # None: it does not run over the stream's time
 
     @property
     def finals(self) -> tuple[str, ...]:
@@ -71,8 +89,14 @@ class Lowering(Writer):
     givens: Mapping[str, Tensor] = field(default_factory=dict)  # explicit states: one initial row
     states: dict[str, State] = field(default_factory=dict)
     recurrences: list[Recurrence] = field(default_factory=list)
+    # What layers showed of themselves, by their path and letter, before they are recurrences.
+    shown: dict[str, dict[str, Data | Tensor]] = field(default_factory=dict)
     any_ticks: bool = True
     blocks: Blocks | None = None  # the time axis is then one window: a block and its lookahead
+
+    def named(self, kind: str, number: int) -> str:
+        """What layer `number` of the module at hand is called in a probe."""
+        return f"{self.path or kind.lower()}.{number}"
 
     # -------------------------------------------------------------- operands
 

@@ -4,8 +4,9 @@ A Python loop over time is unrolled by torch.export, and in what comes out nothi
 tick repeats the last one. So while a module is being lifted, such a layer does not loop. It either names
 the ONNX operator that computes it (`layer`), or runs its tick once, between marks: `tick` takes a tick of
 the sequence, `before` is a state as that tick finds it, and `over` makes of the tick's output and of its
-next states a sequence and the last states. They are operators of torch without a kernel: they exist in a
-trace only, and `ops.marked` says what they become. Every other exporter, and torch itself, sees the loop.
+next states a sequence and the last states. What a value is called, for a probe, says `shown`. They are
+operators of torch without a kernel: they exist in a trace only, and `ops.marked` says what they become. Every
+other exporter, and torch itself, sees the loop.
 """
 
 from __future__ import annotations
@@ -33,8 +34,19 @@ def _found(start: Tensor, x: Tensor, name: str) -> Tensor:
     return torch.empty_like(start)
 
 
-def _over(y: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], ticks: int) -> list[Tensor]:
+def _over(
+    y: Tensor,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    ticks: int,
+    names: Sequence[str],
+    number: int,
+) -> list[Tensor]:
     return [y.new_empty((y.shape[0], ticks, *y.shape[1:])), *(torch.empty_like(s) for s in after)]
+
+
+def _named(value: Tensor, letter: str) -> Tensor:
+    return torch.empty_like(value)
 
 
 def _layered(
@@ -51,7 +63,12 @@ def _layered(
 for _name, _schema, _shape in (
     ("tick", "(Tensor x) -> Tensor", _ticked),
     ("before", "(Tensor start, Tensor x, str name) -> Tensor", _found),
-    ("over", "(Tensor y, Tensor[] before, Tensor[] after, int ticks) -> Tensor[]", _over),
+    (
+        "over",
+        "(Tensor y, Tensor[] before, Tensor[] after, int ticks, str[] names, int number) -> Tensor[]",
+        _over,
+    ),
+    ("shown", "(Tensor value, str letter) -> Tensor", _named),
     (
         "layer",
         "(str kind, Tensor x, Tensor[] start, Tensor[] weights, Tensor? peephole, int number) -> Tensor[]",
@@ -103,14 +120,28 @@ def before(start: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 def over(
-    y: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], ticks: int
+    y: Tensor,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    ticks: int,
+    names: Sequence[str],
+    number: int,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(what every tick gave, the last states): y (batch, ...) becomes (batch, time, ...).
 
-    `before`: the states that the tick found; `after`: as it left them.
+    `before`: the states that the tick found; `after`: as it left them; `names`: what they are called.
+    `number`: which layer of its module it is.
     """
-    out, *ends = torch.ops.runnel.over(y, list(before), list(after), ticks)
+    out, *ends = torch.ops.runnel.over(y, list(before), list(after), ticks, list(names), number)
     return out, tuple(ends)
+
+
+def shown(letter: str, value: Tensor) -> Tensor:
+    """The value itself; a probe shows it under this letter: see `Recurrent.show`."""
+    if not lifted():
+        return value
+    out: Tensor = torch.ops.runnel.shown(value, letter)
+    return out
 
 
 def layer(

@@ -65,7 +65,7 @@ class Prover:
         tally = Tally()
         for trial in trials:
             with self._opened(trial) as stream:
-                trial.compare(self._play(stream, trial.chunk, self._evenly(trial.chunk)), tally)
+                trial.compare(self._play(stream, trial.chunk, self.evenly(trial.chunk)), tally)
                 states = self.states(stream)
                 for state, expected in trial.final.items():
                     tally.add(f"state {state}", states[state].ravel(), expected.ravel())
@@ -77,7 +77,7 @@ class Prover:
         for trial in trials:
             for _ in range(2):
                 with self._opened(trial) as stream:
-                    trial.compare(self._play(stream, trial.chunk, self._randomly(trial.chunk)), tally)
+                    trial.compare(self._play(stream, trial.chunk, self.randomly(trial.chunk)), tally)
         return tally.finding("cuts", "the sequence cut at random places")
 
     def batched(self, trials: Sequence[Trial]) -> tuple[Finding, Finding]:
@@ -106,7 +106,7 @@ class Prover:
             stream.close()
             trial.compare(together, batched)
             with self._opened(trial) as alone:
-                itself = self._play(alone, trial.chunk, self._evenly(trial.chunk))
+                itself = self._play(alone, trial.chunk, self.evenly(trial.chunk))
                 for name, values in itself.items():
                     isolated.add(name, together[name], values)
         return (
@@ -122,7 +122,7 @@ class Prover:
             with self.engine.open() as stream:
                 self._feed(stream, _slice(before.chunk, 0, self._middle(before)), [])
                 stream.reset()
-                after.compare(self._play(stream, after.chunk, self._randomly(after.chunk)), tally)
+                after.compare(self._play(stream, after.chunk, self.randomly(after.chunk)), tally)
         return tally.finding("reset", "reset in mid-sequence, then another sequence")
 
     def restored(self, trials: Sequence[Trial]) -> Finding:
@@ -131,7 +131,7 @@ class Prover:
         for trial in trials:
             middle = self._middle(trial)
             rest = _slice(trial.chunk, middle, _length(trial.chunk))
-            cuts = self._randomly(rest)
+            cuts = self.randomly(rest)
             with self._opened(trial) as stream:
                 before = self._feed(stream, _slice(trial.chunk, 0, middle), [])
                 blob = stream.snapshot()
@@ -202,6 +202,12 @@ class Prover:
             self._feed(stream, trial.chunk, [])
             return self.states(stream)
 
+    def played(self, trial: Trial, cuts: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """A trial's outputs, fed in pieces and to its end, and the model's states there."""
+        with self._opened(trial) as stream:
+            outputs = self._play(stream, trial.chunk, cuts)
+            return outputs, self.states(stream)
+
     def replaced(self, blob: bytes, rows: Rows) -> Stream:
         """A stream from a snapshot with some of the model's states replaced."""
         snapshot = snapshots.decode(blob)
@@ -245,10 +251,10 @@ class Prover:
         out = stream.flush()
         return out if isinstance(out, Mapping) else {self.model.given[0].name: out}
 
-    def _evenly(self, chunk: Mapping[str, Array]) -> list[int]:
+    def evenly(self, chunk: Mapping[str, Array]) -> list[int]:
         return list(range(self.unit, _length(chunk), self.unit))
 
-    def _randomly(self, chunk: Mapping[str, Array]) -> list[int]:
+    def randomly(self, chunk: Mapping[str, Array]) -> list[int]:
         """Up to eight cuts anywhere: with framing, inside a hop too."""
         size = _length(chunk)
         if size < 2:

@@ -14,7 +14,9 @@ from runnel.errors import CertificateError
 
 from . import vectors
 from .certificate import FLOAT32, INT8, Certificate, totals, versions
+from .figures import judge
 from .proofs import Prover, Trial, prove
+from .revealed import recomposed
 from .samples import Source, draw
 
 
@@ -48,6 +50,9 @@ def verify(path: str | Path, *, report: Callable[[str], None] | None = None) -> 
         trials = [Trial(chunk, prover.whole(chunk)) for chunk in chunks]
         long = trials.pop() if certificate.long else None
         checks, alive = prove(engine, trials, [original], long, rng, limits, say)
+        if spec.probe:
+            say("whether the gates are those of its layers")
+            checks += judge([recomposed(prover, [*trials, original])], limits)
     found = replace(
         certificate,
         checks=checks,

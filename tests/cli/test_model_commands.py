@@ -130,6 +130,22 @@ def test_export_integers_and_data_and_int8(source: str, tmp_path: Path) -> None:
     assert run("verify", out, "--quiet") == 0
 
 
+def test_export_with_a_look_inside(source: str, tmp_path: Path, capsys) -> None:
+    out, probe = tmp_path / "tagger.onnx", tmp_path / "tagger.probe.onnx"
+    assert run("export", f"{source}:made", "--input", "float32[1,20,4]", "--probe", "gates", "-o", out) == 0
+    shown = capsys.readouterr()
+    assert f"probe  {probe}\nshows  gru.0  GRU  r, z, n, h\n" in shown.out
+    assert "proving the probe" in shown.err
+    run("inspect", out, "--json")
+    certified = json.loads(capsys.readouterr().out)["certificate"]["hash"]
+    assert run("inspect", probe) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    assert lines["probe of"].strip() == certified
+    assert lines["shows"].split() == ["gru.0", "GRU", "r,", "z,", "n,", "h"]
+    assert run("verify", probe) == 0
+    assert "gates " in capsys.readouterr().out
+
+
 def test_export_one_step_with_state(source: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "cell.onnx"
     assert run("export", f"{source}:Cell", "--time-axis", "none", "--input", "x=float32[1,3]",

@@ -1,6 +1,8 @@
 """The model's document: written and read back the same, and refused in words whatever it holds."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import ModelError
+from runnel.probe import Probe, ProbeLayer, beside
 from runnel.spec import Framing, ModelSpec, from_document, to_document
 from tests.models import state, tensor
 
@@ -20,6 +23,20 @@ SPEC = ModelSpec(
     rate=16000.0,
     certificate={"tolerance": 1e-4},
     graph={"ops": {"LSTM": 1}},
+)
+
+LOOKED_INTO = ModelSpec(
+    (tensor("x", ("time", "slot", 2)),),
+    tuple(tensor(name, ("time", "slot", 3)) for name in ("y", "gru.0.z", "gru.0.h", "rnn.0.h")),
+    (state("h", (1, "slot", 3)), state("g", (1, "slot", 2))),
+    certificate={"tolerance": 1e-4},
+    probe=Probe(
+        "sha256:00",
+        (
+            ProbeLayer("gru.0", "GRU", {"z": "gru.0.z", "h": "gru.0.h"}, {"h": "h"}, takes=True),
+            ProbeLayer("rnn.0", "RNN", {"h": "rnn.0.h"}),
+        ),
+    ),
 )
 
 _json = st.recursive(
@@ -55,9 +72,20 @@ def test_round_trip() -> None:
         assert not a.initial.flags.writeable
 
 
-@given(at=st.integers(0, 10_000), value=_json)
-def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any) -> None:
-    document = copy.deepcopy(to_document(SPEC))
+def test_a_probe_round_trip() -> None:
+    document = to_document(LOOKED_INTO)
+    again = from_document(json.loads(json.dumps(document)), "m")
+    assert again.probe == LOOKED_INTO.probe
+    assert to_document(again) == document
+    assert LOOKED_INTO.probe is not None
+    assert LOOKED_INTO.probe.outputs == ("gru.0.z", "gru.0.h", "rnn.0.h")
+    assert "probe" not in to_document(SPEC)
+    assert beside(Path("a/lm.onnx")) == Path("a/lm.probe.onnx")
+
+
+@given(at=st.integers(0, 10_000), value=_json, spec=st.sampled_from([SPEC, LOOKED_INTO]))
+def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any, spec: ModelSpec) -> None:
+    document = copy.deepcopy(to_document(spec))
     path = places(document)[at % len(places(document))]
     if not path:
         document = value
@@ -67,12 +95,12 @@ def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any) -> None:
             inner = inner[key]
         inner[path[-1]] = value
     try:
-        spec = from_document(document, "m.onnx")
+        read = from_document(document, "m.onnx")
     except ModelError as error:
         message = str(error)
     else:
         message = "m.onnx"
-        assert to_document(from_document(to_document(spec), "m")) == to_document(spec)
+        assert to_document(from_document(to_document(read), "m")) == to_document(read)
     assert message.startswith(("m.onnx", "framing"))
 
 
@@ -95,6 +123,36 @@ def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any) -> None:
 def test_messages(path: tuple[Any, ...], value: Any, says: str) -> None:
     document: Any = copy.deepcopy(to_document(SPEC))
     inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ModelError, match=says):
+        from_document(document, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ((), [], "m.onnx: probe: expected an object"),
+        (("of",), "", "of must be a name"),
+        (("layers",), {}, "layers must be a list of at most"),
+        (("layers", 0, "name"), 3, r"layers\[0\]: name must be a name"),
+        (("layers", 0, "kind"), None, "kind must be a name"),
+        (("layers", 0, "takes"), 1, "takes must be true or false, not 1"),
+        (("layers", 0, "outputs"), None, "outputs: expected an object"),
+        (("layers", 0, "outputs"), {"q": "gru.0.z"}, "'q' is none of i, f, o"),
+        (("layers", 0, "outputs", "z"), "gru.0.h", "names 'gru.0.h' twice"),
+        (("layers", 0, "outputs", "z"), "z", "names 'z' twice, or no output of float32"),
+        (("layers", 0, "states"), {"q": "h"}, "states: 'q' is none of i, f, o"),
+        (("layers", 0, "states"), {"c": "h"}, "the probe's 'c' of 'gru.0' is not what state 'h' is"),
+        (("layers", 0, "states", "h"), "k", "the probe's 'h' of 'gru.0' is not what state 'k' is"),
+        (("layers", 0, "states", "h"), "g", "is not what state 'g' is"),  # another width
+        (("layers", 0, "outputs", "i"), "y", "gives what its model gives besides"),
+    ],
+)
+def test_a_probes_document_is_read_strictly(path: tuple[Any, ...], value: Any, says: str) -> None:
+    document: Any = copy.deepcopy(to_document(LOOKED_INTO))
+    inner, path = document, ("probe", *path)
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value

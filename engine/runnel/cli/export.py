@@ -10,8 +10,9 @@ from typing import Any
 
 from .. import container
 from ..errors import UsageError
-from ..spec import Blocks, Framing, from_document
-from .text import Row, aligned, model_rows, quantize_rows
+from ..probe import beside
+from ..spec import Blocks, Framing, ModelSpec, from_document
+from .text import Row, aligned, model_rows, probe_rows, quantize_rows
 
 HELP = "turn a PyTorch module into a certified step model"
 
@@ -53,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block", type=int, help="ticks that are run together then (default: a third of the lookahead)")
     add("--rate", type=float, help="Hz of the stream's time axis")
     add("--quantize", choices=["int8"], help="hold weights in 8 bits")
+    add(
+        "--probe",
+        choices=["gates"],
+        help="write MODEL.probe.onnx too, which shows each layer's gates and states",
+    )
     add("--tolerance", type=float, help="largest error, relative to the peak (1e-4; 0.1 for int8)")
     add("--seed", type=int, default=0, help="of the random data")
     add("-q", "--quiet", action="store_true", help="print nothing where all is well")
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         blocks=_blocks(args.block, args.lookahead),
         rate=args.rate,
         quantize=args.quantize,
+        probe=args.probe,
         tolerance=args.tolerance,
         data=target.data(args.data) if args.data is not None else None,
         progress=None if args.quiet else report,
@@ -95,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(certificate)
         print(aligned([("model", str(args.output)), *_summary(args.output)]))
+        if args.probe:
+            shown = beside(args.output)
+            print(aligned([("probe", str(shown)), *probe_rows(_spec(shown))]))
     return 0
 
 
@@ -114,8 +124,12 @@ def _blocks(block: int | None, lookahead: int | None) -> Blocks | None:
     return Blocks(block if block is not None else max(1, lookahead // 3), lookahead)
 
 
+def _spec(path: Path) -> ModelSpec:
+    return from_document(container.document(container.read(path), str(path)), str(path))
+
+
 def _summary(path: Path) -> list[Row]:
-    spec = from_document(container.document(container.read(path), str(path)), str(path))
+    spec = _spec(path)
     quantized = (spec.certificate or {}).get("quantize")
     return [*model_rows(spec), *(quantize_rows(quantized) if quantized else [])]
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "verify",
     "inspect": "inspect",
     "run": "run",
+    "plot": "plot",
     "serve": "serve",
     "feed": "feed",
     "bench": "bench",

@@ -11,8 +11,10 @@ from ..engine import Engine
 from ..errors import RunnelError, UsageError
 from ..spec import Array
 from ..stage import Chunk, Steps
+from ..stream import Stream
 from .ends import (
     INPUTS,
+    End,
     Outputs,
     declared,
     fit_together,
@@ -67,10 +69,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file (.csv .tsv .npy .jsonl .parquet .wav .flac), - for a table on standard output (the "
         "default), or NAME:…; may be repeated. Tables and JSON lines write a number's label, if it has one",
     )  # fmt: skip
-    parser.add_argument(
-        "--columns", metavar="A,B", type=lambda text: text.split(","),
-        help="columns of a table, or channels of a sound file (from 1), in the order of the inputs",
-    )  # fmt: skip
+    add_input_arguments(parser)
     parser.add_argument(
         "--chunk", metavar="N", help="time steps fed at once: 160, or 20ms, or 0.1s; changes no output"
     )
@@ -78,13 +77,21 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         "--realtime", action="store_true",
         help="feed no faster than the input's rate, or than its time column says",
     )  # fmt: skip
-    parser.add_argument("--for", dest="seconds", metavar="TIME", help="only so much: 10s, 500ms, 5m, 2h")
-    parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
         help="N time steps that the pipeline makes of itself, where its file feeds all its inputs back "
         "([feedback]): at once, or after INPUT, of which only the last output is written then",
     )  # fmt: skip
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `runnel plot` takes too: how INPUT is read, and how much of it."""
+    parser.add_argument(
+        "--columns", metavar="A,B", type=lambda text: text.split(","),
+        help="columns of a table, or channels of a sound file (from 1), in the order of the inputs",
+    )  # fmt: skip
+    parser.add_argument("--for", dest="seconds", metavar="TIME", help="only so much: 10s, 500ms, 5m, 2h")
+    parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -98,17 +105,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
         end, sinks = declared(Path(args.pipeline))
-        if args.input is not None:
-            end = written("source", args.input, args.columns)
-        elif end is None and not args.generate:
-            also = ", or --generate N: it can make time steps of itself" if engine.pipeline.generates else ""
-            raise UsageError(
-                f"INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file{also}"
-            )
-        elif args.columns is not None:
-            raise UsageError(
-                f"--columns is for an INPUT; write columns = … under [source] of {args.pipeline}"
-            )
+        end = input_of(args, end, engine.pipeline.generates)
         more = generated(args.generate)
         if more:
             engine.pipeline.accept(Steps(more[0]))  # told before anything is read or written
@@ -134,6 +131,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def input_of(args: argparse.Namespace, of_pipeline: End | None, generates: bool) -> End | None:
+    """Where the input is from: what the command line says, else the pipeline's own, which may be none."""
+    if args.input is not None:
+        return written("source", args.input, args.columns)
+    if of_pipeline is None and not args.generate:
+        also = ", or --generate N: it can make time steps of itself" if generates else ""
+        raise UsageError(f"INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file{also}")
+    if args.columns is not None:
+        raise UsageError(f"--columns is for an INPUT; write columns = … under [source] of {args.pipeline}")
+    return of_pipeline
+
+
 def _feed(
     engine: Engine,
     chunks: Iterable[Chunk],
@@ -146,12 +155,7 @@ def _feed(
     before: Chunk | Array | None = None  # of a prompt the answer counts, and not what it foretold of itself
     with engine.open() as stream:
         for chunk in chunks:
-            try:
-                out = stream.feed(chunk)
-            except RunnelError as error:
-                raise type(error)(
-                    f"{name}: in the chunk that begins at time step {progress.steps}: {error}"
-                ) from error
+            out = fed(stream, chunk, name, progress.steps)
             if more:
                 before = last_row(out)
             else:
@@ -163,3 +167,12 @@ def _feed(
             outputs.write(stream.generate(steps))
             progress.add(steps)
         outputs.write(stream.flush())
+
+
+def fed(stream: Stream, chunk: Chunk, name: str, at: int) -> Chunk | Array:
+    """What the stream makes of a chunk; an error says where in the input that chunk begins."""
+    try:
+        made: Chunk | Array = stream.feed(chunk)
+    except RunnelError as error:
+        raise type(error)(f"{name}: in the chunk that begins at time step {at}: {error}") from error
+    return made

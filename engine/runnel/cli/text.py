@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..probe import ProbeLayer
 from ..spec import ModelSpec, ModelState, ModelTensor, to_document
 
 Row = tuple[str, str]
@@ -26,6 +27,8 @@ def model_rows(spec: ModelSpec) -> list[Row]:
     rows: list[Row] = []
     for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
         rows += [(kind, line) for line in _columns([_tensor(t) for t in tensors])]
+    if spec.probe:
+        rows += [("probe of", spec.probe.of), *probe_rows(spec)]
     rows += [("states", line) for line in _columns([_state(s) for s in spec.states])] or [("states", "none")]
     rows += [("constants", f"{name} = {value.tolist()}") for name, value in spec.constants.items()]
     rows.append(("ticks", "any number in one call" if spec.any_ticks else "one a call"))
@@ -40,6 +43,12 @@ def model_rows(spec: ModelSpec) -> list[Row]:
         rows += graph_rows(spec.graph)
     rows.append(("state size", f"{count(spec.state_bytes)} bytes a stream"))
     return rows
+
+
+def probe_rows(spec: ModelSpec) -> list[Row]:
+    """Which layers a probe shows, and what of each."""
+    layers = spec.probe.layers if spec.probe else ()
+    return [("shows", line) for line in _columns([_layer(layer) for layer in layers])]
 
 
 def graph_rows(graph: Mapping[str, Any]) -> list[Row]:
@@ -102,6 +111,13 @@ def counted(ops: Mapping[str, int]) -> str:
 
 def _tensor(tensor: ModelTensor) -> tuple[str, ...]:
     return (tensor.name, tensor.dtype, _shape(tensor.shape))
+
+
+def _layer(layer: ProbeLayer) -> tuple[str, ...]:
+    """Its letters, or the outputs where they are not called so."""
+    usual = all(name == f"{layer.name}.{letter}" for letter, name in layer.outputs.items())
+    named = layer.outputs if usual else [f"{letter} = {name}" for letter, name in layer.outputs.items()]
+    return (layer.name, layer.kind, ", ".join(named) + " (z: how much is taken)" * layer.takes)
 
 
 def _state(state: ModelState) -> tuple[str, ...]:

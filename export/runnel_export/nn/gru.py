@@ -84,7 +84,8 @@ class GRU(Gated):
         if self.update == "takes":  # ONNX's z is how much is kept
             size = self.hidden_size
             weights = [torch.cat([w[:size], -w[size : 2 * size], w[2 * size :]]) for w in weights]
-        return marks.layer("gru before" if self.reset == "before" else "gru", x, state, weights, layer)
+        kind = "gru" + " before" * (self.reset == "before") + " takes" * (self.update == "takes")
+        return marks.layer(kind, x, state, weights, layer)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", reset={self.reset!r}, update={self.update!r}"

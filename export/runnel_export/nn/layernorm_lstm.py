@@ -61,8 +61,8 @@ class LayerNormLSTM(Gated):
     def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
         h, c = state
         i, f, g, o = (x + self._normed(layer, "hh", linear(h, self.of(layer, "weight_hh")))).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(self._normed(layer, "c", c))
+        c = self.show("f", f.sigmoid()) * c + self.show("i", i.sigmoid()) * self.show("g", g.tanh())
+        h = self.show("o", o.sigmoid()) * torch.tanh(self._normed(layer, "c", c))
         return h, (h, c)
 
     def _normed(self, layer: int, name: str, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import marks
 from .scan import linear_scan
 
 
@@ -59,7 +60,7 @@ class MinGRU(nn.Module):
         for layer in range(self.num_layers):
             bias = getattr(self, f"bias_l{layer}") if self.bias else None
             z, n = nn.functional.linear(x, getattr(self, f"weight_l{layer}"), bias).chunk(2, -1)
-            z = torch.sigmoid(z)
+            z, n = marks.shown("z", torch.sigmoid(z)), marks.shown("n", n)
             x = linear_scan(1 - z, z * n, state[layer], layer)
             ends.append(x[:, -1])
         return x, torch.stack(ends)

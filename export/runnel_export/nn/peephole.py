@@ -69,12 +69,12 @@ class PeepholeLSTM(Gated):
         else:
             seen_i, seen_f = linear(c, peepholes[: 2 * self.hidden_size]).chunk(2, -1)
             i, f = i + seen_i, f + seen_f
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        c = self.show("f", f.sigmoid()) * c + self.show("i", i.sigmoid()) * self.show("g", g.tanh())
         if self.form == "diagonal":
             o = o + peepholes[2] * c
         else:
             o = o + linear(c, peepholes[2 * self.hidden_size :])
-        h = torch.sigmoid(o) * torch.tanh(c)
+        h = self.show("o", o.sigmoid()) * torch.tanh(c)
         return h, (h, c)
 
     def operator(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runnel.errors import ExportError
+from runnel.probe import MEANING
 
 from .. import marks
 
@@ -33,6 +34,8 @@ class Recurrent(nn.Module):
                 h = 0.9 * h + 0.1 * torch.tanh(self.mix(torch.cat([x, h], -1)))
                 return h, (h,)
 
+    With ``export(..., probe="gates")`` its states are shown at each tick, and what `tick` gives to `show`.
+
     Shapes: x is (batch, time, features): batch first, and never unbatched. A state is (num_layers, batch,
     width), as torch's are; `forward` takes and gives one where the layer has one state, else a tuple.
     """
@@ -54,6 +57,16 @@ class Recurrent(nn.Module):
     def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
         """(output, next states) of one tick: x (batch, …), states (batch, width)."""
         raise NotImplementedError
+
+    def show(self, letter: str, value: Tensor) -> Tensor:
+        """`value`, (batch, width) of float32, as it is; a probe shows it under this letter.
+
+        Of the letters in `runnel.probe.MEANING`: ``i = self.show("i", torch.sigmoid(i))``. Go on with what
+        it gives: nothing is known of a value that nothing is made of.
+        """
+        if letter not in MEANING:
+            raise ValueError(f"show({letter!r}, …): one of {', '.join(MEANING)}")
+        return marks.shown(letter, value)
 
     def operator(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States] | None:
         """While being lifted: the layer as one ONNX operator, by `marks.layer`; None: `tick`, written out."""
@@ -105,7 +118,7 @@ class Recurrent(nn.Module):
         y, ended = self.tick(layer, marks.tick(x), begun)
         if len(ended) != len(begun):
             raise ExportError(f"{type(self).__name__}.tick gives {len(ended)} states, expected {len(begun)}")
-        return marks.over(y, begun, ended, x.shape[1])
+        return marks.over(y, begun, ended, x.shape[1], list(self.widths), layer)
 
 
 class Gated(Recurrent):

@@ -28,10 +28,14 @@ def over_time(
     initial: Sequence[str],
     peephole: Tensor | None = None,
     reverse: bool = False,
+    number: int = 0,
 ) -> Recurrence:
-    """A layer over the stream's time, or over a window of it; `x` is (time, slot, features)."""
+    """A layer over the stream's time, or over a window of it; `x` is (time, slot, features).
+
+    `number`: which layer of its module it is.
+    """
     if low.blocks is None:
-        return write_layer(low, kind, x, ws, initial, peephole, reverse)
+        return write_layer(low, kind, x, ws, initial, peephole, reverse, number)
     if len(ws) in (3, 5):
         raise low.untranslated("proj_size together with blocks=")
     ends: Sequence[str | None]

@@ -22,10 +22,10 @@ def cell(
     x: Data,
     hx: Sequence[Data | Tensor],
     ws: Sequence[Tensor | None],
-    suffix: str = "",
+    layer: int | None = None,
     peephole: Tensor | None = None,
 ) -> tuple[Data, ...]:
-    """One call of a cell: (h,) or (h, c). `suffix` is put to its states' names."""
+    """One call of a cell: (h,) or (h, c). `layer`: which one it is of a layer that is used as a cell."""
     weights = [w for w in ws if w is not None]
     v = low.value(x)
     if any(not isinstance(w, Tensor) for w in weights):
@@ -42,8 +42,9 @@ def cell(
                 f"the loop begins at tick {v.tick} (it runs backwards, or starts the state anew)",
                 "begin at tick 0 and run forward",
             )
+        suffix = "" if layer is None else f".{layer}"
         initial = [initial_state(low, h, f"{s}{suffix}") for h, s in zip(hx, ("h", "c"), strict=False)]
-        made = over_time(low, kind, v.name, weights, initial, peephole)
+        made = over_time(low, kind, v.name, weights, initial, peephole, number=layer or 0)
         carry_on(low, initial, made)
         index = len(low.recurrences) - 1
     made = low.recurrences[index]

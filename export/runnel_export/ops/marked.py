@@ -14,19 +14,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..lowering import Lowering, Recurrence
+from runnel.probe import MEANING
+
+from ..lowering import Inside, Lowering, Recurrence
 from ..values import BATCH, HIDDEN, TIME, Data, Given, Value
+from . import written
 from .recurrence import GRU, LSTM, Kind, initial_state
 from .recurrent import check_layout, one_layer
 from .registry import handles
 from .sequence import select
 
 # Gates and weights are in torch's order; see `Kind`.
+_BEFORE = replace(GRU, attributes=(("linear_before_reset", 0),))
 KINDS: dict[str, Kind] = {
     "lstm": LSTM,
     "coupled": replace(LSTM, attributes=(("input_forget", 1),)),
     "gru": GRU,
-    "gru before": replace(GRU, attributes=(("linear_before_reset", 0),)),
+    "gru before": _BEFORE,
+    "gru takes": replace(GRU, takes=True),
+    "gru before takes": replace(_BEFORE, takes=True),
 }
 
 
@@ -92,6 +98,8 @@ def over(
     befores: Sequence[Data | Tensor],
     afters: Sequence[Data | Tensor],
     ticks: int,
+    names: Sequence[str],
+    number: int,
 ) -> tuple[Data | Tensor, ...]:
     ends = [a if isinstance(a, Tensor) else low.value(a) for a in afters]
     inner = low.ticks is None or ticks == 1
@@ -99,10 +107,11 @@ def over(
         raise low.untranslated("a tick's output that does not depend on that tick")
     y = low.value(y)
     starts = [b.name for b in befores if isinstance(b, Value)]
-    names = [e.name for e in ends if isinstance(e, Value)]
+    finals = [e.name for e in ends if isinstance(e, Value)]
+    inside = _inside(low, befores, ends, names, number)
     if inner:
-        if starts and len(starts) == len(names) == len(ends):
-            _record(low, starts, names)
+        if starts and len(starts) == len(finals) == len(ends):
+            _record(low, starts, finals, inside if low.ticks is None else None)
         return (low.insert(y, 1), *ends)
     for i, (start, end) in enumerate(zip(befores, ends, strict=True)):
         assert isinstance(start, Value)  # `before` says so
@@ -116,18 +125,39 @@ def over(
                 "return from tick() each state's next value, of the shape and dtype that it was given in",
             )
         ends[i] = end = low.arrange(end, (HIDDEN, 0, 1))
-        names[i] = end.name
+        finals[i] = end.name
         if low.states[start.name].given is None:
             low.states[start.name].next = end.name
-    _record(low, starts, names)
+    _record(low, starts, finals, inside)
     return (_sequence_of(low, y), *ends)
 
 
-def _record(low: Lowering, starts: Sequence[str], ends: Sequence[str]) -> None:
+def _record(low: Lowering, starts: Sequence[str], ends: Sequence[str], inside: Inside | None) -> None:
     """So that exchanged states are known as such: see `pairing`."""
     h, *rest = ends
     c, more = (rest[0] if rest else None), tuple(rest[1:])
-    low.recurrences.append(Recurrence("written", "", (), h, h, c, tuple(starts), low.where, more))
+    low.recurrences.append(Recurrence("written", "", (), h, h, c, tuple(starts), low.where, more, inside))
+
+
+@handles("runnel::shown", lazy=True)
+def shown(low: Lowering, value: Data | Tensor, letter: str) -> Data | Tensor:
+    low.shown.setdefault(low.path, {})[letter] = value
+    return value
+
+
+def _inside(
+    low: Lowering,
+    befores: Sequence[Data | Tensor],
+    ends: Sequence[Data | Tensor],
+    names: Sequence[str],
+    number: int,
+) -> Inside:
+    """How to show what a tick showed of itself, and its states: the first is h, whatever it is called."""
+    letters = [name if name in MEANING else "" for name in names]
+    letters[0] = letters[0] or ("h" if "h" not in letters else "")
+    held = {letter: end for letter, end in zip(letters, ends, strict=True) if letter}
+    values = {**{k: v for k, v in low.shown.pop(low.path, {}).items() if k not in held}, **held}
+    return written.inside(low, values, number, tuple(letters))
 
 
 def _sequence_of(low: Lowering, y: Value) -> Value:

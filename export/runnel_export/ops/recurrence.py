@@ -7,16 +7,17 @@ r,z,n against z,r,h with ``linear_before_reset=1``, since torch applies r to U h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..lowering import Lowering, Recurrence, State
+from ..lowering import Inside, Lowering, Recurrence, Row, State
 from ..values import BATCH, Axis, Carry, Data, Given, Value
 from ..writer import EXPLICIT
+from . import gates
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Kind:
     gates: tuple[int, ...]  # ONNX's order, as indices into torch's
     attributes: tuple[tuple[str, Any], ...] = ()
     has_c: bool = False
+    takes: bool = False  # a GRU whose module says by z how much is taken, and has its weights negated
 
 
 LSTM = Kind("LSTM", (0, 3, 1, 2), has_c=True)
@@ -82,24 +84,24 @@ def write_node(
     return y, made[1], (made[2] if kind.has_c else None)
 
 
-def _projected(low: Lowering, x: str, ws: Sequence[Tensor], h: str, c: str) -> tuple[str, str, str]:
+def _projected(
+    low: Lowering, x: str, ws: Sequence[Tensor], h: str, c: str
+) -> tuple[str, str, dict[str, Row]]:
     """One tick of an LSTM with a projection, which ONNX's operator has not: x is (1, slot, features).
 
-    h' = W_hr (o * tanh(c')), c' = f * c + i * g (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
+    Gives h', c' and what is inside. h' = W_hr (o * tanh(c')), c' = f * c + i * g (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
     """
     w, r, *biases, projection = ws
-    gates = low.node(
-        "Add", low.node("MatMul", x, low.constant(w.T)), low.node("MatMul", h, low.constant(r.T))
-    )
+    sums = low.node("Add", low.node("MatMul", x, low.constant(w.T)), low.node("MatMul", h, low.constant(r.T)))
     if biases:
-        gates = low.node("Add", gates, low.constant(biases[0] + biases[1]))
+        sums = low.node("Add", sums, low.constant(biases[0] + biases[1]))
     size = w.shape[0] // 4
-    parts = low.emit("Split", [gates, low.graph.ints(*[size] * 4)], {"axis": -1}, ["i", "f", "g", "o"])
+    parts = low.emit("Split", [sums, low.graph.ints(*[size] * 4)], {"axis": -1}, ["i", "f", "g", "o"])
     i, f, o = (low.node("Sigmoid", parts[k]) for k in (0, 1, 3))
     g = low.node("Tanh", parts[2])
     c = low.node("Add", low.node("Mul", f, c), low.node("Mul", i, g))
     h = low.node("MatMul", low.node("Mul", o, low.node("Tanh", c)), low.constant(projection.T))
-    return h, h, c
+    return h, c, {letter: (name, size) for letter, name in zip("ifgoc", (i, f, g, o, c), strict=True)}
 
 
 def write_layer(
@@ -110,8 +112,12 @@ def write_layer(
     initial: Sequence[str],
     peephole: Tensor | None = None,
     reverse: bool = False,
+    number: int | None = None,
 ) -> Recurrence:
-    """The node or nodes for one layer, and their record."""
+    """The node or nodes for one layer, and their record.
+
+    `number`: which layer of its module it is, where it runs over the stream's time.
+    """
     if len(ws) in (3, 5):  # the last weight is a projection
         if low.any_ticks:
             low.any_ticks = False
@@ -119,13 +125,39 @@ def write_layer(
                 f"{low.where}: proj_size is written out as single operations, since ONNX's LSTM has no "
                 "projection; the step model takes exactly one tick a call"
             )
-        y, h, c = _projected(low, x, ws, *initial)
-        made = Recurrence(kind.op, x, tuple(ws), y, h, c, tuple(initial), low.where)
+        y, c, shown = _projected(low, x, ws, *initial)
+        made = Recurrence(kind.op, x, tuple(ws), y, y, c, tuple(initial), low.where)
     else:
         y, h, final_c = write_node(low, kind, x, ws, initial, peephole, reverse)
         made = Recurrence(kind.op, x, tuple(ws), y, h, final_c, tuple(initial), low.where)
+        shown = None
+    if number is not None:
+        made = replace(made, inside=inside(low, kind, made, number, peephole, shown))
     low.recurrences.append(made)
     return made
+
+
+def inside(
+    low: Lowering,
+    kind: Kind,
+    made: Recurrence,
+    number: int,
+    peephole: Tensor | None = None,
+    written: Mapping[str, Row] | None = None,
+) -> Inside:
+    """How to show a layer over the stream; `written`: what of it is in the graph as it is."""
+    x, ws, y, initial = made.x, made.weights, made.y, made.initial
+
+    def write() -> dict[str, Row]:
+        shown = dict(written or {})
+        if written is None and kind.op == "LSTM":
+            shown = gates.lstm(low, x, ws, y, initial, peephole)
+        if written is None and kind.op == "GRU":
+            before = dict(kind.attributes)["linear_before_reset"] == 0
+            shown = gates.gru(low, x, ws, y, initial, before, kind.takes)
+        return {**shown, "h": (y, width_of(ws))}
+
+    return Inside(low.named(kind.op, number), kind.op, write, takes=kind.takes)
 
 
 def _state(low: Lowering, name: str, row: Tensor) -> str:
@@ -176,6 +208,7 @@ def within_a_step(
     batch: int,
     peephole: Tensor | None = None,
     reverse: bool = False,
+    number: int = 0,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over an axis that is not the stream's time: within a frame, or of one step."""
     names = []
@@ -193,7 +226,10 @@ def within_a_step(
         raise low.untranslated("an initial state of which one part only is given")
     if len(ws) in (3, 5) and (x.axes[seq] != 1 or "" in names):
         raise low.untranslated("proj_size in a layer within a step")
-    made = write_layer(low, kind, x.name, ws, names if all(names) else [], peephole, reverse)
+    step = low.ticks is None and x.axes[seq] == 1 and all(names) and not reverse  # its axis is the stream's
+    made = write_layer(
+        low, kind, x.name, ws, names if all(names) else [], peephole, reverse, number if step else None
+    )
     v = replace(x, name=made.y, axes=(*x.axes[:2], width_of(ws)))
     row: Axis = x.axes[batch]
     ends: list[Value | Carry] = [Value(made.final, (1, row, width_of(ws)), (0, 1, 2), x.dtype)]

@@ -108,7 +108,7 @@ def one_layer(
         x = low.arrange(v, (seq, batch, 2))
         return _over_time(low, kind, x, starts, ws, seq, layer, peephole, reverse)
     x = low.arrange(low.joined(v), (seq, batch, 2))
-    return within_a_step(low, kind, x, starts, ws, seq, batch, peephole, reverse)
+    return within_a_step(low, kind, x, starts, ws, seq, batch, peephole, reverse, layer)
 
 
 def _over_time(
@@ -126,7 +126,7 @@ def _over_time(
     if reverse:
         return _backwards(low, kind, x, starts, ws, seq)
     initial = [initial_state(low, h, f"{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
-    made = over_time(low, kind, x.name, ws, initial, peephole)
+    made = over_time(low, kind, x.name, ws, initial, peephole, number=layer)
     carry_on(low, initial, made)
     y = Value(made.y, (*x.axes[:2], width_of(ws)), x.order, x.dtype)
     last = low.size(TIME) - 1
@@ -168,7 +168,7 @@ def _at_a_tick(
     """A layer called on one tick at a time in a loop over time: a cell."""
     if x.axes[seq] != 1 or reverse:
         raise low.untranslated("a recurrent layer over a part of each tick, in a loop over time")
-    ends = cell(low, kind, low.drop(x, seq), starts, ws, f".{layer}", peephole)
+    ends = cell(low, kind, low.drop(x, seq), starts, ws, layer, peephole)
     h = low.value(ends[0])
     return low.insert(h, seq), [_lifted(low, e) for e in ends]
 

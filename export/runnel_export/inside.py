@@ -1,0 +1,83 @@
+"""The second model of a translation: the first one's nodes, and beside them what shows its layers' inside.
+
+It is written after the first is finished, so that the first is what it would be alone; and it has all of the
+first one's nodes as they are, so that what those give is the same. What is shown are values of float32 over
+the stream's time; what they are made of is in `ops`: see `lowering.Inside`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+
+from runnel.probe import ProbeLayer
+from runnel.spec import SLOT, TIME, Dim, ModelTensor
+
+from .graph import Port
+from .lowering import Lowering, Recurrence, State
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A model that shows its inside, and which of its outputs do."""
+
+    model: onnx.ModelProto
+    outputs: tuple[ModelTensor, ...]  # besides those of the model that it goes with
+    layers: tuple[ProbeLayer, ...]
+
+
+def show(
+    low: Lowering,
+    name: str,
+    inputs: Sequence[Port],
+    outputs: Sequence[tuple[str, Port]],
+    states: Sequence[State],
+    time: bool,
+) -> Probed | None:
+    """The model of these inputs and outputs, with those that show its layers; None where there is no layer.
+
+    `states`: those that the model has. A layer that needs another one plays no part in it. `time`: whether
+    outputs have an axis of time.
+    """
+    kept = {state.name for state in states}
+    lead: tuple[Dim, ...] = (TIME, SLOT) if time else (SLOT,)
+    shown: list[tuple[str, Port]] = []
+    layers = []
+    for made in low.recurrences:
+        inside = made.inside
+        if inside is None or not _parts(low, made) <= kept:
+            continue
+        low.path, found = low.graph.fresh(inside.name), {}
+        for letter, (value, width) in inside.write().items():
+            found[letter] = low.graph.fresh(f"{low.path}.{letter}")
+            value = value if time else low.node("Squeeze", value, low.graph.ints(0))
+            shown.append((value, Port(found[letter], torch.float32, (*lead, width))))
+        layers.append(ProbeLayer(low.path, inside.kind, found, _carried(low, made, kept), inside.takes))
+    if not layers:
+        return None
+    model = low.graph.finish(name, inputs, [*outputs, *shown])
+    return Probed(model, tuple(ModelTensor(p.name, "float32", p.dims) for _, p in shown), tuple(layers))
+
+
+def _parts(low: Lowering, made: Recurrence) -> set[str]:
+    """The states that a layer is made of."""
+    return low.graph.reached([made.y, *made.initial]) & low.states.keys()
+
+
+def _carried(low: Lowering, made: Recurrence, kept: set[str]) -> dict[str, str]:
+    """By letter, the model's states that the layer begins with and that are next what it ends with."""
+    assert made.inside is not None
+    found = {}
+    for letter, start, final in zip(made.inside.letters, made.initial, made.finals, strict=False):
+        state = low.states.get(low.graph.origin(start))
+        if (
+            letter
+            and state
+            and state.name in kept
+            and low.graph.origin(str(state.next)) == low.graph.origin(final)
+        ):
+            found[letter] = state.name
+    return found

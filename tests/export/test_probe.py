@@ -1,0 +1,368 @@
+"""A look inside: what a probe shows against plain loops over the formulas, and what it leaves as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from runnel.errors import ExportError
+from runnel_export.lift import Lifted, lift
+from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, MinGRU, PeepholeLSTM, Recurrent
+
+from . import insides
+from .stepping import stepped
+
+IN, WIDTH, OUT, TICKS, STREAMS = 4, 6, 3, 13, 3
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Around(nn.Module):
+    """A layer, with a Linear before and after it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.before, self.layer, self.after = nn.Linear(IN, IN), layer, nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.after(self.layer(self.before(x))[0])
+        return y
+
+
+class Beside(nn.Module):
+    """Many layers, each with the same input; lifted together, since each takes half a second."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x)[0] for layer in self.layers.values()], -1)
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[], nn.Module]
+    tick: insides.Tick
+    kind: str
+    letters: str
+    h: int = WIDTH
+    takes: bool = False
+    written: bool = False
+    layers: int = 1
+
+
+def torchs(kind: type[nn.RNNBase], layers: int = 1, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(IN, WIDTH, layers, batch_first=True, **options)
+
+
+def ours(kind: Callable[..., nn.Module], layers: int = 1, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(IN, WIDTH, layers, **options)
+
+
+def relu(a: Array) -> Array:
+    return np.maximum(a, 0)
+
+
+_LSTM, _GRU = "ifgoch", "rznh"
+CASES = {
+    "lstm": Case(torchs(nn.LSTM, 2), insides.lstm, "LSTM", _LSTM, layers=2),
+    "lstm, no bias": Case(torchs(nn.LSTM, bias=False), insides.lstm, "LSTM", _LSTM),
+    "projected": Case(
+        torchs(nn.LSTM, 2, proj_size=3), insides.lstm, "LSTM", _LSTM, h=3, written=True, layers=2
+    ),
+    "gru": Case(torchs(nn.GRU), insides.gru("after", "keeps"), "GRU", _GRU),
+    "gru, no bias": Case(torchs(nn.GRU, bias=False), insides.gru("after", "keeps"), "GRU", _GRU),
+    "rnn": Case(torchs(nn.RNN), insides.rnn(np.tanh), "RNN", "h"),
+    "rnn, relu": Case(torchs(nn.RNN, nonlinearity="relu"), insides.rnn(relu), "RNN", "h"),
+    "peepholes": Case(ours(PeepholeLSTM), insides.peephole, "LSTM", _LSTM),
+    "full peepholes": Case(
+        ours(PeepholeLSTM, form="full"), insides.peephole, "PeepholeLSTM", _LSTM, written=True
+    ),
+    "coupled": Case(ours(CoupledLSTM), insides.coupled, "LSTM", _LSTM),
+    "normalised": Case(ours(LayerNormLSTM), insides.layer_normed, "LayerNormLSTM", _LSTM, written=True),
+    "mingru": Case(ours(MinGRU, 2), insides.min_gru, "MinGRU", "znh", layers=2),
+    **{
+        f"gru, {reset}, {update}": Case(
+            ours(GRU, reset=reset, update=update), insides.gru(reset, update), "GRU", _GRU,
+            takes=update == "takes",
+        )
+        for reset in ("before", "after") for update in ("takes", "keeps")
+    },
+}  # fmt: skip
+
+
+def seen(lifted: Lifted) -> Lifted:
+    """The probe, as a lifted model of its own."""
+    probe = lifted.probe
+    assert probe is not None
+    return replace(
+        lifted, model=probe.model, spec=replace(lifted.spec, outputs=(*lifted.spec.outputs, *probe.outputs))
+    )
+
+
+@cache
+def made(written: bool) -> tuple[Beside, Lifted]:
+    """Of what is one operator, any number of ticks a call; of what is written out, one."""
+    torch.manual_seed(7)
+    module = Beside({n: c.make() for n, c in CASES.items() if c.written == written})
+    for parameter in module.parameters():
+        parameter.data *= 2  # so that gates are far from a half
+    return module, lift(module, torch.randn(2, 9, IN), probe=True)
+
+
+def data(seed: int = 3) -> Array:
+    return np.random.default_rng(seed).normal(size=(TICKS, STREAMS, IN)).astype(np.float32)
+
+
+@cache
+def got(written: bool, cuts: tuple[int, ...]) -> dict[str, Array]:
+    """What the probe gives, with what the model itself gives as "plain"."""
+    lifted = made(written)[1]
+    edges = [0, *sorted(set(cuts)), TICKS]
+    lengths = [b - a for a, b in pairwise(edges)]
+    probe, plain = (stepped(m, {"x": data()}, lengths) for m in (seen(lifted), lifted))
+    return {**probe, "plain": plain["y"]}
+
+
+def expected(name: str) -> list[insides.Shown]:
+    """(time, stream, hidden) by letter, layer by layer."""
+    case, layer = CASES[name], made(CASES[name].written)[0].layers[name]
+    streams = []
+    for x in data().astype(np.float64).swapaxes(0, 1):
+        found = []
+        for k in range(case.layers):
+            start = {"h": np.zeros(case.h), "c": np.zeros(WIDTH)}
+            found.append(insides.over(case.tick, insides.weights(layer, k), x, start))
+            x = found[-1]["h"]
+        streams.append(found)
+    return [{a: np.stack([s[k][a] for s in streams], 1) for a in streams[0][k]} for k in range(case.layers)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gates_are_those_of_the_formula_however_the_sequence_is_cut(name: str) -> None:
+    case = CASES[name]
+    probe, wanted = made(case.written)[1].probe, expected(name)
+    assert probe is not None
+    layers = [p for p in probe.layers if p.name.startswith(f"layers.{name}.")]
+    assert [(p.name, p.kind, p.takes) for p in layers] == [
+        (f"layers.{name}.{k}", case.kind, case.takes) for k in range(case.layers)
+    ]
+
+    def check(cuts: Sequence[int]) -> None:
+        shown = got(case.written, tuple(cuts))
+        for layer, of_layer in zip(layers, wanted, strict=True):
+            assert layer.outputs == {letter: f"{layer.name}.{letter}" for letter in layer.outputs}
+            assert sorted(layer.outputs) == sorted(case.letters)
+            for letter, output in layer.outputs.items():
+                values = of_layer[letter]
+                atol = 2e-5 * max(1, np.abs(values).max())  # (normalised ones make small differences large)
+                np.testing.assert_allclose(shown[output], values, rtol=0, atol=atol, err_msg=output)
+
+    check(range(1, TICKS))
+    if not case.written:
+        run = given(st.lists(st.integers(1, TICKS - 1), max_size=5))(check)
+        settings(max_examples=6, deadline=None, derandomize=True)(run)()
+
+
+@given(cuts=st.lists(st.integers(1, TICKS - 1), max_size=5))
+@settings(max_examples=6, deadline=None)
+def test_what_the_model_gives_is_what_it_gives_without_the_probe(cuts: list[int]) -> None:
+    shown = got(False, tuple(cuts))
+    np.testing.assert_array_equal(shown["y"], shown["plain"])
+
+
+@pytest.mark.soak  # (test_probe_certificate has it for one model, by the bytes of its file)
+def test_the_model_itself_is_what_it_is_without() -> None:
+    module, lifted = made(written=True)
+    plain = lift(module, torch.randn(2, 9, IN))
+    assert plain.model.SerializeToString() == lifted.model.SerializeToString()
+    assert (plain.probe, plain.notes, plain.spec.outputs) == (None, lifted.notes, lifted.spec.outputs)
+
+
+def test_the_layers_nodes_are_in_the_probe_as_they_are() -> None:
+    lifted = made(False)[1]
+    assert lifted.probe is not None
+    plain, shown = (
+        [(n.op_type, n.input[1:4], n.attribute) for n in m.graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+        for m in (lifted.model, lifted.probe.model)
+    )
+    assert plain == shown
+    assert len(plain) == sum(c.layers * (not c.written and c.kind != "MinGRU") for c in CASES.values())
+
+
+# States that are given, cells, layers of one's own
+
+
+class Cells(nn.Module):
+    """Cells of two kinds in a loop over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(IN, WIDTH), nn.GRUCell(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c, g = (x.new_zeros(x.shape[0], WIDTH) for _ in range(3))
+        ys = []
+        for t in range(x.shape[1]):
+            h, c = self.first(x[:, t], (h, c))
+            g = self.second(h, g)
+            ys.append(g)
+        return torch.stack(ys, 1)
+
+
+def test_cells_in_a_loop() -> None:
+    torch.manual_seed(1)
+    module = Cells()
+    lifted = lift(module, torch.randn(2, 9, IN), probe=True)
+    assert lifted.probe is not None
+    assert [p.name for p in lifted.probe.layers] == ["first.0", "second.0"]
+    assert lifted.probe.layers[0].states == {"h": "first.h", "c": "first.c"}
+    x = data()
+    shown = stepped(seen(lifted), {"x": x}, [1, 4, TICKS - 5])
+    for s in range(STREAMS):
+        zero = {"h": np.zeros(WIDTH), "c": np.zeros(WIDTH)}
+        first = insides.over(insides.lstm, insides.weights(module.first, None), x[:, s].astype(float), zero)
+        gru = insides.gru("after", "keeps")
+        second = insides.over(gru, insides.weights(module.second, None), first["h"], zero)
+        for name, wanted in (("first.0", first), ("second.0", second)):
+            for letter, values in wanted.items():
+                np.testing.assert_allclose(shown[f"{name}.{letter}"][:, s], values, rtol=0, atol=3e-6)
+
+
+class Step(nn.Module):
+    """One tick of two cells, the states given and given back."""
+
+    def __init__(self, faded: float = 1.0) -> None:
+        super().__init__()
+        self.faded = faded
+        self.first, self.second = nn.LSTMCell(IN, WIDTH), nn.RNNCell(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, k: Tensor) -> Any:
+        h, c = self.first(x, (h, c * self.faded if self.faded != 1 else c))
+        k = self.second(h, k)
+        return {"y": k, "h": h, "c": c, "k": k}
+
+
+@pytest.mark.parametrize("faded", [1.0, 0.5])
+def test_a_module_that_is_one_step_with_the_states_it_is_given(faded: float) -> None:
+    """Also one that changes a state before it is used: the layer then begins with that."""
+    torch.manual_seed(1)
+    module, row = Step(faded), torch.randn(WIDTH)
+    state = {name: (row * k).repeat(2, 1) for k, name in enumerate("hck", 1)}
+    lifted = lift(module, torch.randn(2, IN), time_axis=None, state=state, probe=True)
+    assert lifted.probe is not None
+    first, second = lifted.probe.layers
+    assert (first.name, second.name) == ("first.0", "second.0")
+    assert first.states == ({"h": "h", "c": "c"} if faded == 1 else {"h": "h"})
+    assert {t.shape for t in lifted.probe.outputs} == {("slot", WIDTH)}
+    x = data()
+    shown = stepped(seen(lifted), {"x": x}, [1] * TICKS)
+
+    def tick(w: insides.Weights, row: Array, last: insides.Shown) -> insides.Shown:
+        return insides.lstm(w, row, {**last, "c": last["c"] * faded})
+
+    start = {"h": row.double().numpy(), "c": 2 * row.double().numpy()}
+    for s in range(STREAMS):
+        values = insides.over(tick, insides.weights(module.first, None), x[:, s].astype(float), start)
+        for letter, wanted in values.items():
+            np.testing.assert_allclose(shown[first.outputs[letter]][:, s], wanted, rtol=0, atol=3e-6)
+
+
+class Own(Recurrent):
+    """A recurrence of one's own: an update gate, shown or not."""
+
+    def __init__(self, shows: str, name: str = "h") -> None:
+        super().__init__({name: WIDTH, "slow": 2})
+        self.shows = shows
+        self.gate, self.new = nn.Linear(IN + WIDTH, WIDTH), nn.Linear(IN, WIDTH)
+        self.level = nn.Linear(WIDTH, 2)
+
+    def tick(self, layer: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        h, slow = state
+        z = torch.sigmoid(self.gate(torch.cat([x, h], -1)))
+        if self.shows == "z":
+            z = self.show("z", z)
+        elif self.shows == "of another shape":
+            z = z * self.show("r", z.unsqueeze(1)).squeeze(1)
+        h = (1 - z) * h + z * torch.tanh(self.new(x))
+        slow = 0.9 * slow + 0.1 * self.level(h)
+        return h + slow.sum(-1, keepdim=True), (h, slow)
+
+
+@pytest.mark.parametrize(("shows", "name"), [("z", "h"), ("nothing", "memory")])
+def test_a_layer_of_ones_own_shows_its_state_and_what_it_names(shows: str, name: str) -> None:
+    torch.manual_seed(1)
+    module = Around(Own(shows, name))
+    lifted = lift(module, torch.randn(2, 9, IN), probe=True)
+    assert lifted.probe is not None
+    (layer,) = lifted.probe.layers
+    assert (layer.kind, layer.name) == ("Own", "layer.0")
+    assert set(layer.outputs) == ({"z", "h"} if shows == "z" else {"h"})
+    assert layer.states == {"h": f"layer.{name}.0"}
+    x = data()
+    shown, plain = (stepped(m, {"x": x}, [1] * TICKS) for m in (seen(lifted), lifted))
+    np.testing.assert_array_equal(shown["y"], plain["y"])
+    own = module.layer
+    assert isinstance(own, Own)
+    h = torch.zeros(STREAMS, WIDTH)
+    with torch.no_grad():
+        for t, row in enumerate(module.before(torch.from_numpy(x))):
+            z = torch.sigmoid(own.gate(torch.cat([row, h], -1)))
+            h = (1 - z) * h + z * torch.tanh(own.new(row))
+            np.testing.assert_allclose(shown["layer.0.h"][t], h, rtol=0, atol=3e-6)
+            if shows == "z":
+                np.testing.assert_allclose(shown["layer.0.z"][t], z, rtol=0, atol=3e-6)
+
+
+def test_what_cannot_be_shown_is_refused_in_a_probe_and_only_there() -> None:
+    module = Around(Own("of another shape"))
+    lift(module, torch.randn(2, 9, IN))
+    with pytest.raises(ExportError, match=r"layer 'layer' \(Own\).*show\('r', …\).*not \(batch, width\)"):
+        lift(module, torch.randn(2, 9, IN), probe=True)
+    with pytest.raises(ValueError, match=r"show\('gate', …\): one of i, f"):
+        module.layer.show("gate", torch.zeros(1))  # type: ignore[operator]
+
+
+# Which layers are shown
+
+
+class Parts(nn.Module):
+    """One layer called twice, one that is of no use, and one within a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.GRU(IN, IN, batch_first=True)
+        self.unused = nn.GRU(IN, IN, batch_first=True)
+        self.within = nn.GRU(2, IN, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        frames = x.reshape(-1, IN // 2, 2)
+        inner = self.within(frames)[0][:, -1].reshape(x.shape)
+        return self.twice(self.twice(x)[0])[0] + inner
+
+
+def test_layers_that_play_a_part_over_time_are_shown_each_by_a_name_of_its_own() -> None:
+    lifted = lift(Parts(), torch.randn(2, 9, IN), probe=True)
+    assert lifted.probe is not None
+    assert [p.name for p in lifted.probe.layers] == ["twice.0", "twice.0_2"]
+    onnx.checker.check_model(lifted.probe.model, full_check=True)
+
+
+def test_a_layer_alone_is_called_what_it_is() -> None:
+    lifted = lift(
+        nn.LSTM(IN, WIDTH, batch_first=True), torch.randn(2, 9, IN), output_names=["y", "h", "c"], probe=True
+    )
+    assert lifted.probe is not None
+    assert [p.name for p in lifted.probe.layers] == ["lstm.0"]
