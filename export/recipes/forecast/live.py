@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from runnel.errors import RunnelError
 from runnel.spec import Array
@@ -100,7 +100,7 @@ def watch(pipeline: Path, plan: Plan) -> Seen:
 
 def load(seconds: float) -> list[subprocess.Popen[bytes]]:
     """As many busy loops as there are processors; each ends by itself."""
-    cores = min(psutil.cpu_count() or 1, MOST_CORES)
+    cores = min(os.cpu_count() or 1, MOST_CORES)
     return [subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(seconds)]) for _ in range(cores)]
 
 

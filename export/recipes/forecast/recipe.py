@@ -9,10 +9,11 @@ import torch
 from measured import Say, Table
 
 from runnel.errors import RunnelError
+from runnel.files import library
 from runnel.spec import Array
 from runnel_export import export
 
-from . import faults, live, picture, pipelines, series, structural, training
+from . import faults, live, pipelines, series, structural, training
 from .faults import KINDS, Watched
 from .network import Forecaster
 from .series import BASELINES, HORIZONS, Series
@@ -26,6 +27,10 @@ PLAIN = "change since last week, no model"
 
 
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
+    for name in ("statsmodels", "matplotlib", "psutil"):
+        library(name, "the recipe forecast", "recipes")
+    from . import picture  # not before it is said what is missing
+
     say("[1/5] Weekly CO2 at Mauna Loa, through the stages before the model")
     data = series.co2()
     scale = training.scale_of(data)
