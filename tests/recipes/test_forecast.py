@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from statsmodels.datasets import co2
 
 import runnel_export
 from runnel import Engine
+from runnel.errors import UsageError
 
 README = Path(recipe.__file__).with_name("README.md")
 WEEKLY: np.ndarray = co2.load().data["co2"].to_numpy(np.float64)
@@ -195,6 +197,13 @@ def test_it_watched_this_machine_and_drew_it(made: tuple[Path, list[Table]]) -> 
     assert 0 < int(row[4].split()[2]) < 30
     pixels = image.imread(out / "forecast.png")[..., :3]
     assert 0.02 < float((pixels.min(axis=2) < 0.9).mean()) < 0.9
+
+
+def test_what_is_missing_is_said_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    with pytest.raises(UsageError, match=r"need the package statsmodels .*pip install 'runnel\[recipes\]'"):
+        recipe.run(tmp_path, True, print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_recorded_network_beats_all_that_need_no_model() -> None:
