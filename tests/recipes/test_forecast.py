@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forecast import faults, live, recipe, series, structural
+from forecast import faults, live, pipelines, recipe, series, structural
 from forecast.network import LAGS, NAMES, Forecaster
 from forecast.series import BASELINES, HORIZONS
 from measured import Table
@@ -17,7 +19,7 @@ from statsmodels.datasets import co2
 
 import runnel_export
 from runnel import Engine
-from runnel.errors import UsageError
+from runnel.errors import RunnelError, UsageError
 
 README = Path(recipe.__file__).with_name("README.md")
 WEEKLY: np.ndarray = co2.load().data["co2"].to_numpy(np.float64)
@@ -184,6 +186,53 @@ def test_a_burst_is_seen_where_it_was() -> None:
     assert seen.elsewhere == 1
     unusual[6, 0] = False
     assert seen.delay is None
+
+
+MACHINE = """
+import collections, pathlib, time
+Times, Memory = collections.namedtuple("Times", "user idle"), collections.namedtuple("Memory", "percent")
+spent, last = [0.0, 0.0], time.monotonic()
+
+def cpu_times(percpu=False):
+    global last
+    passed, last = time.monotonic() - last, time.monotonic()
+    share = 0.9 if pathlib.Path(__file__).with_name("busy").exists() else 0.1
+    spent[0] += share * passed
+    spent[1] += (1 - share) * passed
+    return [Times(*spent)] if percpu else Times(*spent)
+
+def virtual_memory():
+    return Memory(20.0)
+
+def cpu_count():
+    return 1
+"""
+
+
+def test_a_burst_on_a_machine_at_rest_is_seen_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real run, of a machine whose load is the test's own: the real one may be busy anyway."""
+    (tmp_path / "psutil.py").write_text(MACHINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    script = 'touch "$0"; sleep "$1"; rm "$0"'
+
+    def load(seconds: float) -> list[subprocess.Popen[bytes]]:
+        return [subprocess.Popen(["sh", "-c", script, tmp_path / "busy", str(seconds)])]
+
+    monkeypatch.setattr(live, "load", load)
+    plan = live.Plan(rate=10, warm_up=8, quiet=3, burst=0.6, seconds=2.5)
+    path = pipelines.write(tmp_path, "host", pipelines.host(plan.rate, plan.warm_up))
+    seen = live.watch(path, plan)
+    assert seen.delay is not None
+    assert seen.delay < 0.6
+    assert seen.elsewhere <= 2  # ticks that were late
+    assert seen.load[seen.during, 0].max() > 80 > 20 > seen.load[~seen.during, 0].min()
+    assert set(seen.load[:, 1]) == {20.0}
+
+
+def test_a_live_run_that_fails_says_why(tmp_path: Path) -> None:
+    path = pipelines.write(tmp_path, "host", pipelines.host(10, 10).replace('"cpu"', '"cup"'))
+    with pytest.raises(RunnelError, match=r"ended with status 2: .*no metric 'cup'"):
+        live.watch(path, live.Plan(10, 10, 3, 0.5, 1))
 
 
 def test_it_watched_this_machine_and_drew_it(made: tuple[Path, list[Table]]) -> None:
