@@ -1,0 +1,115 @@
+"""This machine's own sensors, live, and a burst of load planted into them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runnel.errors import RunnelError
+from runnel.spec import Array
+
+GRACE = 30.0  # seconds beyond its time that the run may take to start and to end
+MOST_CORES = 256
+
+_BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
+
+
+@dataclass(frozen=True)
+class Plan:
+    rate: float  # Hz
+    warm_up: int  # rows that are only learned
+    quiet: int  # rows from then to the burst
+    burst: float  # seconds
+    seconds: float  # in all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What `runnel run` wrote, a row a tick: `time` (n,), seconds since 1970; `load`, percent, and `unusual`,
+    bool, (n, 2): processor and memory. The burst was from `begin` to `end`."""
+
+    time: Array
+    load: Array
+    unusual: Array
+    begin: float
+    end: float
+    tick: float
+
+    @property
+    def during(self) -> Array:
+        """(n,) bool: ticks that hold some of the burst, whose load is that since the tick before; and one
+        more, since the busy loops begin and end a little late."""
+        during: Array = (self.time > self.begin) & (self.time - 2 * self.tick < self.end)
+        return during
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds from the burst's begin to the first row that says so of the processor."""
+        at = self.time[self.during & self.unusual[:, 0]]
+        return float(at[0] - self.begin) if len(at) else None
+
+    @property
+    def elsewhere(self) -> int:
+        """Rows outside of the burst that were said to be unusual."""
+        return int(self.unusual[~self.during].any(axis=1).sum())
+
+
+def watch(pipeline: Path, plan: Plan) -> Seen:
+    """Run the pipeline as anybody would; when its statistics have settled, keep all processors busy."""
+    command = [sys.executable, "-m", "runnel.cli.main", "run", str(pipeline)]
+    command += ["-o", "jsonl:", "--quiet", "--for", f"{plan.seconds:g}s"]
+    rows: list[dict[str, object]] = []
+    begin = end = float("nan")
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        ) as process,
+        killed_after(process, plan.seconds + GRACE),
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            busy: list[subprocess.Popen[bytes]] = []
+            for line in process.stdout:
+                rows.append(json.loads(line))
+                if len(rows) == plan.warm_up + plan.quiet:
+                    begin = time.time()
+                    end = begin + plan.burst
+                    busy = load(plan.burst)
+            for other in busy:
+                other.wait()
+            told = process.stderr.read()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode or len(rows) <= plan.warm_up + plan.quiet:
+        raise RunnelError(f"{pipeline}: the live run ended with status {process.returncode}: {told.strip()}")
+    arrays = {name: np.array([row[name] for row in rows]) for name in ("time", "load", "anomaly")}
+    return Seen(arrays["time"], arrays["load"], arrays["anomaly"].astype(bool), begin, end, 1 / plan.rate)
+
+
+def load(seconds: float) -> list[subprocess.Popen[bytes]]:
+    """As many busy loops as there are processors; each ends by itself."""
+    cores = min(os.cpu_count() or 1, MOST_CORES)
+    return [subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(seconds)]) for _ in range(cores)]
+
+
+@contextmanager
+def killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """A run that never ends must not hold up the recipe."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
