@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from measured import Say, Table
@@ -20,7 +21,7 @@ from .task import CHANCE, DISTANCES, mixed, sequences
 from .training import WINDOW, Trained, alone, grown, success
 
 Shares = Mapping[str, Sequence[float]]  # by cell, for each distance, as are these
-Apart = Mapping[str, Sequence[Trained]]
+Apart = Mapping[str, Sequence[Sequence[Trained]]]  # and of each seed
 Gradients = Mapping[str, Sequence[tuple[float, float]]]
 
 _SEED = 1994
@@ -32,14 +33,15 @@ _LONGEST = 1000  # far beyond what anything is trained at
 class Size:
     distances: tuple[int, ...]
     alone: int  # updates at most
+    seeds: int  # of these; what an RNN learns depends on them
     grown: int
     asked: int  # fresh sequences, of each distance
     streams: int  # of each distance
     beyond: int  # a distance that nothing was trained at
 
 
-FULL = Size(DISTANCES, alone=500, grown=2000, asked=500, streams=8, beyond=_LONGEST)
-QUICK = Size(DISTANCES[:3], alone=8, grown=40, asked=64, streams=1, beyond=50)
+FULL = Size(DISTANCES, alone=500, seeds=3, grown=2000, asked=500, streams=8, beyond=_LONGEST)
+QUICK = Size(DISTANCES[:3], alone=8, seeds=1, grown=40, asked=64, streams=1, beyond=50)
 
 
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
@@ -64,13 +66,19 @@ def _run(out: Path, size: Size, say: Say) -> list[Table]:
     after = {cell: [at_tag(t.network, d, _NORM) for d in distances] for cell, t in grew.items()}
     streams = {cell: _stream(out, t.network, size, say) for cell, t in grew.items()}
     # Asked with sequences that nothing was trained on.
-    recalled_apart = {cell: [_ask(t, t.reached, size) for t in of] for cell, of in apart.items()}
+    recalled_apart = {
+        cell: [[_ask(t, t.reached, size) for t in seeds] for seeds in of] for cell, of in apart.items()
+    }
     recalled = {cell: [_ask(t, d, size) for d in (*distances, size.beyond)] for cell, t in grew.items()}
     picture.draw(
         out / "memory.png",
         distances,
         [
-            ("recalled; learnt at that distance alone", recalled_apart, False),
+            (
+                "recalled; learnt at that distance alone (mean of the seeds)",
+                {cell: list(map(fmean, of)) for cell, of in recalled_apart.items()},
+                False,
+            ),
             (
                 f"recalled; learnt as distances grew, gradient cut at {WINDOW} ticks",
                 {cell: shares[: len(distances)] for cell, shares in recalled.items()},
@@ -82,7 +90,7 @@ def _run(out: Path, size: Size, say: Say) -> list[Table]:
                 True,
             ),
             (
-                "share of the gradient before the cue that is left at the tag, trained as distances grew",
+                "share of the gradient that is left at the tag, learnt as distances grew",
                 {cell: [share for _, share in pairs] for cell, pairs in after.items()},
                 True,
             ),
@@ -97,17 +105,23 @@ def _run(out: Path, size: Size, say: Say) -> list[Table]:
     ]
 
 
-def _apart_table(size: Size, apart: Apart, recalled: Shares) -> Table:
+def _apart_table(size: Size, apart: Apart, recalled: Mapping[str, Sequence[Sequence[float]]]) -> Table:
     rows = []
     for cell in CELLS:
-        rows.append([cell, *(f"{share:.1%}" for share in recalled[cell])])
-        rows.append([f"{cell}: updates", *(f"{t.updates}" for t in apart[cell])])
+        rows.append([cell, *(_span(shares, "{:.1%}") for shares in recalled[cell])])
+        rows.append([f"{cell}: updates", *(_span([t.updates for t in of], "{}") for of in apart[cell])])
     return Table(
         f"Recalled, of {size.asked} fresh sequences (chance: {CHANCE:.1%}); learnt at that distance alone, "
-        f"in {size.alone} updates at most",
+        f"in {size.alone} updates at most, from {size.seeds} seeds",
         ["distractors", *map(str, size.distances)],
         rows,
     )
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """From the lowest to the highest."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _grown_table(size: Size, grew: Mapping[str, Trained], recalled: Shares) -> Table:
@@ -162,27 +176,32 @@ def _streamed_table(streams: Mapping[str, tuple[float, Streamed]]) -> Table:
     )  # fmt: skip
 
 
-def _new(cell: str) -> Recall:
-    torch.manual_seed(_SEED)
+def _new(cell: str, seed: int = 0) -> Recall:
+    torch.manual_seed(_SEED + seed)
     return Recall(cell)
 
 
-def _random(purpose: int, distance: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(_SEED + 10_000 * purpose + distance)
+def _random(purpose: int, distance: int = 0, seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(_SEED + 10_000 * purpose + distance + 1_000_000 * seed)
 
 
 def _ask(trained: Trained, distance: int, size: Size) -> float:
     return success(trained.network, distance, size.asked, _random(_ASK, distance))
 
 
-def _alone(cell: str, size: Size, say: Say) -> list[Trained]:
-    """One network for each distance."""
+def _alone(cell: str, size: Size, say: Say) -> list[list[Trained]]:
+    """For each distance, one network of each seed."""
     made = []
     for distance in size.distances:
         began = time.monotonic()
-        made.append(alone(_new(cell), distance, size.alone, _random(_TRAIN, distance)))
+        of = [
+            alone(_new(cell, seed), distance, size.alone, _random(_TRAIN, distance, seed))
+            for seed in range(size.seeds)
+        ]
         took = time.monotonic() - began
-        say(f"{cell}, {distance} distractors alone: {made[-1].updates} updates, {took:.1f} s")
+        updates = _span([t.updates for t in of], "{}")
+        say(f"{cell}, {distance} distractors alone: {updates} updates, {took:.1f} s")
+        made.append(of)
     return made
 
 
