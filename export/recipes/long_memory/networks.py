@@ -1,0 +1,64 @@
+"""The four networks: an embedding, one recurrent layer, scores of the tags at each tick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runnel_export.nn import PeepholeLSTM
+
+from .task import DISTANCES, SYMBOLS, TAGS
+
+CELLS = ("RNN", "LSTM", "GRU", "peephole")
+HIDDEN, EMBEDDED = 64, 16
+
+
+class Recall(nn.Module):
+    """Scores (batch, time, tags) of symbols (batch, time)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        layer: nn.Module
+        if kind == "peephole":
+            layer = PeepholeLSTM(EMBEDDED, HIDDEN)
+        else:
+            layer = getattr(nn, kind)(EMBEDDED, HIDDEN, batch_first=True)
+        self.embedding = nn.Embedding(SYMBOLS, EMBEDDED)
+        self.layer = layer
+        self.scores = nn.Linear(HIDDEN, TAGS)
+        _favour_memory(kind, layer)
+
+    def forward(self, symbol: Tensor) -> Tensor:
+        scores: Tensor = self.scores(self.run(symbol)[0])
+        return scores
+
+    def run(self, symbol: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """(the layer's output (batch, time, hidden), its last state), from a state or from zeros."""
+        output, state = self.layer(self.embedding(symbol), state)
+        return output, state
+
+
+def _favour_memory(kind: str, layer: nn.Module) -> None:
+    """Begin with the memory that each cell can be given: otherwise the start would decide, not the cell.
+
+    Gates: a unit forgets at a rate of 1/t, t uniform up to the longest distance, by its bias alone: C. Tallec
+    and Y. Ollivier, "Can recurrent neural networks warp time?", 2018; a bias of 1, as of F. A. Gers et al.,
+    "Learning to forget", 2000, would keep 0.73^50 = 1e-7 of a tag after 50 ticks. An RNN has no gates: its
+    matrix begins orthogonal, so that linearly nothing is lost: A. M. Saxe et al., "Exact solutions to the
+    nonlinear dynamics of learning in deep linear neural networks", 2014.
+    """
+    with torch.no_grad():
+        recurrent, bias = layer.get_parameter("weight_hh_l0"), layer.get_parameter("bias_ih_l0")
+        if kind == "RNN":
+            nn.init.orthogonal_(recurrent)
+            return
+        keep = torch.log(torch.rand(HIDDEN) * (max(DISTANCES) - 2) + 1)
+        first, second = slice(0, HIDDEN), slice(HIDDEN, 2 * HIDDEN)  # LSTM: i, f; GRU: r, z
+        layer.get_parameter("bias_hh_l0")[second] = 0.0
+        bias[second] = keep
+        if kind != "GRU":
+            layer.get_parameter("bias_hh_l0")[first] = 0.0
+            bias[first] = -keep
