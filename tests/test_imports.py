@@ -19,6 +19,8 @@ PURE = (
     "blocks",
     "slots",
     "probe",
+    "histogram",
+    "health",
     "container",
     "tables",
     "pipeline",
