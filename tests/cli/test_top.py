@@ -109,7 +109,7 @@ def test_streams_whose_state_is_not_well_are_told_with_its_figures() -> None:
     assert document(shown)["all"]["unhealthy"] == {"died": 2, "blown_up": 0}
     looks = [[look, Seen("ipc:///w1", None, look.stats)] for look in (before, after)]
     both = frame("ipc:///x", *looks, 2.0)
-    assert "health    4 died" in render(both, 40)
+    assert "health    4 died" in render(both, 30)
     assert "health" not in "\n".join(render(frame("ipc:///x", [seen()], [seen()], 2.0)))
 
 

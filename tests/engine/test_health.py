@@ -52,15 +52,20 @@ def net(
     return models.write(path, nodes, weights, [x], [y], states, framing=framing)
 
 
-def relu_sum(path: Path) -> Hand:
-    """s' = max(s + x, 0) of one number: what it does can be told by hand."""
+def relu_sum(path: Path, looped: bool = False) -> Hand:
+    """s' = max(s + x, 0) = y, of one number: what it does can be told by hand. `looped`: it takes a u too."""
     nodes = [
-        helper.make_node("Add", ["s", "x"], ["sum"]),
+        helper.make_node("Add", ["s", "given" if looped else "x"], ["sum"]),
         helper.make_node("Relu", ["sum"], ["s.next"]),
         helper.make_node("Relu", ["s.next"], ["y"]),
     ]
-    x, y, s = tensor("x", ("slot", 1)), tensor("y", ("slot", 1)), state("s", ("slot", 1))
-    return models.write(path, nodes, {}, [x], [y], [s], any_ticks=False)
+    if looped:  # x + 0 u
+        nodes.insert(0, helper.make_node("Mul", ["u", "zero"], ["none"]))
+        nodes.insert(1, helper.make_node("Add", ["x", "none"], ["given"]))
+    weights = {"zero": np.zeros(1, np.float32)} if looped else {}
+    given = [tensor(name, ("slot", 1)) for name in ("xu" if looped else "x")]
+    y, s = tensor("y", ("slot", 1)), state("s", ("slot", 1))
+    return models.write(path, nodes, weights, given, [y], [s], any_ticks=False)
 
 
 class Told:
@@ -73,6 +78,7 @@ class Told:
         self.engine = Engine(pipeline, 8, notices, Settings(every, **settings))
 
     def of(self, id: str) -> list[str]:
+        assert not self.engine.health.failures
         return [n.event for n in self._heard if n.stream == id and n.event in health.EVENTS]
 
     @property
@@ -217,6 +223,17 @@ def test_a_stream_whose_chunks_are_shorter_than_a_hop_is_not_dead(tmp_path: Path
         stream.feed(sample[None])
     assert told.of("a") == []
     assert told.count("looks") == 200
+
+
+@pytest.mark.parametrize(("step", "events"), [(1e6, []), (0.0, ["died"])])
+def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
+    """As one that is written every other tick; float32 takes no 3 at 1e8."""
+    told = Told(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
+    stream = told.engine.open("a")
+    beside = [0.0] * stream._due  # so that looks fall on every other chunk of what follows
+    for value in [*beside, 0.0, 1e8, *(x for k in range(12) for x in (k % 4, step))]:
+        stream.feed(np.full((1, 1), value, np.float32))
+    assert told.of("a") == events
 
 
 @pytest.mark.parametrize("make", [models.lstm, models.counter])
@@ -440,6 +457,19 @@ def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None
             other.generate(200)
         assert engine.health.document()["non_finite"] == {"m.s": 1}
         assert engine.health.failures == 0
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 5])
+def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: int) -> None:
+    path = tmp_path / "p.toml"
+    relu_sum(tmp_path / "m.onnx", looped=True)
+    path.write_text('[model]\npath = "m.onnx"\n[feedback]\nu = { output = "y" }\n[health]\nevery = 1\n')
+    with Engine.load(path, trust=True) as engine:
+        streams = [engine.open("a"), engine.open("b")]
+        for i in range(PATIENCE):
+            assert [s.condition for s in streams] == ["", ""]
+            engine.feed_many([(s, np.full((ticks, 1), -1 - i, np.float32)) for s in streams])
+        assert [s.condition for s in streams] == ["died", "died"]
 
 
 class Plain:
