@@ -21,6 +21,7 @@ PURE = (
     "probe",
     "histogram",
     "health",
+    "figures",
     "container",
     "tables",
     "pipeline",

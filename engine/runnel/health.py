@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from zlib import crc32
@@ -39,10 +39,11 @@ import numpy as np
 
 from . import tables
 from .errors import NonFiniteError, PipelineError, RunnelError, nearest
+from .figures import ModelStates, StateHealth, norm, of_state
 from .histogram import Histogram
 from .probe import GATES
 from .slots import Arena
-from .spec import Array, ModelSpec
+from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline, States
@@ -54,7 +55,6 @@ PATIENCE: Final = 3  # looks: a layer that steps every few ticks, or a pause, mo
 VARIED: Final = 1e-3  # of the largest input: below it is a quiet room, or the tail of a filter
 SHUT: Final = 0.1
 OPEN: Final = 0.9
-SATURATED: Final = 0.99  # of a tanh: its input is beyond ±2.6
 
 # By half decades: what a state's size says is its order of magnitude.
 _BOUNDS: Final = tuple(10 ** (k / 2) for k in range(-12, 13))
@@ -64,7 +64,6 @@ Condition = Literal["", "died", "blown_up"]
 EVENTS: Final = ("died", "blown_up", "recovered")
 
 _log = logging.getLogger("runnel.health")
-_vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in model.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,31 +91,6 @@ def settings(part: Mapping[str, Any], where: str) -> Settings:
     return Settings(every, float(bound), tuple(ignore))
 
 
-@dataclass(frozen=True, slots=True)
-class StateHealth:
-    """One state of one stream as it stands, in the state's own unit; 0 where it holds no number."""
-
-    rms: float
-    peak: float  # the largest magnitude
-    distance: float  # from the initial state, rms
-    saturated: float | None  # share of numbers beyond ±0.99; None where one is beyond ±1: no tanh made it
-
-
-def of_state(array: Array, initial: Array) -> StateHealth:
-    """`array`'s figures, computed in float64."""
-    x = np.asarray(array, np.float64).ravel()
-    if not x.size:
-        return StateHealth(0.0, 0.0, 0.0, 0.0)
-    size = np.abs(x)
-    peak = float(size.max())
-    return StateHealth(
-        float(np.sqrt(np.mean(x * x))),
-        peak,
-        float(np.sqrt(np.mean((x - np.asarray(initial, np.float64).ravel()) ** 2))),
-        None if peak > 1 else float(np.mean(size >= SATURATED)),
-    )
-
-
 class Watch(NamedTuple):
     """What is kept of a stream whose states are in question."""
 
@@ -129,67 +103,6 @@ class Watch(NamedTuple):
     looks: int = 0
 
 
-class _State(NamedTuple):
-    label: str
-    column: Array  # (rows, n)
-    initial: Array | None  # (n,), flat; None where it is all zeros
-    scale: float  # sqrt(n)
-    judged: bool
-
-
-class _Model:
-    """A model stage's states of floats, and where their rows are."""
-
-    def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
-        self.stage, self.at, self.label = stage, at, label
-        self.states = [
-            _State(
-                f"{label}.{s.input}",
-                stage.arena.columns[s.input].reshape(len(stage.arena.columns[s.input]), -1),
-                s.initial.reshape(-1) if s.initial.any() else None,
-                math.sqrt(s.initial.size),
-                f"{label}.{s.input}" not in ignore,
-            )
-            for s in stage.spec.states
-            if s.initial.dtype.kind == "f" and s.initial.size
-        ]
-        self.largest = 0.0  # of what went in, projected
-        self._weights = {
-            t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
-        }
-
-    def given(self, row: int) -> float | None:
-        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known."""
-        if self.stage.heard is None:
-            return None
-        rows, chunks = self.stage.heard
-        try:
-            at = rows.index(row ^ 1)
-        except ValueError:
-            if ~row not in rows:  # as it is in a loop, from the second tick on
-                return None
-            at = rows.index(~row)
-        chunk = chunks[at]
-        found = 0.0
-        for name, weights in self._weights.items():
-            if not len(chunk[name]):
-                return None
-            found += float(_vdot(chunk[name][-1].astype(np.float64).reshape(-1), weights))
-        self.largest = max(self.largest, abs(found))
-        return found
-
-    def digest(self, row: int, still: int) -> int:
-        """Of what is in the states that `still` has a bit for."""
-        found = 0
-        for i, state in enumerate(self.states):
-            if still >> i & 1:
-                found = crc32(state.column[row].tobytes(), found)
-        return found
-
-    def names(self, still: int) -> str:
-        return ", ".join(repr(s.label) for i, s in enumerate(self.states) if still >> i & 1)
-
-
 class Health:
     """The looks at an engine's streams, and what they counted. Its one thread is the engine's."""
 
@@ -197,12 +110,12 @@ class Health:
         """Raises PipelineError where `settings` ignore a state that no model has."""
         unrolled = pipeline.unrolled
         self._looped = unrolled is not pipeline
-        self._models: list[_Model] = []
+        self._models: list[ModelStates] = []
         self._gates: list[tuple[str, str]] = []  # (what it is called, the pipeline's output)
         for i, stage in enumerate(unrolled.stages):
             if not isinstance(getattr(stage, "arena", None), Arena):
                 continue
-            model = _Model(stage, i, unrolled.stage_names[i], settings.ignore)
+            model = ModelStates(stage, i, unrolled.stage_names[i], settings.ignore)
             if model.states:
                 self._models.append(model)
             self._gates += _gates(stage, unrolled.stage_names[i])
@@ -302,14 +215,14 @@ class Health:
         if now != condition:
             self._tell(stream, condition, now, reason)
 
-    def _read(self, model: _Model, row: int, bound: float) -> tuple[int, float, str]:
+    def _read(self, model: ModelStates, row: int, bound: float) -> tuple[int, float, str]:
         """Which states the last chunk did not move; the largest magnitude if above `bound`, and whose."""
         still, worst, label = 0, bound, ""
         for i, state in enumerate(model.states):
             x = state.column[row]
-            length = _norm(x)
+            length = norm(x)
             self.rms[state.label].observe(length / state.scale)
-            far = length if state.initial is None else _norm(x.astype(np.float64) - state.initial)
+            far = length if state.initial is None else norm(x.astype(np.float64) - state.initial)
             self.distance[state.label].observe(far / state.scale)
             if not state.judged:
                 continue
@@ -379,25 +292,6 @@ def _watched(before: Watch | None, model: int, still: int, digest: int, given: f
     return before._replace(
         low=min(before.low, given), high=max(before.high, given), looks=min(before.looks + 1, 2**31)
     )
-
-
-def _norm(x: Array) -> float:
-    """The Euclidean norm. Where float16 or float32 cannot hold the sum, float64 does."""
-    if x.dtype.itemsize > 2:
-        square = float(_vdot(x, x))
-        if square < math.inf:
-            return math.sqrt(square)
-    largest = float(np.abs(x).max())
-    if not largest:
-        return 0.0
-    scaled = x.astype(np.float64) / largest
-    return largest * math.sqrt(float(_vdot(scaled, scaled)))
-
-
-def _weights(size: int, seed: int) -> Array:
-    """Numbers in -1..1 without a pattern that an input would have: the cosine of a growing square."""
-    weights: Array = np.cos((np.arange(size, dtype=np.float64) + 1.5 + seed) ** 2)
-    return weights
 
 
 def _gates(stage: Any, label: str) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from . import state as states
 from .errors import RunnelError, StreamClosedError, StreamEndedError
-from .health import Condition, Health, StateHealth, Watch
+from .figures import StateHealth
+from .health import Condition, Health, Watch
 from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from runnel import Engine, Notice, Stream, health
+from runnel import Engine, Notice, Stream, figures, health
 from runnel.errors import NonFiniteError, PipelineError
 from runnel.health import PATIENCE, VARIED, Settings
 from runnel.notices import Notices
@@ -270,7 +270,7 @@ def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp
     assert told.count("looks") == looks[-1] + 10
 
 
-def figures(array: np.ndarray, initial: Any) -> tuple[float, ...]:
+def by_numpy(array: np.ndarray, initial: Any) -> tuple[float, ...]:
     x = array.astype(np.float64)
     return np.sqrt((x**2).mean()), np.abs(x).max(), np.sqrt(((x - initial) ** 2).mean())
 
@@ -283,7 +283,7 @@ def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
     for chunk in noise(30):
         stream.feed(chunk)
         for s in hand.spec.states:
-            expected[f"m.{s.input}"].append(figures(stream.state[f"m.{s.input}"], s.initial))
+            expected[f"m.{s.input}"].append(by_numpy(stream.state[f"m.{s.input}"], s.initial))
     for label, found in stream.health.items():
         np.testing.assert_allclose((found.rms, found.peak, found.distance), expected[label][-1], rtol=1e-12)
     assert stream.health.keys() == expected.keys()
@@ -296,12 +296,12 @@ def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
 
 
 def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
-    found = health.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
+    found = figures.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
     assert found.saturated == 0.5
-    assert health.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
+    assert figures.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
     huge = np.full(4, 3e38, np.float32)  # whose squares float32 cannot hold
-    assert health._norm(huge) == pytest.approx(6e38)
-    assert health._norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
+    assert figures.norm(huge) == pytest.approx(6e38)
+    assert figures.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
 
 
 def probe(path: Path) -> Hand:
