@@ -14,6 +14,7 @@ import numpy as np
 
 from . import state as snapshots
 from .errors import LimitError, RunnelError, StreamError, StreamExistsError
+from .health import Health, Settings
 from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
@@ -28,11 +29,18 @@ _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 class Engine:
     """A loaded pipeline and its streams. One thread at a time."""
 
-    def __init__(self, pipeline: Pipeline, max_streams: int = 1024, notices: Notices | None = None) -> None:
-        """`notices`: told what happens to the streams."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        max_streams: int = 1024,
+        notices: Notices | None = None,
+        health: Settings | None = None,
+    ) -> None:
+        """`notices`: told what happens to the streams. `health`: when their states are looked at, and how."""
         self.pipeline = pipeline
         self.max_streams = max_streams
         self.notices = notices or Notices()
+        self.health = Health(pipeline, health or Settings())
         self._streams: dict[str, Stream] = {}
         self._numbers = itertools.count(1)
 
@@ -59,14 +67,18 @@ class Engine:
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
-        from .loader import load_notices, load_pipeline  # reads files and starts onnxruntime: not at import
+        from .loader import (
+            load_health,
+            load_notices,
+            load_pipeline,
+        )  # reads files and starts onnxruntime: not at import
 
         for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise LimitError(f"{name} must be a whole number in 1..{most}, not {value!r}")
         file = Path(path)
         pipeline = load_pipeline(file, max_streams, providers, threads, trust, flush_denormals)
-        return cls(pipeline, max_streams, load_notices(file))
+        return cls(pipeline, max_streams, load_notices(file), load_health(file))
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -96,8 +108,7 @@ class Engine:
             self.pipeline.close(states)
             raise
         stream = self._add(id, loaded)
-        stream.seq = snapshot.seq
-        stream._ended = snapshot.ended
+        stream._went_on_from(snapshot)
         self.notices("opened", stream.id, stream.seq, "restored")
         return stream
 
@@ -119,6 +130,7 @@ class Engine:
             now: list[int] = []
             states: list[States] = []
             chunks: list[Chunk] = []
+            due: list[int] = []
             for i in indices:
                 stream, chunk = pairs[i]
                 try:
@@ -141,6 +153,10 @@ class Engine:
                     continue
                 now.append(i)
                 states.append(stream._states)
+                if stream.seq == stream._due:
+                    due.append(i)
+            if due:
+                self.health.listen()
             for i, done in zip(now, pipeline.step_many(states, chunks), strict=True):
                 stream, chunk = pairs[i]
                 if isinstance(done, RunnelError):
@@ -154,6 +170,11 @@ class Engine:
                     results[i] = out[only_out]
                 else:
                     results[i] = out
+            if due:
+                for i in due:
+                    if not isinstance(results[i], RunnelError):
+                        pairs[i][0]._looked(results[i])
+                self.health.rest()
         return results
 
     def generate_many(self, pairs: Sequence[tuple[Stream, int]]) -> list[Any]:
@@ -216,11 +237,14 @@ class Engine:
     def _add(self, id: str | None, states: States) -> Stream:
         while id is None or id in self._streams:
             id = f"stream-{next(self._numbers)}"
-        stream = self._streams[id] = Stream(self.pipeline, id, states, self._forget, self.notices)
+        stream = self._streams[id] = Stream(
+            self.pipeline, id, states, self._forget, self.notices, self.health
+        )
         return stream
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
+        self.health.forget(stream)
         states, stream._states = stream._states, ()
         self.pipeline.close(states)
 

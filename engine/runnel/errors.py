@@ -43,6 +43,7 @@ class NonFiniteError(ChunkError):
     """A NaN or an infinity in the input, or in what a stage made of it."""
 
     code = "NON_FINITE"
+    state = ""  # where it is a model's state that became so: ``stage.name``
 
 
 class StreamError(RunnelError):

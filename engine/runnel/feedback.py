@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import tables
-from .errors import PipelineError, RunnelError, SnapshotError, StageError, nearest
+from .errors import NonFiniteError, PipelineError, RunnelError, SnapshotError, StageError, nearest
 from .pipeline import Pipeline, States, freeze, join
 from .spec import Array, Signal, TensorSpec, initial_row
 from .stage import Arrays, Chunk, Results, Stage, State, Steps, as_error, require_finite
@@ -275,4 +275,6 @@ def _located(error: RunnelError, tick: int, count: int) -> RunnelError:
         return error
     placed = type(error)(f"in time step {tick} of {count}: {error.message}")
     placed.__cause__ = error
+    if isinstance(error, NonFiniteError) and isinstance(placed, NonFiniteError):
+        placed.state = error.state
     return placed

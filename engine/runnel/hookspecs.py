@@ -212,8 +212,9 @@ def runnel_notices() -> Mapping[str, ListenerFactory]:
     '''Listeners to what happens to streams: the name, and the factory that makes one.
 
     The factory is called as ``factory(**options)`` when a pipeline is read, and gives what is then called
-    with each `runnel.Notice`: a stream was opened, reset, failed, idle, evicted or closed, and why. That is
-    once an event, in the thread that runs the streams. A listener that raises is logged, and called again.
+    with each `runnel.Notice`: a stream was opened, reset, failed, idle, evicted or closed, or its state died,
+    blew up or recovered, and why. That is once an event, in the thread that runs the streams. A listener that
+    raises is logged, and called again.
 
     A whole plugin, ``runnel_journal.py``::
 

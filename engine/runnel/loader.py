@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from . import feedback, tables
+from . import feedback, health, tables
 from .errors import ModelError, PipelineError, nearest
 from .look import tap
 from .modelfile import ModelFile, Providers, Running, read_model
@@ -29,7 +29,7 @@ MODEL: Final = "model"  # the `use` of a model among the stages
 DEFAULT_INPUT: Final = "x"  # what comes in is called, where neither a model nor [input.tensors] says
 
 _TOP = (
-    "input", "model", "before", "after", "feedback", "limits", "notice", "serve", "source", "sink",
+    "input", "model", "before", "after", "feedback", "limits", "health", "notice", "serve", "source", "sink",
 )  # fmt: skip
 _INPUT = ("rate", "shape", "dtype", "tensors")
 _LIMITS = ("stage_seconds",)
@@ -131,6 +131,14 @@ def load_notices(path: Path) -> Notices:
         del options["use"]
         listeners.append((use, make("notice", use, (), options, f"{place} ({use})", path.parent)))
     return Notices(listeners)
+
+
+def load_health(path: Path) -> health.Settings:
+    """How the streams' states are looked at: the [health] table of a pipeline file."""
+    if path.suffix != ".toml":
+        return health.Settings()
+    part = tables.table(tables.read_toml(path), "health", str(path))
+    return health.settings(part, f"{path}: [health]")
 
 
 def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:

@@ -211,6 +211,8 @@ class ModelStage(Stage):
         self._buffers: dict[str, Array] = {}
         self._zeros: dict[np.dtype[Any], Array] = {}
         self._zero_row = self.zeros(self.arena.floats[0]) if self.arena.floats is not None else None
+        self.listened = False  # somebody wants to know, for now, what streams are given: `heard`
+        self.heard: tuple[Sequence[int], Sequence[Chunk]] | None = None  # rows and chunks of the last call
         self._calls: dict[tuple[int, int], _Call] = {}
         self._bound: dict[int, _Call] = {}
 
@@ -259,6 +261,8 @@ class ModelStage(Stage):
             if isinstance(result, RunnelError):
                 raise result
             return result
+        if self.listened:
+            self.heard = (state,), (chunk,)
         # One tick: a row that is bound itself, or else the scratch row, bound in its place.
         now, then, after = (state, state ^ 1, state ^ 1) if state >= 0 else (~state, ~state, state)
         row = now if now != then and now < 2 * DIRECT_SLOTS else self.arena.scratch
@@ -291,6 +295,8 @@ class ModelStage(Stage):
 
     def step_many(self, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
         lead = self._lead
+        if self.listened:
+            self.heard = states, chunks
         if isinstance(chunks, Batch):
             lengths = [chunks.steps] * len(chunks)
         else:

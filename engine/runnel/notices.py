@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Event = Literal["opened", "reset", "idle", "evicted", "failed", "closed"]
+Event = Literal[
+    "opened", "reset", "idle", "evicted", "failed", "closed", "died", "blown_up", "recovered"
+]  # fmt: skip
 
 _log = logging.getLogger("runnel.notices")
 
@@ -21,6 +23,9 @@ class Notice:
     - ``failed``: a chunk was refused, or a stage failed on it; the stream is as before. `reason`: the error;
     - ``idle``: nothing was asked of it for so long that it is about to be closed; then comes ``closed``;
     - ``evicted``: it must make way though its client is there; then comes ``closed``. `reason`: for what;
+    - ``died``, ``blown_up``: a state of it no longer answers what goes in, or is beyond all bounds, as
+      health.py defines it; its chunks go on being applied. `reason`: which state, and what was seen;
+    - ``recovered``: that is over. `reason`: which it was. A reset, or the stream's end, tells itself only;
     - ``closed``: gone, with its state. `reason`: "closed" by its owner, "ended" after a flush, "idle", …
     """
 

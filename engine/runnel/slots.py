@@ -98,7 +98,9 @@ class Arena:
 
 def blown_up(state: str, where: str) -> NonFiniteError:
     """A state of that name has a NaN or an infinity."""
-    return NonFiniteError(
+    error = NonFiniteError(
         f"{where}: state {state!r} became non-finite; the chunk was not applied. "
         "Large inputs, or a model that is not stable?"
     )
+    error.state = f"{where}.{state}"
+    return error

@@ -10,6 +10,8 @@ import numpy as np
 
 from . import state as states
 from .errors import RunnelError, StreamClosedError, StreamEndedError
+from .figures import StateHealth
+from .health import Condition, Health, Watch
 from .notices import Notices
 from .pipeline import Pipeline, States
 from .spec import Array
@@ -27,7 +29,8 @@ class Stream:
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_ended", "_forget", "_notices", "_pipeline", "_states", "id", "seq"
+        "__weakref__", "_closed", "_due", "_ended", "_forget", "_health", "_notices", "_pipeline", "_states",
+        "_watch", "id", "seq",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +40,7 @@ class Stream:
         opened: States,
         forget: Callable[[Stream], None],
         notices: Notices,
+        health: Health,
     ) -> None:
         self.id = id
         self.seq = 0  # chunks applied since the stream was opened or reset
@@ -44,6 +48,9 @@ class Stream:
         self._notices = notices
         self._forget = forget  # what the engine does when the stream is closed
         self._states = opened
+        self._health = health
+        self._due = health.first(id)  # the `seq` whose chunk is followed by a look; one that is past: none is
+        self._watch: Watch | None = None  # what a look before left to be seen
         self._ended = False
         self._closed = False
 
@@ -61,6 +68,8 @@ class Stream:
         if self._ended or self._closed:
             self._check_live()
         pipeline = self._pipeline
+        if due := self.seq == self._due:
+            self._health.listen()
         try:
             # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
             if (
@@ -76,6 +85,9 @@ class Stream:
             raise
         self._states = after
         self.seq += 1
+        if due:
+            self._looked(out)
+            self._health.rest()
         return pipeline.answer(chunk, out)
 
     def generate(self, steps: int) -> Out:
@@ -109,6 +121,8 @@ class Stream:
         """Back to the initial state: as a new stream, with `seq` 0."""
         self._check_open()
         self._states = self._pipeline.reset(self._states)
+        self._health.forget(self)
+        self._due -= self.seq  # the chunks until then are as many as before
         self.seq = 0
         self._ended = False
         self._notices("reset", self.id, 0)
@@ -121,7 +135,9 @@ class Stream:
         self._check_open()
         snapshot = states.decode(blob)
         self._states = self._pipeline.load(self._states, snapshot)
-        self.seq, self._ended = snapshot.seq, snapshot.ended
+        self._went_on_from(snapshot)
+        if self._watch is not None:
+            self._health.look(self, None, stepped=False)
 
     def close(self, reason: str = "closed") -> None:
         """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError.
@@ -156,6 +172,21 @@ class Stream:
         return MappingProxyType(laid)
 
     @property
+    def health(self) -> Mapping[str, StateHealth]:
+        """The figures of its models' states as they are now, by ``stage.name``; of whole numbers none.
+
+        `rms`, `peak` and `distance` (from the initial state) are in the state's own unit; `saturated` is a
+        share, 0 to 1. They are computed when asked for, whatever [health] says.
+        """
+        self._check_open()
+        return MappingProxyType(self._health.of(self._states))
+
+    @property
+    def condition(self) -> Condition:
+        """What the last look found: "", "died" or "blown_up"; see `runnel.health`."""
+        return self._watch.condition if self._watch is not None else ""
+
+    @property
     def closed(self) -> bool:
         return self._closed
 
@@ -168,6 +199,16 @@ class Stream:
         if self._closed or self._ended:  # nothing of it can fail any more
             return
         self._notices("failed", self.id, self.seq, str(error))
+        self._health.refused(self, error)
+
+    def _looked(self, out: Any) -> None:
+        """A look is due, and taken."""
+        self._due += self._health.every
+        self._health.look(self, out)
+
+    def _went_on_from(self, snapshot: states.Snapshot) -> None:
+        self._due += snapshot.seq - self.seq  # the chunks until then are as many as before
+        self.seq, self._ended = snapshot.seq, snapshot.ended
 
     def _check_open(self) -> None:
         if self._closed:

@@ -90,6 +90,29 @@ def test_each_stage_says_what_it_takes() -> None:
     assert told["stages"]["1: vad"] == pytest.approx(0.25)
 
 
+def test_streams_whose_state_is_not_well_are_told_with_its_figures() -> None:
+    before, after = seen(), seen()
+    for look, looks, total in ((before, 10, 5.0), (after, 30, 45.0)):
+        assert isinstance(look.stats, dict)
+        histogram = {"bounds": [1.0], "counts": [looks, 0], "sum": total}
+        added: dict[str, Any] = {
+            "looks": looks, "unhealthy": {"died": 2, "blown_up": 0}, "non_finite": {"m.h": looks},
+            "state_rms": {"m.h": histogram}, "state_distance": {"m.h": histogram | {"sum": total / 2}},
+            "gate_units": {"m.l.f": 64 * looks}, "gate_units_shut": {"m.l.f": 16 * looks},
+            "gate_units_open": {"m.l.f": 0},
+        }  # fmt: skip
+        look.stats.update(added)
+    shown = frame("ipc:///x", [before], [after], 2.0)
+    assert render(shown, 150)[-1] == (
+        "health    2 died | m.h  non-finite 10/s | m.h  rms 2, 1 from its start | m.l.f  shut 25%, open 0%"
+    )
+    assert document(shown)["all"]["unhealthy"] == {"died": 2, "blown_up": 0}
+    looks = [[look, Seen("ipc:///w1", None, look.stats)] for look in (before, after)]
+    both = frame("ipc:///x", *looks, 2.0)
+    assert "health    4 died" in render(both, 30)
+    assert "health" not in "\n".join(render(frame("ipc:///x", [seen()], [seen()], 2.0)))
+
+
 def test_several_workers_have_a_row_for_all() -> None:
     before, after = [seen(0), seen(1)], [seen(0, **BUSY), seen(1, **BUSY)]
     lines = render(frame("ipc:///d", before, after, 2.0), 120)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runnel import health
 from runnel.cli.main import COMMANDS
 from runnel.serve import daemon, logs, metrics, outbox, process, protocol, sender, sequences, workers
 from runnel.serve.exposition import encoder
@@ -143,6 +144,17 @@ def test_times_are_what_the_code_says() -> None:
     )
     assert f"loading took {workers.START_SECONDS:g} s" in TEXT
     assert f"answers within {metrics.ANSWER_SECONDS:g} s" in TEXT
+
+
+def test_looks_at_states_are_what_the_code_says() -> None:
+    assert f"at {health.PATIENCE} looks, {health.EVERY} chunks apart" in TEXT
+    assert f"beyond `[health] blown_up` ({health.BLOWN_UP:g})" in TEXT
+    assert f"one in {health.EVERY} chunks of each" in TEXT
+    assert f"below {health.SHUT:g}: nearly shut" in TEXT
+    assert f"above {health.OPEN:g}: nearly open" in TEXT
+    page = (ROOT / "deploy" / "pipelines.md").read_text("utf-8")
+    assert f"{health.EVERY}; 0: never" in page
+    assert f"beyond it is told, {health.BLOWN_UP:g}" in page
 
 
 def test_every_flag_that_is_named_exists() -> None:

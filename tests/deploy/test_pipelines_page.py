@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runnel import Engine, feedback, foreign, loader
+from runnel import Engine, feedback, foreign, health, loader
 from tests import models
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "pipelines.md").read_text("utf-8")
@@ -20,7 +20,7 @@ EXAMPLES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.M | re.S)
     "key",
     sorted(
         {
-            *loader._INPUT, *loader._LIMITS, *loader._TENSOR, *feedback._KEYS,
+            *loader._INPUT, *loader._LIMITS, *loader._TENSOR, *feedback._KEYS, *health._KEYS,
             *(set(foreign.KEYS) - {"state"}), *foreign._STATE, "use",
         }
     ),

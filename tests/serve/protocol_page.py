@@ -108,6 +108,14 @@ STATS = {
     "latency": "histogram: seconds from a request's arrival until its reply was on its way",
     "dropped_replies, dropped_peers": "to peers that are gone or do not read; peers that did not read",
     "stage_seconds, stage_chunks": "by stage, as `position: name`: what it took; what it stepped",
+    "looks, look_failures": "looks at the states of streams, and those that failed themselves",
+    "unhealthy": "streams now, by condition: `died`, `blown_up`",
+    "state_events": "by event: `died`, `blown_up`, `recovered`",
+    "non_finite": "chunks refused, by the state, `stage.name`, that was not finite any more",
+    "state_rms, state_distance": "histograms by state: its root mean square at each look; the same of its "
+    "distance from the initial state",
+    "gate_units, gate_units_shut, gate_units_open": "by gate, `stage.layer.letter`, where the model shows "
+    "them: units looked at; those below 0.1; those above 0.9",
     "cpu_seconds, started": "of the process: user and system time; its start, in seconds since 1970",
     "resident_bytes, virtual_bytes": "its memory",
     "open_files, max_files": "its descriptors, and the most that it may have",

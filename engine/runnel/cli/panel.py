@@ -126,21 +126,42 @@ def _details(shown: Frame, width: int) -> list[str]:
         f"kept {size(one.kept_bytes)}, resumed {number(one.resumed)}/s",
         f"errors    {_rates(one.errors) or 'none'}",
         *_stages(one, width),
+        *_health(one, width),
     ]
 
 
 def _stages(one: Reading, width: int) -> list[str]:
-    """What each stage takes for a chunk, and of a core; as many a line as fit."""
+    """What each stage takes for a chunk, and of a core."""
     told = [
         f"{stage}  {duration(one.stage_chunk.get(stage))} a chunk, {share:.0%}"
         for stage, share in one.stages.items()
     ]
+    return _filled("stages", told, width)
+
+
+def _health(one: Reading, width: int) -> list[str]:
+    """Which streams are not well, and how large each state is, where any was looked at."""
+    if not one.looks and not any(one.unhealthy.values()) and not one.non_finite:
+        return []
+    ill = [f"{count} {condition.replace('_', ' ')}" for condition, count in one.unhealthy.items() if count]
+    told = [", ".join(ill) or "no stream unhealthy"]
+    told += [f"{state}  non-finite {number(rate)}/s" for state, rate in one.non_finite.items()]
+    told += [
+        f"{state}  rms {rms:.3g}, {one.state_distance.get(state, 0.0):.3g} from its start"
+        for state, rms in one.state_rms.items()
+    ]
+    told += [f"{gate}  shut {shut:.0%}, open {wide:.0%}" for gate, (shut, wide) in one.gates.items()]
+    return _filled("health", told, width)
+
+
+def _filled(head: str, told: Sequence[str], width: int) -> list[str]:
+    """As many a line as fit."""
     lines: list[str] = []
     for words in told:
         if lines and len(lines[-1]) + len(words) + 3 <= width:
             lines[-1] += f" | {words}"
         else:
-            lines.append(("          " if lines else "stages    ") + words)
+            lines.append(f"{'' if lines else head:<10}{words}")
     return lines
 
 

@@ -1,8 +1,8 @@
 """Stats as Prometheus metrics: names by that ecosystem's conventions, text made by its own library.
 
 Counters end in ``_total``, units are base units, each metric says in a line what it is. The label
-`worker` is the worker's index. Labels from outside there are none: ops, codes and reasons are closed sets,
-and the stages are the pipeline's.
+`worker` is the worker's index. Labels from outside there are none: ops, codes and reasons are closed sets;
+the stages, and the states and gates of its models, are the pipeline's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _COUNTERS: Final = (
     ("resumed", "runnel_streams_resumed", "Streams taken over by another connection."),
     ("dropped_replies", "runnel_dropped_replies", "Replies let go: the peer is gone, or does not read."),
     ("dropped_peers", "runnel_dropped_peers", "Peers let go because they did not read."),
+    ("looks", "runnel_looks", "Looks at the states of streams."),
+    ("look_failures", "runnel_look_failures", "Looks that failed themselves."),
     ("cpu_seconds", "process_cpu_seconds", "User and system processor time."),
 )
 _LABELLED: Final = (
@@ -35,6 +37,11 @@ _LABELLED: Final = (
     ("closed", "runnel_streams_closed", "reason", "Streams closed, by reason."),
     ("stage_seconds", "runnel_stage_seconds", "stage", "Time that each stage took, by position and name."),
     ("stage_chunks", "runnel_stage_chunks", "stage", "Chunks that each stage stepped."),
+    ("state_events", "runnel_state_events", "event", "Streams found died, blown_up, or recovered."),
+    ("non_finite", "runnel_state_non_finite", "state", "Chunks refused: the state was not finite any more."),
+    ("gate_units", "runnel_gate_units", "gate", "Units whose gate was looked at."),
+    ("gate_units_shut", "runnel_gate_units_shut", "gate", "Those of them whose gate was below 0.1."),
+    ("gate_units_open", "runnel_gate_units_open", "gate", "Those of them whose gate was above 0.9."),
 )
 _GAUGES: Final = (
     ("streams", "runnel_streams", "Streams open."),
@@ -47,6 +54,13 @@ _GAUGES: Final = (
     ("open_files", "process_open_fds", "Open file descriptors."),
     ("max_files", "process_max_fds", "Most file descriptors that may be open."),
     ("started", "process_start_time_seconds", "Start of the process, in seconds since the Unix epoch."),
+)
+_LABELLED_GAUGES: Final = (
+    ("unhealthy", "runnel_streams_unhealthy", "condition", "Streams open whose state died or blew up."),
+)
+_LABELLED_HISTOGRAMS: Final = (
+    ("state_rms", "runnel_state_rms", "state", "Root mean square of a state, at each look."),
+    ("state_distance", "runnel_state_distance", "state", "The same of its distance from the initial state."),
 )
 _HISTOGRAMS: Final = (
     ("batch_sizes", "runnel_batch_size", "Streams stepped in one batch."),
@@ -112,6 +126,12 @@ def families(seen: Sequence[Seen]) -> Iterator[Metric]:
             for value, count in document.get(key, {}).items():
                 counter.add_metric([index, value], count)
         yield counter
+    for key, name, label, about in _LABELLED_GAUGES:
+        gauge = GaugeMetricFamily(name, about, labels=["worker", label])
+        for index, document in documents:
+            for value, count in document.get(key, {}).items():
+                gauge.add_metric([index, value], count)
+        yield gauge
     for key, name, about in _GAUGES:
         gauge = GaugeMetricFamily(name, about, labels=["worker"])
         for index, document in documents:
@@ -122,7 +142,17 @@ def families(seen: Sequence[Seen]) -> Iterator[Metric]:
         histogram = HistogramMetricFamily(name, about, labels=["worker"])
         for index, document in documents:
             if key in document:
-                bounds, reached = document[key]["bounds"], accumulate(document[key]["counts"])
-                le = [*map(repr, map(float, bounds)), "+Inf"]
-                histogram.add_metric([index], list(zip(le, reached, strict=True)), document[key]["sum"])
+                histogram.add_metric([index], *_buckets(document[key]))
         yield histogram
+    for key, name, label, about in _LABELLED_HISTOGRAMS:
+        histogram = HistogramMetricFamily(name, about, labels=["worker", label])
+        for index, document in documents:
+            for value, counted in document.get(key, {}).items():
+                histogram.add_metric([index, value], *_buckets(counted))
+        yield histogram
+
+
+def _buckets(counted: dict[str, Any]) -> tuple[list[tuple[str, int]], float]:
+    """A histogram's counts up to each bound, and its sum."""
+    le = [*map(repr, map(float, counted["bounds"])), "+Inf"]
+    return list(zip(le, accumulate(counted["counts"]), strict=True)), counted["sum"]

@@ -64,6 +64,19 @@ class Log:
             self._logger.log(level, event, exc_info=error, extra={"fields": fields})
 
 
+log = Log("runnel.serve")
+
+
+def tell_health(event: str, stream: str, reason: str) -> None:
+    """What a look at a stream found; see `runnel.health`."""
+    if event == "died":
+        log.warning("state died", stream=stream, why=reason)
+    elif event == "blown_up":
+        log.warning("state blown up", stream=stream, why=reason)
+    else:
+        log.info("state recovered", stream=stream, why=reason)
+
+
 class Budget:
     """A token bucket for each kind of event: so many at once, then so many a second. Pure.
 

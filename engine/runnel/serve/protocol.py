@@ -33,7 +33,7 @@ from ..errors import (
 from ..spec import Array
 from ..stage import as_error
 from . import wire
-from .logs import Log
+from .logs import Log, tell_health
 from .placement import Place
 from .replies import Outgoing, Peer, Replies, bundles, description, told
 from .sequences import KEPT_REPLIES, Named, Register, digest_of
@@ -126,6 +126,7 @@ class Server:
         self._stopping = False
         self._began = 0.0  # of the last run
         self._ran: list[Named] = []  # whose requests were in it
+        engine.health.told = tell_health
         self._answered: list[float] = []  # when the requests arrived that the last run answered
 
     @property
@@ -275,6 +276,7 @@ class Server:
             **self.gauges(),
             **self.stats.document(),
             **self._engine.pipeline.times(),
+            **self._engine.health.document(),
         }
 
     # Taking a request.

@@ -16,7 +16,13 @@ from .stats import Stats
 Document = Mapping[str, Any]
 
 # What only grows while a worker lives. All else is a gauge: what is so now.
-COUNTERS: Final = frozenset((*Stats.__slots__, "cpu_seconds", "stage_seconds", "stage_chunks"))
+COUNTERS: Final = frozenset(
+    (
+        *Stats.__slots__, "cpu_seconds", "stage_seconds", "stage_chunks", "looks", "look_failures",
+        "state_events", "non_finite", "state_rms", "state_distance", "gate_units", "gate_units_shut",
+        "gate_units_open",
+    )
+)  # fmt: skip
 
 
 def since(after: Document, before: Document | None) -> Document:
@@ -85,6 +91,12 @@ class Reading:
     dropped: float  # replies that no peer took
     stages: Mapping[str, float]  # the part of the time that each took: cores
     stage_chunk: Mapping[str, float]  # seconds that it took for a chunk, on average
+    looks: float  # at streams' states
+    unhealthy: Mapping[str, int]  # streams whose state died, or blew up
+    state_rms: Mapping[str, float]  # of each state, on average over the looks
+    state_distance: Mapping[str, float]  # the same of its distance from the initial state
+    non_finite: Mapping[str, float]  # chunks refused, by the state that was not finite any more
+    gates: Mapping[str, tuple[float, float]]  # shares of units looked at that were nearly shut, nearly open
 
     def document(self) -> dict[str, Any]:
         """As plain numbers and maps."""
@@ -132,7 +144,21 @@ def reading(happened: Document, seconds: float) -> Reading:
             for stage, chunks in happened.get("stage_chunks", {}).items()
             if chunks
         },
+        looks=rate("looks"),
+        unhealthy=dict(happened.get("unhealthy", {})),
+        state_rms=_means(happened.get("state_rms", {})),
+        state_distance=_means(happened.get("state_distance", {})),
+        non_finite=rates("non_finite"),
+        gates={
+            gate: (happened["gate_units_shut"][gate] / units, happened["gate_units_open"][gate] / units)
+            for gate, units in happened.get("gate_units", {}).items()
+            if units
+        },
     )
+
+
+def _means(histograms: Mapping[str, Document]) -> dict[str, float]:
+    return {name: h["sum"] / many for name, h in histograms.items() if (many := sum(h["counts"]))}
 
 
 _EMPTY: Final[Document] = {"bounds": [], "counts": [], "sum": 0.0}

@@ -122,13 +122,16 @@ def _plain(tensor: TensorSpec, array: Array) -> list[Any]:
     return made
 
 
-Kind = Literal["opened", "reset", "idle", "evicted", "failed", "closed"]
+Kind = Literal[
+    "opened", "reset", "idle", "evicted", "failed", "closed", "died", "blown_up", "recovered"
+]  # fmt: skip
 
 
 def journal(path: Path, events: list[Kind] | None = None) -> Listener:
     """Append what happens to streams to a file of JSON lines, an object an event.
 
-    `events`: only these, of opened, reset, idle, evicted, failed and closed. `time` is seconds since 1970.
+    `events`: only these, of opened, reset, idle, evicted, failed, closed, died, blown_up and recovered.
+    `time` is seconds since 1970.
     The file is opened for each line, so that it can be moved away and begun anew. Raises UsageError where
     it cannot be written.
     """

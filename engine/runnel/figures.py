@@ -1,0 +1,122 @@
+"""The numbers of a state: how large they are, how far from where they began, and what had gone in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from .spec import Array
+
+SATURATED: Final = 0.99  # of a tanh: its input is beyond ±2.6
+
+_vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in model.py
+
+
+@dataclass(frozen=True, slots=True)
+class StateHealth:
+    """One state of one stream as it stands, in the state's own unit; 0 where it holds no number."""
+
+    rms: float
+    peak: float  # the largest magnitude
+    distance: float  # from the initial state, rms
+    saturated: float | None  # share of numbers beyond ±0.99; None where one is beyond ±1: no tanh made it
+
+
+def of_state(array: Array, initial: Array) -> StateHealth:
+    """`array`'s figures, computed in float64."""
+    x = np.asarray(array, np.float64).ravel()
+    if not x.size:
+        return StateHealth(0.0, 0.0, 0.0, 0.0)
+    size = np.abs(x)
+    peak = float(size.max())
+    return StateHealth(
+        float(np.sqrt(np.mean(x * x))),
+        peak,
+        float(np.sqrt(np.mean((x - np.asarray(initial, np.float64).ravel()) ** 2))),
+        None if peak > 1 else float(np.mean(size >= SATURATED)),
+    )
+
+
+class Figured(NamedTuple):
+    label: str
+    column: Array  # (rows, n)
+    initial: Array | None  # (n,), flat; None where it is all zeros
+    scale: float  # sqrt(n)
+    judged: bool
+
+
+class ModelStates:
+    """A model stage's states of floats, and where their rows are."""
+
+    def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
+        self.stage, self.at, self.label = stage, at, label
+        self.states = [
+            Figured(
+                f"{label}.{s.input}",
+                stage.arena.columns[s.input].reshape(len(stage.arena.columns[s.input]), -1),
+                s.initial.reshape(-1) if s.initial.any() else None,
+                math.sqrt(s.initial.size),
+                f"{label}.{s.input}" not in ignore,
+            )
+            for s in stage.spec.states
+            if s.initial.dtype.kind == "f" and s.initial.size
+        ]
+        self.largest = 0.0  # of what went in, projected
+        self._weights = {
+            t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
+        }
+
+    def given(self, row: int) -> float | None:
+        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known."""
+        if self.stage.heard is None:
+            return None
+        rows, chunks = self.stage.heard
+        try:
+            at = rows.index(row ^ 1)
+        except ValueError:
+            if ~row not in rows:  # as it is in a loop, from the second tick on
+                return None
+            at = rows.index(~row)
+        chunk = chunks[at]
+        found = 0.0
+        for name, weights in self._weights.items():
+            if not len(chunk[name]):
+                return None
+            found += float(_vdot(chunk[name][-1].astype(np.float64).reshape(-1), weights))
+        self.largest = max(self.largest, abs(found))
+        return found
+
+    def digest(self, row: int, still: int) -> int:
+        """Of what is in the states that `still` has a bit for."""
+        found = 0
+        for i, state in enumerate(self.states):
+            if still >> i & 1:
+                found = crc32(state.column[row].tobytes(), found)
+        return found
+
+    def names(self, still: int) -> str:
+        return ", ".join(repr(s.label) for i, s in enumerate(self.states) if still >> i & 1)
+
+
+def norm(x: Array) -> float:
+    """The Euclidean norm. Where float16 or float32 cannot hold the sum, float64 does."""
+    if x.dtype.itemsize > 2:
+        square = float(_vdot(x, x))
+        if square < math.inf:
+            return math.sqrt(square)
+    largest = float(np.abs(x).max())
+    if not largest:
+        return 0.0
+    scaled = x.astype(np.float64) / largest
+    return largest * math.sqrt(float(_vdot(scaled, scaled)))
+
+
+def _weights(size: int, seed: int) -> Array:
+    """Numbers in -1..1 without a pattern that an input would have: the cosine of a growing square."""
+    weights: Array = np.cos((np.arange(size, dtype=np.float64) + 1.5 + seed) ** 2)
+    return weights

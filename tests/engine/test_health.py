@@ -1,0 +1,566 @@
+"""States that blow up or die are told, once; those that are well, or at rest, are not."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+
+from runnel import Engine, Notice, Stream, figures, health
+from runnel.errors import NonFiniteError, PipelineError
+from runnel.health import PATIENCE, VARIED, Settings
+from runnel.notices import Notices
+from runnel.probe import Probe, ProbeLayer
+from runnel.spec import Framing
+from tests import models
+from tests.models import Hand, state, tensor
+
+HIDDEN = 8
+SATURATED = ("Tanh", 1.0, 0.5, 40.0)
+NEVER_ON = ("Relu", 1.0, 0.5, -100.0)
+WELL = ("Tanh", 0.3, 0.5, 0.1)
+
+
+def net(
+    path: Path, *layers: tuple[str, float, float, float], features: int = 3, framing: Framing | None = None
+) -> Hand:
+    """Layers of ONNX's own RNN, h' = activation(feed * U x + gain * h + bias), U random; y is the last h'."""
+    rng = np.random.default_rng(3)
+    nodes, weights, states = [], {"axis": np.array([1])}, []
+    current, size = "x", framing.window if framing else features
+    for i, (activation, feed, gain, bias) in enumerate(layers):
+        weights[f"W{i}"] = (feed * rng.standard_normal((1, HIDDEN, size))).astype(np.float32)
+        weights[f"R{i}"] = (gain * np.eye(HIDDEN))[None].astype(np.float32)
+        weights[f"B{i}"] = np.concatenate([np.full(HIDDEN, bias), np.zeros(HIDDEN)])[None].astype(np.float32)
+        given = [current, f"W{i}", f"R{i}", f"B{i}", "", f"h{i}"]
+        made = [f"Y{i}", f"h{i}.next"]
+        nodes.append(helper.make_node("RNN", given, made, hidden_size=HIDDEN, activations=[activation]))
+        current, size = (f"s{i}" if i + 1 < len(layers) else "y"), HIDDEN
+        nodes.append(helper.make_node("Squeeze", [f"Y{i}", "axis"], [current]))
+        states.append(state(f"h{i}", (1, "slot", HIDDEN)))
+    x = tensor("x", ("time", "slot", framing.window if framing else features))
+    y = tensor("y", ("time", "slot", HIDDEN))
+    return models.write(path, nodes, weights, [x], [y], states, framing=framing)
+
+
+def relu_sum(path: Path, looped: bool = False) -> Hand:
+    """s' = max(s + x, 0) = y, of one number: what it does can be told by hand. `looped`: it takes a u too."""
+    nodes = [
+        helper.make_node("Add", ["s", "given" if looped else "x"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["s.next"]),
+        helper.make_node("Relu", ["s.next"], ["y"]),
+    ]
+    if looped:  # x + 0 u
+        nodes.insert(0, helper.make_node("Mul", ["u", "zero"], ["none"]))
+        nodes.insert(1, helper.make_node("Add", ["x", "none"], ["given"]))
+    weights = {"zero": np.zeros(1, np.float32)} if looped else {}
+    given = [tensor(name, ("slot", 1)) for name in ("xu" if looped else "x")]
+    y, s = tensor("y", ("slot", 1)), state("s", ("slot", 1))
+    return models.write(path, nodes, weights, given, [y], [s], any_ticks=False)
+
+
+class Told:
+    """An engine whose streams are looked at every so many chunks, and what is told of their states."""
+
+    def __init__(self, path: Path, every: int = 1, **settings: Any) -> None:
+        self._heard: list[Notice] = []
+        pipeline = Engine.load(path, max_streams=8, trust=True).pipeline
+        notices = Notices([("test", self._heard.append)])
+        self.engine = Engine(pipeline, 8, notices, Settings(every, **settings))
+
+    def of(self, id: str) -> list[str]:
+        assert not self.engine.health.failures
+        return [n.event for n in self._heard if n.stream == id and n.event in health.EVENTS]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [n.reason for n in self._heard if n.event in health.EVENTS]
+
+    def count(self, name: str) -> Any:
+        return self.engine.health.document()[name]
+
+
+def noise(count: int, features: int = 3, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).standard_normal((count, 1, features)).astype(np.float32))
+
+
+def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
+    """Whether one of the chunks is refused for what the state would have become; those before it are fed."""
+    for chunk in chunks:
+        try:
+            stream.feed(chunk)
+        except NonFiniteError as error:
+            return "became non-finite" in error.message
+    return False
+
+
+# What goes wrong
+
+
+def test_a_relu_net_that_explodes_is_told_before_its_state_is_infinite(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", ("Relu", 1.0, 1.5, 0.0)).path, every=8)
+    stream = told.engine.open("a")
+    chunks = iter(noise(2000))
+    while not told.of("a"):
+        stream.feed(next(chunks))
+    peak = np.abs(stream.state["m.h0"]).max()
+    assert 1e4 < peak < 1e4 * 1.5**9, "at the first look that could see it"
+    assert told.reasons == [f"state 'm.h0' reached {peak:.3g}, beyond 10000"]
+    assert refused(stream, chunks)
+    with pytest.raises(NonFiniteError):
+        stream.feed(noise(1)[0])
+    assert told.of("a") == ["blown_up"], "an episode is told once"
+    assert stream.condition == "blown_up"
+    assert told.count("non_finite") == {"m.h0": 2}
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 1}
+    stream.reset()
+    assert stream.condition == ""
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+
+
+def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refused(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", ("Relu", 1.0, 3.0, 0.0)).path, every=10_007)
+    stream = told.engine.open("a")
+    assert refused(stream, noise(1000))
+    assert told.of("a") == ["blown_up"]
+    # One chunk that would make it infinite at once: refused, so the state is well still.
+    with pytest.raises(NonFiniteError):
+        told.engine.open("b").feed(np.concatenate(noise(1000)))
+    assert told.of("b") == []
+    assert told.count("non_finite") == {"m.h0": 2}
+
+
+@pytest.mark.parametrize("layer", [SATURATED, NEVER_ON], ids=["saturated", "never-on"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
+    told = Told(net(tmp_path / "m.onnx", layer).path)
+    streams = [told.engine.open(id) for id in ("a", "b")]
+    seen = []
+    for chunk in noise(8):
+        if batched:
+            told.engine.feed_many([(stream, chunk) for stream in streams])
+        else:
+            streams[0].feed(chunk)
+        seen.append(told.of("a"))
+    first = 1 if layer is SATURATED else 0  # its first chunk moves that one from 0 to 1
+    assert seen == [["died"] if i >= first + PATIENCE - 1 else [] for i in range(8)]
+    assert told.reasons[0].startswith("state 'm.h0' no longer changes: the same at 3 looks, 1 chunks apart")
+    assert told.count("unhealthy")["died"] == (2 if batched else 1)
+    streams[0].close()
+    assert told.count("unhealthy")["died"] == (1 if batched else 0)
+
+
+def test_a_dead_layer_behind_a_living_one_is_told_by_its_name_unless_it_is_ignored(tmp_path: Path) -> None:
+    path = net(tmp_path / "m.onnx", WELL, SATURATED).path
+    for ignore, events in (((), ["died"]), (("m.h1",), [])):
+        told = Told(path, ignore=ignore)
+        stream = told.engine.open("a")
+        for chunk in noise(10):
+            stream.feed(chunk)
+        assert told.of("a") == events
+        assert all("state 'm.h1' no longer" in reason for reason in told.reasons)
+
+
+def test_what_moves_again_has_recovered(tmp_path: Path) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx").path)
+    stream = told.engine.open("a")
+
+    def feed(*values: float) -> list[str]:
+        for value in values:
+            stream.feed(np.full((1, 1), value, np.float32))
+        return told.of("a")
+
+    assert feed(-1, -2, -3) == ["died"]
+    assert feed(5) == ["died", "recovered"]
+    assert told.reasons[-1] == "it had died"
+    assert feed(2e4) == ["died", "recovered", "blown_up"]
+    assert feed(-1.2e4)[3:] == [], "above half of the bound it is not over"
+    assert feed(-5e3)[3:] == ["recovered"]
+    assert told.reasons[-1] == "it had blown up"
+    assert told.count("state_events") == {"died": 1, "blown_up": 1, "recovered": 2}
+
+
+# What does not
+
+
+@pytest.mark.parametrize("what", ["silence", "constant", "tail", "dither"])
+def test_a_state_at_rest_is_not_dead(tmp_path: Path, what: str) -> None:
+    """After a time of life the same input goes in for ever, or one that is the same for all that matters."""
+    told = Told(net(tmp_path / "m.onnx", WELL, WELL).path)
+    stream = told.engine.open("a")
+    rng = np.random.default_rng(0)
+    for chunk in noise(20):
+        stream.feed(chunk)
+    still = 0
+    for i in range(300):
+        before = stream.state["m.h1"]
+        stream.feed(
+            {
+                "silence": np.zeros((1, 3), np.float32),
+                "constant": np.full((1, 3), 0.5, np.float32),
+                "tail": np.full((1, 3), 0.8**i, np.float32),
+                "dither": (0.5 + 1e-9 * rng.standard_normal((1, 3))).astype(np.float32),
+            }[what]
+        )
+        still += bool((stream.state["m.h1"] == before).all())
+    assert still > 50, "it did come to rest"
+    assert told.of("a") == []
+
+
+def test_a_stream_whose_chunks_are_shorter_than_a_hop_is_not_dead(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL, framing=Framing(8, 8)).path)
+    stream = told.engine.open("a")
+    for sample in np.random.default_rng(0).standard_normal(200).astype(np.float32):
+        stream.feed(sample[None])
+    assert told.of("a") == []
+    assert told.count("looks") == 200
+
+
+@pytest.mark.parametrize(("step", "events"), [(1e6, []), (0.0, ["died"])])
+def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
+    """As one that is written every other tick; float32 takes no 3 at 1e8."""
+    told = Told(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
+    stream = told.engine.open("a")
+    beside = [0.0] * stream._due  # so that looks fall on every other chunk of what follows
+    for value in [*beside, 0.0, 1e8, *(x for k in range(12) for x in (k % 4, step))]:
+        stream.feed(np.full((1, 1), value, np.float32))
+    assert told.of("a") == events
+
+
+@pytest.mark.parametrize("make", [models.lstm, models.counter])
+def test_a_model_that_lives_is_well(tmp_path: Path, make: Any) -> None:
+    hand = make(tmp_path / "m.onnx")
+    told = Told(hand.path)
+    stream = told.engine.open("a")
+    data = models.data(hand, 300)
+    for i in range(300):
+        stream.feed({name: array[i : i + 1] for name, array in data.items()})
+    assert told.of("a") == []
+    assert told.count("look_failures") == 0
+    assert told.count("looks") == 300
+
+
+# When it looks, and what it finds
+
+
+def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL).path, every=7)
+    streams = [told.engine.open(f"s{i}") for i in range(8)]
+    looks = []
+    for chunk in noise(21):
+        told.engine.feed_many([(stream, chunk) for stream in streams])
+        looks.append(told.count("looks"))
+    turns = Counter(crc32(stream.id.encode()) % 7 for stream in streams)
+    assert np.diff([0, *looks]).tolist() == [turns[i % 7] for i in range(21)]
+    assert max(turns.values()) < 8
+    # A reset does not begin the count anew: a stream that is reset often is looked at as often.
+    stream = told.engine.streams["s0"]
+    for chunk in noise(70):
+        stream.reset()
+        stream.feed(chunk)
+    assert told.count("looks") == looks[-1] + 10
+
+
+def by_numpy(array: np.ndarray, initial: Any) -> tuple[float, ...]:
+    x = array.astype(np.float64)
+    return np.sqrt((x**2).mean()), np.abs(x).max(), np.sqrt(((x - initial) ** 2).mean())
+
+
+def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
+    hand = models.lstm(tmp_path / "m.onnx")  # its cell states begin at 0.25
+    told = Told(hand.path, every=1)
+    stream = told.engine.open("a")
+    expected: dict[str, list[tuple[float, ...]]] = {f"m.{s.input}": [] for s in hand.spec.states}
+    for chunk in noise(30):
+        stream.feed(chunk)
+        for s in hand.spec.states:
+            expected[f"m.{s.input}"].append(by_numpy(stream.state[f"m.{s.input}"], s.initial))
+    for label, found in stream.health.items():
+        np.testing.assert_allclose((found.rms, found.peak, found.distance), expected[label][-1], rtol=1e-12)
+    assert stream.health.keys() == expected.keys()
+    for at, name in ((0, "state_rms"), (2, "state_distance")):
+        for label, histogram in told.count(name).items():
+            values = [row[at] for row in expected[label]]
+            assert histogram["sum"] == pytest.approx(sum(values), rel=1e-5)
+            inside = np.histogram(values, [0, *histogram["bounds"], np.inf])[0]
+            assert histogram["counts"] == inside.tolist()
+
+
+def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
+    found = figures.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
+    assert found.saturated == 0.5
+    assert figures.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
+    huge = np.full(4, 3e38, np.float32)  # whose squares float32 cannot hold
+    assert figures.norm(huge) == pytest.approx(6e38)
+    assert figures.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
+
+
+def probe(path: Path) -> Hand:
+    """A gated unit that shows itself: f = sigmoid(x), h' = f h + (1 - f) x."""
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["f"]),
+        helper.make_node("Mul", ["f", "h"], ["kept"]),
+        helper.make_node("Mul", ["f", "x"], ["lost"]),
+        helper.make_node("Sub", ["x", "lost"], ["new"]),
+        helper.make_node("Add", ["kept", "new"], ["h.next"]),
+        helper.make_node("Tanh", ["h.next"], ["y"]),
+    ]
+    return models.write(
+        path,
+        nodes,
+        {},
+        [tensor("x", ("slot", 3))],
+        [tensor("y", ("slot", 3)), tensor("f", ("slot", 3))],
+        [state("h", ("slot", 3))],
+        any_ticks=False,
+        probe=Probe("of", (ProbeLayer("unit.0", "Unit", {"f": "f"}),)),
+    )
+
+
+def test_gates_that_a_model_shows_are_counted_where_they_saturate(tmp_path: Path) -> None:
+    told = Told(probe(tmp_path / "m.onnx").path, every=3)
+    streams = [told.engine.open(f"s{i}") for i in range(4)]
+    expected = np.zeros(3, int)
+    for chunk in noise(30, seed=1):
+        for s in streams:
+            x = chunk * 3
+            before = told.count("looks")
+            out = s.feed({"x": x})
+            if told.count("looks") > before:
+                f = 1 / (1 + np.exp(-x[-1].astype(np.float64)))
+                assert set(out) == {"y", "f"}
+                expected += [f.size, (f < 0.1).sum(), (f > 0.9).sum()]
+    found = [told.count(n) for n in ("gate_units", "gate_units_shut", "gate_units_open")]
+    assert [f["m.unit.0.f"] for f in found] == expected.tolist()
+    assert expected.all()
+
+
+# What it must not do
+
+
+@pytest.mark.parametrize("every", [0, 1, 5])
+def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path: Path, every: int) -> None:
+    path = tmp_path / "p.toml"
+    hand = net(tmp_path / "m.onnx", WELL, ("Relu", 1.0, 1.02, 0.0))
+    path.write_text(f'[model]\npath = "m.onnx"\n[health]\nevery = {every}\n')
+    with Engine.load(hand.path, trust=True) as plain, Engine.load(path, trust=True) as looked:
+        assert plain.health.every == health.EVERY
+        assert looked.health.every == every
+        pairs = [(plain.open(id), looked.open(id)) for id in "abc"]
+        chunks = noise(60)
+        for i, chunk in enumerate(chunks):
+            longer = np.concatenate(chunks[: 1 + i % 3])
+            for a, b in pairs[:1]:
+                np.testing.assert_array_equal(a.feed(longer), b.feed(longer))
+            ours, theirs = ([(pair[k], chunk) for pair in pairs] for k in (0, 1))
+            for x, y in zip(plain.feed_many(ours), looked.feed_many(theirs), strict=True):
+                np.testing.assert_array_equal(x, y)
+        for a, b in pairs:
+            for name, array in a.state.items():
+                assert array.tobytes() == b.state[name].tobytes()
+        assert looked.health.looks == (0 if every == 0 else pytest.approx(4 * 60 / every, abs=4))
+    silent = tmp_path / "silent.toml"
+    silent.write_text('[model]\npath = "m.onnx"\n')
+    with Engine.load(path, trust=True) as one, Engine.load(silent, trust=True) as other:
+        stream, twin = one.open("a"), other.open("a")
+        for chunk in chunks:
+            stream.feed(chunk)
+            twin.feed(chunk)
+        assert stream.snapshot() == twin.snapshot()
+
+
+def test_a_look_that_fails_fails_no_chunk_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = told.engine.open("a"), told.engine.open("b")
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(told.engine.health, "_judge", broken)
+    with caplog.at_level(logging.ERROR):
+        for chunk in noise(5):
+            stream.feed(chunk)
+            told.engine.feed_many([(stream, chunk), (other, chunk)])
+    assert (stream.seq, other.seq) == (10, 5)
+    assert told.count("look_failures") == 15
+    assert [r.getMessage() for r in caplog.records] == [
+        "a look at stream 'a' failed: ZeroDivisionError: a fault"
+    ]
+
+
+def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = told.engine.open("a"), told.engine.open("b")
+    stream.feed(noise(1)[0])
+    told.engine.feed_many([(stream, noise(1)[0]), (other, noise(1)[0])])
+    [stage] = told.engine.pipeline.stages
+    assert stage.heard is None  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError):
+        stream.feed(np.full((1, 3), np.nan, np.float32))
+    stream.feed(noise(1)[0])
+    assert stage.heard is None  # type: ignore[attr-defined]
+
+
+# A stream's life
+
+
+def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx").path)
+    stream = told.engine.open("a")
+    well = stream.snapshot()
+    stream.feed(np.full((1, 1), 1e5, np.float32))
+    ill = stream.snapshot()
+    stream.rewind(ill)
+    assert told.of("a") == ["blown_up"]
+    stream.rewind(well)
+    assert told.of("a") == ["blown_up", "recovered"]
+    for x in (-1, -2e3, -3):
+        stream.feed(np.full((1, 1), x, np.float32))
+    dead = stream.snapshot()
+    stream.rewind(dead)
+    assert (stream.condition, told.of("a")[2:]) == ("died", ["died"])
+    copy = told.engine.restore(ill, "b")
+    assert copy.condition == "", "it was not looked at yet"
+    copy.feed(np.full((1, 1), -1, np.float32))
+    assert told.of("b") == ["blown_up"]
+    told.engine.close()
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+
+
+def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    relu_sum(tmp_path / "m.onnx")
+    path.write_text(
+        '[model]\npath = "m.onnx"\n[feedback]\nx = { output = "y", initial = [1] }\n[health]\nevery = 1\n'
+    )
+    with Engine.load(path, trust=True) as engine:
+        stream, other = engine.open("a"), engine.open("b")
+        stream.generate(5)  # 1, 2, 4 …
+        engine.generate_many([(stream, 9), (other, 3)])
+        assert stream.health["m.s"].peak == 2.0**13
+        assert stream.health["m.s"].rms == other.health["m.s"].rms * 2**11
+        assert (stream.condition, other.condition) == ("", "")
+        stream.generate(1)
+        assert stream.condition == "blown_up"
+        with pytest.raises(NonFiniteError, match="in time step"):
+            other.generate(200)
+        assert engine.health.document()["non_finite"] == {"m.s": 1}
+        assert engine.health.failures == 0
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 5])
+def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: int) -> None:
+    path = tmp_path / "p.toml"
+    relu_sum(tmp_path / "m.onnx", looped=True)
+    path.write_text('[model]\npath = "m.onnx"\n[feedback]\nu = { output = "y" }\n[health]\nevery = 1\n')
+    with Engine.load(path, trust=True) as engine:
+        streams = [engine.open("a"), engine.open("b")]
+        for i in range(PATIENCE):
+            assert [s.condition for s in streams] == ["", ""]
+            engine.feed_many([(s, np.full((ticks, 1), -1 - i, np.float32)) for s in streams])
+        assert [s.condition for s in streams] == ["died", "died"]
+
+
+class Plain:
+    """What should be told of one stream of `relu_sum`, from its history written down in full."""
+
+    def __init__(self) -> None:
+        self.s = np.float32(0)
+        self.looks: list[tuple[float, float, float]] = []
+        self.condition = ""
+        self.events: list[str] = []
+
+    def feed(self, x: float, largest: float) -> None:
+        before, self.s = self.s, np.maximum(self.s + np.float32(x), np.float32(0))
+        self.looks.append((float(before), float(self.s), x))
+        run: list[tuple[float, float, float]] = []
+        for look in reversed(self.looks):
+            if look[0] != look[1] or look[1] != float(self.s):
+                break
+            run.append(look)
+        xs = [x for _, _, x in run]
+        now = ""
+        if self.s > (5e3 if self.condition == "blown_up" else 1e4):
+            now = "blown_up"
+        elif len(run) >= PATIENCE and max(xs) - min(xs) > VARIED * largest:
+            now = "died"
+        if now != self.condition:
+            self.events.append(now or "recovered")
+        self.condition = now
+
+    def reset(self) -> None:
+        self.s, self.looks, self.condition = np.float32(0), [], ""
+
+
+values = st.sampled_from([0.0, 0.0, -1.0, -2.0, -2.0, 3.0, 1e-9, 4e3, 1.5e4, -9e3])
+acts = st.lists(st.tuples(st.sampled_from("ab"), st.one_of(values, values, st.just("reset"))), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def summing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return relu_sum(tmp_path_factory.mktemp("sum") / "m.onnx").path
+
+
+@given(acts)
+def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
+    told = Told(summing)
+    streams = {id: told.engine.open(id) for id in "ab"}
+    plain = {id: Plain() for id in "ab"}
+    largest = 0.0
+    for id, act in acts:
+        if act == "reset":
+            streams[id].reset()
+            plain[id].reset()
+            continue
+        largest = max(largest, abs(act))
+        streams[id].feed(np.full((1, 1), act, np.float32))
+        plain[id].feed(act, largest)
+        assert streams[id].condition == plain[id].condition
+    for id in "ab":
+        assert told.of(id) == plain[id].events
+    now = Counter(p.condition for p in plain.values())
+    assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+    events = Counter(event for p in plain.values() for event in p.events)
+    assert told.count("state_events") == {name: events[name] for name in health.EVENTS}
+
+
+# [health]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("evry = 3", r"p.toml: \[health\]: unknown key 'evry' \(did you mean 'every'\?\)"),
+        ("every = -1", "every must be a whole number of chunks, 0 for never, not -1"),
+        ("every = true", "not True"),
+        ("blown_up = 0", "blown_up must be a number above 0, not 0"),
+        ("blown_up = inf", "not inf"),
+        ('ignore = "m.s"', r"ignore must be a list of states"),
+        ('ignore = ["m.z"]', r"no model has a state 'm.z'"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    relu_sum(tmp_path / "m.onnx")
+    (tmp_path / "p.toml").write_text(f'[model]\npath = "m.onnx"\n[health]\n{text}\n')
+    with pytest.raises(PipelineError, match=says):
+        Engine.load(tmp_path / "p.toml", trust=True)
+
+
+def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[input]\nrate = 8000\n[[before]]\nuse = "gain"\nfactor = 2.0\n')
+    with Engine.load(tmp_path / "p.toml") as engine:
+        stream = engine.open()
+        for _ in range(3):
+            stream.feed(np.ones(1, np.float32))
+        assert (engine.health.every, engine.health.looks, dict(stream.health)) == (0, 0, {})
