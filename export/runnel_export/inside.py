@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 import torch
 
-from runnel.probe import ProbeLayer
+from runnel.probe import MEANING, ProbeLayer
 from runnel.spec import SLOT, TIME, Dim, ModelTensor
 
 from .graph import Port
@@ -52,7 +52,8 @@ def show(
         if inside is None or used.isdisjoint((made.y, *made.finals)):
             continue
         low.path, found = low.graph.fresh(inside.name), {}
-        for letter, (value, width) in inside.write().items():
+        written = inside.write()
+        for letter, (value, width) in ((x, written[x]) for x in MEANING if x in written):
             found[letter] = low.graph.fresh(f"{low.path}.{letter}")
             shown.append((_given(low, value, time), Port(found[letter], torch.float32, (*lead, width))))
         layers.append(
