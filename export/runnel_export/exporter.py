@@ -119,9 +119,9 @@ def export(
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
     path, say = Path(path), progress or (lambda _: None)
-    shown = beside(path)
     check_module(module)
     check_file(path)
+    shown = beside(path)
     check_options(
         time_axis=time_axis,
         batch_axis=batch_axis,
