@@ -26,6 +26,7 @@ MEANING: Final = {
     "h": "hidden state",
 }
 GATES: Final = ("i", "f", "o", "r", "z")  # within 0..1; of the others c, h and n may be any number
+FLAGS: Final = ("backward", "takes")  # of a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class ProbeLayer:
     outputs: Mapping[str, str]  # by letter: the model's output, (time, hidden) in a stream
     # By letter, the model's states that are what the layer shows: before a tick, and after it.
     states: Mapping[str, str] = field(default_factory=dict)
+    backward: bool = False  # it goes through each window from its end; see `runnel.spec.Blocks`
     takes: bool = False  # of a GRU: z is how much is taken of the candidate, not how much of h is kept
 
 
@@ -63,5 +65,5 @@ def to_document(probe: Probe) -> dict[str, Any]:
     layers = []
     for x in probe.layers:
         layer = {"name": x.name, "kind": x.kind, "outputs": dict(x.outputs), "states": dict(x.states)}
-        layers.append({**layer, **({"takes": True} if x.takes else {})})
+        layers.append({**layer, **{flag: True for flag in FLAGS if getattr(x, flag)}})
     return {"of": probe.of, "layers": layers}

@@ -455,11 +455,12 @@ def _probe(doc: Mapping[str, Any], where: str) -> Probe | None:
         place = f"{where}: layers[{i}]"
         layer = _mapping(item, place)
         outputs, states = _lettered(layer, "outputs", place), _lettered(layer, "states", place)
-        takes = layer.get("takes", False)
-        if not isinstance(takes, bool):
-            raise ModelError(f"{place}: takes must be true or false, not {takes!r:.80}")
+        flags = {flag: layer.get(flag, False) for flag in probes.FLAGS}
+        for flag, value in flags.items():
+            if not isinstance(value, bool):
+                raise ModelError(f"{place}: {flag} must be true or false, not {value!r:.80}")
         name, kind = _name(layer, "name", place), _name(layer, "kind", place)
-        layers.append(ProbeLayer(name, kind, outputs, states, takes))
+        layers.append(ProbeLayer(name, kind, outputs, states, **flags))
     return Probe(_name(part, "of", where), tuple(layers))
 
 

@@ -119,9 +119,9 @@ def export(
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
     path, say = Path(path), progress or (lambda _: None)
-    shown = beside(path)
     check_module(module)
     check_file(path)
+    shown = beside(path)
     check_options(
         time_axis=time_axis,
         batch_axis=batch_axis,
@@ -135,7 +135,7 @@ def export(
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     _check_arguments(inputs, framing, rate, quantize)
     _check_blocks(blocks, framing, state, time_axis)
-    _check_probe(probe, shown, quantize, blocks)
+    _check_probe(probe, shown, quantize)
     given = None if data is None else _named(module, data, "data")
     _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
@@ -432,7 +432,7 @@ def _check_arguments(
         raise ExportError(f"rate={rate!r}: a positive number of Hz")
 
 
-def _check_probe(probe: str | None, shown: Path, quantize: str | None, blocks: Blocks | None) -> None:
+def _check_probe(probe: str | None, shown: Path, quantize: str | None) -> None:
     if probe is None:
         return
     if probe != "gates":
@@ -442,11 +442,6 @@ def _check_probe(probe: str | None, shown: Path, quantize: str | None, blocks: B
         raise ExportError(
             "probe= does not go together with quantize=: what is shown are the float32 model's gates, and an "
             "int8 one has others. Export the probe without quantize=, to another file"
-        )
-    if blocks:
-        raise ExportError(
-            "probe= does not go together with blocks=: a backward layer begins anew with each window, so its "
-            "gates at a tick are not those of one run"
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 import torch
 
-from runnel.probe import ProbeLayer
+from runnel.probe import MEANING, ProbeLayer
 from runnel.spec import SLOT, TIME, Dim, ModelTensor
 
 from .graph import Port
@@ -39,32 +39,41 @@ def show(
 ) -> Probed | None:
     """The model of these inputs and outputs, with those that show its layers; None where there is no layer.
 
-    `states`: those that the model has. A layer that needs another one plays no part in it. `time`: whether
-    outputs have an axis of time.
+    `states`: those that the model has. `time`: whether outputs have an axis of time. Where the model takes
+    blocks, they have the block's ticks.
     """
+    used = low.graph.reached([value for value, _ in outputs])
     kept = {state.name for state in states}
-    lead: tuple[Dim, ...] = (TIME, SLOT) if time else (SLOT,)
+    lead: tuple[Dim, ...] = (low.blocks.ticks if low.blocks else TIME, SLOT) if time else (SLOT,)
     shown: list[tuple[str, Port]] = []
     layers = []
     for made in low.recurrences:
         inside = made.inside
-        if inside is None or not _parts(low, made) <= kept:
+        if inside is None or used.isdisjoint((made.y, *made.finals)):
             continue
         low.path, found = low.graph.fresh(inside.name), {}
-        for letter, (value, width) in inside.write().items():
+        written = inside.write()
+        for letter, (value, width) in ((x, written[x]) for x in MEANING if x in written):
             found[letter] = low.graph.fresh(f"{low.path}.{letter}")
-            value = value if time else low.node("Squeeze", value, low.graph.ints(0))
-            shown.append((value, Port(found[letter], torch.float32, (*lead, width))))
-        layers.append(ProbeLayer(low.path, inside.kind, found, _carried(low, made, kept), inside.takes))
+            shown.append((_given(low, value, time), Port(found[letter], torch.float32, (*lead, width))))
+        layers.append(
+            ProbeLayer(low.path, inside.kind, found, _carried(low, made, kept), inside.backward, inside.takes)
+        )
     if not layers:
         return None
     model = low.graph.finish(name, inputs, [*outputs, *shown])
     return Probed(model, tuple(ModelTensor(p.name, "float32", p.dims) for _, p in shown), tuple(layers))
 
 
-def _parts(low: Lowering, made: Recurrence) -> set[str]:
-    """The states that a layer is made of."""
-    return low.graph.reached([made.y, *made.initial]) & low.states.keys()
+def _given(low: Lowering, value: str, time: bool) -> str:
+    """What an output is of a value over time: all of it, its one tick, or the block of its window."""
+    if not time:
+        return low.node("Squeeze", value, low.graph.ints(0))
+    if low.blocks:
+        return low.node(
+            "Slice", value, low.graph.ints(0), low.graph.ints(low.blocks.ticks), low.graph.ints(0)
+        )
+    return value
 
 
 def _carried(low: Lowering, made: Recurrence, kept: set[str]) -> dict[str, str]:

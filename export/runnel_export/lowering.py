@@ -58,7 +58,8 @@ class Inside:
     kind: str
     write: Callable[[], Mapping[str, Row]]
     letters: tuple[str, ...] = ("h", "c")
-    takes: bool = False  # of a GRU: see `runnel.probe.ProbeLayer`
+    backward: bool = False  # this and the next: see `runnel.probe.ProbeLayer`
+    takes: bool = False
 
 
 @dataclass(frozen=True)

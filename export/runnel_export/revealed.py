@@ -38,47 +38,53 @@ def same(model: Prover, probe: Prover, trials: Sequence[Trial]) -> Finding:
 def recomposed(prover: Prover, trials: Sequence[Trial]) -> Finding:
     """What the probe's gates make, and what its layers hold; gates between 0 and 1."""
     tally, within = Tally(), True
-    layers = prover.model.probe.layers if prover.model.probe else ()
-    initial = {s.input: s.initial for s in prover.model.states}
+    spec = prover.model
+    initial = {s.input: s.initial for s in spec.states}
     for trial in trials:
         begun = initial if trial.start is None else trial.start
         # Tick by tick and cut at random; and, of a layer whose states something else has a hand in, at once.
-        plays = [
-            prover.played(trial, cuts) for cuts in (prover.evenly(trial.chunk), prover.randomly(trial.chunk))
-        ]
-        whole = [prover.played(trial, [])] if prover.model.any_ticks else []
-        for layer in layers:
+        cuts = (prover.evenly(trial.chunk), prover.randomly(trial.chunk))
+        plays = [prover.played(trial, places) for places in cuts]
+        whole = [prover.played(trial, [])] if spec.any_ticks else []
+        for layer in spec.probe.layers if spec.probe else ():
             carried = "h" in layer.states and ("c" in layer.states or "c" not in layer.outputs)
-            for outputs, ends in plays if carried else whole:
+            for outputs, ends in plays if carried or layer.backward else whole:
                 seen = {letter: outputs[name].astype(np.float64) for letter, name in layer.outputs.items()}
                 within &= all(v.min() >= 0 and v.max() <= 1 for x, v in seen.items() if x in probe.GATES)
-                before = {
-                    letter: _before(letter, seen[letter], layer, begun) for letter in seen.keys() & set("hc")
-                }
-                skip = 0 if carried else 1
-                for letter, made in _made(layer, seen, before).items():
-                    tally.add(layer.outputs[letter], made[skip:], seen[letter][skip:])
-                for letter, state in layer.states.items():
+                last = {x: _last(x, seen[x], layer, begun) for x in seen.keys() & set("hc")}
+                known = _known(layer, spec.hop, len(seen["h"]), carried)
+                for letter, made in _made(layer, seen, last).items():
+                    tally.add(layer.outputs[letter], made[known], seen[letter][known])
+                if layer.kind == "LSTM" and seen["h"].shape == seen["c"].shape:  # (else it is projected)
+                    tally.add(layer.outputs["h"], seen["o"] * np.tanh(seen["c"]), seen["h"])
+                for letter, state in layer.states.items() if not spec.blocks else ():
                     name = f"{layer.outputs[letter]} at the end"
                     tally.add(name, seen[letter][-1], ends[state].ravel().astype(np.float64))
     about = "the gates make what the layers hold" + ("" if within else ": but a gate is not between 0 and 1")
     return tally.finding("gates", about, within)
 
 
-def _before(letter: str, values: Array, layer: ProbeLayer, begun: Mapping[str, Array]) -> Array:
-    """What it was at each last tick."""
+def _last(letter: str, values: Array, layer: ProbeLayer, begun: Mapping[str, Array]) -> Array:
+    """At each tick what it was before the tick; see `_known`."""
+    if layer.backward:
+        return np.concatenate([values[1:], values[-1:]])
     first = begun[layer.states[letter]].reshape(1, -1) if letter in layer.states else values[:1]
     return np.concatenate([first.astype(values.dtype), values[:-1]])
 
 
-def _made(layer: ProbeLayer, seen: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
-    """What the gates make of the last tick. Of another kind of layer only its author knows the formula."""
+def _known(layer: ProbeLayer, block: int, ticks: int, carried: bool) -> Array:
+    """Of each tick, whether what was before it is seen: backward, of a block's last tick it is not."""
+    at = np.arange(ticks)
+    if layer.backward:
+        return np.asarray((at % block != block - 1) & (at != ticks - 1))
+    return np.asarray(at >= (0 if carried else 1))
+
+
+def _made(layer: ProbeLayer, seen: Mapping[str, Array], last: Mapping[str, Array]) -> dict[str, Array]:
+    """What the gates make of what was before. Of another kind of layer only its author knows the formula."""
     if layer.kind == "LSTM":
-        made = {"c": seen["f"] * before["c"] + seen["i"] * seen["g"]}
-        if seen["h"].shape == seen["c"].shape:  # (else it is projected)
-            made["h"] = seen["o"] * np.tanh(seen["c"])
-        return made
+        return {"c": seen["f"] * last["c"] + seen["i"] * seen["g"]}
     if layer.kind == "GRU":
         kept = 1 - seen["z"] if layer.takes else seen["z"]
-        return {"h": kept * before["h"] + (1 - kept) * seen["n"]}
+        return {"h": kept * last["h"] + (1 - kept) * seen["n"]}
     return {}

@@ -34,7 +34,7 @@ LOOKED_INTO = ModelSpec(
         "sha256:00",
         (
             ProbeLayer("gru.0", "GRU", {"z": "gru.0.z", "h": "gru.0.h"}, {"h": "h"}, takes=True),
-            ProbeLayer("rnn.0", "RNN", {"h": "rnn.0.h"}),
+            ProbeLayer("rnn.0.backward", "RNN", {"h": "rnn.0.h"}, backward=True),
         ),
     ),
 )
@@ -139,6 +139,7 @@ def test_messages(path: tuple[Any, ...], value: Any, says: str) -> None:
         (("layers", 0, "name"), 3, r"layers\[0\]: name must be a name"),
         (("layers", 0, "kind"), None, "kind must be a name"),
         (("layers", 0, "takes"), 1, "takes must be true or false, not 1"),
+        (("layers", 1, "backward"), "yes", "backward must be true or false, not 'yes'"),
         (("layers", 0, "outputs"), None, "outputs: expected an object"),
         (("layers", 0, "outputs"), {"q": "gru.0.z"}, "'q' is none of i, f, o"),
         (("layers", 0, "outputs", "z"), "gru.0.h", "names 'gru.0.h' twice"),

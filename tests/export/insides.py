@@ -20,7 +20,7 @@ Shown = dict[str, Array]
 Tick = Callable[[Weights, Array, Shown], Shown]  # of x and what was seen a tick ago: what is seen now
 
 
-def weights(module: nn.Module, layer: int | None) -> dict[str, Array]:
+def weights(module: nn.Module, layer: int | str | None) -> dict[str, Array]:
     """Those of one layer; None: of a cell, whose names have no number."""
     suffix = "" if layer is None else f"_l{layer}"
     return {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import runnel_export
+from runnel import Blocks, Engine, container
 from runnel.errors import ExportError
+from runnel.probe import Probe, beside
+from runnel.spec import to_document
+from runnel_export.certificate import FLOAT32
+from runnel_export.figures import judge
 from runnel_export.lift import Lifted, lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, MinGRU, PeepholeLSTM, Recurrent
+from runnel_export.proofs import Prover, Trial
+from runnel_export.revealed import recomposed
 
 from . import insides
 from .stepping import stepped
@@ -74,28 +83,26 @@ def relu(a: Array) -> Array:
     return np.maximum(a, 0)
 
 
-_LSTM, _GRU = "ifgoch", "rznh"
+_LSTM, _GRU = "ifogch", "rznh"
 CASES = {
     "lstm": Case(torchs(nn.LSTM, 2), insides.lstm, "LSTM", _LSTM, layers=2),
-    "lstm, no bias": Case(torchs(nn.LSTM, bias=False), insides.lstm, "LSTM", _LSTM),
     "projected": Case(
         torchs(nn.LSTM, 2, proj_size=3), insides.lstm, "LSTM", _LSTM, h=3, written=True, layers=2
     ),
     "gru": Case(torchs(nn.GRU), insides.gru("after", "keeps"), "GRU", _GRU),
-    "gru, no bias": Case(torchs(nn.GRU, bias=False), insides.gru("after", "keeps"), "GRU", _GRU),
     "rnn": Case(torchs(nn.RNN), insides.rnn(np.tanh), "RNN", "h"),
     "rnn, relu": Case(torchs(nn.RNN, nonlinearity="relu"), insides.rnn(relu), "RNN", "h"),
     "peepholes": Case(ours(PeepholeLSTM), insides.peephole, "LSTM", _LSTM),
     "full peepholes": Case(
         ours(PeepholeLSTM, form="full"), insides.peephole, "PeepholeLSTM", _LSTM, written=True
     ),
-    "coupled": Case(ours(CoupledLSTM), insides.coupled, "LSTM", _LSTM),
+    "coupled": Case(ours(CoupledLSTM, bias=False), insides.coupled, "LSTM", _LSTM),
     "normalised": Case(ours(LayerNormLSTM), insides.layer_normed, "LayerNormLSTM", _LSTM, written=True),
-    "mingru": Case(ours(MinGRU, 2), insides.min_gru, "MinGRU", "znh", layers=2),
+    "mingru": Case(ours(MinGRU), insides.min_gru, "MinGRU", "znh"),
     **{
         f"gru, {reset}, {update}": Case(
-            ours(GRU, reset=reset, update=update), insides.gru(reset, update), "GRU", _GRU,
-            takes=update == "takes",
+            ours(GRU, reset=reset, update=update, bias=update == "takes"), insides.gru(reset, update),
+            "GRU", _GRU, takes=update == "takes",
         )
         for reset in ("before", "after") for update in ("takes", "keeps")
     },
@@ -163,7 +170,7 @@ def test_gates_are_those_of_the_formula_however_the_sequence_is_cut(name: str) -
         shown = got(case.written, tuple(cuts))
         for layer, of_layer in zip(layers, wanted, strict=True):
             assert layer.outputs == {letter: f"{layer.name}.{letter}" for letter in layer.outputs}
-            assert sorted(layer.outputs) == sorted(case.letters)
+            assert list(layer.outputs) == list(case.letters)
             for letter, output in layer.outputs.items():
                 values = of_layer[letter]
                 atol = 2e-5 * max(1, np.abs(values).max())  # (normalised ones make small differences large)
@@ -300,7 +307,9 @@ class Own(Recurrent):
         return h + slow.sum(-1, keepdim=True), (h, slow)
 
 
-@pytest.mark.parametrize(("shows", "name"), [("z", "h"), ("nothing", "memory")])
+@pytest.mark.parametrize(
+    ("shows", "name"), [("z", "memory"), pytest.param("nothing", "h", marks=pytest.mark.soak)]
+)
 def test_a_layer_of_ones_own_shows_its_state_and_what_it_names(shows: str, name: str) -> None:
     torch.manual_seed(1)
     module = Around(Own(shows, name))
@@ -366,3 +375,95 @@ def test_a_layer_alone_is_called_what_it_is() -> None:
     )
     assert lifted.probe is not None
     assert [p.name for p in lifted.probe.layers] == ["lstm.0"]
+
+
+# Blocks
+
+
+class Bidirectional(nn.Module):
+    """Both directions, one kind beginning elsewhere than at zero; and beside them layers of one direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(IN, WIDTH, 2, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(IN, WIDTH, batch_first=True, bidirectional=True)
+        self.start = nn.Parameter(torch.randn(2, 1, WIDTH))
+        self.peepholes, self.min = PeepholeLSTM(IN, WIDTH), MinGRU(IN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.start.expand(2, x.shape[0], WIDTH).contiguous()
+        made = [self.lstm(x), self.gru(x, start), self.peepholes(x), self.min(x)]
+        return torch.cat([y for y, _ in made], -1)
+
+
+def in_windows(
+    module: nn.RNNBase, tick: insides.Tick, x: Array, starts: Array, blocks: Blocks
+) -> dict[str, Array]:
+    """By "layer.letter": a block at a time, the backward passes anew from each window's end."""
+    rows: dict[str, list[Array]] = {}
+    states = [{"h": starts[2 * k], "c": np.zeros(WIDTH)} for k in range(module.num_layers)]
+    for begin in range(0, len(x), blocks.ticks):
+        window = x[begin : begin + blocks.window]
+        kept = min(blocks.ticks, len(window))
+        for k in range(module.num_layers):
+            forward = insides.over(tick, insides.weights(module, k), window, states[k])
+            reverse = insides.weights(module, f"{k}_reverse")
+            end = {"h": starts[2 * k + 1], "c": np.zeros(WIDTH)}
+            backward = {a: v[::-1] for a, v in insides.over(tick, reverse, window[::-1], end).items()}
+            states[k] = {letter: values[kept - 1] for letter, values in forward.items()}
+            for name, seen in ((f"{k}", forward), (f"{k}.backward", backward)):
+                for letter, values in seen.items():
+                    rows.setdefault(f"{name}.{letter}", []).append(values[:kept])
+            window = np.concatenate([forward["h"], backward["h"]], 1)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def all_in_windows(module: Bidirectional, x: Array, blocks: Blocks) -> dict[str, Array]:
+    zeros, starts = np.zeros((4, WIDTH)), module.start.detach().double().numpy()[:, 0]
+    found = {}
+    for path, tick, start in (("lstm", insides.lstm, zeros), ("gru", insides.gru("after", "keeps"), starts)):
+        layer = module.get_submodule(path)
+        assert isinstance(layer, nn.RNNBase)
+        found |= {f"{path}.{n}": v for n, v in in_windows(layer, tick, x, start, blocks).items()}
+    for path, tick in (("peepholes", insides.peephole), ("min", insides.min_gru)):
+        w, start = insides.weights(module.get_submodule(path), 0), {"h": zeros[0], "c": zeros[0]}
+        found |= {f"{path}.0.{letter}": v for letter, v in insides.over(tick, w, x, start).items()}
+    return found
+
+
+@pytest.mark.parametrize("blocks", [Blocks(3, 4), pytest.param(Blocks(1, 0), marks=pytest.mark.soak)])
+def test_both_directions_of_bidirectional_layers(blocks: Blocks, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    module, rng = Bidirectional(), np.random.default_rng(4)
+    lifted = lift(module, torch.randn(1, 9, IN), blocks=blocks, probe=True)
+    assert lifted.probe is not None
+    behind = [layer.name for layer in lifted.probe.layers if layer.backward]
+    assert behind == ["lstm.0.backward", "lstm.1.backward", "gru.0.backward"]
+    spec = replace(seen(lifted).spec, probe=Probe("sha256:0", lifted.probe.layers))
+    backs = [n for n in lifted.probe.model.graph.node if n.op_type == "Where"]
+    for fault in (False, True):
+        if fault:  # each tick is taken for the one that a backward pass begins with
+            backs[-1].input[0], backs[-1].input[1] = backs[-1].input[0], backs[-1].input[2]
+        path = tmp_path / "m.onnx"
+        path.write_bytes(container.seal(lifted.probe.model.SerializeToString(), to_document(spec)))
+        with Engine.load(path, trust=True) as engine:
+            chunks = [{"x": rng.normal(size=(n, IN)).astype(np.float32)} for n in (13, 5)]
+            (check,) = judge([recomposed(Prover(engine, rng), [Trial(c, {}) for c in chunks])], FLOAT32)
+            if fault:
+                assert check.passed == (blocks.ticks == 1), check.row()  # of one tick, nothing is before it
+                continue
+            assert check.passed, check.row()
+            wanted, stream = all_in_windows(module, data()[:, 0].astype(float), blocks), engine.open()
+            assert set(spec.probe.outputs if spec.probe else ()) == wanted.keys()
+            parts = [*(stream.feed(p) for p in np.split(data()[:, 0], [1, 6])), stream.flush()]
+            for name, values in wanted.items():
+                got = np.concatenate([p[name] for p in parts])
+                np.testing.assert_allclose(got, values, rtol=0, atol=5e-6, err_msg=name)
+
+
+@pytest.mark.soak
+def test_a_bidirectional_models_probe_is_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runnel_export.trials.LONG_IF_SLOW", 50)
+    path = tmp_path / "m.onnx"
+    runnel_export.export(Bidirectional(), torch.randn(1, 9, IN), path, probe="gates", blocks=Blocks(3, 4))
+    assert runnel_export.verify(beside(path)).passed

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import runnel_export
-from runnel import Blocks, Engine, container
+from runnel import Engine, container
 from runnel.errors import CertificateError, ExportError
 from runnel.probe import beside
 from runnel_export import exporter
@@ -279,7 +279,6 @@ def test_a_probe_with_exchanged_gates_does_not_verify(exported: Path, tmp_path: 
             "nothing to show: no output depends on a recurrent layer over the stream's time",
         ),
         (Tagger(), {"quantize": "int8"}, "probe= does not go together with quantize="),
-        (Tagger(), {"blocks": Blocks(4, 8)}, "probe= does not go together with blocks="),
     ],
 )
 def test_what_has_no_probe(module: nn.Module, options: Any, says: str, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ https://arxiv.org/abs/1510.08983.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from ..lowering import Lowering, Recurrence
 from ..values import BATCH, Data
-from .recurrence import Kind, write_layer, write_node
+from .recurrence import Kind, inside, write_layer, write_node
 
 # From sequences, (time, slot, ...), and the states that they begin with, to the output and the last states.
 Run = Callable[[Sequence[str], Sequence[str]], tuple[str, list[str]]]
@@ -51,6 +52,7 @@ def over_time(
     h, c = ends[0], ends[1] if kind.has_c else None
     assert h is not None
     made = Recurrence(kind.op, x, tuple(ws), y, h, c, tuple(initial), low.where)
+    made = replace(made, inside=inside(low, kind, made, number, peephole, backward=reverse))
     low.recurrences.append(made)
     return made
 

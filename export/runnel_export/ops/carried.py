@@ -12,12 +12,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ..graph import Attribute
 from ..lowering import Lowering
 
 
-def linear(low: Lowering, xs: Sequence[str], starts: Sequence[str]) -> tuple[str, list[str]]:
+def linear(
+    low: Lowering, xs: Sequence[str], starts: Sequence[str], backward: bool = False
+) -> tuple[str, list[str]]:
     """h = a * h + b for `xs` a and b, (time, slot, width): (h of every tick, [the last])."""
-    return _scan(low, xs, starts, _linear(low))
+    return _scan(low, xs, starts, _linear(low), backward)
 
 
 def peepholes(low: Lowering, xs: Sequence[str], start: str, peephole: Tensor) -> str:
@@ -29,11 +32,14 @@ def peepholes(low: Lowering, xs: Sequence[str], start: str, peephole: Tensor) ->
 
 
 def _scan(
-    low: Lowering, xs: Sequence[str], starts: Sequence[str], body: onnx.GraphProto
+    low: Lowering, xs: Sequence[str], starts: Sequence[str], body: onnx.GraphProto, backward: bool = False
 ) -> tuple[str, list[str]]:
     """(the row after every tick, [the last, of shape (1, slot, width)])."""
     row = low.node("Squeeze", starts[0], low.graph.ints(0))
-    end, y = low.emit("Scan", [row, *xs], {"body": body, "num_scan_inputs": len(xs)}, ("h", "y"))
+    attributes: dict[str, Attribute] = {"body": body, "num_scan_inputs": len(xs)}
+    if backward:
+        attributes |= {"scan_input_directions": (1,) * len(xs), "scan_output_directions": (1,)}
+    end, y = low.emit("Scan", [row, *xs], attributes, ("h", "y"))
     return y, [low.node("Unsqueeze", end, low.graph.ints(0))]
 
 

@@ -144,6 +144,7 @@ def inside(
     number: int,
     peephole: Tensor | None = None,
     written: Mapping[str, Row] | None = None,
+    backward: bool = False,
 ) -> Inside:
     """How to show a layer over the stream; `written`: what of it is in the graph as it is."""
     x, ws, y, initial = made.x, made.weights, made.y, made.initial
@@ -151,13 +152,14 @@ def inside(
     def write() -> dict[str, Row]:
         shown = dict(written or {})
         if written is None and kind.op == "LSTM":
-            shown = gates.lstm(low, x, ws, y, initial, peephole)
+            shown = gates.lstm(low, x, ws, y, initial, peephole, backward)
         if written is None and kind.op == "GRU":
             before = dict(kind.attributes)["linear_before_reset"] == 0
-            shown = gates.gru(low, x, ws, y, initial, before, kind.takes)
+            shown = gates.gru(low, x, ws, y, initial, before, kind.takes, backward)
         return {**shown, "h": (y, width_of(ws))}
 
-    return Inside(low.named(kind.op, number), kind.op, write, takes=kind.takes)
+    name = low.named(kind.op, number) + ".backward" * backward
+    return Inside(name, kind.op, write, backward=backward, takes=kind.takes)
 
 
 def _state(low: Lowering, name: str, row: Tensor) -> str:

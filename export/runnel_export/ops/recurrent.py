@@ -124,7 +124,7 @@ def _over_time(
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer over the stream: (output, state after its last tick), whose first axis is 1."""
     if reverse:
-        return _backwards(low, kind, x, starts, ws, seq)
+        return _backwards(low, kind, x, starts, ws, seq, layer)
     initial = [initial_state(low, h, f"{s}.{layer}") for h, s in zip(starts, ("h", "c"), strict=False)]
     made = over_time(low, kind, x.name, ws, initial, peephole, number=layer)
     carry_on(low, initial, made)
@@ -137,7 +137,13 @@ def _over_time(
 
 
 def _backwards(
-    low: Lowering, kind: Kind, x: Value, starts: Sequence[Data | Tensor], ws: Sequence[Tensor], seq: int
+    low: Lowering,
+    kind: Kind,
+    x: Value,
+    starts: Sequence[Data | Tensor],
+    ws: Sequence[Tensor],
+    seq: int,
+    layer: int,
 ) -> tuple[Value, list[Value | Carry]]:
     """A layer from each window's last tick to its first. Its last state is that at the first tick."""
     if not low.blocks:
@@ -146,7 +152,7 @@ def _backwards(
             "export(..., blocks=Blocks(ticks=8, lookahead=24)): each block is read from so many ticks behind "
             "it; or train with bidirectional=False",
         )
-    made = over_time(low, kind, x.name, ws, window_start(low, starts), reverse=True)
+    made = over_time(low, kind, x.name, ws, window_start(low, starts), reverse=True, number=layer)
     y = Value(made.y, (*x.axes[:2], width_of(ws)), x.order, x.dtype)
     ends: list[Value | Carry] = [low.insert(take_tick(y, seq, 0, keep=False), 0)]
     if kind.has_c:
