@@ -1,9 +1,10 @@
-"""What recipes have in common: tables, on the screen and in their READMEs."""
+"""What recipes have in common: what they measured and made, on the screen and in their READMEs."""
 
 from __future__ import annotations
 
 import platform
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +43,30 @@ class Table:
         return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A text that a model made, shown as it is."""
+
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.title}\n" + textwrap.indent(self.text, "  | ", lambda _: True)
+
+    def markdown(self) -> str:
+        """Fenced by more backticks than the text has in a row."""
+        fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", self.text))])
+        return f"**{self.title}**\n\n{fence}text\n{self.text}\n{fence}"
+
+
 class Recipe(Protocol):
     """What a recipe's module offers."""
 
-    def run(self, out: Path, quick: bool, say: Say) -> list[Table]:
+    def run(self, out: Path, quick: bool, say: Say) -> Sequence[Table | Passage]:
         """All of it, its files in `out`. `quick`: in seconds, with figures that say little."""
 
 
-def record(readme: Path, tables: Sequence[Table], seconds: float) -> None:
+def record(readme: Path, tables: Sequence[Table | Passage], seconds: float) -> None:
     """Put the tables between the marks of the page, with what they were measured on and how long it took."""
     machine = (
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"

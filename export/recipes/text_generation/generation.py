@@ -1,0 +1,189 @@
+"""The trained model as a stream: foretelling a text, and writing one, in three ways that must agree."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from measured import Say
+
+from runnel import Client, Engine, Stream
+from runnel.errors import RunnelError
+from runnel.serve.client import RemoteStream
+from runnel.spec import Array
+from runnel.stage import MAX_STEPS
+
+from .corpus import BEGIN
+
+MODEL = "text.onnx"
+PIPELINE = """\
+# A text generator: {model} foretells the next byte, and is fed with what was drawn of that.
+#
+#   runnel run {name} prompt.txt --generate 500 -o txt:
+#   runnel serve {name} --bind ipc:///run/runnel/runnel.sock
+
+[input]
+dtype = "uint8"
+
+[[before]]
+use = "cast"                   # a text is bytes; an embedding takes int64
+to = "int64"
+
+[model]
+path = "{model}"
+
+[[after]]
+use = "sample"
+temperature = {temperature}
+seed = {seed}
+
+[[after]]
+use = "cast"                   # what is fed back must be what comes in: a byte
+of = "token"
+to = "uint8"
+
+[feedback]
+byte = {{ output = "token", initial = {initial} }}    # a line's end, as if one had just been read
+
+[[sink]]
+use = "txt"
+"""
+_CHUNKS = (1, 2, 5, 30, 200, 1000)  # ticks, in turn: however a text is cut, it is the same text
+_WITHIN = 60.0  # seconds for a process to start, or to end
+_TOLD_EVERY = 10.0  # seconds
+_WORD = re.compile(rb"[A-Za-z]{2,}")
+
+
+def write_pipeline(folder: Path, name: str, temperature: float, seed: int) -> Path:
+    """A pipeline file beside the model."""
+    path = folder / name
+    text = PIPELINE.format(name=name, model=MODEL, temperature=temperature, seed=seed, initial=BEGIN[0])
+    path.write_text(text, "utf-8")
+    return path
+
+
+def codes(text: bytes, dtype: str = "uint8") -> Array:
+    return np.frombuffer(text, np.uint8).astype(dtype)
+
+
+def pieces(text: bytes, say: Say = lambda _: None) -> Iterator[tuple[int, bytes]]:
+    """The text in pieces of unlike lengths, each with where it begins."""
+    at = turn = 0
+    told = time.monotonic()
+    while at < len(text):
+        piece = text[at : at + _CHUNKS[turn % len(_CHUNKS)]]
+        yield at, piece
+        at, turn = at + len(piece), turn + 1
+        if time.monotonic() - told > _TOLD_EVERY:
+            told = time.monotonic()
+            say(f"  {at} of {len(text)} characters")
+
+
+def bits_per_character(model: Path, text: bytes, say: Say) -> float:
+    """Of the whole text, each character foretold from all before it, by the engine, from a live stream."""
+    read, total = BEGIN + text[:-1], 0.0
+    with Engine.load(model, max_streams=1) as engine, engine.open() as stream:
+        for at, piece in pieces(read, say):
+            scores = stream.feed(codes(piece, "int64")).astype(np.float64)
+            best = scores.max(1)
+            log_sum = best + np.log(np.exp(scores - best[:, None]).sum(1))
+            wanted = scores[np.arange(len(piece)), codes(text[at : at + len(piece)])]
+            total += float((log_sum - wanted).sum())
+    return total / math.log(2) / len(text)
+
+
+# Writing
+
+
+def by_engine(pipeline: Path, prompt: bytes, count: int) -> bytes:
+    """The prompt, and so many characters after it."""
+    with Engine.load(pipeline, max_streams=1) as engine, engine.open() as stream:
+        return _goes_on(stream, prompt, count)
+
+
+def by_command(pipeline: Path, prompt: bytes, count: int) -> bytes:
+    """The same from `runnel run`, a process of its own, by files."""
+    given, made = pipeline.with_name("prompt.txt"), pipeline.with_name("generated.txt")
+    given.write_bytes(prompt)
+    words = ["run", pipeline, given, "--generate", count - 1, "-o", made, "--quiet"]
+    done = subprocess.run(_command(*words), capture_output=True, text=True, timeout=_WITHIN)
+    if done.returncode:
+        raise RunnelError(f"runnel run ended with status {done.returncode}: {done.stderr.strip()}")
+    return prompt + made.read_bytes()
+
+
+def by_daemon(pipeline: Path, prompt: bytes, count: int) -> bytes:
+    """The same from `runnel serve`, a process of its own, over its socket."""
+    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
+        address = f"ipc://{folder}/text.sock"
+        with serving(pipeline, address), Client(address) as client:
+            return _goes_on(client.open(), prompt, count)
+
+
+def _goes_on(stream: Stream | RemoteStream, prompt: bytes, count: int) -> bytes:
+    """What is drawn after the prompt's last character is the first that is new."""
+    first = stream.feed(codes(prompt))["token"][-1:]
+    steps = [min(MAX_STEPS, count - begin) for begin in range(1, count, MAX_STEPS)]
+    rest = [stream.generate(some)["token"] for some in steps]
+    return prompt + bytes(np.concatenate([first, *rest]))
+
+
+WAYS = {"`engine.open().generate`": by_engine, "`runnel run`": by_command, "`runnel serve`": by_daemon}
+
+
+def _command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "runnel.cli.main", *map(str, words)]
+
+
+@contextmanager
+def serving(pipeline: Path, address: str) -> Iterator[None]:
+    """A daemon as a process of its own; on leaving it is told to stop, and must do so cleanly."""
+    process = subprocess.Popen(_command("serve", pipeline, "--bind", address), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + _WITHIN
+        while True:
+            try:
+                with Client(address, timeout=0.2) as client:
+                    client.describe()
+                break
+            except RunnelError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RunnelError(f"runnel serve {pipeline} did not come up: {error}") from None
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+    if status:
+        raise RunnelError(f"runnel serve {pipeline} ended with status {status}")
+
+
+# What was written
+
+
+def known_words(text: bytes, train: bytes) -> float:
+    """The share of the words (two letters at least) that occur in the training part."""
+    known = set(_WORD.findall(train))
+    words = _WORD.findall(text)
+    return sum(word in known for word in words) / max(1, len(words))
+
+
+def longest_copy(text: bytes, train: bytes) -> int:
+    """Characters of the longest piece that stands in the training part as it is."""
+    longest = 0
+    for at in range(len(text)):
+        while at + longest < len(text) and text[at : at + longest + 1] in train:
+            longest += 1
+    return longest
