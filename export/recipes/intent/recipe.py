@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from measured import Say, Table
 
 from runnel.errors import RunnelError
@@ -18,15 +19,15 @@ from .training import Numbered, numbered, probabilities, train
 
 _SEED = 0
 _EPOCHS = 4
-_QUICK = (4000, 300, 300)  # texts for training, validation, and to be tried
+_QUICK = (3000, 200, 200)  # texts for training, validation, and to be tried
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30)
 _AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
 
 # Made up for this, each with a turn in it or none; the first is the table's.
 SENTENCES = (
-    "The plot is thin and the jokes are stale, but the acting is superb and I loved it!",
     "A charming little camera, and then it stopped working after a week. What a waste of money.",
+    "The plot is thin and the jokes are stale, but the acting is superb and I loved it!",
     "This is the best phone that I have ever had.",
     "Not good, not even funny: the worst two hours of my life.",
     "The committee will meet on Tuesday to discuss the failure of the new tax.",
@@ -44,10 +45,11 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
         numbered(part, vocabulary) for part in (parts.train, parts.validation, parts.held_out)
     )
     say(f"{len(known):,} texts to learn from, {len(held):,} held out; {len(vocabulary):,} words")
-    model = train(known, validation, len(vocabulary), 3 if quick else _EPOCHS, _SEED, say)
+    model = train(known, validation, len(vocabulary), 2 if quick else _EPOCHS, _SEED, say)
     bag = regress(known, validation, len(vocabulary), say)
 
     say("export, with its certificate")
+    torch.save(model.state_dict(), out / "intent.pt")
     path = out / "intent.onnx"
     certificate = streaming.certify(model, held, path)
     pipeline = streaming.write_pipeline(out, path, vocabulary)

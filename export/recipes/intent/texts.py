@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +25,8 @@ import numpy as np
 
 from runnel.errors import RunnelError
 
-ARCHIVE, SHA256 = (
-    "vaderSentiment-3.3.2.tar.gz",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-)
+WANTED, ARCHIVE = "vaderSentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz"
+SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 KEPT = Path(__file__).parents[3] / "recipes-out" / "texts"  # ignored by git; made once, for all runs
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 KINDS = {
@@ -70,32 +69,28 @@ def fetch(kept: Path = KEPT) -> Path:
     path = kept / ARCHIVE
     if not path.exists():
         kept.mkdir(parents=True, exist_ok=True)
-        wanted = kept / "wanted.txt"
-        wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SHA256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        command += ["--no-binary=:all:", "--require-hashes", "-r", str(wanted), "-d", str(kept)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN)
-        except subprocess.TimeoutExpired:
-            raise RunnelError(
-                f"pip has not fetched {ARCHIVE} within {_WITHIN} s: is the network there?"
-            ) from None
-        if done.returncode or not path.exists():
-            last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise RunnelError(
-                f"pip could not fetch {ARCHIVE}, which holds the rated texts: {last[0]}. By hand: "
-                f"{' '.join(command[2:])}"
-            )
+        with tempfile.TemporaryDirectory(dir=kept) as folder:  # another run may be fetching it too
+            _download(Path(folder)).replace(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise RunnelError(f"{path} is not the archive that was expected: delete it, and it is fetched again")
+    return path
+
+
+def _download(folder: Path) -> Path:
+    (folder / "wanted.txt").write_text(f"{WANTED} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-binary=:all:", "--require-hashes", "-r", "wanted.txt"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_WITHIN)
+        said = done.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
+    except subprocess.TimeoutExpired:
+        said = [f"nothing within {_WITHIN} s"]
+    path = folder / ARCHIVE
+    if not path.exists():
+        raise RunnelError(
+            f"the rated texts are not here, and pip could not fetch them: {said[0]}. By hand: pip download "
+            f"--no-deps --no-binary=:all: {WANTED} -d {KEPT}"
+        )
     return path
 
 
@@ -136,13 +131,12 @@ def split(texts: Sequence[Text], seed: int = 0) -> Split:
     parts: Split = Split([], [], [])
     for text in texts:
         at = place[text.group]
-        (
-            parts.held_out
-            if at < _HELD_OUT
-            else parts.validation
-            if at < _HELD_OUT + _VALIDATION
-            else parts.train
-        ).append(text)
+        if at < _HELD_OUT:
+            parts.held_out.append(text)
+        elif at < _HELD_OUT + _VALIDATION:
+            parts.validation.append(text)
+        else:
+            parts.train.append(text)
     return parts
 
 

@@ -18,6 +18,7 @@ class Compared:
 
     sounds: int = 0
     seconds: float = 0.0
+    unfilled: int = 0  # the vendor's, where the sounds' last windows are not filled up
     theirs: int = 0
     ours: int = 0
     identical: int = 0  # of ours: start and end are the vendor's, to the sample
@@ -29,6 +30,7 @@ class Compared:
         return Compared(
             self.sounds + other.sounds,
             self.seconds + other.seconds,
+            self.unfilled + other.unfilled,
             self.theirs + other.theirs,
             self.ours + other.ours,
             self.identical + other.identical,
@@ -46,6 +48,7 @@ class Compared:
         return [
             f"{self.sounds}",
             f"{self.seconds:,.0f}",
+            f"{self.unfilled:,}",
             f"{self.theirs:,}",
             f"{self.ours:,}",
             f"{self.identical:,}",
@@ -57,7 +60,8 @@ class Compared:
 CELLS = (
     "sounds",
     "seconds",
-    "vendor's segments",
+    "vendor's segments, unfilled",
+    "vendor's",
     "ours",
     "identical",
     "ms apart, at most",
@@ -76,6 +80,7 @@ def compare(ours: Found, theirs: Found, length: int) -> Compared:
     return Compared(
         1,
         length / silero.RATE,
+        theirs.unfilled,
         len(theirs.segments),
         len(ours.segments),
         len(set(ours.segments) & set(theirs.segments)),

@@ -25,7 +25,7 @@ _AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far 
 _QUICK = {"loudspeakers named": 1, "telephone prompts": 2}  # files of each set: longer than nine in ten
 _SHOWN, _SPOKEN = "loudspeakers named, in a row", "telephone prompts"
 _MICROPHONES, _SECONDS = 8, 20.0
-_QUICK_MICROPHONES, _QUICK_SECONDS = 3, 3.0
+_QUICK_MICROPHONES, _QUICK_SECONDS = 3, 2.0
 
 _SEGMENTS = "Segments of speech: streamed, from the recording's own rate; and the vendor's"
 _LIVE = "Live microphones, over the daemon, with the weights of the ONNX file"
@@ -182,7 +182,7 @@ def _tell(live: Microphones, say: Say) -> None:
 
 def _found(mic: Heard, length: int) -> Found:
     """What a microphone heard, as `streaming.joined` gives it."""
-    segments = [(round(s.start * mic.rate), min(round(s.end * mic.rate), length)) for s in mic.segments]
+    segments = [(round(s.start * mic.rate), round(s.end * mic.rate)) for s in mic.segments]
     windows = -(-length // silero.FRAMING.hop)
     return Found(segments, np.concatenate(mic.probability)[:windows])
 

@@ -68,10 +68,9 @@ def through_engine(pipeline: Path, sounds: Sequence[Array], lengths: Sequence[in
 def joined(outs: Sequence[dict[str, Array]], length: int) -> Found:
     """What came of one sound of so many samples at 16 kHz.
 
-    The stream ends with a whole window, filled up with zeros, and the sound within it. The rows after that
-    window, of the flush, have segments only.
+    The stream ends with a whole window, filled up with zeros. The flush's rows after it have segments only.
     """
     every = {name: np.concatenate([out[name] for out in outs]) for name in outs[0]}
     pairs = zip(every["start"].tolist(), every["end"].tolist(), strict=True)
-    segments: list[Segment] = [(start, min(end, length)) for start, end in pairs if end >= 0]
+    segments: list[Segment] = [(start, end) for start, end in pairs if end >= 0]
     return Found(segments, every["probability"][: -(-length // silero.FRAMING.hop)])

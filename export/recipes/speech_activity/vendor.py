@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runnel.spec import Array
+from runnel_export.demo import silero
 
 Segment = tuple[int, int]  # start and end, in samples at 16 kHz
 
@@ -22,6 +23,20 @@ class Found:
 
     segments: list[Segment]
     probability: Array  # (windows,) of speech
+    unfilled: int = 0  # segments, where the sound ends within the last window and not with it
+
+
+class _Again:
+    """A model that says what was said before; it is the same, since the vendor fills its last window too."""
+
+    def __init__(self, probability: list[float]) -> None:
+        self._said = iter(probability)
+
+    def reset_states(self) -> None:
+        pass
+
+    def __call__(self, window: Tensor, rate: int) -> Tensor:
+        return torch.tensor(next(self._said))
 
 
 class Vendor:
@@ -36,12 +51,15 @@ class Vendor:
         self._probability: list[float] = []
 
     def hear(self, samples: Array) -> Found:
-        """(samples,) float32 at 16 kHz."""
+        """(samples,) float32 at 16 kHz; they are filled up with zeros to whole windows, as a stream is."""
         from silero_vad import get_speech_timestamps
 
         self._probability = []
-        found = get_speech_timestamps(torch.from_numpy(samples), self)
-        return Found([(s["start"], s["end"]) for s in found], np.array(self._probability, np.float32))
+        filled = np.pad(samples, (0, -len(samples) % silero.FRAMING.hop))
+        found = get_speech_timestamps(torch.from_numpy(filled), self)
+        probability = np.array(self._probability, np.float32)
+        unfilled = get_speech_timestamps(torch.from_numpy(samples), _Again(self._probability))
+        return Found([(s["start"], s["end"]) for s in found], probability, len(unfilled))
 
     # What the vendor's code asks of a model; on the way its probabilities are kept.
 
