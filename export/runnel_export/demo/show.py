@@ -57,7 +57,7 @@ def show(source: Path | None, out: Path, microphones: int, seconds: float) -> in
     _step(4, "Start the daemon")
     with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
         address = f"ipc://{folder}/demo.sock"
-        with _daemon(pipeline, address):
+        with daemon(pipeline, address):
             _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
             # Each begins elsewhere in the sound: a mix-up of two streams could not stay hidden.
             sounds = [np.roll(samples, -i * len(samples) // microphones) for i in range(microphones)]
@@ -168,7 +168,7 @@ def _compare_alone(pipeline: Path, live: Microphones) -> None:
 
 
 @contextmanager
-def _daemon(pipeline: Path, address: str) -> Iterator[None]:
+def daemon(pipeline: Path, address: str) -> Iterator[None]:
     """`runnel serve` as a process of its own; on leaving it is told to stop, and must do so cleanly."""
     command = [sys.executable, "-m", "runnel.cli.main", "serve", str(pipeline), "--bind", address]
     process = subprocess.Popen(command)

@@ -1,0 +1,100 @@
+"""The certified model behind its stages, as a file; and texts heard through it, word by word."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runnel import Client, Engine
+from runnel.spec import Array
+from runnel_export import export
+from runnel_export.certificate import Certificate
+from runnel_export.demo.show import daemon
+
+from .texts import LABELS
+from .training import Classifier, Numbered
+
+_TOGETHER = 64  # streams in a batch
+_POSITIVE = LABELS.index("positive")
+
+
+def certify(model: Classifier, data: Numbered, path: Path) -> Certificate:
+    """Export it with its certificate; `data`: texts that the proof is made of, besides random words."""
+    texts = sorted(data.words, key=len)[-8:]
+    shortest = len(texts[0])
+    return export(model, torch.tensor([text[:shortest] for text in texts]), path, output_names=["scores"])
+
+
+def write_pipeline(out: Path, model: Path, vocabulary: Sequence[str]) -> Path:
+    """From text to the likelier label and its probability, each time that a word has ended."""
+    (out / "words.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+    path = out / "intent.toml"
+    path.write_text(
+        "# Written by the recipe intent: is it positive or negative, so far? One answer a word.\n"
+        "# Words as training spelled them: in lower case, with a blank after each, and between signs too.\n"
+        '[input.tensors]\ntext = { dtype = "uint8" }\n\n'
+        '[[before]]\nuse = "tokens"\nunit = "word"\nvocabulary = "words.txt"\n'
+        f"unknown = {len(vocabulary)}\n\n"
+        f'[model]\npath = "{model.name}"\n[model.inputs]\nword = "text"\n\n'
+        '[[after]]\nuse = "softmax"\n\n'
+        f'[[after]]\nuse = "labels"\nnames = {list(LABELS)}\n'.replace("'", '"')
+    )
+    return path
+
+
+def chunk(words: Sequence[str]) -> dict[str, Array]:
+    """Words as a client sends them: a word has ended when the blank after it is in."""
+    text = "".join(f"{word} " for word in words)
+    return {"text": np.frombuffer(text.encode(), np.uint8)}
+
+
+def positive(out: dict[str, Array]) -> Array:
+    """P(positive) from the likelier label and its probability, one a word."""
+    return np.where(out["label"] == _POSITIVE, out["score"], 1 - out["score"])
+
+
+def through_engine(pipeline: Path, texts: Sequence[Sequence[str]]) -> list[Array]:
+    """P(positive) after each word of each text, every text a stream of its own."""
+    found: list[Array] = []
+    with Engine.load(pipeline, max_streams=_TOGETHER) as engine:
+        for at in range(0, len(texts), _TOGETHER):
+            some = texts[at : at + _TOGETHER]
+            streams = [engine.open() for _ in some]
+            pairs = [(stream, chunk(words)) for stream, words in zip(streams, some, strict=True)]
+            for stream, out in zip(streams, engine.feed_many(pairs), strict=True):
+                stream.close()
+                if isinstance(out, Exception):
+                    raise out
+                found.append(positive(out))
+    return found
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One answer of the daemon: to which sentence, after which word, how likely it is positive."""
+
+    sentence: int
+    word: str
+    positive: float
+
+
+def live(pipeline: Path, sentences: Sequence[Sequence[str]]) -> Iterator[list[Heard]]:
+    """A daemon as a process of its own, and sentences told to it a word each in turns: the turns' answers."""
+    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
+        address = f"ipc://{folder}/intent.sock"
+        with daemon(pipeline, address), Client(address) as client:
+            streams = [client.open(f"sentence-{i + 1}") for i in range(len(sentences))]
+            for turn in range(max(map(len, sentences))):
+                said = []
+                for i, (stream, words) in enumerate(zip(streams, sentences, strict=True)):
+                    if turn < len(words):
+                        answer = positive(stream.feed(chunk([words[turn]])))
+                        said.append(Heard(i, words[turn], float(answer[0])))
+                yield said
+            for stream in streams:
+                stream.close()

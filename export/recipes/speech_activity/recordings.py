@@ -1,0 +1,61 @@
+"""Recorded human speech, from Debian packages: none of it is in the project.
+
+`tests/recordings.sh` unpacks them into .recordings where apt is. alsa-utils: a voice that names loudspeakers,
+and a noise, at 48 kHz. asterisk-core-sounds-en-wav: Allison Smith's prompts for telephones, at 8 kHz.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from measured import Say
+
+from runnel.errors import RunnelError
+from runnel.spec import Array
+
+_ROOT = Path(__file__).parents[3]
+_PLACES = (_ROOT / ".recordings", Path("/"))  # the second: the packages are installed
+_FOLDERS = {"loudspeakers named": "usr/share/sounds/alsa", "telephone prompts": "usr/share/asterisk/sounds"}
+
+
+def sets(say: Say) -> dict[str, list[Path]]:
+    """Every file of each set, fetched where they are not here. Raises RunnelError where they cannot be."""
+    found = _found()
+    if not all(found.values()):
+        say("fetching recorded speech: tests/recordings.sh")
+        done = subprocess.run(["sh", str(_ROOT / "tests" / "recordings.sh")], capture_output=True, text=True)
+        say(f"  {done.stdout.strip() or done.stderr.strip()}")
+        found = _found()
+    missing = [_FOLDERS[name] for name, files in found.items() if not files]
+    if missing:
+        raise RunnelError(
+            f"there is no recorded speech here: neither in {_ROOT / '.recordings'} nor installed is "
+            f"{' or '.join(missing)}. They are in Debian's alsa-utils and asterisk-core-sounds-en-wav: "
+            "install these, or run `make recordings` where apt is"
+        )
+    return found
+
+
+def _found() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name, folder in _FOLDERS.items():
+        every = [sorted((place / folder).rglob("*.wav")) for place in _PLACES]
+        found[name] = next(filter(None, every), [])
+    return found
+
+
+def read(path: Path) -> tuple[Array, int]:
+    """((samples,) float32, rate in Hz)."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return samples.mean(axis=1), rate
+
+
+def at_16k(samples: Array, rate: int) -> Array:
+    """Resampled by scipy, which shares nothing with the stage `resample`."""
+    from scipy.signal import resample_poly  # type: ignore[import-untyped]
+
+    made: Array = resample_poly(samples, 16000, rate).astype(np.float32)
+    return made
