@@ -14,7 +14,7 @@ from runnel import Client, Engine
 from runnel.spec import Array
 from runnel_export import export
 from runnel_export.certificate import Certificate
-from runnel_export.demo.show import daemon
+from runnel_export.demo.daemon import daemon
 
 from .texts import LABELS
 from .training import Classifier, Numbered

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +16,11 @@ from torch import Tensor
 from runnel import Client
 from runnel.errors import RunnelError
 from runnel.spec import Array
+from runnel_export.demo.daemon import daemon
 
 from .networks import Recall
 
 AGREE = 1e-4  # of the largest score: what the certificate allows
-_START_WITHIN = 30.0  # s
 _FEEDER = Path(__file__).with_name("feeder.py")
 
 
@@ -54,7 +51,7 @@ def streamed(network: Recall, model: Path, sequences: Sequence[Tensor], seed: in
     scores: dict[str, list[Array]] = {name: [] for name in rows}
     with TemporaryDirectory(prefix="runnel-") as folder:  # a short path: a socket's has 107 bytes at most
         address = f"ipc://{folder}/d.sock"
-        with _daemon(model, address):
+        with daemon(model, address, "--log-level", "warning"):
             _feed_and_die(address, Path(folder), {name: row[: cuts[name][0]] for name, row in rows.items()})
             for name, row in rows.items():
                 first, second = cuts[name]
@@ -109,30 +106,3 @@ def _feed_and_die(address: str, folder: Path, firsts: dict[str, Array]) -> None:
             process.kill()
     if told != "fed\n":
         raise RunnelError(f"the client process ended too early: {' '.join(command)}")
-
-
-@contextmanager
-def _daemon(model: Path, address: str) -> Iterator[None]:
-    """`runnel serve` as a process of its own; on leaving it is told to stop, and must do so cleanly."""
-    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(model), "--bind", address]
-    process = subprocess.Popen([*command, "--log-level", "warning"])
-    try:
-        deadline = time.monotonic() + _START_WITHIN
-        while True:
-            try:
-                with Client(address, timeout=0.5) as client:
-                    client.describe()
-                break
-            except RunnelError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RunnelError(f"the daemon did not come up: {' '.join(command)}") from None
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            status = process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-    if status:
-        raise RunnelError(f"the daemon ended with status {status}")

@@ -14,8 +14,8 @@ from runnel.errors import RunnelError
 from runnel.spec import Array
 from runnel_export.certificate import Certificate
 from runnel_export.demo import oracle, silero
+from runnel_export.demo.daemon import daemon
 from runnel_export.demo.live import Heard, Microphones
-from runnel_export.demo.show import daemon
 
 from . import picture, recordings, streaming
 from .comparing import CELLS, Compared, compare, total

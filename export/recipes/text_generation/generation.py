@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from runnel.errors import RunnelError
 from runnel.serve.client import RemoteStream
 from runnel.spec import Array
 from runnel.stage import MAX_STEPS
+from runnel_export.demo.daemon import daemon
 
 from .corpus import BEGIN
 
@@ -58,7 +57,7 @@ byte = {{ output = "token", initial = {initial} }}    # a line's end, as if one 
 use = "txt"
 """
 _CHUNKS = (1, 2, 5, 30, 200, 1000)  # ticks, in turn: however a text is cut, it is the same text
-_WITHIN = 60.0  # seconds for a process to start, or to end
+_WITHIN = 60.0  # seconds for a process to start and to end
 _TOLD_EVERY = 10.0  # seconds
 _WORD = re.compile(rb"[A-Za-z]{2,}")
 
@@ -125,7 +124,7 @@ def by_daemon(pipeline: Path, prompt: bytes, count: int) -> bytes:
     """The same from `runnel serve`, a process of its own, over its socket."""
     with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
         address = f"ipc://{folder}/text.sock"
-        with serving(pipeline, address), Client(address) as client:
+        with daemon(pipeline, address, "--log-level", "warning"), Client(address) as client:
             return _goes_on(client.open(), prompt, count)
 
 
@@ -142,32 +141,6 @@ WAYS = {"`engine.open().generate`": by_engine, "`runnel run`": by_command, "`run
 
 def _command(*words: object) -> list[str]:
     return [sys.executable, "-m", "runnel.cli.main", *map(str, words)]
-
-
-@contextmanager
-def serving(pipeline: Path, address: str) -> Iterator[None]:
-    """A daemon as a process of its own; on leaving it is told to stop, and must do so cleanly."""
-    process = subprocess.Popen(_command("serve", pipeline, "--bind", address), stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + _WITHIN
-        while True:
-            try:
-                with Client(address, timeout=0.2) as client:
-                    client.describe()
-                break
-            except RunnelError as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RunnelError(f"runnel serve {pipeline} did not come up: {error}") from None
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            status = process.wait(_WITHIN)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-    if status:
-        raise RunnelError(f"runnel serve {pipeline} ended with status {status}")
 
 
 # What was written

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import queue
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from runnel import Client, Engine
+from runnel import Engine
 from runnel.errors import RunnelError, UsageError
 from runnel.spec import Array
 
 from ..exporter import export
 from . import picture, silero
+from .daemon import daemon
 from .live import Heard, Microphones, Segment
 from .oracle import probabilities, vendor_graph
 
 _THRESHOLD = 0.5
 _STATUS_EVERY = 2.0  # seconds
-_START_WITHIN = 20.0  # seconds for the daemon to come up
 _AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
 
 
@@ -165,33 +161,6 @@ def _compare_alone(pipeline: Path, live: Microphones) -> None:
             f"streams were mixed up: {', '.join(differ) or 'probabilities'} differ by {worst:g}"
         )
     print(f"      ok    each microphone equals its sound run alone: same segments, within {worst:.1e}")
-
-
-@contextmanager
-def daemon(pipeline: Path, address: str) -> Iterator[None]:
-    """`runnel serve` as a process of its own; on leaving it is told to stop, and must do so cleanly."""
-    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(pipeline), "--bind", address]
-    process = subprocess.Popen(command)
-    try:
-        deadline = time.monotonic() + _START_WITHIN
-        while True:
-            try:
-                with Client(address, timeout=0.5) as client:
-                    client.describe()
-                break
-            except RunnelError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RunnelError(f"the daemon did not come up: {' '.join(command)}") from None
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            status = process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-    if status:
-        raise RunnelError(f"the daemon ended with status {status}")
 
 
 def _watch(live: Microphones) -> None:

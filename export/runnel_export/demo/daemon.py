@@ -1,0 +1,47 @@
+"""A daemon of one's own: `runnel serve` as a process, for as long as it is wanted."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runnel import Client
+from runnel.errors import RunnelError
+
+_START_WITHIN = 30.0  # seconds to come up: a machine that trains meanwhile is slow
+_STOP_WITHIN = 10.0  # seconds to answer what has arrived
+
+
+@contextmanager
+def daemon(pipeline: Path, address: str, *flags: str) -> Iterator[None]:
+    """Within it the pipeline is served at the address; `flags` are put to the command.
+
+    On leaving it is told to stop. Raises RunnelError where it does not come up, or does not end cleanly.
+    """
+    command = [sys.executable, "-m", "runnel.cli.main", "serve", str(pipeline), "--bind", address, *flags]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + _START_WITHIN
+        while True:
+            try:
+                with Client(address, timeout=0.5) as client:
+                    client.describe()
+                break
+            except RunnelError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RunnelError(f"the daemon did not come up: {' '.join(command)}") from None
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(_STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+    if status:
+        raise RunnelError(f"the daemon ended with status {status}")
