@@ -95,6 +95,21 @@ def test_a_long_text_is_told_by_its_words() -> None:
     assert sheet.figure.axes[0].get_xlabel() == "time steps"
 
 
+def test_all_panels_have_their_ticks_where_those_of_the_last_are() -> None:
+    columns = track(np.random.default_rng(0).random((300, 2)))
+    several = [columns, gate(300), gate(300, letter="o")]
+    for shown in (several, [replace(t, values=t.values[:1], mean=t.mean[:1]) for t in several]):
+        sheet = Sheet(record(*shown), "")
+        first, *_, last = [axes for axes in sheet.figure.axes if axes.images or axes.lines[1:]]
+        sheet.figure.savefig(BytesIO(), format="png", dpi=20)
+        ticks = [[x for x in axes.get_xticks() if -0.5 <= x <= 299.5] for axes in (first, last)]
+        assert ticks[0] == ticks[1]
+        assert all(x == int(x) for x in ticks[0])
+    text = "short"
+    upper = Sheet(record(text_of(text), gate(len(text))), "").figure.axes[0]
+    assert not len(upper.get_xticks())  # characters stand under the last
+
+
 @pytest.mark.parametrize("rate", [None, 50.0])
 def test_a_heat_map_holds_the_numbers_and_spans_their_time(rate: float | None) -> None:
     shown = replace(gate(), start=10.0)

@@ -195,10 +195,7 @@ class Sheet:
                     self.x(self.record.made_from), above, " made by itself", fontsize=8, color=_MARK,
                     transform=axes.get_xaxis_transform(), va="bottom", clip_on=False,
                 )  # fmt: skip
-        if last:
-            self._times(axes)
-        else:
-            axes.tick_params(labelbottom=False)
+        self._times(axes, last)
 
     def _mean(self, axes: Any, track: Track) -> None:
         """A thin line: the mean over all units."""
@@ -212,14 +209,17 @@ class Sheet:
         ):  # fmt: skip
             axes.text(x, y, text, transform=axes.transAxes, fontsize=6.5, color=_FAINT, ha=side, va="center")
 
-    def _times(self, axes: Any) -> None:
-        """What stands under the last panel."""
+    def _times(self, axes: Any, last: bool) -> None:
+        """The ticks of a panel, the same for all, and what stands under the `last`."""
         axis, (start, end) = self.record.axis, self.span
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
             track, texts = self.text
             one_each = words.characters(texts)
             if ticks <= (MAX_CHARACTERS if one_each else MAX_WORDS):
+                if not last:
+                    axes.set_xticks([])
+                    return
                 middles = self.x(track.edges[:-1] + track.step / 2)
                 axes.set_xticks(
                     middles, [_drawable(words.visible(t)) for t in texts], fontsize=_LETTER,
@@ -231,8 +231,11 @@ class Sheet:
         if not axis.rate:
             from matplotlib.ticker import MaxNLocator
 
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-        axes.set_xlabel("seconds" if axis.rate else "time steps", fontsize=8.5, color=_INK)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+        if last:
+            axes.set_xlabel("seconds" if axis.rate else "time steps", fontsize=8.5, color=_INK)
+        else:
+            axes.tick_params(labelbottom=False)
 
 
 def _map(axes: Any, sheet: Sheet, track: Track) -> None:
