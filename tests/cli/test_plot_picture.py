@@ -159,6 +159,18 @@ def test_the_same_record_makes_the_same_bytes() -> None:
         assert one.getvalue() == other.getvalue()
 
 
+def test_what_is_no_number_has_a_colour_that_no_number_has() -> None:
+    values = np.linspace(-1, 1, 90, dtype=np.float32).reshape(9, 10)
+    values[4, 4] = np.nan
+    png, _, _ = heat(track(values))
+    pixels = imread(BytesIO(png))
+    tall, wide = (n // m for n, m in zip(pixels.shape, (10, 9), strict=False))
+    cells = pixels[::tall, ::wide, :3].swapaxes(0, 1).astype(float)  # rows of time, as in `values`
+    apart = np.abs(cells - cells[4, 4]).max(axis=2)
+    assert apart[4, 4] == 0
+    assert np.delete(apart.ravel(), 44).min() > 0.1
+
+
 def test_a_heat_map_alone_has_a_block_of_pixels_for_each_number() -> None:
     numbers = np.random.default_rng(3).permutation(np.linspace(0, 1, 15)).reshape(5, 3)
     shown = track(numbers, "layer", "f")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
 from runnel.loader import load_pipeline
+from runnel.look import picture
 from runnel.look.record import MAX_MAPS, MAX_UNITS, Record, Recorder
 from runnel.look.words import on_axis
 from runnel.probe import beside
@@ -258,6 +261,22 @@ def test_of_two_models_of_one_name_each_has_a_name_of_its_own(tmp_path: Path) ->
     names = [f"{t.name} {t.letter}".strip() for t in recorder.record().tracks]
     assert names[:3] == ["input x", "m: x", "m (2): y"]
     assert names[3:] == [f"{model} cell {k}" for model in ("m", "m (2)") for k in LETTERS]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gap_of_some_or_of_all_channels_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    lstm(tmp_path / "m.onnx", features=12)
+    path = tmp_path / "p.toml"
+    path.write_text('[[before]]\nuse = "impute"\n[model]\npath = "m.onnx"\n')
+    x = noise(9, 12)
+    x[2, 5] = x[4] = np.nan
+    for given, means in ((x, [*x[:2].mean(axis=1), np.delete(x[2], 5).mean()]), (x * np.nan, [np.nan] * 3)):
+        recorder, stream = looked(path)
+        stream.feed(given)
+        record = recorder.record()
+        np.testing.assert_allclose(record.tracks[0].mean[:3], means, rtol=1e-5)
+        assert np.isnan(record.tracks[0].mean[4])
+        picture.draw(replace(record, tracks=record.tracks[:1]), BytesIO(), "png")
 
 
 def test_only_so_many_states_are_drawn(tmp_path: Path) -> None:

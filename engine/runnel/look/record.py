@@ -56,7 +56,7 @@ class Track:
     values: Array  # (rows, units kept), of the tensor's own dtype
     units: Array  # which of its units these are
     size: int  # how many units it has
-    mean: Array  # (rows,): of all its units
+    mean: Array  # (rows,): of all its units that are numbers
     start: float  # in time steps of the axis
     step: float
     letter: str = ""  # "layer": which part of it, as in `probe.MEANING`
@@ -112,7 +112,7 @@ class _Kept:
         if self.part is not None:
             columns = columns[:, self.part * self.size : (self.part + 1) * self.size]
         self.parts.append(columns[:, self.units])  # a copy, by indices
-        self.means.append(columns.mean(axis=1, dtype=np.float64))
+        self.means.append(_means(columns))
         if self.letter in GATES:
             self.shares.append(((columns < LOW) | (columns > HIGH)).mean(axis=1))
 
@@ -288,6 +288,14 @@ class Recorder:
             np.concatenate(kept.shares) if kept.shares else None,
             label_texts(kept.tensor),
         )
+
+
+def _means(columns: Array) -> Array:
+    """Of each row the mean of what is a number in it, NaN where nothing is: a sensor may have gaps."""
+    numbers = np.isfinite(columns)
+    sums = np.where(numbers, columns, 0).sum(axis=1, dtype=np.float64)
+    count = numbers.sum(axis=1)
+    return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
 
 
 def _some(names: Sequence[str]) -> str:
