@@ -26,6 +26,8 @@ MEANING: Final = {
     "h": "hidden state",
 }
 GATES: Final = ("i", "f", "o", "r", "z")  # within 0..1; of the others c, h and n may be any number
+# Of the layers whose formula is known by their kind: all that is shown of each.
+KNOWN: Final = {"LSTM": frozenset("ifogch"), "GRU": frozenset("rznh")}
 FLAGS: Final = ("backward", "takes")  # of a layer
 
 
@@ -34,7 +36,7 @@ class ProbeLayer:
     """One recurrent layer and what of it is to be seen."""
 
     name: str  # where it is in the module, and which layer there: "lstm.0"
-    kind: str  # "LSTM", "GRU", "RNN", or the class that it was written as
+    kind: str  # "LSTM", "GRU" (see `KNOWN`), "RNN", or the class that it was written as
     outputs: Mapping[str, str]  # by letter: the model's output, (time, hidden) in a stream
     # By letter, the model's states that are what the layer shows: before a tick, and after it.
     states: Mapping[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -402,14 +403,22 @@ def _check_blocks(spec: ModelSpec, blocks: Blocks, where: str) -> None:
 def _check_probe(spec: ModelSpec, probe: Probe, where: str) -> None:
     shown = probe.outputs
     floats = {t.name for t in spec.given if t.dtype == "float32" and len(t.shape) == 1}
-    for name in shown:
-        if shown.count(name) > 1 or name not in floats:
+    for name, count in Counter(shown).items():
+        if count > 1 or name not in floats:
             raise ModelError(
                 f"{where}: the probe names {name!r} twice, or no output of float32 by hidden unit"
             )
     rows = {s.input: s.row_bytes // np.dtype(s.dtype).itemsize for s in spec.states}
     widths = {t.name: t.shape[-1] for t in spec.given if t.shape}
     for layer in probe.layers:
+        known = probes.KNOWN.get(layer.kind)
+        units = {widths[name] for letter, name in layer.outputs.items() if letter != "h"}
+        if not layer.outputs or (known and (layer.outputs.keys() != known or len(units) > 1)):
+            shows = ", ".join(x for x in probes.MEANING if x in (known or ()))
+            raise ModelError(
+                f"{where}: the probe's layer {layer.name!r} is no {layer.kind}: that shows "
+                f"{shows or 'something'}, of one width"
+            )
         for letter, name in layer.states.items():
             if letter not in layer.outputs or rows.get(name) != widths[layer.outputs[letter]]:
                 raise ModelError(

@@ -46,6 +46,8 @@ def check_file(path: Path) -> None:
         raise ExportError(f"{str(path)!r}: not a place for a file: {reason}") from error
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: name a file, or take it away")
 
 
 def check_options(

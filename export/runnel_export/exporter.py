@@ -487,7 +487,8 @@ def _scratch(path: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        scratch.unlink(missing_ok=True)
+        if scratch.exists():  # a disk that is read-only refuses to take away even what is not there
+            scratch.unlink()
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -44,6 +44,7 @@ def show(
     """
     used = low.graph.reached([value for value, _ in outputs])
     kept = {state.name for state in states}
+    gone = low.states.keys() - kept
     lead: tuple[Dim, ...] = (low.blocks.ticks if low.blocks else TIME, SLOT) if time else (SLOT,)
     shown: list[tuple[str, Port]] = []
     layers = []
@@ -54,11 +55,14 @@ def show(
         low.path, found = low.graph.fresh(inside.name), {}
         written = inside.write()
         for letter, (value, width) in ((x, written[x]) for x in MEANING if x in written):
+            if gone and not gone.isdisjoint(low.graph.reached([value])):
+                continue  # made of a state that no output depends on, and that the model has not
             found[letter] = low.graph.fresh(f"{low.path}.{letter}")
             shown.append((_given(low, value, time), Port(found[letter], torch.float32, (*lead, width))))
-        layers.append(
-            ProbeLayer(low.path, inside.kind, found, _carried(low, made, kept), inside.backward, inside.takes)
-        )
+        if not found:
+            continue
+        carried = {x: state for x, state in _carried(low, made, kept).items() if x in found}
+        layers.append(ProbeLayer(low.path, inside.kind, found, carried, inside.backward, inside.takes))
     if not layers:
         return None
     model = low.graph.finish(name, inputs, [*outputs, *shown])

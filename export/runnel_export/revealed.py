@@ -50,9 +50,10 @@ def recomposed(prover: Prover, trials: Sequence[Trial]) -> Finding:
             carried = "h" in layer.states and ("c" in layer.states or "c" not in layer.outputs)
             for outputs, ends in plays if carried or layer.backward else whole:
                 seen = {letter: outputs[name].astype(np.float64) for letter, name in layer.outputs.items()}
-                within &= all(v.min() >= 0 and v.max() <= 1 for x, v in seen.items() if x in probe.GATES)
+                if layer.kind in probe.KNOWN:  # (in a formula of one's own a gate may be an exponential)
+                    within &= all(v.min() >= 0 and v.max() <= 1 for x, v in seen.items() if x in probe.GATES)
                 last = {x: _last(x, seen[x], layer, begun) for x in seen.keys() & set("hc")}
-                known = _known(layer, spec.hop, len(seen["h"]), carried)
+                known = _known(layer, spec.hop, len(next(iter(seen.values()))), carried)
                 for letter, made in _made(layer, seen, last).items():
                     tally.add(layer.outputs[letter], made[known], seen[letter][known])
                 if layer.kind == "LSTM" and seen["h"].shape == seen["c"].shape:  # (else it is projected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from matplotlib.image import imread
 
@@ -192,6 +194,39 @@ def test_tensorboard_reads_what_was_seen(here: Path) -> None:
     [image] = read.Images("picture")
     Path("seen.png").write_bytes(image.encoded_image_string)
     assert imread("seen.png").shape[:2] == (image.height, image.width)
+
+
+def test_where_events_cannot_be_written_none_are(here: Path) -> None:
+    """A file may not grow, as on a disk that is full; in a process of its own, which then has the limit."""
+    lstm(here / "m.onnx")
+    words = ["plot", "m.onnx", "x.npy", "-o", "a.svg", "--tensorboard", "runs"]
+    code = (
+        "import resource, signal, sys; from runnel.cli.main import main; "
+        "import runnel.look.picture as picture; picture.draw = lambda *a: a[1].write(bytes(24)) and 1; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "runnel: --tensorboard runs: cannot write there: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(Path("runs").iterdir())
+    assert not Path("a.svg").exists()
+
+
+def test_a_model_that_others_made_is_not_said_to_have_a_probe(
+    here: Path, capsys: pytest.CaptureFixture[str], drawn: list[Record]
+) -> None:
+    model = onnx.load(models.lstm(here / "m.onnx", layers=1).path)
+    del model.metadata_props[:]  # it says nothing of itself
+    onnx.save(model, "m.onnx")
+    told = (f'[[model.state]]\ninput = "{s}0"\noutput = "{s}0.next"\nshape = [1, "slot", 4]\n' for s in "hc")
+    Path("p.toml").write_text(
+        '[model]\npath = "m.onnx"\nshapes = { x = ["time", "slot", 3] }\n' + "".join(told)
+    )
+    assert main(["plot", "p.toml", "x.npy", "-o", "a.png"]) == 0
+    assert drawn[0].tracks[-1].kind == "states"
+    assert "stands beside it" not in capsys.readouterr().err
 
 
 def test_tensorboard_has_the_text(here: Path) -> None:

@@ -95,6 +95,21 @@ def test_a_long_text_is_told_by_its_words() -> None:
     assert sheet.figure.axes[0].get_xlabel() == "time steps"
 
 
+def test_all_panels_have_their_ticks_where_those_of_the_last_are() -> None:
+    columns = track(np.random.default_rng(0).random((300, 2)))
+    several = [columns, gate(300), gate(300, letter="o")]
+    for shown in (several, [replace(t, values=t.values[:1], mean=t.mean[:1]) for t in several]):
+        sheet = Sheet(record(*shown), "")
+        first, *_, last = [axes for axes in sheet.figure.axes if axes.images or axes.lines[1:]]
+        sheet.figure.savefig(BytesIO(), format="png", dpi=20)
+        ticks = [[x for x in axes.get_xticks() if -0.5 <= x <= 299.5] for axes in (first, last)]
+        assert ticks[0] == ticks[1]
+        assert all(x == int(x) for x in ticks[0])
+    text = "short"
+    upper = Sheet(record(text_of(text), gate(len(text))), "").figure.axes[0]
+    assert not len(upper.get_xticks())  # characters stand under the last
+
+
 @pytest.mark.parametrize("rate", [None, 50.0])
 def test_a_heat_map_holds_the_numbers_and_spans_their_time(rate: float | None) -> None:
     shown = replace(gate(), start=10.0)
@@ -142,6 +157,18 @@ def test_the_same_record_makes_the_same_bytes() -> None:
         one, other = BytesIO(), BytesIO()
         assert draw(seen, one, format, "t") == draw(seen, other, format, "t") == 3
         assert one.getvalue() == other.getvalue()
+
+
+def test_what_is_no_number_has_a_colour_that_no_number_has() -> None:
+    values = np.linspace(-1, 1, 90, dtype=np.float32).reshape(9, 10)
+    values[4, 4] = np.nan
+    png, _, _ = heat(track(values))
+    pixels = imread(BytesIO(png))
+    tall, wide = (n // m for n, m in zip(pixels.shape, (10, 9), strict=False))
+    cells = pixels[::tall, ::wide, :3].swapaxes(0, 1).astype(float)  # rows of time, as in `values`
+    apart = np.abs(cells - cells[4, 4]).max(axis=2)
+    assert apart[4, 4] == 0
+    assert np.delete(apart.ravel(), 44).min() > 0.1
 
 
 def test_a_heat_map_alone_has_a_block_of_pixels_for_each_number() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
 from runnel.loader import load_pipeline
-from runnel.look.record import MAX_UNITS, Record, Recorder
+from runnel.look import picture
+from runnel.look.record import MAX_MAPS, MAX_UNITS, Record, Recorder
 from runnel.look.words import on_axis
 from runnel.probe import beside
 from runnel.spec import Framing
@@ -242,6 +245,49 @@ def test_of_two_models_in_a_row_each_is_seen_under_its_name(tmp_path: Path) -> N
         "input x", "one: x", "two: y", *(f"one cell {k}" for k in LETTERS), "two: state h0", "two: state c0"
     ]  # fmt: skip
     np.testing.assert_allclose(numbers(record)["one cell g"], probe.loop({"x": x})["cell.g"], rtol=1e-6)
+
+
+def test_of_two_models_of_one_name_each_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        lstm(tmp_path / folder / "m.onnx", outputs=3)
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[[before]]\nuse = "model"\npath = "a/m.onnx"\n[before.outputs]\ny = "x"\n'
+        '[model]\npath = "b/m.onnx"\n'
+    )
+    recorder, stream = looked(path)
+    stream.feed(noise(6, 3))
+    names = [f"{t.name} {t.letter}".strip() for t in recorder.record().tracks]
+    assert names[:3] == ["input x", "m: x", "m (2): y"]
+    assert names[3:] == [f"{model} cell {k}" for model in ("m", "m (2)") for k in LETTERS]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gap_of_some_or_of_all_channels_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    lstm(tmp_path / "m.onnx", features=12)
+    path = tmp_path / "p.toml"
+    path.write_text('[[before]]\nuse = "impute"\n[model]\npath = "m.onnx"\n')
+    x = noise(9, 12)
+    x[2, 5] = x[4] = np.nan
+    for given, means in ((x, [*x[:2].mean(axis=1), np.delete(x[2], 5).mean()]), (x * np.nan, [np.nan] * 3)):
+        recorder, stream = looked(path)
+        stream.feed(given)
+        record = recorder.record()
+        np.testing.assert_allclose(record.tracks[0].mean[:3], means, rtol=1e-5)
+        assert np.isnan(record.tracks[0].mean[4])
+        picture.draw(replace(record, tracks=record.tracks[:1]), BytesIO(), "png")
+
+
+def test_only_so_many_states_are_drawn(tmp_path: Path) -> None:
+    models.lstm(tmp_path / "m.onnx", layers=MAX_MAPS)
+    recorder, stream = looked(tmp_path / "m.onnx")
+    stream.feed(noise(2, 3))
+    record = recorder.record()
+    assert sum(t.kind == "states" for t in record.tracks) == MAX_MAPS
+    [said] = [text for text in record.left if "heat maps" in text]
+    assert said.startswith(f"{MAX_MAPS} heat maps, of ")
+    assert said.endswith(f", …: at most {MAX_MAPS} are drawn")
 
 
 def test_only_so_many_units_are_kept_but_the_mean_is_of_all(tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ SPEC = ModelSpec(
 
 LOOKED_INTO = ModelSpec(
     (tensor("x", ("time", "slot", 2)),),
-    tuple(tensor(name, ("time", "slot", 3)) for name in ("y", "gru.0.z", "gru.0.h", "rnn.0.h")),
+    tuple(tensor(name, ("time", "slot", 3)) for name in ("y", *(f"gru.0.{k}" for k in "rznh"), "rnn.0.h")),
     (state("h", (1, "slot", 3)), state("g", (1, "slot", 2))),
     certificate={"tolerance": 1e-4},
     probe=Probe(
         "sha256:00",
         (
-            ProbeLayer("gru.0", "GRU", {"z": "gru.0.z", "h": "gru.0.h"}, {"h": "h"}, takes=True),
+            ProbeLayer("gru.0", "GRU", {k: f"gru.0.{k}" for k in "rznh"}, {"h": "h"}, takes=True),
             ProbeLayer("rnn.0.backward", "RNN", {"h": "rnn.0.h"}, backward=True),
         ),
     ),
@@ -78,7 +78,7 @@ def test_a_probe_round_trip() -> None:
     assert again.probe == LOOKED_INTO.probe
     assert to_document(again) == document
     assert LOOKED_INTO.probe is not None
-    assert LOOKED_INTO.probe.outputs == ("gru.0.z", "gru.0.h", "rnn.0.h")
+    assert LOOKED_INTO.probe.outputs == ("gru.0.r", "gru.0.z", "gru.0.n", "gru.0.h", "rnn.0.h")
     assert "probe" not in to_document(SPEC)
     assert beside(Path("a/lm.onnx")) == Path("a/lm.probe.onnx")
 
@@ -148,7 +148,7 @@ def test_messages(path: tuple[Any, ...], value: Any, says: str) -> None:
         (("layers", 0, "states"), {"c": "h"}, "the probe's 'c' of 'gru.0' is not what state 'h' is"),
         (("layers", 0, "states", "h"), "k", "the probe's 'h' of 'gru.0' is not what state 'k' is"),
         (("layers", 0, "states", "h"), "g", "is not what state 'g' is"),  # another width
-        (("layers", 0, "outputs", "i"), "y", "gives what its model gives besides"),
+        (("layers", 1, "outputs", "i"), "y", "gives what its model gives besides"),
     ],
 )
 def test_a_probes_document_is_read_strictly(path: tuple[Any, ...], value: Any, says: str) -> None:

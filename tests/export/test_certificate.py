@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,7 @@ def test_given_data_is_used(hand_lifted, tmp_path: Path) -> None:
     [
         ({"path": "m.pt"}, r"ends in \.onnx"),
         ({"path": "nowhere/m.onnx"}, "no folder"),
+        ({"path": "../taken.onnx"}, "is a folder: name a file"),
         ({"quantize": "int4"}, "int4"),
         ({"tolerance": 0.0}, "positive"),
         ({"example": [1, 2]}, "expected a tensor"),
@@ -216,13 +218,28 @@ def test_bad_arguments_are_named(change: dict, says: str, hand_lifted, tmp_path:
     module = Recurrent("GRU")
     hand_lifted(module)
     given = {"example": example(), "path": "m.onnx", **change}
-    given["path"] = tmp_path / given["path"]
+    given["path"] = (tmp_path := tmp_path / "here") / given["path"]
+    tmp_path.mkdir()
+    (tmp_path.parent / "taken.onnx").mkdir()
     with pytest.raises(ExportError, match=says):
         runnel_export.export(module, **given)
     assert list(tmp_path.iterdir()) == []
 
 
 # The file
+
+
+def test_a_disk_that_is_read_only_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses to take away even a file that is not there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    says = "cannot write there: Read-only file system"
+    with pytest.raises(ExportError, match=says), exporter._scratch(tmp_path / "m.onnx") as scratch:
+        exporter._write(scratch, b"")
 
 
 @pytest.fixture

@@ -334,6 +334,28 @@ def test_a_layer_of_ones_own_shows_its_state_and_what_it_names(shows: str, name:
                 np.testing.assert_allclose(shown["layer.0.z"][t], z, rtol=0, atol=3e-6)
 
 
+class Pair(Recurrent):
+    """Two states, of which the output needs the first only."""
+
+    def __init__(self) -> None:
+        super().__init__({"h": WIDTH, "c": WIDTH})
+        self.mix = nn.Linear(IN + WIDTH, WIDTH)
+
+    def tick(self, layer: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        h, c = state
+        h = self.show("n", torch.tanh(self.mix(torch.cat([x, h], -1))))
+        return h, (h, self.show("g", c + h))
+
+
+def test_what_is_made_of_a_state_that_the_model_has_not_is_not_shown() -> None:
+    lifted = lift(Around(Pair()), torch.randn(2, 9, IN), probe=True)
+    assert [s.input for s in lifted.spec.states] == ["layer.h.0"]
+    assert lifted.probe is not None
+    (layer,) = lifted.probe.layers
+    assert set(layer.outputs) == {"n", "h"}
+    assert layer.states == {"h": "layer.h.0"}
+
+
 def test_what_cannot_be_shown_is_refused_in_a_probe_and_only_there() -> None:
     module = Around(Own("of another shape"))
     lift(module, torch.randn(2, 9, IN))

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import runnel_export
 from runnel import Engine, container
-from runnel.errors import CertificateError, ExportError
+from runnel.errors import CertificateError, ExportError, ModelError
 from runnel.probe import beside
 from runnel_export import exporter
 from runnel_export.certificate import FLOAT32
 from runnel_export.figures import judge
 from runnel_export.lift import lift
-from runnel_export.nn import GRU, LayerNormLSTM
+from runnel_export.nn import GRU, LayerNormLSTM, Recurrent
 from runnel_export.proofs import Prover, Trial
 from runnel_export.revealed import recomposed
 
@@ -264,6 +264,49 @@ def test_a_probe_with_exchanged_gates_does_not_verify(exported: Path, tmp_path: 
     exchanged("cell.0", 0, 1)(model)
     (tmp_path / "m.onnx").write_bytes(container.seal(model.SerializeToString(), document))
     with pytest.raises(CertificateError, match=r"gives other numbers\nFAIL  gates .*cell\.0\.h"):
+        runnel_export.verify(tmp_path / "m.onnx")
+
+
+def named_gru() -> nn.Module:
+    """Somebody's own layer, with a gate that is an exponential; by its name one that the proof knows."""
+
+    class GRU(Recurrent):
+        def __init__(self) -> None:
+            super().__init__({"h": WIDTH})
+            self.mix = nn.Linear(2 * WIDTH, WIDTH)
+
+        def tick(self, layer: int, x: Tensor, state: tuple[Tensor, ...]) -> Any:
+            z = self.show("z", torch.exp(self.mix(torch.cat([x, state[0]], -1))))
+            h = 0.5 * state[0] + torch.tanh(z) / 4
+            return h, (h,)
+
+    return GRU()
+
+
+def test_nothing_is_asked_of_a_layer_of_ones_own_whatever_it_is_called(tmp_path: Path) -> None:
+    export(Tagger(named_gru()), tmp_path / "m.onnx")
+    check_pair(tmp_path / "m.onnx")
+    assert [x.kind for x in spec_of(tmp_path / "m.probe.onnx").probe.layers] == ["LSTM", "GRU, written out"]
+
+
+@pytest.mark.parametrize("fault", ["less", "narrower", "nothing"])
+def test_a_probe_that_shows_less_than_its_layers_have_is_refused(
+    fault: str, exported: Path, tmp_path: Path
+) -> None:
+    data = beside(exported).read_bytes()
+    document = container.document(data, "m") or {}
+    layer = document["probe"]["layers"][0]
+    if fault == "less":
+        del layer["outputs"]["f"]
+    elif fault == "narrower":
+        document["outputs"].append({**document["outputs"][0], "name": "v", "shape": ["time", "slot", 2]})
+        layer["outputs"]["f"] = "v"
+    else:
+        layer["kind"], layer["outputs"], layer["states"] = "Mine", {}, {}
+    model = onnx.load_from_string(data)
+    del model.metadata_props[:]
+    (tmp_path / "m.onnx").write_bytes(container.seal(model.SerializeToString(), document))
+    with pytest.raises(ModelError, match=r"the probe's layer 'lstm\.0' is no (LSTM|Mine): that shows"):
         runnel_export.verify(tmp_path / "m.onnx")
 
 

@@ -1,20 +1,24 @@
 """A record for TensorBoard: scalars and histograms by step of the model, pictures and text.
 
-Written by TensorBoard's own writer. An event's time is that of the stream, counted from when it was written.
+Records are framed by TensorBoard's own writer; the file takes its name when it is whole, so that a full disk
+leaves no part of one. An event's time is that of the stream, counted from when it was written.
 """
 
 from __future__ import annotations
 
+import secrets
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from ..errors import UsageError
-from ..files import library
+from ..files import OutputFile, library
 from ..spec import Array
 from . import picture, words
 from .record import MAX_LINES, Record, Track
@@ -37,7 +41,7 @@ def write(record: Record, folder: Path, image: bytes) -> int:
     needed()
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
     steps: defaultdict[int, list[Any]] = defaultdict(list)
     for track in record.tracks:
@@ -54,19 +58,29 @@ def write(record: Record, folder: Path, image: bytes) -> int:
         elif (texts := words.written(track)) is not None:
             steps[first].append(_text(_tag(track), texts))
     steps[first].append(_image("picture", image, *_size(image)))
+    began, data = time.time(), BytesIO()
+    writer = RecordWriter(data)
+    writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
+    for step in sorted(steps):
+        at = record.axis.seconds(step * float(record.axis.tick)) if record.axis.rate else 0.0
+        event = Event(wall_time=began + at, step=step, summary=Summary(value=steps[step]))
+        writer.write(event.SerializeToString())
+    name = f"events.out.tfevents.{began:010.0f}.{socket.gethostname()}.{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = EventFileWriter(str(folder))
+        _keep(folder / name, data.getvalue())
     except OSError as error:
         raise UsageError(f"--tensorboard {folder}: cannot write there: {error.strerror or error}") from None
-    began = time.time()
-    try:
-        for step in sorted(steps):
-            at = record.axis.seconds(step * float(record.axis.tick)) if record.axis.rate else 0.0
-            writer.add_event(Event(wall_time=began + at, step=step, summary=Summary(value=steps[step])))
-    finally:
-        writer.close()
     return len({value.tag for values in steps.values() for value in values})
+
+
+def _keep(path: Path, data: bytes) -> None:
+    out, whole = OutputFile(path), False
+    try:
+        out.file.write(data)
+        whole = True
+    finally:
+        out.close(whole)
 
 
 def _tag(track: Track) -> str:

@@ -31,6 +31,7 @@ _UPRIGHT: Final = 0.75  # inches: such a word
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.95, 0.45, 0.55  # inches around the panels
 _GAP: Final = 0.27  # inches between two panels: a title
 _INK, _FAINT, _MARK = "#22313f", "#7f8c8d", "#c0392b"
+_NOTHING: Final = "#b8bdbe"  # a sensor's gap
 _LINES: Final = ("#22313f", "#2a9d8f", "#e76f51", "#457b9d", "#8e6c8a", "#b8860b", "#6a994e", "#7f8c8d")
 _BANDS: Final = ("#d9ead3", "#cfe2f3", "#fce5cd", "#ead1dc", "#fff2cc", "#d0e0e3", "#f4cccc", "#d9d2e9")
 
@@ -65,12 +66,12 @@ def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
 
 def heat(track: Track) -> tuple[bytes, int, int]:
     """A track alone as (PNG, width, height), a row a unit: each number some pixels wide and high."""
-    from matplotlib import colormaps, image
+    from matplotlib import image
 
     low, high, name = _colours(track)
     wide, tall = (max(1, -(-most // n)) for most, n in ((800, len(track.values)), (200, len(track.units))))
     scaled = (track.values.T.astype(np.float64) - low) / (high - low)
-    pixels = colormaps[name](scaled, bytes=True).repeat(tall, axis=0).repeat(wide, axis=1)
+    pixels = _palette(name)(scaled, bytes=True).repeat(tall, axis=0).repeat(wide, axis=1)
     out = BytesIO()
     image.imsave(out, pixels, format="png")
     return out.getvalue(), pixels.shape[1], pixels.shape[0]
@@ -112,6 +113,13 @@ def _colours(track: Track) -> tuple[float, float, str]:
     if 0 < _FAR * usual < most:
         most = usual
     return -most, most, "RdBu_r"
+
+
+def _palette(name: str) -> Any:
+    """A colour map in which what is no number has a colour that no number has: white is nearly a zero's."""
+    from matplotlib import colormaps
+
+    return colormaps[name].with_extremes(bad=_NOTHING)
 
 
 class Sheet:
@@ -195,10 +203,7 @@ class Sheet:
                     self.x(self.record.made_from), above, " made by itself", fontsize=8, color=_MARK,
                     transform=axes.get_xaxis_transform(), va="bottom", clip_on=False,
                 )  # fmt: skip
-        if last:
-            self._times(axes)
-        else:
-            axes.tick_params(labelbottom=False)
+        self._times(axes, last)
 
     def _mean(self, axes: Any, track: Track) -> None:
         """A thin line: the mean over all units."""
@@ -206,20 +211,25 @@ class Sheet:
         axes.set_xlim(*self.span)
         axes.margins(y=0.1)
         axes.set_axis_off()
-        least, most = (f"{end(track.mean):.3g}".replace("-", "−") for end in (np.nanmin, np.nanmax))
+        finite = track.mean[np.isfinite(track.mean)]
+        ends = (finite.min(), finite.max()) if finite.size else ()
+        least, most = [f"{end:.3g}".replace("-", "−") for end in ends] or ["", ""]
         for x, y, side, text in (
             (-0.006, 0.5, "right", "mean"), (1.006, 0.5, "left", least), (1.006, 1.05, "left", most)
         ):  # fmt: skip
             axes.text(x, y, text, transform=axes.transAxes, fontsize=6.5, color=_FAINT, ha=side, va="center")
 
-    def _times(self, axes: Any) -> None:
-        """What stands under the last panel."""
+    def _times(self, axes: Any, last: bool) -> None:
+        """The ticks of a panel, the same for all, and what stands under the `last`."""
         axis, (start, end) = self.record.axis, self.span
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
             track, texts = self.text
             one_each = words.characters(texts)
             if ticks <= (MAX_CHARACTERS if one_each else MAX_WORDS):
+                if not last:
+                    axes.set_xticks([])
+                    return
                 middles = self.x(track.edges[:-1] + track.step / 2)
                 axes.set_xticks(
                     middles, [_drawable(words.visible(t)) for t in texts], fontsize=_LETTER,
@@ -231,8 +241,11 @@ class Sheet:
         if not axis.rate:
             from matplotlib.ticker import MaxNLocator
 
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-        axes.set_xlabel("seconds" if axis.rate else "time steps", fontsize=8.5, color=_INK)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+        if last:
+            axes.set_xlabel("seconds" if axis.rate else "time steps", fontsize=8.5, color=_INK)
+        else:
+            axes.tick_params(labelbottom=False)
 
 
 def _map(axes: Any, sheet: Sheet, track: Track) -> None:
@@ -241,7 +254,7 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
     left, right = sheet.x(track.start), sheet.x(track.end)
     room = len(track.values) <= sheet.wide * _DPI  # a pixel or more for each number; else they are averaged
     image = axes.imshow(
-        track.values.T.astype(np.float64), aspect="auto", cmap=colours, vmin=low, vmax=high,
+        track.values.T.astype(np.float64), aspect="auto", cmap=_palette(colours), vmin=low, vmax=high,
         extent=(left, right, len(track.units) - 0.5, -0.5), interpolation="nearest" if room else "auto",
     )  # fmt: skip
     axes.set_yticks([0, len(track.units) - 1], [track.units[0], track.units[-1]])

@@ -8,6 +8,7 @@ of all units together, their mean and how many are saturated, is of all of them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -27,7 +28,8 @@ MAX_TICKS: Final = 4096  # several to a pixel of the widest picture; and what is
 MAX_UNITS: Final = 128  # of one heat map: its height in pixels, more or less
 MAX_PARTS: Final = 4  # of one state: h and c are often held as one
 MAX_LINES: Final = 8  # channels that are drawn as lines; more make a heat map
-MAX_MAPS: Final = 48  # heat maps of a model's inside: a picture five feet high
+MAX_MAPS: Final = 48  # heat maps of models' insides and states: a picture five feet high
+MAX_NAMED: Final = 4  # of what is not drawn
 MAX_NUMBERS: Final = 2**24  # of one tensor: of sound at 16 kHz 17 minutes
 LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated: nearly closed, or nearly open
 
@@ -54,7 +56,7 @@ class Track:
     values: Array  # (rows, units kept), of the tensor's own dtype
     units: Array  # which of its units these are
     size: int  # how many units it has
-    mean: Array  # (rows,): of all its units
+    mean: Array  # (rows,): of all its units that are numbers
     start: float  # in time steps of the axis
     step: float
     letter: str = ""  # "layer": which part of it, as in `probe.MEANING`
@@ -110,7 +112,7 @@ class _Kept:
         if self.part is not None:
             columns = columns[:, self.part * self.size : (self.part + 1) * self.size]
         self.parts.append(columns[:, self.units])  # a copy, by indices
-        self.means.append(columns.mean(axis=1, dtype=np.float64))
+        self.means.append(_means(columns))
         if self.letter in GATES:
             self.shares.append(((columns < LOW) | (columns > HIGH)).mean(axis=1))
 
@@ -123,6 +125,11 @@ class _Seen:
         self.rows = 0  # that have passed
         self.window = (0, 0)  # rows that are kept
         self.kept: list[_Kept] = []
+
+    @property
+    def maps(self) -> list[_Kept]:
+        """What of it is a model's inside."""
+        return [kept for kept in self.kept if kept.letter or self.point.kind == "states"]
 
     def note(self, chunk: Chunk) -> None:
         rows = len(chunk[self.point.signal.names[0]])
@@ -141,8 +148,13 @@ class Recorder:
         self._first: Fraction = Fraction(0)
         self._end: Fraction = Fraction(0)
         self._left: list[str] = []
+        self._models: Counter[str] = Counter()  # by the name of their file, which several may have
 
     def __call__(self, point: Point) -> Note:
+        name, before = point.model, self._models[point.model]
+        if before:
+            point = replace(point, model=f"{name} ({before + 1})")
+        self._models[name] += point.kind == "from"  # the last point of a model
         self._seen.append(_Seen(point))
         return self._seen[-1].note
 
@@ -153,8 +165,8 @@ class Recorder:
 
     @property
     def without(self) -> list[str]:
-        """Models that have none, but states."""
-        return [seen.point.model for seen in self._seen if seen.point.kind == "states"]
+        """Models that have none, but states, and were exported by us: a probe could be."""
+        return [s.point.model for s in self._seen if s.point.kind == "states" and s.point.exported]
 
     def axis(self, rate: float | None) -> Axis:
         """Time as the model has it, the first of several, in time steps of the input where these can be told.
@@ -199,15 +211,13 @@ class Recorder:
             parts = tensor.shape[0] if len(tensor.shape) > 1 and point.kind == "states" else 1
             each = range(parts) if 1 < parts <= MAX_PARTS else [None]
             seen.kept = [*(_Kept(tensor, part=part) for part in each), *seen.kept]
-        maps = sum(bool(k.letter) for s in self._seen for k in s.kept)
+        maps = sum(len(s.maps) for s in self._seen)
         if maps > MAX_MAPS:
-            left = [k for k in seen.kept if k.letter][MAX_MAPS - maps :]
-            seen.kept = [k for k in seen.kept if k not in left]
-            names = sorted({k.layer.name for k in left if k.layer})
-            self._left.append(
-                f"{len(left)} heat maps, of {', '.join(names)}: at most {MAX_MAPS} are drawn; choose with "
-                "--layers and --show"
-            )
+            left = seen.maps[MAX_MAPS - maps :]
+            seen.kept = [k for k in seen.kept if not any(k is other for other in left)]
+            names = _some([k.layer.name if k.layer else k.tensor.name for k in left])
+            choose = "; choose with --layers and --show" if point.probe else ""
+            self._left.append(f"{len(left)} heat maps, of {names}: at most {MAX_MAPS} are drawn{choose}")
 
     def begin(self, axis: Axis, first: int, steps: int) -> None:
         """Keep `steps` time steps of the axis from the `first` on."""
@@ -249,7 +259,7 @@ class Recorder:
         tracks.sort(key=lambda track: track.kind in ("layer", "states"))  # below what goes in and comes out
         thin = [t for t in tracks if len(t.units) < t.size]
         if thin:
-            names = ", ".join(t.name for t in thin[:4]) + (", …" if len(thin) > 4 else "")
+            names = _some([t.name for t in thin])
             left.append(f"units: {MAX_UNITS} are drawn of each, evenly spaced, of those of {names}")
         record = Record(self._axis, tracks, left)
         start, end = record.span
@@ -278,6 +288,20 @@ class Recorder:
             np.concatenate(kept.shares) if kept.shares else None,
             label_texts(kept.tensor),
         )
+
+
+def _means(columns: Array) -> Array:
+    """Of each row the mean of what is a number in it, NaN where nothing is: a sensor may have gaps."""
+    numbers = np.isfinite(columns)
+    sums = np.where(numbers, columns, 0).sum(axis=1, dtype=np.float64)
+    count = numbers.sum(axis=1)
+    return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, each once."""
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:MAX_NAMED]) + (", …" if len(different) > MAX_NAMED else "")
 
 
 def _title(point: Point) -> str:

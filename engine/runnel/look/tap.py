@@ -50,6 +50,7 @@ class Point:
     clock: Clock
     model: str = ""
     probe: Probe | None = None  # "from": which of the signal's tensors show the model's inside
+    exported: bool = False  # "states": whether the model describes itself
 
 
 Look = Callable[[Point], Note]
@@ -136,7 +137,9 @@ def around(
     for stage in stages:
         if isinstance(stage, ModelStage) and spec.probe is None and spec.states:
             states = tuple(TensorSpec(s.input, s.dtype, s.row_shape) for s in spec.states)
-            point = Point("states", Signal(states, stage.outputs.rate), clock.after(stage), name)
+            exported = spec.certificate is not None
+            signal = Signal(states, stage.outputs.rate)
+            point = Point("states", signal, clock.after(stage), name, exported=exported)
             stage = Watched(stage, look(point))
         made.append(stage)
         clock = clock.after(stage)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from runnel.errors import ExportError
+from runnel.probe import KNOWN
 
 from ..lowering import Inside, Lowering, Row
 from ..values import BATCH, HIDDEN, TIME, Data, Value
@@ -22,7 +23,9 @@ def inside(
     def write() -> dict[str, Row]:
         return {letter: _row(low, letter, value, where) for letter, value in values.items()}
 
-    return Inside(low.named(low.layer, number), low.layer, write, letters)
+    # A class of somebody's own may be called GRU; nothing is known of its formula.
+    kind = f"{low.layer}, written out" if low.layer in KNOWN else low.layer
+    return Inside(low.named(low.layer, number), kind, write, letters)
 
 
 def _row(low: Lowering, letter: str, value: Data | Tensor, where: str) -> Row:
