@@ -54,7 +54,8 @@ class ModelStates:
     """A model stage's states of floats, and where their rows are."""
 
     def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
-        self.stage, self.at, self.label = stage, at, label
+        self.stage, self.at = stage, at
+        stage.label = label  # what its errors call it, so that what is refused is counted here
         self.states = [
             Figured(
                 f"{label}.{s.input}",

@@ -139,6 +139,26 @@ def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refus
     assert told.count("non_finite") == {"m.h0": 2}
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
+    tmp_path: Path, batched: bool
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        relu_sum(tmp_path / folder / "m.onnx")
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[model]\npath = "a/m.onnx"\n[[after]]\nuse = "model"\npath = "b/m.onnx"\ninputs = { x = "y" }\n'
+    )
+    with Engine.load(path, trust=True) as engine:
+        streams = [engine.open(id) for id in ("a", "b")]
+        # The first adds up to 2e38, 3e38; the second, which adds up those, is the one that overflows.
+        for value, expected in ((2e38, 0), (1e38, 1 + batched)):
+            pairs = [(stream, np.full((1, 1), value, np.float32)) for stream in streams]
+            engine.feed_many(pairs if batched else pairs[:1])
+            assert engine.health.document()["non_finite"] == {"m-0.s": 0, "m-1.s": expected}
+
+
 @pytest.mark.parametrize("layer", [SATURATED, NEVER_ON], ids=["saturated", "never-on"])
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
