@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from runnel import Engine, Notice, Stream, figures, health
-from runnel.errors import NonFiniteError, PipelineError
+from runnel.errors import ChunkError, NonFiniteError, PipelineError, RunnelError
 from runnel.health import PATIENCE, VARIED, Settings
 from runnel.notices import Notices
 from runnel.probe import Probe, ProbeLayer
@@ -52,8 +53,11 @@ def net(
     return models.write(path, nodes, weights, [x], [y], states, framing=framing)
 
 
-def relu_sum(path: Path, looped: bool = False) -> Hand:
-    """s' = max(s + x, 0) = y, of one number: what it does can be told by hand. `looped`: it takes a u too."""
+def relu_sum(path: Path, looped: bool = False, framing: Framing | None = None) -> Hand:
+    """s' = max(s + x, 0) = y, of one number, or of a window: what it does can be told by hand.
+
+    `looped`: it takes a u too.
+    """
     nodes = [
         helper.make_node("Add", ["s", "given" if looped else "x"], ["sum"]),
         helper.make_node("Relu", ["sum"], ["s.next"]),
@@ -63,9 +67,10 @@ def relu_sum(path: Path, looped: bool = False) -> Hand:
         nodes.insert(0, helper.make_node("Mul", ["u", "zero"], ["none"]))
         nodes.insert(1, helper.make_node("Add", ["x", "none"], ["given"]))
     weights = {"zero": np.zeros(1, np.float32)} if looped else {}
-    given = [tensor(name, ("slot", 1)) for name in ("xu" if looped else "x")]
-    y, s = tensor("y", ("slot", 1)), state("s", ("slot", 1))
-    return models.write(path, nodes, weights, given, [y], [s], any_ticks=False)
+    row = ("slot", framing.window if framing else 1)
+    given = [tensor(name, row) for name in ("xu" if looped else "x")]
+    y, s = tensor("y", row), state("s", row)
+    return models.write(path, nodes, weights, given, [y], [s], any_ticks=False, framing=framing)
 
 
 class Told:
@@ -73,8 +78,9 @@ class Told:
 
     def __init__(self, path: Path, every: int = 1, **settings: Any) -> None:
         self._heard: list[Notice] = []
+        self.act: Callable[[Notice], None] = lambda notice: None  # what a listener does then
         pipeline = Engine.load(path, max_streams=8, trust=True).pipeline
-        notices = Notices([("test", self._heard.append)])
+        notices = Notices([("test", self._heard.append), ("act", lambda notice: self.act(notice))])
         self.engine = Engine(pipeline, 8, notices, Settings(every, **settings))
 
     def of(self, id: str) -> list[str]:
@@ -177,6 +183,21 @@ def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched
     assert told.count("unhealthy")["died"] == (2 if batched else 1)
     streams[0].close()
     assert told.count("unhealthy")["died"] == (1 if batched else 0)
+
+
+def test_in_a_batch_each_stream_is_judged_by_what_it_was_given_itself(tmp_path: Path) -> None:
+    """Their hops are not full at the same chunks, so that a stream has one place here and another there."""
+    told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
+    streams = {id: told.engine.open(id) for id in "abcde"}
+    for id in "be":
+        streams[id].feed(np.full(1, -1, np.float32))
+    for i in range(2 * PATIENCE + 2):
+        pairs = [(s, np.full(1, -1.0 if id in "ac" else -1.0 - i, np.float32)) for id, s in streams.items()]
+        told.engine.feed_many(pairs)
+    assert {id: s.condition for id, s in streams.items()} == {
+        id: "" if id in "ac" else "died" for id in "abcde"
+    }
+    assert told.count("look_failures") == 0
 
 
 def test_a_dead_layer_behind_a_living_one_is_told_by_its_name_unless_it_is_ignored(tmp_path: Path) -> None:
@@ -322,6 +343,8 @@ def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
     huge = np.full(4, 3e38, np.float32)  # whose squares float32 cannot hold
     assert figures.norm(huge) == pytest.approx(6e38)
     assert figures.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
+    most = figures.of_state(np.full(4, 1e300), np.zeros(1))
+    assert (most.rms, most.distance) == pytest.approx((1e300, 1e300))
 
 
 def probe(path: Path) -> Hand:
@@ -362,6 +385,20 @@ def test_gates_that_a_model_shows_are_counted_where_they_saturate(tmp_path: Path
     found = [told.count(n) for n in ("gate_units", "gate_units_shut", "gate_units_open")]
     assert [f["m.unit.0.f"] for f in found] == expected.tolist()
     assert expected.all()
+
+
+def test_gates_that_do_not_come_out_are_not_said_to_be_looked_at(tmp_path: Path) -> None:
+    probe(tmp_path / "m.onnx")
+    net(tmp_path / "n.onnx", WELL)
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[model]\npath = "m.onnx"\n[health]\nevery = 1\n'
+        '[[after]]\nuse = "model"\npath = "n.onnx"\ninputs = { x = "y" }\noutputs = { y = "out" }\n'
+    )
+    with Engine.load(path, trust=True) as engine:
+        engine.open().feed(noise(1)[0])
+        assert engine.health.looks == 1
+        assert engine.health.document()["gate_units"] == {}
 
 
 # What it must not do
@@ -426,10 +463,45 @@ def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
     told.engine.feed_many([(stream, noise(1)[0]), (other, noise(1)[0])])
     [stage] = told.engine.pipeline.stages
     assert stage.heard is None  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteError):
-        stream.feed(np.full((1, 3), np.nan, np.float32))
-    stream.feed(noise(1)[0])
-    assert stage.heard is None  # type: ignore[attr-defined]
+    for bad in (np.full((1, 3), np.nan, np.float32), np.ones((1, 4), np.float32)):
+        with pytest.raises(ChunkError):
+            stream.feed(bad)
+        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
+        told.engine.feed_many([(stream, bad), (other, bad)])
+        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batched: bool) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx").path)
+    engine = told.engine
+
+    def feed(value: float) -> None:
+        pairs = [(s, np.full((1, 1), value, np.float32)) for s in engine.streams.values()]
+        for some in [pairs] if batched else [[pair] for pair in pairs if not pair[0].closed]:
+            engine.feed_many([pair for pair in some if not pair[0].closed])
+
+    def act(notice: Notice) -> None:
+        if notice.event == "failed":
+            engine.streams[notice.stream].close()
+        elif notice.event == "blown_up" and notice.stream == "a":
+            engine.streams["b"].close()
+        elif notice.event == "blown_up":
+            engine.streams[notice.stream].reset()
+
+    told.act = act
+    for id in "abc":
+        engine.open(id)
+    feed(2e38)
+    assert {id: (s.seq, s.condition) for id, s in engine.streams.items()} == {
+        "a": (1, "blown_up"),
+        "c": (0, ""),
+    }
+    feed(3e38)
+    assert list(engine.streams) == ["c"]
+    assert told.count("non_finite") == {"m.s": 1}
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+    assert told.count("look_failures") == 0
 
 
 # A stream's life
@@ -553,6 +625,80 @@ def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, 
     assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
     events = Counter(event for p in plain.values() for event in p.events)
     assert told.count("state_events") == {name: events[name] for name in health.EVENTS}
+
+
+fed = st.dictionaries(st.sampled_from("abcd"), st.tuples(values, st.integers(1, 5)), min_size=1)
+lives = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["feed", "feed", "feed", "fail", "reset", "keep", "rewind", "restore", "flush", "close"]
+        ),
+        st.sampled_from("abcd"),
+        fed,
+    ),
+    max_size=50,
+)
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return relu_sum(tmp_path_factory.mktemp("framed") / "m.onnx", framing=Framing(2, 2)).path
+
+
+@given(lives, st.integers(1, 3))
+def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, acts: Any, every: int) -> None:
+    """The same life twice, fed together and one by one: what is found is the same, and none is left over.
+
+    Chunks of other lengths than the hop: some streams' come as far as the model, and some do not.
+    """
+    both = Told(framed, every), Told(framed, every)
+    for told in both:
+        engine = told.engine
+
+        def act(notice: Notice, engine: Engine = engine) -> None:  # two are not left as they are
+            if notice.event == "died" and notice.stream == "c":
+                engine.streams["c"].close()
+            if notice.event == "blown_up" and notice.stream == "d":
+                engine.streams["d"].reset()
+
+        told.act = act
+        kept = ""
+        blob = b""
+        for what, id, chunks in acts:
+            for name in {id, *chunks} - engine.streams.keys():
+                engine.open(name)
+            stream = engine.streams[id]
+            if what == "feed":
+                pairs = [
+                    (engine.streams[name], np.full(length, value, np.float32))
+                    for name, (value, length) in chunks.items()
+                ]
+                for some in [pairs] if told is both[0] else [[pair] for pair in pairs]:
+                    engine.feed_many(some)
+            elif what == "fail":
+                with suppress(RunnelError):
+                    stream.feed(np.full(4, 3e38, np.float32))
+            elif what == "reset":
+                stream.reset()
+            elif what == "keep":
+                blob, kept = stream.snapshot(), id
+            elif what == "rewind" and kept:
+                stream.rewind(blob)
+            elif what == "restore" and kept:
+                stream.close()
+                engine.restore(blob, id)
+            elif what == "flush" and not stream.ended:
+                stream.flush()
+            elif what == "close":
+                stream.close()
+            now = Counter(stream.condition for stream in engine.streams.values())
+            assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+            assert told.count("look_failures") == 0
+    together, apart = ([told.of(id) for id in "abcd"] for told in both)
+    assert together == apart
+    for told in both:
+        told.engine.close()
+        assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
 # [health]
