@@ -40,7 +40,7 @@ import numpy as np
 
 from . import tables
 from .errors import NonFiniteError, PipelineError, RunnelError, nearest
-from .figures import ModelStates, StateHealth, norm, of_state
+from .figures import ModelStates, StateHealth, norm, of_state, same
 from .histogram import Histogram
 from .probe import GATES
 from .slots import Arena
@@ -236,7 +236,7 @@ class Health:
                 continue
             if length > bound and (peak := float(np.abs(x).max())) > worst:  # no number is above the norm
                 worst, label = peak, state.label
-            if x.tobytes() == state.column[row ^ 1].tobytes():
+            if same(x, state.column[row ^ 1]):
                 still |= 1 << i
         return still, worst, label
 

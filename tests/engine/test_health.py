@@ -347,6 +347,17 @@ def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
     assert (most.rms, most.distance) == pytest.approx((1e300, 1e300))
 
 
+@pytest.mark.parametrize("size", [1, 1024, 1025, 5000])
+def test_states_are_the_same_only_where_every_bit_is(size: int) -> None:
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    assert figures.same(x, x.copy())
+    for at in {0, size // 2, size - 1}:
+        other = x.copy()
+        other[at] = np.nextafter(other[at], np.float32(9))
+        assert not figures.same(x, other)
+    assert not figures.same(np.zeros(size, np.float32), np.full(size, -0.0, np.float32))
+
+
 def probe(path: Path) -> Hand:
     """A gated unit that shows itself: f = sigmoid(x), h' = f h + (1 - f) x."""
     nodes = [
