@@ -68,17 +68,18 @@ class ModelStates:
             if s.initial.dtype.kind == "f"
         ]
         self.largest = 0.0  # of what went in, projected
-        self._where: dict[int, int] | None = None  # of rows heard, their places
+        self._places: tuple[Sequence[int], dict[int, int]] = (), {}  # rows heard, and where each is of them
         self._weights = {
             t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
         }
 
     def listen(self) -> None:
         """From now until `rest` the stage keeps what it was given last."""
-        self.stage.listened = True
+        self.stage.listened, self.stage.heard = True, None
 
     def rest(self) -> None:
-        self.stage.listened, self.stage.heard, self._where = False, None, None
+        self.stage.listened, self.stage.heard = False, None
+        self._places = (), {}
 
     def given(self, row: int, at: int) -> float | None:
         """What the stream now at `row` was given last, as one number; None: nothing, or it is not known.
@@ -90,9 +91,9 @@ class ModelStates:
         rows, chunks = self.stage.heard
         # It was heard at the row before this one or, in a loop from the second tick on, as on its way here.
         if at >= len(rows) or rows[at] not in (row ^ 1, ~row):
-            if self._where is None:  # once a call: to search among thousands takes longer than the look
-                self._where = {heard: i for i, heard in enumerate(rows)}
-            found = self._where.get(row ^ 1, self._where.get(~row))
+            if self._places[0] is not rows:  # once a call: a search among thousands takes longer than a look
+                self._places = rows, {heard: i for i, heard in enumerate(rows)}
+            found = self._places[1].get(row ^ 1, self._places[1].get(~row))
             if found is None:
                 return None
             at = found

@@ -515,6 +515,24 @@ def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batche
     assert told.count("look_failures") == 0
 
 
+def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
+    a, b, c, d = (told.engine.open(id) for id in "abcd")
+    d._due = -1  # which is not looked at itself
+
+    def act(notice: Notice) -> None:
+        if notice.event == "died":
+            d.feed(np.full(2, 1, np.float32))
+
+    told.act = act
+    for s in (b, c):  # their hops are full when a's is not
+        s.feed(np.full(1, -1, np.float32))
+    for i in range(2 * PATIENCE + 2):
+        told.engine.feed_many([(s, np.full(1, -1.0 - i, np.float32)) for s in (a, b, c)])
+    assert [s.condition for s in (a, b, c, d)] == ["died", "died", "died", ""]
+    assert (d.seq, told.count("look_failures")) == (3, 0)
+
+
 # A stream's life
 
 
