@@ -130,7 +130,7 @@ class Engine:
             now: list[int] = []
             states: list[States] = []
             chunks: list[Chunk] = []
-            due: list[int] = []
+            due: list[tuple[int, int]] = []  # its place among `pairs`, and among those stepped now
             for i in indices:
                 stream, chunk = pairs[i]
                 try:
@@ -151,10 +151,10 @@ class Engine:
                     broken.add(stream)
                     stream._failed(error)
                     continue
+                if stream.seq == stream._due:
+                    due.append((i, len(now)))
                 now.append(i)
                 states.append(stream._states)
-                if stream.seq == stream._due:
-                    due.append(i)
             if due:
                 self.health.listen()
             for i, done in zip(now, pipeline.step_many(states, chunks), strict=True):
@@ -171,9 +171,9 @@ class Engine:
                 else:
                     results[i] = out
             if due:
-                for i in due:
+                for i, at in due:
                     if not isinstance(results[i], RunnelError):
-                        pairs[i][0]._looked(results[i])
+                        pairs[i][0]._looked(results[i], at)
                 self.health.rest()
         return results
 

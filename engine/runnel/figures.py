@@ -14,12 +14,14 @@ from .spec import Array
 
 SATURATED: Final = 0.99  # of a tanh: its input is beyond ±2.6
 
+_HEAD: Final = 1024
+
 _vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in model.py
 
 
 @dataclass(frozen=True, slots=True)
 class StateHealth:
-    """One state of one stream as it stands, in the state's own unit; 0 where it holds no number."""
+    """One state of one stream as it stands, in the state's own unit."""
 
     rms: float
     peak: float  # the largest magnitude
@@ -30,14 +32,12 @@ class StateHealth:
 def of_state(array: Array, initial: Array) -> StateHealth:
     """`array`'s figures, computed in float64."""
     x = np.asarray(array, np.float64).ravel()
-    if not x.size:
-        return StateHealth(0.0, 0.0, 0.0, 0.0)
-    size = np.abs(x)
+    size, scale = np.abs(x), math.sqrt(x.size)
     peak = float(size.max())
     return StateHealth(
-        float(np.sqrt(np.mean(x * x))),
+        norm(x) / scale,
         peak,
-        float(np.sqrt(np.mean((x - np.asarray(initial, np.float64).ravel()) ** 2))),
+        norm(x - np.asarray(initial, np.float64).ravel()) / scale,
         None if peak > 1 else float(np.mean(size >= SATURATED)),
     )
 
@@ -54,7 +54,8 @@ class ModelStates:
     """A model stage's states of floats, and where their rows are."""
 
     def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
-        self.stage, self.at, self.label = stage, at, label
+        self.stage, self.at = stage, at
+        stage.label = label  # what its errors call it, so that what is refused is counted here
         self.states = [
             Figured(
                 f"{label}.{s.input}",
@@ -64,32 +65,46 @@ class ModelStates:
                 f"{label}.{s.input}" not in ignore,
             )
             for s in stage.spec.states
-            if s.initial.dtype.kind == "f" and s.initial.size
+            if s.initial.dtype.kind == "f"
         ]
         self.largest = 0.0  # of what went in, projected
+        self._places: tuple[Sequence[int], dict[int, int]] = (), {}  # rows heard, and where each is of them
         self._weights = {
             t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
         }
 
-    def given(self, row: int) -> float | None:
-        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known."""
+    def listen(self) -> None:
+        """From now until `rest` the stage keeps what it was given last."""
+        self.stage.listened, self.stage.heard = True, None
+
+    def rest(self) -> None:
+        self.stage.listened, self.stage.heard = False, None
+        self._places = (), {}
+
+    def given(self, row: int, at: int) -> float | None:
+        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known.
+
+        `at`: its place among the streams stepped together, and here too where all of them came this far.
+        """
         if self.stage.heard is None:
             return None
         rows, chunks = self.stage.heard
-        try:
-            at = rows.index(row ^ 1)
-        except ValueError:
-            if ~row not in rows:  # as it is in a loop, from the second tick on
+        # It was heard at the row before this one or, in a loop from the second tick on, as on its way here.
+        if at >= len(rows) or rows[at] not in (row ^ 1, ~row):
+            if self._places[0] is not rows:  # once a call: a search among thousands takes longer than a look
+                self._places = rows, {heard: i for i, heard in enumerate(rows)}
+            found = self._places[1].get(row ^ 1, self._places[1].get(~row))
+            if found is None:
                 return None
-            at = rows.index(~row)
+            at = found
         chunk = chunks[at]
-        found = 0.0
+        total = 0.0
         for name, weights in self._weights.items():
             if not len(chunk[name]):
                 return None
-            found += float(_vdot(chunk[name][-1].astype(np.float64).reshape(-1), weights))
-        self.largest = max(self.largest, abs(found))
-        return found
+            total += float(_vdot(chunk[name][-1].astype(np.float64).reshape(-1), weights))
+        self.largest = max(self.largest, abs(total))
+        return total
 
     def digest(self, row: int, still: int) -> int:
         """Of what is in the states that `still` has a bit for."""
@@ -103,8 +118,13 @@ class ModelStates:
         return ", ".join(repr(s.label) for i, s in enumerate(self.states) if still >> i & 1)
 
 
+def same(x: Array, y: Array) -> bool:
+    """Whether two states are the same to the bit. Most differ early on, and to copy large ones takes long."""
+    return x[:_HEAD].tobytes() == y[:_HEAD].tobytes() and (len(x) <= _HEAD or x.tobytes() == y.tobytes())
+
+
 def norm(x: Array) -> float:
-    """The Euclidean norm. Where float16 or float32 cannot hold the sum, float64 does."""
+    """The Euclidean norm. Where a type cannot hold the sum, it is taken of x / max |x|."""
     if x.dtype.itemsize > 2:
         square = float(_vdot(x, x))
         if square < math.inf:

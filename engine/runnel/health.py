@@ -17,9 +17,10 @@ and judges, for each stream and all of its models' states of floats:
   never changes, is not dead: nothing has asked it. Over when a chunk moves it.
 
 What goes in is compared as one number, a projection onto fixed weights: a stream in question keeps some 200
-bytes, and any other nothing. Where a model shows its gates (probe.py), each look also counts the units whose
-gate is nearly shut or nearly open, below 0.1 or above 0.9: there the gate's own input, beyond ±2.2, hardly
-matters (Karpathy, Johnson and Fei-Fei, "Visualizing and understanding recurrent networks", 2015).
+bytes, and any other nothing. Where a model shows its gates (probe.py) and they come out of the pipeline, each
+look also counts the units whose gate is nearly shut or nearly open, below 0.1 or above 0.9: there the gate's
+own input, beyond ±2.2, hardly matters (Karpathy, Johnson and Fei-Fei, "Visualizing and understanding
+recurrent networks", 2015).
 
 A look costs some microseconds and comes once in `every` chunks of a stream, at a turn that its id decides, so
 that streams fed together are not looked at together.
@@ -39,7 +40,7 @@ import numpy as np
 
 from . import tables
 from .errors import NonFiniteError, PipelineError, RunnelError, nearest
-from .figures import ModelStates, StateHealth, norm, of_state
+from .figures import ModelStates, StateHealth, norm, of_state, same
 from .histogram import Histogram
 from .probe import GATES
 from .slots import Arena
@@ -118,7 +119,11 @@ class Health:
             model = ModelStates(stage, i, unrolled.stage_names[i], settings.ignore)
             if model.states:
                 self._models.append(model)
-            self._gates += _gates(stage, unrolled.stage_names[i])
+            self._gates += [
+                (label, name)
+                for label, name in _gates(stage, unrolled.stage_names[i])
+                if name in pipeline.outputs.names  # of a model within, the stages behind it may pass none on
+            ]
         labels = [state.label for model in self._models for state in model.states]
         for name in settings.ignore:
             if name not in labels:
@@ -146,19 +151,22 @@ class Health:
     def listen(self) -> None:
         """From now until `rest` the models keep what they were given last."""
         for model in self._models:
-            model.stage.listened = True
+            model.listen()
 
     def rest(self) -> None:
         for model in self._models:
-            model.stage.listened, model.stage.heard = False, None
+            model.rest()
 
-    def look(self, stream: Stream, out: Any, stepped: bool = True) -> None:
-        """Look at a stream. `stepped`: its states are what a chunk has just made, `out` what came out."""
+    def look(self, stream: Stream, out: Any = None, at: int | None = None) -> None:
+        """Look at a stream. `at`: its place among those whose chunks have just been stepped together, of
+        which `out` came out; None: its states are not what a chunk has just made."""
+        if stream._closed:  # by a listener, to what was told of it or of another
+            return
         try:
             self.looks += 1
-            if stepped and self._gates:
+            if at is not None and self._gates:
                 self._count_gates(out)
-            self._judge(stream, stepped)
+            self._judge(stream, at)
         except Exception as error:  # a chunk that went well is not to fail over it
             self.failures += 1
             if self.failures == 1:
@@ -170,7 +178,7 @@ class Health:
             if error.state in self.non_finite:
                 self.non_finite[error.state] += 1
             if self.every:
-                self.look(stream, None, stepped=False)
+                self.look(stream)
 
     def forget(self, stream: Stream) -> None:
         """Its states begin anew, or end: whatever was with them is over."""
@@ -179,7 +187,7 @@ class Health:
                 self.unhealthy[stream._watch.condition] -= 1
             stream._watch = None
 
-    def _judge(self, stream: Stream, stepped: bool) -> None:
+    def _judge(self, stream: Stream, at: int | None) -> None:
         rows = stream._states[0].states if self._looped else stream._states
         before: Watch | None = stream._watch
         condition: Condition = before.condition if before else ""
@@ -192,7 +200,7 @@ class Health:
             if peak > worst:
                 worst = peak
                 reason = f"state {label!r} reached {peak:.3g}, beyond {self.settings.blown_up:g}"
-            given = model.given(row) if stepped else None
+            given = model.given(row, at) if at is not None else None
             if watch is not None:
                 continue
             if given is None:  # the chunk told nothing of it: as it was, unless it moved since
@@ -228,7 +236,7 @@ class Health:
                 continue
             if length > bound and (peak := float(np.abs(x).max())) > worst:  # no number is above the norm
                 worst, label = peak, state.label
-            if x.tobytes() == state.column[row ^ 1].tobytes():
+            if same(x, state.column[row ^ 1]):
                 still |= 1 << i
         return still, worst, label
 

@@ -193,6 +193,7 @@ class ModelStage(Stage):
     ) -> None:
         """`rate`: of the time axis, in Hz, before any framing; that of `spec` where it is not said."""
         self.name = name
+        self.label = name  # in errors of its states: its own among the pipeline's stages
         self.session, self.spec = session, spec
         self.file: Path | None = None  # for those who look at it
         self.arena = Arena(spec.states, slots)
@@ -283,7 +284,7 @@ class ModelStage(Stage):
             raise self._failed(error) from None
         made = call.next_state
         if made is None or vdot(made, self._zero_row) != 0:
-            self.arena.check(row ^ 1, self.name)
+            self.arena.check(row ^ 1, self.label)
         if row != now:
             self.arena.copy(row ^ 1, then)
         out = {}
@@ -397,7 +398,7 @@ class ModelStage(Stage):
             raise self._failed(error) from None
         for name, view in call.states_out:  # all of it checked before any is kept: `then` may be `now`
             if view.dtype.kind == "f" and vdot(view, self.zeros(view)) != 0:
-                raise blown_up(name, self.name)
+                raise blown_up(name, self.label)
         for name, view in call.states_out:
             columns[name][then] = view
 

@@ -81,12 +81,14 @@ class Stream:
             else:
                 after, out = pipeline.step(self._states, pipeline.accept(chunk))
         except RunnelError as error:
+            if due:
+                self._health.rest()
             self._failed(error)
             raise
         self._states = after
         self.seq += 1
         if due:
-            self._looked(out)
+            self._looked(out, 0)
             self._health.rest()
         return pipeline.answer(chunk, out)
 
@@ -137,7 +139,7 @@ class Stream:
         self._states = self._pipeline.load(self._states, snapshot)
         self._went_on_from(snapshot)
         if self._watch is not None:
-            self._health.look(self, None, stepped=False)
+            self._health.look(self)
 
     def close(self, reason: str = "closed") -> None:
         """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError.
@@ -201,10 +203,10 @@ class Stream:
         self._notices("failed", self.id, self.seq, str(error))
         self._health.refused(self, error)
 
-    def _looked(self, out: Any) -> None:
-        """A look is due, and taken."""
+    def _looked(self, out: Any, at: int) -> None:
+        """A look is due, and taken; `at`: the stream's place among those stepped together."""
         self._due += self._health.every
-        self._health.look(self, out)
+        self._health.look(self, out, at)
 
     def _went_on_from(self, snapshot: states.Snapshot) -> None:
         self._due += snapshot.seq - self.seq  # the chunks until then are as many as before

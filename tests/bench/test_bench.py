@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import loops, report
+from runnel import Engine
+from tests import models
+from tests.bench import loops, report, rows_health
 from tests.bench.__main__ import main
 from tests.bench.kit import Kit
 from tests.bench.measure import LEAST_CALLS, QUICK, Loop, Spread, calls_in, paired
@@ -173,3 +175,14 @@ def test_a_run_writes_a_page(tmp_path: Path) -> None:
     assert re.search(r"- versions: .*numpy \d.*onnxruntime \d", text)
     assert re.search(r"- by hand: [\d.]+ µs", text)
     assert str(Path.home()) not in text
+
+
+def test_each_call_of_what_is_timed_with_looks_has_one(tmp_path: Path) -> None:
+    """The fastest of several blocks that only now and then have one would be one that has none."""
+    hand = models.lstm(tmp_path / "m.onnx")
+    engine = Engine.load(hand.path, trust=True)
+    loop = rows_health.between_looks(loops.feed(engine, [np.zeros((1, 3), np.float32)]))
+    for calls in (1, 1, 1, 4):
+        before = engine.health.looks
+        loop(calls)
+        assert engine.health.looks - before == calls

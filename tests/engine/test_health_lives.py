@@ -1,0 +1,369 @@
+"""Looks change nothing, whatever happens to streams, and leave nothing over; what [health] may say."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel import Engine, Notice, health
+from runnel.errors import ChunkError, NonFiniteError, PipelineError, RunnelError
+from runnel.health import PATIENCE, VARIED
+from runnel.spec import Framing
+
+from .test_health import WELL, Told, net, noise, relu_sum
+
+# What it must not do
+
+
+@pytest.mark.parametrize("every", [0, 1, 5])
+def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path: Path, every: int) -> None:
+    path = tmp_path / "p.toml"
+    hand = net(tmp_path / "m.onnx", WELL, ("Relu", 1.0, 1.02, 0.0))
+    path.write_text(f'[model]\npath = "m.onnx"\n[health]\nevery = {every}\n')
+    with Engine.load(hand.path, trust=True) as plain, Engine.load(path, trust=True) as looked:
+        assert plain.health.every == health.EVERY
+        assert looked.health.every == every
+        pairs = [(plain.open(id), looked.open(id)) for id in "abc"]
+        chunks = noise(60)
+        for i, chunk in enumerate(chunks):
+            longer = np.concatenate(chunks[: 1 + i % 3])
+            for a, b in pairs[:1]:
+                np.testing.assert_array_equal(a.feed(longer), b.feed(longer))
+            ours, theirs = ([(pair[k], chunk) for pair in pairs] for k in (0, 1))
+            for x, y in zip(plain.feed_many(ours), looked.feed_many(theirs), strict=True):
+                np.testing.assert_array_equal(x, y)
+        for a, b in pairs:
+            for name, array in a.state.items():
+                assert array.tobytes() == b.state[name].tobytes()
+        assert looked.health.looks == (0 if every == 0 else pytest.approx(4 * 60 / every, abs=4))
+    silent = tmp_path / "silent.toml"
+    silent.write_text('[model]\npath = "m.onnx"\n')
+    with Engine.load(path, trust=True) as one, Engine.load(silent, trust=True) as other:
+        stream, twin = one.open("a"), other.open("a")
+        for chunk in chunks:
+            stream.feed(chunk)
+            twin.feed(chunk)
+        assert stream.snapshot() == twin.snapshot()
+
+
+def test_a_look_that_fails_fails_no_chunk_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = told.engine.open("a"), told.engine.open("b")
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(told.engine.health, "_judge", broken)
+    with caplog.at_level(logging.ERROR):
+        for chunk in noise(5):
+            stream.feed(chunk)
+            told.engine.feed_many([(stream, chunk), (other, chunk)])
+    assert (stream.seq, other.seq) == (10, 5)
+    assert told.count("look_failures") == 15
+    assert [r.getMessage() for r in caplog.records] == [
+        "a look at stream 'a' failed: ZeroDivisionError: a fault"
+    ]
+
+
+def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
+    told = Told(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = told.engine.open("a"), told.engine.open("b")
+    stream.feed(noise(1)[0])
+    told.engine.feed_many([(stream, noise(1)[0]), (other, noise(1)[0])])
+    [stage] = told.engine.pipeline.stages
+    assert stage.heard is None  # type: ignore[attr-defined]
+    for bad in (np.full((1, 3), np.nan, np.float32), np.ones((1, 4), np.float32)):
+        with pytest.raises(ChunkError):
+            stream.feed(bad)
+        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
+        told.engine.feed_many([(stream, bad), (other, bad)])
+        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batched: bool) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx").path)
+    engine = told.engine
+
+    def feed(value: float) -> None:
+        pairs = [(s, np.full((1, 1), value, np.float32)) for s in engine.streams.values()]
+        for some in [pairs] if batched else [[pair] for pair in pairs if not pair[0].closed]:
+            engine.feed_many([pair for pair in some if not pair[0].closed])
+
+    def act(notice: Notice) -> None:
+        if notice.event == "failed":
+            engine.streams[notice.stream].close()
+        elif notice.event == "blown_up" and notice.stream == "a":
+            engine.streams["b"].close()
+        elif notice.event == "blown_up":
+            engine.streams[notice.stream].reset()
+
+    told.act = act
+    for id in "abc":
+        engine.open(id)
+    feed(2e38)
+    assert {id: (s.seq, s.condition) for id, s in engine.streams.items()} == {
+        "a": (1, "blown_up"),
+        "c": (0, ""),
+    }
+    feed(3e38)
+    assert list(engine.streams) == ["c"]
+    assert told.count("non_finite") == {"m.s": 1}
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+    assert told.count("look_failures") == 0
+
+
+def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
+    a, b, c, d = (told.engine.open(id) for id in "abcd")
+    d._due = -1  # which is not looked at itself
+
+    def act(notice: Notice) -> None:
+        if notice.event == "died":
+            d.feed(np.full(2, 1, np.float32))
+
+    told.act = act
+    for s in (b, c):  # their hops are full when a's is not
+        s.feed(np.full(1, -1, np.float32))
+    for i in range(2 * PATIENCE + 2):
+        told.engine.feed_many([(s, np.full(1, -1.0 - i, np.float32)) for s in (a, b, c)])
+    assert [s.condition for s in (a, b, c, d)] == ["died", "died", "died", ""]
+    assert (d.seq, told.count("look_failures")) == (3, 0)
+
+
+# A stream's life
+
+
+def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
+    told = Told(relu_sum(tmp_path / "m.onnx").path)
+    stream = told.engine.open("a")
+    well = stream.snapshot()
+    stream.feed(np.full((1, 1), 1e5, np.float32))
+    ill = stream.snapshot()
+    stream.rewind(ill)
+    assert told.of("a") == ["blown_up"]
+    stream.rewind(well)
+    assert told.of("a") == ["blown_up", "recovered"]
+    for x in (-1, -2e3, -3):
+        stream.feed(np.full((1, 1), x, np.float32))
+    dead = stream.snapshot()
+    stream.rewind(dead)
+    assert (stream.condition, told.of("a")[2:]) == ("died", ["died"])
+    copy = told.engine.restore(ill, "b")
+    assert copy.condition == "", "it was not looked at yet"
+    copy.feed(np.full((1, 1), -1, np.float32))
+    assert told.of("b") == ["blown_up"]
+    told.engine.close()
+    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+
+
+def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    relu_sum(tmp_path / "m.onnx")
+    path.write_text(
+        '[model]\npath = "m.onnx"\n[feedback]\nx = { output = "y", initial = [1] }\n[health]\nevery = 1\n'
+    )
+    with Engine.load(path, trust=True) as engine:
+        stream, other = engine.open("a"), engine.open("b")
+        stream.generate(5)  # 1, 2, 4 …
+        engine.generate_many([(stream, 9), (other, 3)])
+        assert stream.health["m.s"].peak == 2.0**13
+        assert stream.health["m.s"].rms == other.health["m.s"].rms * 2**11
+        assert (stream.condition, other.condition) == ("", "")
+        stream.generate(1)
+        assert stream.condition == "blown_up"
+        with pytest.raises(NonFiniteError, match="in time step"):
+            other.generate(200)
+        assert engine.health.document()["non_finite"] == {"m.s": 1}
+        assert engine.health.failures == 0
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 5])
+def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: int) -> None:
+    path = tmp_path / "p.toml"
+    relu_sum(tmp_path / "m.onnx", looped=True)
+    path.write_text('[model]\npath = "m.onnx"\n[feedback]\nu = { output = "y" }\n[health]\nevery = 1\n')
+    with Engine.load(path, trust=True) as engine:
+        streams = [engine.open("a"), engine.open("b")]
+        for i in range(PATIENCE):
+            assert [s.condition for s in streams] == ["", ""]
+            engine.feed_many([(s, np.full((ticks, 1), -1 - i, np.float32)) for s in streams])
+        assert [s.condition for s in streams] == ["died", "died"]
+
+
+class Plain:
+    """What should be told of one stream of `relu_sum`, from its history written down in full."""
+
+    def __init__(self) -> None:
+        self.s = np.float32(0)
+        self.looks: list[tuple[float, float, float]] = []
+        self.condition = ""
+        self.events: list[str] = []
+
+    def feed(self, x: float, largest: float) -> None:
+        before, self.s = self.s, np.maximum(self.s + np.float32(x), np.float32(0))
+        self.looks.append((float(before), float(self.s), x))
+        run: list[tuple[float, float, float]] = []
+        for look in reversed(self.looks):
+            if look[0] != look[1] or look[1] != float(self.s):
+                break
+            run.append(look)
+        xs = [x for _, _, x in run]
+        now = ""
+        if self.s > (5e3 if self.condition == "blown_up" else 1e4):
+            now = "blown_up"
+        elif len(run) >= PATIENCE and max(xs) - min(xs) > VARIED * largest:
+            now = "died"
+        if now != self.condition:
+            self.events.append(now or "recovered")
+        self.condition = now
+
+    def reset(self) -> None:
+        self.s, self.looks, self.condition = np.float32(0), [], ""
+
+
+values = st.sampled_from([0.0, 0.0, -1.0, -2.0, -2.0, 3.0, 1e-9, 4e3, 1.5e4, -9e3])
+acts = st.lists(st.tuples(st.sampled_from("ab"), st.one_of(values, values, st.just("reset"))), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def summing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return relu_sum(tmp_path_factory.mktemp("sum") / "m.onnx").path
+
+
+@given(acts)
+def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
+    told = Told(summing)
+    streams = {id: told.engine.open(id) for id in "ab"}
+    plain = {id: Plain() for id in "ab"}
+    largest = 0.0
+    for id, act in acts:
+        if act == "reset":
+            streams[id].reset()
+            plain[id].reset()
+            continue
+        largest = max(largest, abs(act))
+        streams[id].feed(np.full((1, 1), act, np.float32))
+        plain[id].feed(act, largest)
+        assert streams[id].condition == plain[id].condition
+    for id in "ab":
+        assert told.of(id) == plain[id].events
+    now = Counter(p.condition for p in plain.values())
+    assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+    events = Counter(event for p in plain.values() for event in p.events)
+    assert told.count("state_events") == {name: events[name] for name in health.EVENTS}
+
+
+fed = st.dictionaries(st.sampled_from("abcd"), st.tuples(values, st.integers(1, 5)), min_size=1)
+lives = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["feed", "feed", "feed", "fail", "reset", "keep", "rewind", "restore", "flush", "close"]
+        ),
+        st.sampled_from("abcd"),
+        fed,
+    ),
+    max_size=50,
+)
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return relu_sum(tmp_path_factory.mktemp("framed") / "m.onnx", framing=Framing(2, 2)).path
+
+
+@given(lives, st.integers(1, 3))
+def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, acts: Any, every: int) -> None:
+    """The same life twice, fed together and one by one: what is found is the same, and none is left over.
+
+    Chunks of other lengths than the hop: some streams' come as far as the model, and some do not.
+    """
+    both = Told(framed, every), Told(framed, every)
+    for told in both:
+        engine = told.engine
+
+        def act(notice: Notice, engine: Engine = engine) -> None:  # two are not left as they are
+            if notice.event == "died" and notice.stream == "c":
+                engine.streams["c"].close()
+            if notice.event == "blown_up" and notice.stream == "d":
+                engine.streams["d"].reset()
+
+        told.act = act
+        kept = ""
+        blob = b""
+        for what, id, chunks in acts:
+            for name in {id, *chunks} - engine.streams.keys():
+                engine.open(name)
+            stream = engine.streams[id]
+            if what == "feed":
+                pairs = [
+                    (engine.streams[name], np.full(length, value, np.float32))
+                    for name, (value, length) in chunks.items()
+                ]
+                for some in [pairs] if told is both[0] else [[pair] for pair in pairs]:
+                    engine.feed_many(some)
+            elif what == "fail":
+                with suppress(RunnelError):
+                    stream.feed(np.full(4, 3e38, np.float32))
+            elif what == "reset":
+                stream.reset()
+            elif what == "keep":
+                blob, kept = stream.snapshot(), id
+            elif what == "rewind" and kept:
+                stream.rewind(blob)
+            elif what == "restore" and kept:
+                stream.close()
+                engine.restore(blob, id)
+            elif what == "flush" and not stream.ended:
+                stream.flush()
+            elif what == "close":
+                stream.close()
+            now = Counter(stream.condition for stream in engine.streams.values())
+            assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+            assert told.count("look_failures") == 0
+    together, apart = ([told.of(id) for id in "abcd"] for told in both)
+    assert together == apart
+    for told in both:
+        told.engine.close()
+        assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+
+
+# [health]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("evry = 3", r"p.toml: \[health\]: unknown key 'evry' \(did you mean 'every'\?\)"),
+        ("every = -1", "every must be a whole number of chunks, 0 for never, not -1"),
+        ("every = true", "not True"),
+        ("blown_up = 0", "blown_up must be a number above 0, not 0"),
+        ("blown_up = inf", "not inf"),
+        ('ignore = "m.s"', r"ignore must be a list of states"),
+        ('ignore = ["m.z"]', r"no model has a state 'm.z'"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    relu_sum(tmp_path / "m.onnx")
+    (tmp_path / "p.toml").write_text(f'[model]\npath = "m.onnx"\n[health]\n{text}\n')
+    with pytest.raises(PipelineError, match=says):
+        Engine.load(tmp_path / "p.toml", trust=True)
+
+
+def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[input]\nrate = 8000\n[[before]]\nuse = "gain"\nfactor = 2.0\n')
+    with Engine.load(tmp_path / "p.toml") as engine:
+        stream = engine.open()
+        for _ in range(3):
+            stream.feed(np.ones(1, np.float32))
+        assert (engine.health.every, engine.health.looks, dict(stream.health)) == (0, 0, {})
