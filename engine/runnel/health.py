@@ -33,7 +33,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -47,8 +47,8 @@ from .slots import Arena
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
+    from .notices import Notices
     from .pipeline import Pipeline, States
-    from .stream import Stream
 
 EVERY: Final = 251  # chunks: a prime, so that looks keep step with no period of what is fed
 BLOWN_UP: Final = 1e4  # far beyond what follows a state: tanh is flat from 10 on, float32 coarse from 1e7
@@ -104,6 +104,17 @@ class Watch(NamedTuple):
     looks: int = 0
 
 
+class Looked(Protocol):
+    """A stream, as far as a look goes."""
+
+    id: str
+    seq: int
+    _states: States
+    _watch: Watch | None
+    _notices: Notices
+    _closed: bool
+
+
 class Health:
     """The looks at an engine's streams, and what they counted. Its one thread is the engine's."""
 
@@ -157,7 +168,7 @@ class Health:
         for model in self._models:
             model.rest()
 
-    def look(self, stream: Stream, out: Any = None, at: int | None = None) -> None:
+    def look(self, stream: Looked, out: Any = None, at: int | None = None) -> None:
         """Look at a stream. `at`: its place among those whose chunks have just been stepped together, of
         which `out` came out; None: its states are not what a chunk has just made."""
         if stream._closed:  # by a listener, to what was told of it or of another
@@ -172,7 +183,7 @@ class Health:
             if self.failures == 1:
                 _log.error("a look at stream %r failed: %s: %s", stream.id, type(error).__name__, error)
 
-    def refused(self, stream: Stream, error: RunnelError) -> None:
+    def refused(self, stream: Looked, error: RunnelError) -> None:
         """A chunk failed. Where a state would have been NaN or infinite, the one before it is looked at."""
         if isinstance(error, NonFiniteError) and error.state:
             if error.state in self.non_finite:
@@ -180,14 +191,14 @@ class Health:
             if self.every:
                 self.look(stream)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: Looked) -> None:
         """Its states begin anew, or end: whatever was with them is over."""
         if stream._watch is not None:
             if stream._watch.condition:
                 self.unhealthy[stream._watch.condition] -= 1
             stream._watch = None
 
-    def _judge(self, stream: Stream, at: int | None) -> None:
+    def _judge(self, stream: Looked, at: int | None) -> None:
         rows = stream._states[0].states if self._looped else stream._states
         before: Watch | None = stream._watch
         condition: Condition = before.condition if before else ""
@@ -240,7 +251,7 @@ class Health:
                 still |= 1 << i
         return still, worst, label
 
-    def _tell(self, stream: Stream, before: Condition, now: Condition, reason: str) -> None:
+    def _tell(self, stream: Looked, before: Condition, now: Condition, reason: str) -> None:
         if before:
             self.unhealthy[before] -= 1
         if now:
