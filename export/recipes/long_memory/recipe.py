@@ -47,17 +47,6 @@ QUICK = Size(DISTANCES[:3], alone=8, seeds=1, grown=40, asked=64, streams=1, bey
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
     """Train, measure, export, stream: five tables, `memory.png`, each cell's model file and weights."""
     size = QUICK if quick else FULL
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # so small a network gains nothing by two; on a busy machine they wait on each other
-    try:
-        return _run(out, size, say)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(out: Path, size: Size, say: Say) -> list[Table]:
     distances = size.distances
     apart = {cell: _alone(cell, size, say) for cell in CELLS}
     grew = {cell: _grown(cell, size, say) for cell in CELLS}

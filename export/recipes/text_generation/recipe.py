@@ -36,9 +36,6 @@ def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
         train, test = text.train[:QUICK_TRAIN], text.test[:QUICK_TEST]
         text, count = replace(text, train=train, test=test), QUICK_WRITTEN
     say(f"train on {len(text.train)} characters of {text.pages} pages")
-    torch.set_num_threads(
-        1
-    )  # of so small products two make little more, and next to nothing on a busy machine
     model = training.train(text, training.QUICK if quick else training.Plan(), say)
     torch.save(model.state_dict(), out / "text.pt")
 
