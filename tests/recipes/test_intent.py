@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,13 @@ import pytest
 import torch
 from intent import baseline, recipe, streaming, texts
 from intent.training import Numbered, batches, loss_of
-from measured import BEGIN, END, Table
 from scipy.optimize import minimize
 from torch import nn
 
 import runnel_export
 from runnel import Engine
 from runnel.errors import RunnelError
+from tests.recipes.pages import percent, recorded, rows_of
 
 
 @functools.cache
@@ -29,15 +28,6 @@ def rated() -> list[texts.Text]:
         return texts.read(texts.fetch())
     except RunnelError as error:
         pytest.skip(str(error))
-
-
-def rows_of(tables: Sequence[Table], title: str) -> list[list[str]]:
-    [table] = [t for t in tables if t.title.startswith(title)]
-    return [list(row) for row in table.rows]
-
-
-def percent(cell: str) -> float:
-    return float(cell.removesuffix("%"))
 
 
 def by_torch(weights: dict[str, torch.Tensor], ids: Sequence[int]) -> np.ndarray:
@@ -202,15 +192,8 @@ def test_the_loss_does_not_see_what_fills_up() -> None:
     assert float(loss_of(scores, lengths, labels)) == pytest.approx(float(wanted))
 
 
-def recorded(title: str) -> list[list[str]]:
-    page = Path(recipe.__file__).with_name("README.md").read_text("utf-8")
-    measured = page[page.index(BEGIN) : page.index(END)]
-    table = measured[measured.index(f"**{title}") :].split("\n\n")[1]
-    return [re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:]]
-
-
 def test_the_recorded_answers_sharpen_and_end_where_a_bag_of_words_does() -> None:
-    rows = recorded("Right answers on 2,8")
+    rows = rows_of(recorded("intent"), "Right answers on 2,8")
     model = [percent(row[2]) for row in rows]
     assert [row[0] for row in rows] == ["10%", "25%", "50%", "75%", "100%"]
     assert model == sorted(model)
@@ -220,8 +203,8 @@ def test_the_recorded_answers_sharpen_and_end_where_a_bag_of_words_does() -> Non
 
 
 def test_the_recorded_stream_is_what_was_trained() -> None:
-    assert all(float(row[2]) < 1e-4 for row in recorded("Is the stream"))
-    last = [float(row[2]) for row in recorded("One sentence")]
+    assert all(float(row[2]) < 1e-4 for row in rows_of(recorded("intent"), "Is the stream"))
+    last = [float(row[2]) for row in rows_of(recorded("intent"), "One sentence")]
     assert max(last) > 0.7
     assert last[-1] < 0.4  # it turns
 

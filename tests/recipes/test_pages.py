@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import measured
 import pytest
 import torch
 
 from runnel.errors import UsageError
-
-RECIPES = Path(__file__).parents[2] / "export" / "recipes"
-
-
-def command() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipes_command", RECIPES / "__main__.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.recipes.pages import RECIPES, command
 
 NAMES = command().RECIPES
 
