@@ -1,4 +1,4 @@
-"""Recipes: a model trained here, on real data, certified, streamed and measured. See README.md."""
+"""Recipes: a model trained here, certified, streamed and measured. See README.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python export/recipes",
-        description="Train a model on real data, certify it, stream it, and measure what comes of it.",
+        description="Train a model, certify it, stream it, and measure what comes of it.",
         epilog="recipes:\n" + "\n".join(f"  {name:<16}{about(name)}" for name in RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

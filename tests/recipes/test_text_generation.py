@@ -187,6 +187,10 @@ def test_nothing_of_the_test_part_was_learnt_from() -> None:
     asked = [part.strip() for part in re.split(rb"\n\s*\n", text.test)]
     assert len(asked) > 100
     assert not learnt.intersection(asked[1:])
+    # Nor in pieces that are no paragraphs: frames of tables aside, hardly any has 50 characters.
+    windows = {text.train[at : at + 50] for at in range(len(text.train))}
+    shared = [piece for at in range(len(text.test)) if (piece := text.test[at : at + 50]) in windows]
+    assert sum(re.search(rb"[a-z]{2}", piece) is not None for piece in shared) < len(text.test) / 200
     whole = text.train + text.validation + text.test
     assert whole.isascii()
     assert text.kept == len(whole) < text.written
