@@ -57,12 +57,33 @@ def test_a_tag_is_seen_once_and_asked_for_at_the_end() -> None:
     assert np.bincount(tags.numpy(), minlength=TAGS).min() > 400  # else chance were not 1 in 8
 
 
+# --- how they begin
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_begins_with_a_long_memory(cell: str) -> None:
+    layer = new(cell).layer
+    if cell == "RNN":
+        matrix = layer.get_parameter("weight_hh_l0")
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(HIDDEN), atol=1e-5, rtol=0)
+        return
+    gates = (layer.get_parameter("bias_ih_l0") + layer.get_parameter("bias_hh_l0")).sigmoid().detach()
+    first, keep = gates[:HIDDEN], gates[HIDDEN : 2 * HIDDEN]  # by torch's order: i, f or r, z
+    ticks = 1 / (1 - keep)  # 1/t is forgotten at each
+    assert 2 <= ticks.min() < 20
+    assert 180 < ticks.max() <= 200
+    assert ticks.mean().item() == pytest.approx(101, abs=4 * 57 / 8)  # uniform: as far as 64 of them tell
+    if cell != "GRU":
+        torch.testing.assert_close(first, 1 - keep)
+
+
 # --- training
 
 
 def test_with_a_window_no_gradient_reaches_the_tag_and_yet_the_state_does() -> None:
-    symbols, tags = sequences(16, WINDOW, random())  # the tag is one tick before the window, and one more
-    for window, reached in ((WINDOW, False), (None, True)):
+    # With the tag and the cue, 49 distractors are one tick more than the window.
+    for distance, window, reached in ((49, WINDOW, False), (48, WINDOW, True), (49, None, True)):
+        symbols, tags = sequences(16, distance, random())
         network = new("LSTM")
         torch.manual_seed(5)
         with torch.no_grad():

@@ -160,6 +160,20 @@ def test_the_recorded_segments_are_the_vendors() -> None:
     assert all(row[3] == row[4] == row[5] for row in live)
 
 
+def test_recordings_that_were_unpacked_by_half_are_not_taken_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in speech._FOLDERS.values():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "one.wav").write_bytes(b"")
+    monkeypatch.setattr(speech, "_ROOT", tmp_path)
+    monkeypatch.setattr(speech, "_PLACES", (tmp_path,))
+    with pytest.raises(RunnelError, match="there is no recorded speech here"):
+        speech.sets(lambda _: None)
+    (tmp_path / "complete").touch()
+    assert [len(files) for files in speech.sets(pytest.fail).values()] == [1, 1]
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("here")
 def test_whole(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch.nn.functional import log_softmax
 
 import runnel_export
 from runnel import probe
-from runnel.errors import ModelError
+from runnel.errors import ModelError, UsageError
 from tests.recipes.pages import recorded, rows_of
 
 BITS = "Bits per character of the test part"
@@ -123,6 +124,13 @@ def test_the_picture_is_of_the_passage(out: Path, made: object) -> None:
 def test_a_model_without_a_probe_shows_no_gates(out: Path, made: object) -> None:
     with pytest.raises(ModelError, match="export the model with probe='gates'"):
         gates.watch(out / generation.MODEL, b"abc", lambda _: None)
+
+
+def test_what_is_missing_is_said_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"need the package matplotlib .*pip install 'runnel\[recipes\]'"):
+        recipe.run(tmp_path, True, print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_character_is_of_one_kind() -> None:

@@ -11,6 +11,7 @@ from measured import Passage, Say, Table
 
 from runnel import probe
 from runnel.errors import RunnelError
+from runnel.files import library
 from runnel_export import Certificate, export
 
 from . import baselines, corpus, gates, generation, training
@@ -31,6 +32,7 @@ SAME = 1e-3  # bits per character, between torch and the engine
 
 def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
     """All of it; `quick`: a small model, hardly trained, and the beginning of each part of the text."""
+    library("matplotlib", "text_generation: its picture", "recipes")
     text, count = corpus.load(), WRITTEN
     if quick:
         train, test = text.train[:QUICK_TRAIN], text.test[:QUICK_TEST]
