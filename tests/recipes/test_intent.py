@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ from runnel.errors import RunnelError
 from tests.recipes.pages import percent, recorded, rows_of
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def rated() -> list[texts.Text]:
+    """Without a network pip is waited for once, not by each test."""
     try:
         return texts.read(texts.fetch())
     except RunnelError as error:
@@ -47,8 +47,7 @@ def by_torch(weights: dict[str, torch.Tensor], ids: Sequence[int]) -> np.ndarray
         return layers["out"](heard)[0].softmax(-1)[:, 1].numpy()
 
 
-def test_quick(tmp_path: Path) -> None:
-    everything = rated()
+def test_quick(tmp_path: Path, rated: list[texts.Text]) -> None:
     told: list[str] = []
     tables = recipe.run(tmp_path, True, told.append)
     runnel_export.verify(tmp_path / "intent.onnx")
@@ -73,7 +72,7 @@ def test_quick(tmp_path: Path) -> None:
     assert np.ptp(found) > 1e-3  # the words make a difference
 
     # Held-out texts, counted here again from their ratings and torch's answers.
-    held = recipe._scattered(texts.split(everything))[2][: recipe._QUICK[2]]
+    held = recipe._scattered(texts.split(rated))[2][: recipe._QUICK[2]]
     ids = [[place.get(word, len(place)) for word in text.words] for text in held]
     answers = [by_torch(weights, words) for words in ids]
     for row in rows_of(tables, "Right answers on 200"):
@@ -89,23 +88,22 @@ def test_quick(tmp_path: Path) -> None:
     assert [percent(row[0]) for row in rows_of(tables, "Right answers on 200")] == [10, 25, 50, 75, 100]
 
 
-def test_no_text_and_no_review_is_in_two_parts() -> None:
-    everything = rated()
-    assert len(everything) > 19_000
-    assert {text.kind for text in everything} == set(texts.KINDS)
-    parts = texts.split(everything)
+def test_no_text_and_no_review_is_in_two_parts(rated: list[texts.Text]) -> None:
+    assert len(rated) > 19_000
+    assert {text.kind for text in rated} == set(texts.KINDS)
+    parts = texts.split(rated)
     every = (parts.train, parts.validation, parts.held_out)
-    assert sum(map(len, every)) == len(everything)
+    assert sum(map(len, every)) == len(rated)
     for of in (lambda t: t.group, lambda t: t.words):
         seen = [{of(text) for text in part} for part in every]
         assert len(set.union(*seen)) == sum(map(len, seen))
-    assert 0.12 < len(parts.held_out) / len(everything) < 0.18
-    assert texts.split(everything, 1).held_out != parts.held_out
+    assert 0.12 < len(parts.held_out) / len(rated) < 0.18
+    assert texts.split(rated, 1).held_out != parts.held_out
 
 
-def test_ratings_become_labels(tmp_path: Path) -> None:
+def test_ratings_become_labels(tmp_path: Path, rated: list[texts.Text]) -> None:
     """The archive unpacked by tar and read by csv: the same texts, each with the sign of its rating."""
-    found = {text.words: text.label for text in rated()}
+    found = {text.words: text.label for text in rated}
     subprocess.run(["tar", "xzf", texts.fetch(), "-C", tmp_path], check=True)
     [inner] = tmp_path.rglob("*.tar.gz")
     subprocess.run(["tar", "xzf", inner, "-C", tmp_path], check=True)
@@ -135,9 +133,9 @@ def test_spelling(text: str, words: str) -> None:
     assert texts.spelled(text) == tuple(words.split())
 
 
-def test_spelt_words_come_through_as_they_are(tmp_path: Path) -> None:
+def test_spelt_words_come_through_as_they_are(rated: list[texts.Text]) -> None:
     """A word never has a blank in it, so that what is sent is cut into the same words again."""
-    for text in rated()[:500]:
+    for text in rated[:500]:
         assert tuple(bytes(streaming.chunk(text.words)["text"]).decode().split()) == text.words
 
 
@@ -210,8 +208,8 @@ def test_the_recorded_stream_is_what_was_trained() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("rated")
 def test_whole(tmp_path: Path) -> None:
-    rated()
     rows = rows_of(recipe.run(tmp_path, False, print), "Right answers on 2,8")
     model = [percent(row[2]) for row in rows]
     assert model[-1] > 75
