@@ -28,7 +28,7 @@ PLAIN = "change since last week, no model"
 
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
     for name in ("statsmodels", "matplotlib", "psutil"):
-        library(name, "forecast: its series, its picture and its sensors", "recipes")
+        library(name, "its series, its picture and its sensors", "recipes")
     from . import picture  # not before it is said what is missing
 
     say("[1/5] Weekly CO2 at Mauna Loa, through the stages before the model")

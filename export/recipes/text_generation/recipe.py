@@ -32,7 +32,7 @@ SAME = 1e-3  # bits per character, between torch and the engine
 
 def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
     """All of it; `quick`: a small model, hardly trained, and the beginning of each part of the text."""
-    library("matplotlib", "text_generation: its picture", "recipes")
+    library("matplotlib", "pictures of gates", "recipes")
     text, count = corpus.load(), WRITTEN
     if quick:
         train, test = text.train[:QUICK_TRAIN], text.test[:QUICK_TEST]
