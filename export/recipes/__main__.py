@@ -1,11 +1,13 @@
-"""Recipes: a model trained here, on real data, certified, streamed and measured. See README.md."""
+"""Recipes: a model trained here, certified, streamed and measured. See README.md."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import measured
@@ -19,7 +21,7 @@ HERE = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python export/recipes",
-        description="Train a model on real data, certify it, stream it, and measure what comes of it.",
+        description="Train a model, certify it, stream it, and measure what comes of it.",
         epilog="recipes:\n" + "\n".join(f"  {name:<16}{about(name)}" for name in RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,10 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tables = recipe(args.name).run(out, args.quick, say)
-    except (RunnelError, OSError) as error:
-        print(f"{args.name}: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        return failed(args.name, f"its files cannot go to {out} ({error.strerror}): give a folder by --out")
+    try:
+        tables = measure(args.name, out, args.quick)
+    except ModuleNotFoundError as error:
+        return failed(args.name, f"the package {error.name} is not here: pip install 'runnel[recipes]'")
+    except (RunnelError, OSError, subprocess.SubprocessError) as error:
+        return failed(args.name, str(error))
     except KeyboardInterrupt:
         return 130
     took = time.monotonic() - began
@@ -52,6 +58,26 @@ def main(arguments: list[str] | None = None) -> int:
     if args.record:
         measured.record(HERE / args.name / "README.md", tables, took)
     return 0
+
+
+def measure(name: str, out: Path, quick: bool) -> Sequence[measured.Table | measured.Passage]:
+    """Run it, with one thread of torch's: the sums of two are not those of one, bit for bit.
+
+    Networks so small gain little by a second one, and on a busy machine the two wait on each other.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return recipe(name).run(out, quick, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def failed(name: str, why: str) -> int:
+    print(f"{name}: {why}", file=sys.stderr)
+    return 1
 
 
 def recipe(name: str) -> measured.Recipe:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
-
-import torch
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
@@ -69,7 +69,8 @@ class Recipe(Protocol):
 def record(readme: Path, tables: Sequence[Table | Passage], seconds: float) -> None:
     """Put the tables between the marks of the page, with what they were measured on and how long it took."""
     machine = (
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+        f"{os.cpu_count()} processors, of which torch uses one; "
+        f"torch {version('torch')}, Python {platform.python_version()}"
     )
     body = "\n\n".join(table.markdown() for table in tables)
     text = readme.read_text("utf-8")

@@ -20,8 +20,8 @@ from statsmodels.datasets import co2
 import runnel_export
 from runnel import Engine
 from runnel.errors import RunnelError, UsageError
+from tests.recipes.pages import recorded
 
-README = Path(recipe.__file__).with_name("README.md")
 WEEKLY: np.ndarray = co2.load().data["co2"].to_numpy(np.float64)
 DATES: np.ndarray = co2.load().data.index.to_numpy()
 FIRST = int((np.datetime64("1992-01-01") > DATES).sum())  # of the test part
@@ -111,7 +111,7 @@ def test_what_it_is_compared_with(made: tuple[Path, list[Table]], name: str) -> 
     ]
     for k, row in enumerate(figures(errors)):
         assert row_of(made[1][k], name) == row
-        assert row_of(recorded()[k], name) == row
+        assert row_of(recorded("forecast")[k], name) == row
 
 
 def test_an_untrained_network_is_the_mean_change() -> None:
@@ -219,7 +219,7 @@ def test_a_burst_on_a_machine_at_rest_is_seen_live(tmp_path: Path, monkeypatch: 
         return [subprocess.Popen(["sh", "-c", script, tmp_path / "busy", str(seconds)])]
 
     monkeypatch.setattr(live, "load", load)
-    plan = live.Plan(rate=10, warm_up=8, quiet=3, burst=0.6, seconds=2.5)
+    plan = live.Plan(rate=10, warm_up=6, quiet=2, burst=0.6, seconds=1.8)
     path = pipelines.write(tmp_path, "host", pipelines.host(plan.rate, plan.warm_up))
     seen = live.watch(path, plan)
     assert seen.delay is not None
@@ -227,6 +227,27 @@ def test_a_burst_on_a_machine_at_rest_is_seen_live(tmp_path: Path, monkeypatch: 
     assert seen.elsewhere <= 2  # ticks that were late
     assert seen.load[seen.during, 0].max() > 80 > 20 > seen.load[~seen.during, 0].min()
     assert set(seen.load[:, 1]) == {20.0}
+
+
+def test_a_live_run_that_is_stopped_leaves_no_load_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: list[subprocess.Popen[bytes]] = []
+
+    def load(seconds: float) -> list[subprocess.Popen[bytes]]:
+        busy.append(subprocess.Popen(["sleep", "60"]))
+        return busy
+
+    def loads(line: str) -> dict[str, object]:
+        if busy:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(live, "load", load)
+    monkeypatch.setattr("json.loads", loads)
+    with pytest.raises(KeyboardInterrupt):
+        live.watch(pipelines.write(tmp_path, "host", pipelines.host(50, 2)), live.Plan(50, 2, 1, 60, 60))
+    assert [process.returncode for process in busy] == [-9]
 
 
 def test_a_live_run_that_fails_says_why(tmp_path: Path) -> None:
@@ -241,9 +262,9 @@ def test_it_watched_this_machine_and_drew_it(made: tuple[Path, list[Table]]) -> 
     out, tables = made
     title, (row,) = tables[-1].title, tables[-1].rows
     assert title == "This machine, live"
-    assert row[0] == "0.7 s"
+    assert row[0] == "0.5 s"
     assert row[3] == "not seen" or re.fullmatch(r"seen after \d\.\d s", row[3])
-    assert 0 < int(row[4].split()[2]) < 30
+    assert 0 < int(row[4].split()[2]) < 16
     pixels = image.imread(out / "forecast.png")[..., :3]
     assert 0.02 < float((pixels.min(axis=2) < 0.9).mean()) < 0.9
 
@@ -256,7 +277,7 @@ def test_what_is_missing_is_said_before_it_begins(tmp_path: Path, monkeypatch: p
 
 
 def test_the_recorded_network_beats_all_that_need_no_model() -> None:
-    assert beaten(recorded())
+    assert beaten(recorded("forecast"))
 
 
 @pytest.mark.soak
@@ -283,15 +304,3 @@ def row_of(table: Table, name: str) -> list[str]:
     (row,) = [list(row[1:]) for row in table.rows if row[0] == name]
     assert len(row) == len(HORIZONS)
     return row
-
-
-def recorded() -> list[Table]:
-    """The tables of the README."""
-    text = README.read_text("utf-8").partition("<!-- measured -->")[2].partition("<!-- end -->")[0]
-    tables = []
-    for part in re.split(r"^\*\*", text, flags=re.M)[1:]:
-        title, _, rest = part.partition("**")
-        header, _, *rows = [line.strip("| ").split(" | ") for line in rest.splitlines() if line[:1] == "|"]
-        tables.append(Table(title, header, rows))
-    assert len(tables) == 4
-    return tables

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,30 +12,22 @@ import pytest
 import torch
 from intent import baseline, recipe, streaming, texts
 from intent.training import Numbered, batches, loss_of
-from measured import BEGIN, END, Table
 from scipy.optimize import minimize
 from torch import nn
 
 import runnel_export
 from runnel import Engine
 from runnel.errors import RunnelError
+from tests.recipes.pages import percent, recorded, rows_of
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def rated() -> list[texts.Text]:
+    """Without a network pip is waited for once, not by each test."""
     try:
         return texts.read(texts.fetch())
     except RunnelError as error:
         pytest.skip(str(error))
-
-
-def rows_of(tables: Sequence[Table], title: str) -> list[list[str]]:
-    [table] = [t for t in tables if t.title.startswith(title)]
-    return [list(row) for row in table.rows]
-
-
-def percent(cell: str) -> float:
-    return float(cell.removesuffix("%"))
 
 
 def by_torch(weights: dict[str, torch.Tensor], ids: Sequence[int]) -> np.ndarray:
@@ -57,8 +47,7 @@ def by_torch(weights: dict[str, torch.Tensor], ids: Sequence[int]) -> np.ndarray
         return layers["out"](heard)[0].softmax(-1)[:, 1].numpy()
 
 
-def test_quick(tmp_path: Path) -> None:
-    everything = rated()
+def test_quick(tmp_path: Path, rated: list[texts.Text]) -> None:
     told: list[str] = []
     tables = recipe.run(tmp_path, True, told.append)
     runnel_export.verify(tmp_path / "intent.onnx")
@@ -83,7 +72,7 @@ def test_quick(tmp_path: Path) -> None:
     assert np.ptp(found) > 1e-3  # the words make a difference
 
     # Held-out texts, counted here again from their ratings and torch's answers.
-    held = recipe._scattered(texts.split(everything))[2][: recipe._QUICK[2]]
+    held = recipe._scattered(texts.split(rated))[2][: recipe._QUICK[2]]
     ids = [[place.get(word, len(place)) for word in text.words] for text in held]
     answers = [by_torch(weights, words) for words in ids]
     for row in rows_of(tables, "Right answers on 200"):
@@ -99,23 +88,22 @@ def test_quick(tmp_path: Path) -> None:
     assert [percent(row[0]) for row in rows_of(tables, "Right answers on 200")] == [10, 25, 50, 75, 100]
 
 
-def test_no_text_and_no_review_is_in_two_parts() -> None:
-    everything = rated()
-    assert len(everything) > 19_000
-    assert {text.kind for text in everything} == set(texts.KINDS)
-    parts = texts.split(everything)
+def test_no_text_and_no_review_is_in_two_parts(rated: list[texts.Text]) -> None:
+    assert len(rated) > 19_000
+    assert {text.kind for text in rated} == set(texts.KINDS)
+    parts = texts.split(rated)
     every = (parts.train, parts.validation, parts.held_out)
-    assert sum(map(len, every)) == len(everything)
+    assert sum(map(len, every)) == len(rated)
     for of in (lambda t: t.group, lambda t: t.words):
         seen = [{of(text) for text in part} for part in every]
         assert len(set.union(*seen)) == sum(map(len, seen))
-    assert 0.12 < len(parts.held_out) / len(everything) < 0.18
-    assert texts.split(everything, 1).held_out != parts.held_out
+    assert 0.12 < len(parts.held_out) / len(rated) < 0.18
+    assert texts.split(rated, 1).held_out != parts.held_out
 
 
-def test_ratings_become_labels(tmp_path: Path) -> None:
+def test_ratings_become_labels(tmp_path: Path, rated: list[texts.Text]) -> None:
     """The archive unpacked by tar and read by csv: the same texts, each with the sign of its rating."""
-    found = {text.words: text.label for text in rated()}
+    found = {text.words: text.label for text in rated}
     subprocess.run(["tar", "xzf", texts.fetch(), "-C", tmp_path], check=True)
     [inner] = tmp_path.rglob("*.tar.gz")
     subprocess.run(["tar", "xzf", inner, "-C", tmp_path], check=True)
@@ -145,9 +133,9 @@ def test_spelling(text: str, words: str) -> None:
     assert texts.spelled(text) == tuple(words.split())
 
 
-def test_spelt_words_come_through_as_they_are(tmp_path: Path) -> None:
+def test_spelt_words_come_through_as_they_are(rated: list[texts.Text]) -> None:
     """A word never has a blank in it, so that what is sent is cut into the same words again."""
-    for text in rated()[:500]:
+    for text in rated[:500]:
         assert tuple(bytes(streaming.chunk(text.words)["text"]).decode().split()) == text.words
 
 
@@ -202,15 +190,8 @@ def test_the_loss_does_not_see_what_fills_up() -> None:
     assert float(loss_of(scores, lengths, labels)) == pytest.approx(float(wanted))
 
 
-def recorded(title: str) -> list[list[str]]:
-    page = Path(recipe.__file__).with_name("README.md").read_text("utf-8")
-    measured = page[page.index(BEGIN) : page.index(END)]
-    table = measured[measured.index(f"**{title}") :].split("\n\n")[1]
-    return [re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:]]
-
-
 def test_the_recorded_answers_sharpen_and_end_where_a_bag_of_words_does() -> None:
-    rows = recorded("Right answers on 2,8")
+    rows = rows_of(recorded("intent"), "Right answers on 2,8")
     model = [percent(row[2]) for row in rows]
     assert [row[0] for row in rows] == ["10%", "25%", "50%", "75%", "100%"]
     assert model == sorted(model)
@@ -220,15 +201,15 @@ def test_the_recorded_answers_sharpen_and_end_where_a_bag_of_words_does() -> Non
 
 
 def test_the_recorded_stream_is_what_was_trained() -> None:
-    assert all(float(row[2]) < 1e-4 for row in recorded("Is the stream"))
-    last = [float(row[2]) for row in recorded("One sentence")]
+    assert all(float(row[2]) < 1e-4 for row in rows_of(recorded("intent"), "Is the stream"))
+    last = [float(row[2]) for row in rows_of(recorded("intent"), "One sentence")]
     assert max(last) > 0.7
     assert last[-1] < 0.4  # it turns
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("rated")
 def test_whole(tmp_path: Path) -> None:
-    rated()
     rows = rows_of(recipe.run(tmp_path, False, print), "Right answers on 2,8")
     model = [percent(row[2]) for row in rows]
     assert model[-1] > 75

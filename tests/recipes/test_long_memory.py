@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,25 +16,14 @@ from long_memory.gradients import at_tag
 from long_memory.networks import CELLS, HIDDEN, Recall
 from long_memory.task import CUE, DISTANCES, TAGS, mixed, sequences
 from long_memory.training import CLIP, WINDOW, Steps
+from measured import Table
 from torch import nn
 
 import runnel_export
 from runnel.errors import RunnelError
+from tests.recipes.pages import command, recorded
 
-RECIPES = Path(__file__).parents[2] / "export" / "recipes"
-README = RECIPES / "long_memory" / "README.md"
-Rows = list[list[str]]
-
-
-def command() -> Callable[[list[str]], int]:
-    """`python export/recipes`: its module is called __main__, as pytest's own is."""
-    spec = importlib.util.spec_from_file_location("recipes_main", RECIPES / "__main__.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
+TRIED = ("RNN", "peephole")
 
 
 def random(seed: int = 0) -> torch.Generator:
@@ -47,21 +35,11 @@ def new(cell: str) -> Recall:
     return Recall(cell)
 
 
-def recorded() -> list[Rows]:
-    """The tables of the page: a list of rows each, the header first."""
-    page = README.read_text("utf-8")
-    measured = page[page.index("<!-- measured -->") : page.index("<!-- end -->")]
-    return [
-        [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
-        for table in re.findall(r"((?:^\|.*\n)+)", measured, re.M)
-    ]
+def by_name(table: Table) -> dict[str, Sequence[str]]:
+    return {row[0]: row[1:] for row in table.rows}
 
 
-def by_name(rows: Rows) -> dict[str, list[str]]:
-    return {row[0]: row[1:] for row in rows}
-
-
-def percent(text: str, at: int) -> float:
+def end(text: str, at: int) -> float:
     """Of "98.0%", or at one end of "13.0% to 98.0%"."""
     return float(text.split(" to ")[at].rstrip("%"))
 
@@ -79,12 +57,33 @@ def test_a_tag_is_seen_once_and_asked_for_at_the_end() -> None:
     assert np.bincount(tags.numpy(), minlength=TAGS).min() > 400  # else chance were not 1 in 8
 
 
+# --- how they begin
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_begins_with_a_long_memory(cell: str) -> None:
+    layer = new(cell).layer
+    if cell == "RNN":
+        matrix = layer.get_parameter("weight_hh_l0")
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(HIDDEN), atol=1e-5, rtol=0)
+        return
+    gates = (layer.get_parameter("bias_ih_l0") + layer.get_parameter("bias_hh_l0")).sigmoid().detach()
+    first, keep = gates[:HIDDEN], gates[HIDDEN : 2 * HIDDEN]  # by torch's order: i, f or r, z
+    ticks = 1 / (1 - keep)  # 1/t is forgotten at each
+    assert 2 <= ticks.min() < 20
+    assert 180 < ticks.max() <= 200
+    assert ticks.mean().item() == pytest.approx(101, abs=4 * 57 / 8)  # uniform: as far as 64 of them tell
+    if cell != "GRU":
+        torch.testing.assert_close(first, 1 - keep)
+
+
 # --- training
 
 
 def test_with_a_window_no_gradient_reaches_the_tag_and_yet_the_state_does() -> None:
-    symbols, tags = sequences(16, WINDOW, random())  # the tag is one tick before the window, and one more
-    for window, reached in ((WINDOW, False), (None, True)):
+    # With the tag and the cue, 49 distractors are one tick more than the window.
+    for distance, window, reached in ((49, WINDOW, False), (48, WINDOW, True), (49, None, True)):
+        symbols, tags = sequences(16, distance, random())
         network = new("LSTM")
         torch.manual_seed(5)
         with torch.no_grad():
@@ -183,15 +182,17 @@ def test_without_gates_the_gradient_is_the_product_of_the_ticks() -> None:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """With two of the cells, whose states are the simplest and the largest; with all of them: soak."""
     out = tmp_path_factory.mktemp("memory")
-    with redirect_stdout(StringIO()) as said:
-        assert command()(["long_memory", "--quick", "--out", str(out)]) == 0
+    with redirect_stdout(StringIO()) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("long_memory.recipe.CELLS", TRIED)
+        assert command().main(["long_memory", "--quick", "--out", str(out)]) == 0
     return out, said.getvalue()
 
 
 def test_quick_learns_certifies_streams_and_draws(quick: tuple[Path, str]) -> None:
     out, said = quick
-    for cell in CELLS:
+    for cell in TRIED:
         assert re.search(rf"^  {cell}  .*\b3 of 3\b", said, re.M), cell  # streamed as torch has it
         for row in (cell, f"{cell}: updates", f"{cell}, before training", f"{cell}, trained"):
             assert re.search(rf"^  {row}  ", said, re.M), row
@@ -206,29 +207,29 @@ def test_a_state_that_was_not_carried_over_is_found(
     quick: tuple[Path, str], fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _ = quick
-    network = Recall("LSTM")
-    network.load_state_dict(torch.load(out / "lstm.pt", weights_only=True))
+    network = Recall("peephole")
+    network.load_state_dict(torch.load(out / "peephole.pt", weights_only=True))
     feed = streaming._feed_and_die
 
-    def wrongly(address: str, folder: Path, firsts: dict[str, np.ndarray]) -> None:
+    def wrongly(address: str, firsts: dict[str, np.ndarray]) -> None:
         for name, row in firsts.items():
             firsts[name] = np.append((row[:1] + 1) % TAGS, row[1:]) if fault == "another tag" else row[1:]
-        feed(address, folder, firsts)
+        feed(address, firsts)
 
     monkeypatch.setattr(streaming, "_feed_and_die", wrongly)
     expected = "state was not carried over" if fault == "another tag" else r"stands at tick \d+, and was fed"
     with pytest.raises(RunnelError, match=expected):
-        streaming.streamed(network, out / "lstm.onnx", mixed(1, (5, 10), random()), 0)
+        streaming.streamed(network, out / "peephole.onnx", mixed(1, (5, 10), random()), 0)
 
 
 # --- what was recorded
 
 
 def test_what_is_recorded_is_what_the_page_says() -> None:
-    apart, grown, norms, shares, streamed = recorded()
-    assert apart[0][1:] == norms[0][1:] == shares[0][1:] == [str(d) for d in DISTANCES]
+    apart, grown, norms, shares, streamed = recorded("long_memory")
+    assert apart.header[1:] == norms.header[1:] == shares.header[1:] == [str(d) for d in DISTANCES]
     lowest, highest = (
-        {cell: [percent(shares, at) for shares in by_name(apart)[cell]] for cell in CELLS} for at in (0, -1)
+        {cell: [end(shares, at) for shares in by_name(apart)[cell]] for cell in CELLS} for at in (0, -1)
     )
     assert lowest["RNN"][0] > 95
     assert highest["RNN"][-1] < 30  # and guessing is 12.5
@@ -236,12 +237,12 @@ def test_what_is_recorded_is_what_the_page_says() -> None:
         assert min(lowest[cell][:-1]) > 95, cell
         assert highest[cell][-1] > 95, cell
         assert lowest[cell][-1] > 2 * highest["RNN"][-1], cell  # not every seed is through with the longest
-    for row in grown[2:]:
-        assert min(percent(share, 0) for share in row[1 : len(DISTANCES) + 1]) > 95, row
-    left = {name: [float(s) for s in row] for name, row in by_name(shares[2:]).items()}
+    for row in grown.rows:
+        assert min(end(share, 0) for share in row[1 : len(DISTANCES) + 1]) > 95, row
+    left = {name: [float(s) for s in row] for name, row in by_name(shares).items()}
     for cell in CELLS[1:]:
         assert left[f"{cell}, before training"][-1] > 1000 * left["RNN, before training"][-1]
-    for _, _, count, _, interruptions, same, _, _ in streamed[2:]:
+    for _, _, count, _, interruptions, same, _, _ in streamed.rows:
         assert int(interruptions) == 2 * int(count)
         assert same == f"{count} of {count}"
 
@@ -249,6 +250,6 @@ def test_what_is_recorded_is_what_the_page_says() -> None:
 @pytest.mark.soak
 def test_all_of_it(tmp_path: Path) -> None:
     with redirect_stdout(StringIO()) as said:
-        assert command()(["long_memory", "--out", str(tmp_path)]) == 0
+        assert command().main(["long_memory", "--out", str(tmp_path)]) == 0
     for cell in CELLS:
         assert re.search(rf"^  {cell}  .*\b48 of 48\b", said.getvalue(), re.M), cell

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import measured
 import pytest
+import torch
 
 from runnel.errors import UsageError
-
-RECIPES = Path(__file__).parents[2] / "export" / "recipes"
-
-
-def command() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipes_command", RECIPES / "__main__.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.recipes.pages import RECIPES, command
 
 NAMES = command().RECIPES
 
@@ -50,9 +39,13 @@ def test_a_page_has_the_tables_that_were_measured(name: str) -> None:
 
 
 def test_the_command_lists_its_recipes_without_loading_any() -> None:
-    made = subprocess.run([sys.executable, RECIPES, "--help"], capture_output=True, text=True, check=True)
+    told = [sys.executable, "-X", "importtime", RECIPES, "--help"]
+    made = subprocess.run(told, capture_output=True, text=True, check=True)
     for name in NAMES:
         assert f"  {name} " in made.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in made.stderr.splitlines()}
+    assert "measured" in loaded
+    assert not loaded & {"torch", "numpy.linalg", "onnxruntime", *NAMES}
 
 
 @pytest.mark.parametrize(
@@ -66,19 +59,66 @@ def test_what_cannot_be_is_said(arguments: list[str], why: str, capsys: pytest.C
     assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (UsageError("no series here"), "no series here"),
+        (PermissionError(13, "Permission denied", "a.onnx"), "[Errno 13] Permission denied: 'a.onnx'"),
+        (subprocess.TimeoutExpired("runnel run", 60), "Command 'runnel run' timed out after 60 seconds"),
+        (
+            ModuleNotFoundError("x", name="scipy"),
+            "the package scipy is not here: pip install 'runnel[recipes]'",
+        ),
+    ],
+)
 def test_a_recipe_that_fails_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = command()
 
     class Failing:
         @staticmethod
         def run(out: Path, quick: bool, say: measured.Say) -> list[measured.Table]:
-            raise UsageError("no series here: pip install 'runnel[recipes]'")
+            raise error
 
     monkeypatch.setattr(module, "recipe", lambda name: Failing)
     assert module.main(["forecast", "--out", str(tmp_path / "made")]) == 1
-    assert capsys.readouterr().err == "forecast: no series here: pip install 'runnel[recipes]'\n"
+    assert capsys.readouterr().err == f"forecast: {why}\n"
+
+
+def test_a_file_in_the_folders_place_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for out in (taken, taken / "below"):
+        assert command().main(["forecast", "--quick", "--out", str(out)]) == 1
+        assert f"its files cannot go to {out}" in capsys.readouterr().err
+    assert taken.read_text() == "mine"
+
+
+def test_every_recipe_has_one_thread_and_gives_the_others_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its figures are the same at every run, and those that the page tells."""
+    module, seen = command(), []
+
+    class Counting:
+        @staticmethod
+        def run(out: Path, quick: bool, say: measured.Say) -> list[measured.Table]:
+            seen.append(torch.get_num_threads())
+            return []
+
+    monkeypatch.setattr(module, "recipe", lambda name: Counting)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert module.main(["forecast", "--out", str(tmp_path)]) == 0
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 TABLE = measured.Table("Of two", ["cell", "5"], [["LSTM", "100 %"], ["a longer name", "9 %"]])
@@ -101,7 +141,7 @@ def test_recording_replaces_what_was_recorded_and_nothing_else(tmp_path: Path) -
     assert text.startswith(
         f"# A\n\nbefore\n{measured.BEGIN}\n**Of two**\n\n| cell | 5 |\n| --- | --- |\n| LSTM | 100 % |"
     )
-    assert "(1.5 minutes in all; " in text
+    assert f"(1.5 minutes in all; {os.cpu_count()} processors, of which torch uses one; torch " in text
     assert text.endswith(f"{measured.END}\nafter \\1\n")
     assert "old" not in text
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from measured import BEGIN, END, Table
 from speech_activity import comparing, recipe, streaming
 from speech_activity import recordings as speech
 from speech_activity.comparing import Compared, compare, total
@@ -21,6 +18,7 @@ import runnel_export
 from runnel import Engine
 from runnel.errors import RunnelError
 from tests import recordings
+from tests.recipes.pages import recorded, rows_of
 
 SEGMENTS, LIVE, PROOFS = "Segments of speech", "Live microphones", "Certificates"
 
@@ -29,11 +27,6 @@ SEGMENTS, LIVE, PROOFS = "Segments of speech", "Live microphones", "Certificates
 def here() -> None:
     if not (recordings.alsa() and recordings.asterisk()):
         pytest.skip(recordings.REASON)
-
-
-def rows_of(tables: Sequence[Table], title: str) -> list[list[str]]:
-    [table] = [t for t in tables if t.title.startswith(title)]
-    return [list(row) for row in table.rows]
 
 
 def vendors_own(path: Path, window: int = 512) -> list[tuple[int, int]]:
@@ -151,15 +144,8 @@ def test_without_recordings_it_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     assert told[0].startswith("fetching")
 
 
-def recorded(title: str) -> list[list[str]]:
-    page = Path(recipe.__file__).with_name("README.md").read_text("utf-8")
-    measured = page[page.index(BEGIN) : page.index(END)]
-    table = measured[measured.index(f"**{title}") :].split("\n\n")[1]
-    return [re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:]]
-
-
 def test_the_recorded_segments_are_the_vendors() -> None:
-    rows = recorded(SEGMENTS)
+    rows = rows_of(recorded("speech_activity"), SEGMENTS)
     assert len(rows) == 8
     sounds = {row[0]: int(row[2]) for row in rows}
     assert sounds["telephone prompts"] > 500
@@ -169,9 +155,23 @@ def test_the_recorded_segments_are_the_vendors() -> None:
         assert segments[0] >= (300 if "telephone" in row[0] else 8)
         assert float(row[8]) == 0
         assert float(row[9]) < 1e-4
-    live = recorded(LIVE)
+    live = rows_of(recorded("speech_activity"), LIVE)
     assert len(live) == 8
     assert all(row[3] == row[4] == row[5] for row in live)
+
+
+def test_recordings_that_were_unpacked_by_half_are_not_taken_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in speech._FOLDERS.values():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "one.wav").write_bytes(b"")
+    monkeypatch.setattr(speech, "_ROOT", tmp_path)
+    monkeypatch.setattr(speech, "_PLACES", (tmp_path,))
+    with pytest.raises(RunnelError, match="there is no recorded speech here"):
+        speech.sets(lambda _: None)
+    (tmp_path / "complete").touch()
+    assert [len(files) for files in speech.sets(pytest.fail).values()] == [1, 1]
 
 
 @pytest.mark.soak

@@ -5,30 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from measured import BEGIN, END, Passage, Table
+from measured import Passage, Table
 from text_generation import baselines, corpus, gates, generation, recipe, training
 from torch.nn.functional import log_softmax
 
 import runnel_export
 from runnel import probe
-from runnel.errors import ModelError
+from runnel.errors import ModelError, UsageError
+from tests.recipes.pages import recorded, rows_of
 
-README = Path(recipe.__file__).with_name("README.md")
 BITS = "Bits per character of the test part"
-
-
-def rows_of(tables: Sequence[Any], title: str) -> list[Sequence[str]]:
-    [table] = [t for t in tables if isinstance(t, Table) and t.title.startswith(title)]
-    return list(table.rows)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +126,13 @@ def test_a_model_without_a_probe_shows_no_gates(out: Path, made: object) -> None
         gates.watch(out / generation.MODEL, b"abc", lambda _: None)
 
 
+def test_what_is_missing_is_said_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"need the package matplotlib .*pip install 'runnel\[recipes\]'"):
+        recipe.run(tmp_path, True, print)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_character_is_of_one_kind() -> None:
     text = b'\nIf x_1 is  "None",\n   see 42.\n\n'
     by_kind = gates.kinds(text)
@@ -193,6 +195,10 @@ def test_nothing_of_the_test_part_was_learnt_from() -> None:
     asked = [part.strip() for part in re.split(rb"\n\s*\n", text.test)]
     assert len(asked) > 100
     assert not learnt.intersection(asked[1:])
+    # Nor in pieces that are no paragraphs: frames of tables aside, hardly any has 50 characters.
+    windows = {text.train[at : at + 50] for at in range(len(text.train))}
+    shared = [piece for at in range(len(text.test)) if (piece := text.test[at : at + 50]) in windows]
+    assert sum(re.search(rb"[a-z]{2}", piece) is not None for piece in shared) < len(text.test) / 200
     whole = text.train + text.validation + text.test
     assert whole.isascii()
     assert text.kept == len(whole) < text.written
@@ -243,18 +249,8 @@ def test_a_passage_is_fenced_by_more_than_it_has_itself() -> None:
     assert str(passage) == "Written\n  | as ````\n  | it is"
 
 
-def recorded() -> dict[str, dict[str, list[str]]]:
-    """The README's tables: by title, by first cell."""
-    page = README.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
-    tables: dict[str, dict[str, list[str]]] = {}
-    for title, body in re.findall(r"\*\*(.+?)\*\*\n\n((?:\|.*\n)+)", page):
-        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
-        tables[title] = {line[0]: line[1:] for line in lines[2:]}
-    return tables
-
-
 def test_the_recorded_model_is_better_than_counts() -> None:
-    bits = {name: float(cell) for name, [cell] in recorded()[BITS].items()}
+    bits = {name: float(cell) for name, cell in rows_of(recorded("text_generation"), BITS)}
     counted = [value for name, value in bits.items() if name.endswith("-grams")]
     assert bits["LSTM, streamed through the engine"] == pytest.approx(bits["LSTM, by torch"], abs=1e-3)
     assert len(counted) == recipe.LONGEST
@@ -262,8 +258,8 @@ def test_the_recorded_model_is_better_than_counts() -> None:
 
 
 def test_what_the_page_says_of_the_gates_is_what_was_measured() -> None:
-    tables = recorded()
-    rows = next(table for title, table in tables.items() if title.startswith("Mean activation"))
+    tables = recorded("text_generation")
+    rows = {row[0]: row[1:] for row in rows_of(tables, "Mean activation")}
     mean = {
         name: dict(zip("ifo", [float(cell.split()[0]) for cell in cells[1:]], strict=True))
         for name, cells in rows.items()
@@ -278,7 +274,7 @@ def test_what_the_page_says_of_the_gates_is_what_was_measured() -> None:
     assert second[word]["f"] < second[inside]["f"]
     assert max(first, key=lambda kind: first[kind]["o"]) == space
     assert second[space]["o"] <= sorted(gates["o"] for gates in second.values())[1]
-    told = next(table for title, table in tables.items() if title.startswith("The gate of a single unit"))
+    told = {row[0]: row[1:] for row in rows_of(tables, "The gate of a single unit")}
     for kind, layer in ((word, "lstm.1"), ("line end", "lstm.0")):
         gate, there, elsewhere = told[kind][:3]
         assert gate.startswith(f"{layer}, forget gate")

@@ -69,6 +69,7 @@ def watch(pipeline: Path, plan: Plan) -> Seen:
     command = [sys.executable, "-m", "runnel.cli.main", "run", str(pipeline)]
     command += ["-o", "jsonl:", "--quiet", "--for", f"{plan.seconds:g}s"]
     rows: list[dict[str, object]] = []
+    busy: list[subprocess.Popen[bytes]] = []
     begin = end = float("nan")
     with (
         subprocess.Popen(
@@ -79,19 +80,21 @@ def watch(pipeline: Path, plan: Plan) -> Seen:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            busy: list[subprocess.Popen[bytes]] = []
             for line in process.stdout:
                 rows.append(json.loads(line))
                 if len(rows) == plan.warm_up + plan.quiet:
                     begin = time.time()
                     end = begin + plan.burst
                     busy = load(plan.burst)
-            for other in busy:
-                other.wait()
             told = process.stderr.read()
         except BaseException:
             process.kill()
+            for other in busy:
+                other.kill()
             raise
+        finally:
+            for other in busy:
+                other.wait()
     if process.returncode or len(rows) <= plan.warm_up + plan.quiet:
         raise RunnelError(f"{pipeline}: the live run ended with status {process.returncode}: {told.strip()}")
     arrays = {name: np.array([row[name] for row in rows]) for name in ("time", "load", "anomaly")}
@@ -101,7 +104,8 @@ def watch(pipeline: Path, plan: Plan) -> Seen:
 def load(seconds: float) -> list[subprocess.Popen[bytes]]:
     """As many busy loops as there are processors; each ends by itself."""
     cores = min(os.cpu_count() or 1, MOST_CORES)
-    return [subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(seconds)]) for _ in range(cores)]
+    command = [sys.executable, "-S", "-c", _BUSY, str(seconds)]
+    return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(cores)]  # mute on Ctrl-C
 
 
 @contextmanager

@@ -28,7 +28,7 @@ PLAIN = "change since last week, no model"
 
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
     for name in ("statsmodels", "matplotlib", "psutil"):
-        library(name, "forecast: its series, its picture and its sensors", "recipes")
+        library(name, "its series, its picture and its sensors", "recipes")
     from . import picture  # not before it is said what is missing
 
     say("[1/5] Weekly CO2 at Mauna Loa, through the stages before the model")
@@ -58,7 +58,7 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
     watched = watch(out, data, scale, planted)
 
     say("[5/5] This machine's own sensors, live")
-    plan = live.Plan(10, 10, 3, 0.7, 3) if quick else live.Plan(5, 25, 10, 2.0, 13)
+    plan = live.Plan(10, 6, 2, 0.5, 1.6) if quick else live.Plan(5, 25, 10, 2.0, 13)
     seen = live.watch(pipelines.write(out, "host", pipelines.host(plan.rate, plan.warm_up)), plan)
     picture.draw(out / "forecast.png", data, made, watched, seen)
     say(f"  a picture: {out / 'forecast.png'}")

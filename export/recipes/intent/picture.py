@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from runnel.spec import Array
 
 _INK, _GOOD, _BAD = "#22313f", "#2a9d8f", "#c8553d"
@@ -12,8 +14,6 @@ _INK, _GOOD, _BAD = "#22313f", "#2a9d8f", "#c8553d"
 
 def draw(path: Path, sentences: Sequence[Sequence[str]], answers: Sequence[Array]) -> None:
     """Write a PNG: a row a sentence, its words below, P(positive) after each of them."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(13, 2.3 * len(sentences)), layout="constrained")
     figure.suptitle("P(positive) after each word", x=0.01, ha="left", color=_INK)
     every = figure.subplots(len(sentences), 1, squeeze=False)[:, 0]

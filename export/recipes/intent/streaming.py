@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,16 +84,14 @@ class Heard:
 
 def live(pipeline: Path, sentences: Sequence[Sequence[str]]) -> Iterator[list[Heard]]:
     """A daemon as a process of its own, and sentences told to it a word each in turns: the turns' answers."""
-    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
-        address = f"ipc://{folder}/intent.sock"
-        with daemon(pipeline, address), Client(address) as client:
-            streams = [client.open(f"sentence-{i + 1}") for i in range(len(sentences))]
-            for turn in range(max(map(len, sentences))):
-                said = []
-                for i, (stream, words) in enumerate(zip(streams, sentences, strict=True)):
-                    if turn < len(words):
-                        answer = positive(stream.feed(chunk([words[turn]])))
-                        said.append(Heard(i, words[turn], float(answer[0])))
-                yield said
-            for stream in streams:
-                stream.close()
+    with daemon(pipeline, "--log-level", "warning") as address, Client(address) as client:
+        streams = [client.open(f"sentence-{i + 1}") for i in range(len(sentences))]
+        for turn in range(max(map(len, sentences))):
+            said = []
+            for i, (stream, words) in enumerate(zip(streams, sentences, strict=True)):
+                if turn < len(words):
+                    answer = positive(stream.feed(chunk([words[turn]])))
+                    said.append(Heard(i, words[turn], float(answer[0])))
+            yield said
+        for stream in streams:
+            stream.close()

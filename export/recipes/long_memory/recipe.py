@@ -25,7 +25,7 @@ Apart = Mapping[str, Sequence[Sequence[Trained]]]  # and of each seed
 Gradients = Mapping[str, Sequence[tuple[float, float]]]
 
 _SEED = 1994
-_TRAIN, _ASK, _NORM, _STREAM = range(4)  # each its own randomness: what is asked was never trained on
+_TRAIN, _ASK, _NORM, _STREAM = range(4)  # each its own randomness: what is asked is drawn anew
 _LONGEST = 1000  # far beyond what anything is trained at
 
 
@@ -47,17 +47,6 @@ QUICK = Size(DISTANCES[:3], alone=8, seeds=1, grown=40, asked=64, streams=1, bey
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
     """Train, measure, export, stream: five tables, `memory.png`, each cell's model file and weights."""
     size = QUICK if quick else FULL
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # so small a network gains nothing by two; on a busy machine they wait on each other
-    try:
-        return _run(out, size, say)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(out: Path, size: Size, say: Say) -> list[Table]:
     distances = size.distances
     apart = {cell: _alone(cell, size, say) for cell in CELLS}
     grew = {cell: _grown(cell, size, say) for cell in CELLS}
@@ -65,7 +54,6 @@ def _run(out: Path, size: Size, say: Say) -> list[Table]:
     before = {cell: [at_tag(_new(cell), d, _NORM) for d in distances] for cell in CELLS}
     after = {cell: [at_tag(t.network, d, _NORM) for d in distances] for cell, t in grew.items()}
     streams = {cell: _stream(out, t.network, size, say) for cell, t in grew.items()}
-    # Asked with sequences that nothing was trained on.
     recalled_apart = {
         cell: [[_ask(t, t.reached, size) for t in seeds] for seeds in of] for cell, of in apart.items()
     }

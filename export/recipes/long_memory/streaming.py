@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -49,15 +49,13 @@ def streamed(network: Recall, model: Path, sequences: Sequence[Tensor], seed: in
     # Two places for each, behind the tag and before the cue.
     cuts = {name: sorted(random.choice(len(row) - 1, 2, replace=False) + 1) for name, row in rows.items()}
     scores: dict[str, list[Array]] = {name: [] for name in rows}
-    with TemporaryDirectory(prefix="runnel-") as folder:  # a short path: a socket's has 107 bytes at most
-        address = f"ipc://{folder}/d.sock"
-        with daemon(model, address, "--log-level", "warning"):
-            _feed_and_die(address, Path(folder), {name: row[: cuts[name][0]] for name, row in rows.items()})
-            for name, row in rows.items():
-                first, second = cuts[name]
-                for begin, end in ((first, second), (second, len(row))):
-                    with Client(address) as client:
-                        scores[name] += _resume(client, name, row, begin, end)
+    with daemon(model, "--log-level", "warning") as address:
+        _feed_and_die(address, {name: row[: cuts[name][0]] for name, row in rows.items()})
+        for name, row in rows.items():
+            first, second = cuts[name]
+            for begin, end in ((first, second), (second, len(row))):
+                with Client(address) as client:
+                    scores[name] += _resume(client, name, row, begin, end)
     worst, same, recalled = 0.0, 0, 0
     for name, row in rows.items():
         first, second = cuts[name]
@@ -93,14 +91,18 @@ def _whole(network: Recall, row: Array) -> Array:
     return scores
 
 
-def _feed_and_die(address: str, folder: Path, firsts: dict[str, Array]) -> None:
+def _feed_and_die(address: str, firsts: dict[str, Array]) -> None:
     """A client process opens the streams and feeds them; then it is killed, its connection with it."""
-    file = folder / "firsts.npz"
-    np.savez(file, allow_pickle=False, **firsts)
-    command = [sys.executable, str(_FEEDER), address, str(file)]
+    command = [sys.executable, str(_FEEDER), address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
         assert process.stdout
         try:
+            print(
+                json.dumps({name: row.tolist() for name, row in firsts.items()}),
+                file=process.stdin,
+                flush=True,
+            )
             told = process.stdout.readline()
         finally:
             process.kill()

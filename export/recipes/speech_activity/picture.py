@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from runnel.spec import Array
 from runnel_export.demo import silero
@@ -18,8 +19,6 @@ _THRESHOLD = 0.5
 
 def draw(path: Path, title: str, samples: Array, ours: Found, theirs: Found) -> None:
     """Write a PNG. `samples` (n,) at 16 kHz: their waveform, both opinions, and P(speech)."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1.3, 3])
     times, low, high = envelope(samples, silero.RATE)

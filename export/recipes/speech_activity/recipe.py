@@ -149,13 +149,11 @@ def _live(
     heard = [np.roll(spoken, -i * (len(spoken) // count))[:each] for i in range(count)]
     pipeline = streaming.write_pipeline(out / f"{weights.model.stem}_{rate}.toml", weights.model, rate)
     say(f"{count} live microphones, {seconds:g} s in real time")
-    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
-        address = f"ipc://{folder}/speech.sock"
-        with daemon(pipeline, address):
-            hop = round(rate * silero.FRAMING.hop / silero.RATE)
-            live = Microphones(address, heard, rate, hop, silero.RATE)
-            with live.listening():
-                _tell(live, say)
+    hop = round(rate * silero.FRAMING.hop / silero.RATE)
+    with daemon(pipeline, "--log-level", "warning") as address:
+        live = Microphones(address, heard, rate, hop, silero.RATE)
+        with live.listening():
+            _tell(live, say)
     rows, every = [], []
     for mic, samples in zip(live.heard, heard, strict=True):
         if mic.error is not None:

@@ -18,6 +18,7 @@ from runnel.spec import Array
 
 _ROOT = Path(__file__).parents[3]
 _PLACES = (_ROOT / ".recordings", Path("/"))  # the second: the packages are installed
+_WITHIN = 600.0  # seconds for apt, which may have to fetch its lists first
 _FOLDERS = {"loudspeakers named": "usr/share/sounds/alsa", "telephone prompts": "usr/share/asterisk/sounds"}
 
 
@@ -26,7 +27,8 @@ def sets(say: Say) -> dict[str, list[Path]]:
     found = _found()
     if not all(found.values()):
         say("fetching recorded speech: tests/recordings.sh")
-        done = subprocess.run(["sh", str(_ROOT / "tests" / "recordings.sh")], capture_output=True, text=True)
+        script = ["sh", str(_ROOT / "tests" / "recordings.sh")]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=_WITHIN)
         say(f"  {done.stdout.strip() or done.stderr.strip()}")
         found = _found()
     missing = [_FOLDERS[name] for name, files in found.items() if not files]
@@ -40,9 +42,11 @@ def sets(say: Say) -> dict[str, list[Path]]:
 
 
 def _found() -> dict[str, list[Path]]:
+    # What was unpacked by half is not taken for all of it.
+    places = [place for place in _PLACES if place == Path("/") or (place / "complete").exists()]
     found: dict[str, list[Path]] = {}
     for name, folder in _FOLDERS.items():
-        every = [sorted((place / folder).rglob("*.wav")) for place in _PLACES]
+        every = [sorted((place / folder).rglob("*.wav")) for place in places]
         found[name] = next(filter(None, every), [])
     return found
 

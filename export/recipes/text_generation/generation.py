@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,10 +121,8 @@ def by_command(pipeline: Path, prompt: bytes, count: int) -> bytes:
 
 def by_daemon(pipeline: Path, prompt: bytes, count: int) -> bytes:
     """The same from `runnel serve`, a process of its own, over its socket."""
-    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
-        address = f"ipc://{folder}/text.sock"
-        with daemon(pipeline, address, "--log-level", "warning"), Client(address) as client:
-            return _goes_on(client.open(), prompt, count)
+    with daemon(pipeline, "--log-level", "warning") as address, Client(address) as client:
+        return _goes_on(client.open(), prompt, count)
 
 
 def _goes_on(stream: Stream | RemoteStream, prompt: bytes, count: int) -> bytes:

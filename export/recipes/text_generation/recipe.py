@@ -11,6 +11,7 @@ from measured import Passage, Say, Table
 
 from runnel import probe
 from runnel.errors import RunnelError
+from runnel.files import library
 from runnel_export import Certificate, export
 
 from . import baselines, corpus, gates, generation, training
@@ -31,14 +32,12 @@ SAME = 1e-3  # bits per character, between torch and the engine
 
 def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
     """All of it; `quick`: a small model, hardly trained, and the beginning of each part of the text."""
+    library("matplotlib", "pictures of gates", "recipes")
     text, count = corpus.load(), WRITTEN
     if quick:
         train, test = text.train[:QUICK_TRAIN], text.test[:QUICK_TEST]
         text, count = replace(text, train=train, test=test), QUICK_WRITTEN
     say(f"train on {len(text.train)} characters of {text.pages} pages")
-    torch.set_num_threads(
-        1
-    )  # of so small products two make little more, and next to nothing on a busy machine
     model = training.train(text, training.QUICK if quick else training.Plan(), say)
     torch.save(model.state_dict(), out / "text.pt")
 

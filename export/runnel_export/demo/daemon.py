@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +19,19 @@ _STOP_WITHIN = 10.0  # seconds to answer what has arrived
 
 
 @contextmanager
-def daemon(pipeline: Path, address: str, *flags: str) -> Iterator[None]:
-    """Within it the pipeline is served at the address; `flags` are put to the command.
+def daemon(pipeline: Path, *flags: str) -> Iterator[str]:
+    """Within it the pipeline is served, at the address given; `flags` are put to the command.
 
     On leaving it is told to stop. Raises RunnelError where it does not come up, or does not end cleanly.
     """
+    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:  # a socket's path has 107 bytes at most
+        address = f"ipc://{folder}/d.sock"
+        with _served(pipeline, address, flags):
+            yield address
+
+
+@contextmanager
+def _served(pipeline: Path, address: str, flags: Sequence[str]) -> Iterator[None]:
     command = [sys.executable, "-m", "runnel.cli.main", "serve", str(pipeline), "--bind", address, *flags]
     process = subprocess.Popen(command)
     try:

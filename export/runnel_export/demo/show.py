@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import shutil
 import sys
-import tempfile
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -51,15 +50,13 @@ def show(source: Path | None, out: Path, microphones: int, seconds: float) -> in
     _compare(module, model, samples, rate)
 
     _step(4, "Start the daemon")
-    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:
-        address = f"ipc://{folder}/demo.sock"
-        with daemon(pipeline, address):
-            _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
-            # Each begins elsewhere in the sound: a mix-up of two streams could not stay hidden.
-            sounds = [np.roll(samples, -i * len(samples) // microphones) for i in range(microphones)]
-            live = Microphones(address, sounds, rate, _hop(rate), silero.RATE)
-            with live.listening():
-                _watch(live)
+    with daemon(pipeline) as address:
+        _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
+        # Each begins elsewhere in the sound: a mix-up of two streams could not stay hidden.
+        sounds = [np.roll(samples, -i * len(samples) // microphones) for i in range(microphones)]
+        live = Microphones(address, sounds, rate, _hop(rate), silero.RATE)
+        with live.listening():
+            _watch(live)
     for heard in live.heard:
         if heard.error is not None:
             raise heard.error
