@@ -10,7 +10,7 @@ from pathlib import Path
 
 import measured
 
-from runnel.errors import RunnelError
+from runnel.errors import RunnelError, UsageError
 
 RECIPES = ("long_memory", "text_generation", "forecast", "speech_activity", "intent")
 HERE = Path(__file__).parent
@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = args.out or Path("recipes-out") / args.name
     began = time.monotonic()
     try:
+        found = recipe(args.name)
         out.mkdir(parents=True, exist_ok=True)
-        tables = recipe(args.name).run(out, args.quick, say)
+        tables = found.run(out, args.quick, say)
     except (RunnelError, OSError) as error:
         print(f"{args.name}: {error}", file=sys.stderr)
         return 1
@@ -55,8 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def recipe(name: str) -> measured.Recipe:
-    """The module of that name, imported only when it is wanted."""
-    found: measured.Recipe = importlib.import_module(f"{name}.recipe")
+    """The module of that name, imported only when it is wanted. UsageError where a package is missing."""
+    try:
+        found: measured.Recipe = importlib.import_module(f"{name}.recipe")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error}: `make recipe NAME={name}` installs what it needs, or pip install '.[recipes]'"
+        ) from None
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
+from runnel.cli.progress import counted
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
@@ -68,9 +68,10 @@ class Recipe(Protocol):
 
 def record(readme: Path, tables: Sequence[Table | Passage], seconds: float) -> None:
     """Put the tables between the marks of the page, with what they were measured on and how long it took."""
-    machine = (
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    import torch  # not above: --help is for those without it, too
+
+    threads = torch.get_num_threads()
+    machine = f"{counted(threads, 'thread')}, torch {torch.__version__}, Python {platform.python_version()}"
     body = "\n\n".join(table.markdown() for table in tables)
     text = readme.read_text("utf-8")
     pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.S)

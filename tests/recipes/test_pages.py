@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,28 @@ def test_the_command_lists_its_recipes_without_loading_any() -> None:
     made = subprocess.run([sys.executable, RECIPES, "--help"], capture_output=True, text=True, check=True)
     for name in NAMES:
         assert f"  {name} " in made.stdout
+
+
+def test_without_torch_the_command_says_what_installs_it(tmp_path: Path) -> None:
+    """As a base install is: the command is there, what recipes need is not."""
+    (tmp_path / "torch.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, RECIPES, *words, "--out", tmp_path / "out"]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    assert run("--help").returncode == 0
+    for name in NAMES:
+        made = run(name)
+        assert made.returncode == 1
+        assert made.stderr == (
+            f"{name}: No module named 'torch': `make recipe NAME={name}` installs what it needs, or "
+            "pip install '.[recipes]'\n"
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
