@@ -12,7 +12,7 @@ from pathlib import Path
 
 import measured
 
-from runnel.errors import RunnelError
+from runnel.errors import RunnelError, UsageError
 
 RECIPES = ("long_memory", "text_generation", "forecast", "speech_activity", "intent")
 HERE = Path(__file__).parent
@@ -40,13 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = args.out or Path("recipes-out") / args.name
     began = time.monotonic()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return failed(args.name, f"its files cannot go to {out} ({error.strerror}): give a folder by --out")
-    try:
-        tables = measure(args.name, out, args.quick)
+        found = recipe(args.name)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"its files cannot go to {out} ({error.strerror}): give a folder by --out"
+            raise UsageError(why) from None
+        tables = measure(found, out, args.quick)
     except ModuleNotFoundError as error:
-        return failed(args.name, f"the package {error.name} is not here: pip install 'runnel[recipes]'")
+        installed = f"`make recipe NAME={args.name}` installs what it needs, or pip install '.[recipes]'"
+        return failed(args.name, f"{error}: {installed}")
     except (RunnelError, OSError, subprocess.SubprocessError) as error:
         return failed(args.name, str(error))
     except KeyboardInterrupt:
@@ -60,30 +63,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(name: str, out: Path, quick: bool) -> Sequence[measured.Table | measured.Passage]:
+def measure(recipe: measured.Recipe, out: Path, quick: bool) -> Sequence[measured.Table | measured.Passage]:
     """Run it, with one thread of torch's: the sums of two are not those of one, bit for bit.
 
     Networks so small gain little by a second one, and on a busy machine the two wait on each other.
     """
-    import torch
+    import torch  # not above: --help is for those without it, too
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return recipe(name).run(out, quick, say)
+        return recipe.run(out, quick, say)
     finally:
         torch.set_num_threads(threads)
-
-
-def failed(name: str, why: str) -> int:
-    print(f"{name}: {why}", file=sys.stderr)
-    return 1
 
 
 def recipe(name: str) -> measured.Recipe:
     """The module of that name, imported only when it is wanted."""
     found: measured.Recipe = importlib.import_module(f"{name}.recipe")
     return found
+
+
+def failed(name: str, why: str) -> int:
+    print(f"{name}: {why}", file=sys.stderr)
+    return 1
 
 
 def about(name: str) -> str:

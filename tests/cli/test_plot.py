@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from matplotlib.image import imread
+from torch import nn
 
+import runnel_export
 from runnel import Engine
 from runnel.cli.main import main
 from runnel.look import picture
@@ -239,6 +242,27 @@ def test_tensorboard_has_the_text(here: Path) -> None:
     read.Reload()
     [text] = read.Tensors("input byte/text")
     assert text.tensor_proto.string_val[0].decode() == "    One.\n    Two."
+
+
+def test_layers_that_have_nothing_of_what_is_to_be_shown_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.LSTM(2, 3, batch_first=True)
+            self.b = nn.GRU(3, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x)[0])[0]  # type: ignore[no-any-return]
+
+    runnel_export.export(Two().eval(), torch.randn(1, 20, 2), "two.onnx", probe="gates")
+    np.save("two.npy", np.zeros((30, 2), np.float32))
+    words = ["plot", "two.onnx", "two.npy", "-o", "a.png", "--quiet", "--show", "f,c"]
+    assert main([*words, "--layers", "b.0"]) == 2
+    assert "--show f,c: there is none in --layers: b.0 has r, z, n, h" in capsys.readouterr().err
+    assert not Path("a.png").exists()
+    assert main([*words, "--layers", "b.0,a.0"]) == 0
 
 
 @pytest.mark.parametrize(

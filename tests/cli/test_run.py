@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 
 from runnel import Engine, Signal, TensorSpec
 from runnel.cli import run as command
+from runnel.cli.main import main
 from runnel.cli.pace import chunk_steps
 from runnel.errors import ModelError, NonFiniteError, UsageError
 from tests.cli.support import open_sink, open_source
@@ -522,3 +523,13 @@ def test_quiet_is_quiet_and_else_the_last_line_says_what_was_done(pipeline, tmp_
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("300 time steps, ")
     assert last.endswith("× real time, 300 rows out")
+
+
+def test_a_state_that_blows_up_is_told_once_and_the_output_is_whole(pipeline, tmp_path, capsys):
+    pipeline.write_text(pipeline.read_text() + "[health]\nevery = 1\nblown_up = 100\n")
+    np.save(tmp_path / "x.npy", np.full((20, 2), 80, np.float32))
+    out = tmp_path / "y.csv"
+    words = ["run", str(pipeline), str(tmp_path / "x.npy"), "-o", str(out), "--chunk", "1", "--quiet"]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ("runnel: warning: blown up: state 'leaky.h' reached 120, beyond 100\n")
+    assert len(out.read_text().splitlines()) == 21

@@ -215,3 +215,14 @@ def test_whole(tmp_path: Path) -> None:
     assert model[-1] > 75
     assert model[-1] > model[0] + 15
     assert all(percent(row[2]) > percent(row[4]) for row in rows)
+
+
+def test_a_sentence_stays_in_its_column_when_the_one_before_it_has_ended() -> None:
+    turns = [
+        [streaming.Heard(0, "well", 0.5), streaming.Heard(1, "not", 0.25), streaming.Heard(2, "so", 0.125)],
+        [streaming.Heard(2, "good", 0.75)],
+    ]
+    first, second = (recipe.line(turn, 4) for turn in turns)
+    assert [first.index(word) + len(word) for word in ("well", "not", "so")] == [12, 27, 42]
+    assert second.index("good") + len("good") == 42
+    assert second.split() == ["good", "0.75"]

@@ -48,6 +48,28 @@ def test_the_command_lists_its_recipes_without_loading_any() -> None:
     assert not loaded & {"torch", "numpy.linalg", "onnxruntime", *NAMES}
 
 
+def test_without_torch_the_command_says_what_installs_it(tmp_path: Path) -> None:
+    """As a base install is: the command is there, what recipes need is not."""
+    (tmp_path / "torch.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, RECIPES, *words, "--out", tmp_path / "out"]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    assert run("--help").returncode == 0
+    for name in NAMES:
+        made = run(name)
+        assert made.returncode == 1
+        assert made.stderr == (
+            f"{name}: No module named 'torch': `make recipe NAME={name}` installs what it needs, or "
+            "pip install '.[recipes]'\n"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [(["memory"], "invalid choice: 'memory'"), (["long_memory", "--quick", "--record"], "--record is for")],
@@ -66,8 +88,8 @@ def test_what_cannot_be_is_said(arguments: list[str], why: str, capsys: pytest.C
         (PermissionError(13, "Permission denied", "a.onnx"), "[Errno 13] Permission denied: 'a.onnx'"),
         (subprocess.TimeoutExpired("runnel run", 60), "Command 'runnel run' timed out after 60 seconds"),
         (
-            ModuleNotFoundError("x", name="scipy"),
-            "the package scipy is not here: pip install 'runnel[recipes]'",
+            ModuleNotFoundError("No module named 'scipy'", name="scipy"),
+            "No module named 'scipy': `make recipe NAME=forecast` installs what it needs, or pip install '.[recipes]'",
         ),
     ],
 )

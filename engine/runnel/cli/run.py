@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..engine import Engine
 from ..errors import RunnelError, UsageError
+from ..files import warn
 from ..spec import Array
 from ..stage import Chunk, Steps
 from ..stream import Stream
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 args.pipeline, max_streams=1, providers=args.provider, threads=args.threads, trust=args.trust
             )
         )
+        engine.health.told = _tell_health
         end, sinks = declared(Path(args.pipeline))
         end = input_of(args, end, engine.pipeline.generates)
         more = generated(args.generate)
@@ -129,6 +131,11 @@ def run(args: argparse.Namespace) -> int:
             _feed(engine, chunks, more, outputs, progress, end.name if end else "")
         progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
+
+
+def _tell_health(event: str, stream: str, reason: str) -> None:
+    """What a look at its state found, which its output may not show."""
+    warn(f"{event.replace('_', ' ')}: {reason}")
 
 
 def input_of(args: argparse.Namespace, of_pipeline: End | None, generates: bool) -> End | None:

@@ -195,6 +195,11 @@ class Recorder:
                     )
                 if name not in known:
                     raise UsageError(f"{option}: there is no {name!r}{nearest(name, known)}")
+        if layers and letters:
+            chosen = [layer for probe in self.probes for layer in probe.layers if layer.name in layers]
+            if not any(letter in layer.outputs for layer in chosen for letter in letters):
+                has = "; ".join(f"{layer.name} has {', '.join(layer.outputs)}" for layer in chosen)
+                raise UsageError(f"--show {','.join(letters)}: there is none in --layers: {has}")
         for seen in self._seen:
             self._take(seen, layers, letters)
 

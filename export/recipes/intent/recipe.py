@@ -67,7 +67,7 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
     for turn in streaming.live(pipeline, sentences):
         for heard_now in turn:
             answers[heard_now.sentence].append(heard_now.positive)
-        say("  " + "".join(f"{h.word:>10} {h.positive:.2f}" for h in turn))
+        say(line(turn, len(sentences)))
     alone = streaming.through_engine(pipeline, sentences)
     mixed = max(float(np.abs(np.array(a) - b).max()) for a, b in zip(answers, alone, strict=True))
     if not mixed <= _AGREE:
@@ -84,6 +84,12 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
         exactness(certificate, heard, apart, sum(map(len, sentences)), mixed),
         word_by_word(sentences[0], answers[0]),
     ]
+
+
+def line(turn: Sequence[streaming.Heard], sentences: int) -> str:
+    """A turn as a line: each sentence stays in its column, which is empty once it has ended."""
+    cells = {heard.sentence: f"{heard.word:>10} {heard.positive:.2f}" for heard in turn}
+    return f"  {''.join(cells.get(i, ' ' * 15) for i in range(sentences))}".rstrip()
 
 
 def _scattered(parts: texts.Split) -> tuple[list[texts.Text], ...]:

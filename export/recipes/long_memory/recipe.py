@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 from measured import Say, Table
 
+from runnel.cli.progress import counted
 from runnel_export import export
 
 from . import picture
@@ -100,7 +101,7 @@ def _apart_table(size: Size, apart: Apart, recalled: Mapping[str, Sequence[Seque
         rows.append([f"{cell}: updates", *(_span([t.updates for t in of], "{}") for of in apart[cell])])
     return Table(
         f"Recalled, of {size.asked} fresh sequences (chance: {CHANCE:.1%}); learnt at that distance alone, "
-        f"in {size.alone} updates at most, from {size.seeds} seeds",
+        f"in {size.alone} updates at most, from {counted(size.seeds, 'seed')}",
         ["distractors", *map(str, size.distances)],
         rows,
     )

@@ -142,6 +142,8 @@ def draw(pipeline: Path, text: bytes, path: Path) -> None:
     given.write_bytes(text)
     words = ["plot", pipeline, given, "--show", ",".join(LETTERS), "-o", path, "--quiet"]
     status = main([str(word) for word in words])
+    if status == 130:  # Ctrl-C: it is this recipe's as well
+        raise KeyboardInterrupt
     if status:
         raise RunnelError(f"runnel {' '.join(map(str, words))} ended with status {status}: see above")
 
