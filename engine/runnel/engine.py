@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import state as snapshots
-from .errors import LimitError, RunnelError, StreamError, StreamExistsError
+from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
 from .health import Health, Settings
 from .notices import Notices
 from .pipeline import Pipeline, States
@@ -67,18 +67,19 @@ class Engine:
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
-        from .loader import (
-            load_health,
-            load_notices,
-            load_pipeline,
-        )  # reads files and starts onnxruntime: not at import
+        # Reads files and starts onnxruntime: not at import.
+        from .loader import load_health, load_notices, load_pipeline
 
         for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise LimitError(f"{name} must be a whole number in 1..{most}, not {value!r}")
         file = Path(path)
         pipeline = load_pipeline(file, max_streams, providers, threads, trust, flush_denormals)
-        return cls(pipeline, max_streams, load_notices(file), load_health(file))
+        notices, health = load_notices(file), load_health(file)
+        try:
+            return cls(pipeline, max_streams, notices, health)
+        except PipelineError as error:  # what [health] says does not fit the pipeline
+            raise PipelineError(f"{file}: {error.message}") from None
 
     @property
     def streams(self) -> Mapping[str, Stream]:

@@ -23,7 +23,7 @@ own input, beyond ±2.2, hardly matters (Karpathy, Johnson and Fei-Fei, "Visuali
 recurrent networks", 2015).
 
 A look costs some microseconds and comes once in `every` chunks of a stream, at a turn that its id decides, so
-that streams fed together are not looked at together.
+that streams fed together are not looked at together; and when the stream ends.
 """
 
 from __future__ import annotations

@@ -117,6 +117,8 @@ class Stream:
             raise
         self._states = after
         self._ended = True
+        if self._health.every:  # a file fed in large chunks may have come to its end without a look
+            self._health.look(self)
         return pipeline.answer(None, out)
 
     def reset(self) -> None:

@@ -350,7 +350,7 @@ def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, a
         ("blown_up = 0", "blown_up must be a number above 0, not 0"),
         ("blown_up = inf", "not inf"),
         ('ignore = "m.s"', r"ignore must be a list of states"),
-        ('ignore = ["m.z"]', r"no model has a state 'm.z'"),
+        ('ignore = ["m.z"]', r"p.toml: \[health\] ignore: no model has a state 'm.z'"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -367,3 +367,15 @@ def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> No
         for _ in range(3):
             stream.feed(np.ones(1, np.float32))
         assert (engine.health.every, engine.health.looks, dict(stream.health)) == (0, 0, {})
+
+
+def test_a_stream_that_ends_before_its_turn_is_looked_at_then(tmp_path: Path) -> None:
+    """A file of a few large chunks has none in 251."""
+    relu_sum(tmp_path / "m.onnx")
+    for every, events in ((10**6, ["blown_up"]), (0, [])):
+        told = Told(tmp_path / "m.onnx", every=every)
+        stream = told.engine.open("a")
+        stream.feed(np.full((3, 1), 1e4, np.float32))
+        assert told.of("a") == []
+        stream.flush()
+        assert told.of("a") == events

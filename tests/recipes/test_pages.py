@@ -89,7 +89,8 @@ def test_what_cannot_be_is_said(arguments: list[str], why: str, capsys: pytest.C
         (subprocess.TimeoutExpired("runnel run", 60), "Command 'runnel run' timed out after 60 seconds"),
         (
             ModuleNotFoundError("No module named 'scipy'", name="scipy"),
-            "No module named 'scipy': `make recipe NAME=forecast` installs what it needs, or pip install '.[recipes]'",
+            "No module named 'scipy': `make recipe NAME=forecast` installs what it needs, "
+            "or pip install '.[recipes]'",
         ),
     ],
 )
