@@ -1,11 +1,22 @@
-"""A server's life in short: streams open, are fed, flushed or left idle, resumed, and closed."""
+"""A server's life in short: streams open, are fed, flushed or left idle, resumed, and closed.
+
+It is watched in a process of its own: in one that has done other work, a leak first fills what that left
+free, and does not show.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
+
+import numpy as np
 
 from runnel.engine import Engine
+from runnel.pipeline import Pipeline
 from runnel.serve.protocol import Server
 from runnel.serve.tensors import pack
 from runnel.serve.wire import Request, decode_reply, encode_request
@@ -103,3 +114,23 @@ def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
         run(steps // SAMPLES)
         samples.append(resident())
     return samples
+
+
+def watched_apart(model: Path | None, steps: int) -> list[float]:
+    """`watched`, in a process of its own: with this model, or with a stage that leaks."""
+    command = [sys.executable, "-m", "tests.serve.churning", str(model or ""), str(steps)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE)
+    samples: list[float] = json.loads(done.stdout)
+    return samples
+
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    given, most = sys.argv[1:]
+    if given:
+        chunks: list[Chunk] = [{"x": rng.standard_normal((1, 3)).astype(np.float32)} for _ in range(7)]
+        served = Engine.load(given, max_streams=20_000)
+    else:
+        chunks = [{"x": np.ones((1, 2), np.float32)}]
+        served = Engine(Pipeline([Leaking()], None, {}), max_streams=20_000)
+    print(json.dumps(watched(served, chunks, int(most))))

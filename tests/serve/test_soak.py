@@ -1,7 +1,7 @@
 """Memory does not grow as streams and clients come and go, and the check that says so would see a leak.
 
-Through the server without sockets and the real engine, where the time is ours, and nothing else is in the
-process that comes and goes; and through a daemon, more coarsely.
+Through the server without sockets and the real engine, in a process of its own, where the time is ours and
+nothing else comes and goes; and through a daemon, more coarsely.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel import Client
-from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.stage import Chunk
 from tests import models
 from tests.growth import ALLOWED, LEAST, grown, grows, resident
 
-from .churning import SAMPLES, Leaking, watched
+from .churning import SAMPLES, watched_apart
 
 QUICK_STEPS = 40_000
 SOAK_STEPS = 5_000_000
@@ -30,28 +27,17 @@ WARM_CLIENTS = 400  # of 16 streams: more than closed streams are remembered
 CLIENTS = 2000
 
 
-def model(folder: Path) -> tuple[Engine, list[Chunk]]:
-    rng = np.random.default_rng(0)
-    chunks: list[Chunk] = [{"x": rng.standard_normal((1, 3)).astype(np.float32)} for _ in range(7)]
-    return Engine.load(models.lstm(folder / "m.onnx").path, max_streams=20_000), chunks
-
-
 def test_memory_does_not_grow_as_streams_come_and_go(tmp_path: Path) -> None:
-    engine, chunks = model(tmp_path)
-    with engine:
-        assert not grows(watched(engine, chunks, QUICK_STEPS))
+    assert not grows(watched_apart(models.lstm(tmp_path / "m.onnx").path, QUICK_STEPS))
 
 
 def test_a_stage_that_leaks_is_seen_by_the_same_check() -> None:
-    engine = Engine(Pipeline([Leaking()], None, {}), max_streams=20_000)
-    assert grows(watched(engine, [{"x": np.ones((1, 2), np.float32)}], QUICK_STEPS))
+    assert grows(watched_apart(None, QUICK_STEPS))
 
 
 @pytest.mark.soak
 def test_memory_does_not_grow_over_five_million_steps(tmp_path: Path) -> None:
-    engine, chunks = model(tmp_path)
-    with engine:
-        assert not grows(watched(engine, chunks, SOAK_STEPS))
+    assert not grows(watched_apart(models.lstm(tmp_path / "m.onnx").path, SOAK_STEPS))
 
 
 @pytest.mark.soak
