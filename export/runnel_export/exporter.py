@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runnel import Blocks, Engine, Framing, container
 from runnel.errors import CertificateError, ExportError
 from runnel.probe import Probe, beside
-from runnel.spec import Array, ModelSpec, check, to_document
+from runnel.spec import MAX_STATES, Array, ModelSpec, check, to_document
 
 from . import vectors
 from .ambiguous import told_apart
@@ -157,6 +157,8 @@ def export(
     )
     if probe is not None and lifted.probe is None:
         raise ExportError(_NOTHING_INSIDE)
+    if lifted.probe and (count := len(lifted.spec.outputs) + len(lifted.probe.outputs)) > MAX_STATES:
+        raise ExportError(f"probe='gates': that is {count} outputs, of {MAX_STATES} that a model may have")
     spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
     check(spec, str(path))
     say("running the original")

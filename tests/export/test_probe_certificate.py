@@ -330,6 +330,15 @@ def test_what_has_no_probe(module: nn.Module, options: Any, says: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_more_outputs_than_a_model_may_have_are_told_before_the_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "MAX_STATES", 4)
+    with pytest.raises(ExportError, match=r"that is \d+ outputs, of 4 that a model may have"):
+        export(Tagger(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_kind_of_probe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="probe='weights': None or 'gates'"):
         runnel_export.export(Tagger(), torch.randn(1, 9, IN), tmp_path / "m.onnx", probe="weights")
