@@ -18,10 +18,8 @@ from .record import MAX_LINES, Record, Track
 FORMATS: Final = ("png", "svg", "pdf")
 MAX_CHARACTERS: Final = 200  # ticks under each of which its character can be read
 MAX_WORDS: Final = 100  # the same for whole words, which stand upright
-_USUAL, _FAR = (
-    0.95,
-    2.0,
-)  # a share of all numbers; where some are so many times as far, colours end with those
+_USUAL: Final = 0.95  # a share of all numbers: where some are far beyond it, colours end with those
+_FAR: Final = 2.0  # times as far
 _DPI: Final = 100
 _WIDTH, _WIDEST = 11.0, 19.0  # inches of the panels
 _PER_CHARACTER: Final = 0.092  # inches: a letter of the size below
