@@ -16,6 +16,7 @@ from . import state as snapshots
 from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
 from .health import Health, Settings
 from .notices import Notices
+from .passage import Passage, advance
 from .pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk, Steps
@@ -185,6 +186,19 @@ class Engine:
         """
         made = self.feed_many([(stream, Steps(steps)) for stream, steps in pairs])
         return [m if isinstance(m, RunnelError) else self.pipeline.answer(None, m) for m in made]
+
+    def begin(self, stream: Stream, chunk: Array | Chunk) -> Passage:
+        """Put a chunk on its way, to be stepped in slices by `advance`; until it lands nothing has changed.
+
+        Raises as `Stream.feed`; LimitError where MAX_PASSAGES are on their way.
+        """
+        if stream._pipeline is not self.pipeline:
+            self._refuse(stream)
+        return Passage(stream, chunk)
+
+    def advance(self, parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
+        """Step each passage by this many time steps, all together: what each makes, or its error."""
+        return advance(parts)
 
     def _feed_one(self, stream: Stream, chunk: Array | Chunk) -> Any:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,15 @@ from .spec import Array
 from .stage import Chunk, Steps
 
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
+
+
+class Mark(NamedTuple):
+    """Where a stream stands."""
+
+    states: States
+    seq: int
+    ended: bool
+    due: int
 
 
 class Stream:
@@ -162,6 +171,19 @@ class Stream:
         return states.encode(
             states.Snapshot(pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states))
         )
+
+    def mark(self) -> Mark:
+        """Where the stream stands, for `back`: valid until its next step but one."""
+        return Mark(self._states, self.seq, self._ended, self._due)
+
+    def back(self, mark: Mark) -> None:
+        """Undo the step since the mark, as where its output could not be delivered."""
+        self._states, self.seq, self._ended, self._due = mark
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the stream's whole state: about what a snapshot of it takes."""
+        return sum(a.nbytes for _, arrays in self._pipeline.dump(self._states) for a in arrays.values())
 
     @property
     def state(self) -> Mapping[str, Array]:

@@ -42,6 +42,9 @@ SETTLE_SECONDS: Final = 0.05  # after being told to stop: for libzmq to read wha
 FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
 MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 bits
 
+TAKE_SECONDS: Final = 0.002  # a turn spends on taking requests, beside what it spends on running them
+STALL_SECONDS: Final = 0.002  # until it is looked again whether a client has read what it must read first
+
 _NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
 
 log = Log("runnel.serve")
@@ -122,10 +125,17 @@ class Daemon:
                 # Another start, other epochs: one that a client remembers from before is nobody's.
                 first_epoch = secrets.randbits(30) << 32
                 self._server = Server(
-                    self._engine, secrets.token_hex(8), first_epoch, self._idle_seconds, place
+                    self._engine,
+                    secrets.token_hex(8),
+                    first_epoch,
+                    self._idle_seconds,
+                    place,
+                    time.monotonic,
                 )
                 self._server.gauges = process.gauges
-                self._outbox = Outbox(Sender(router), self._server.stats)
+                sender = Sender(router)
+                self._outbox = Outbox(sender, self._server.stats, sender.held)
+                self._server.unread = self._outbox.unread
                 log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
@@ -152,11 +162,13 @@ class Daemon:
 
     def _patience(self) -> int | None:
         """Milliseconds until something is to be done though nothing arrives; None for ever."""
-        if self._server.pending:
+        if self._server.pending and not self._server.stalled:
             return 0
         dues = [due for due in (self._server.due, self._outbox.due) if due is not None]
         if self._keeper.beat_seconds:
             dues.append(self._next_beat)
+        if self._server.pending:
+            dues.append(time.monotonic() + STALL_SECONDS)
         if not dues:
             return None
         return min(MAX_PATIENCE_MS, max(0, math.ceil((min(dues) - time.monotonic()) * 1000)))
@@ -222,8 +234,10 @@ class Daemon:
         server, outbox, guard, clock = self._server, self._outbox, self._guard, time.monotonic
         user = ""
         told = 0  # bytes
+        until = clock() + TAKE_SECONDS
+        now = 0.0
         for _ in range(MAX_TAKEN):
-            if server.full or told > MAX_TOLD:
+            if server.full or told > MAX_TOLD or now > until:
                 return
             message = _receive(router)
             if message is None:

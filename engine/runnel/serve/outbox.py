@@ -60,8 +60,15 @@ class Outbox:
     `send(peer, frames, nbytes)` never waits. What is dropped is counted in `stats`.
     """
 
-    def __init__(self, send: Callable[[Peer, Frames, int], Fate], stats: Stats) -> None:
+    def __init__(
+        self,
+        send: Callable[[Peer, Frames, int], Fate],
+        stats: Stats,
+        held: Callable[[Peer], int] = lambda peer: 0,
+    ) -> None:
+        """`held`: bytes of large replies that were sent to a peer and that it has not read."""
         self._send = send
+        self._held = held
         self._stats = stats
         self._slow: dict[Peer, _Backlog] = {}
         self._deaf: dict[Peer, None] = {}  # dropped peers, the longest first
@@ -77,6 +84,13 @@ class Outbox:
     def due(self) -> float | None:
         """When to call `retry` next."""
         return min((backlog.retry for backlog in self._slow.values()), default=None) if self._slow else None
+
+    def unread(self, peer: Peer) -> int:
+        """Bytes of replies that the peer has not read, as far as is known: small ones may be on their way."""
+        if self._deaf and peer in self._deaf:
+            return 0
+        backlog = self._slow.get(peer) if self._slow else None
+        return self._held(peer) + (backlog.nbytes if backlog is not None else 0)
 
     def refuses(self, peer: Peer) -> str:
         """Why a request of this peer is not to be run; '' for a peer that reads."""

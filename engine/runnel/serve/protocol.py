@@ -5,15 +5,20 @@ Rules of this file: no socket, no clock, no thread, no randomness; what a reques
 other; every request is answered exactly once.
 
 Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
-arrival. `run` takes from each queue what can be done now: calls on the stream up to and including its
-first feed. The feeds of all queues are one batch, so a batch steps a stream at most once, order within
-a stream holds for every request alike, and the batch grows with what has arrived.
+arrival. `run` is one turn, bounded in time and bytes: peer by peer, and of a peer stream by stream, it takes
+one request and does it. Feeds are gathered and stepped as one batch at the end of the turn, so a batch steps
+a stream at most once, order within a stream holds for every request alike, and the batch grows with what has
+arrived. What takes long is a *work* (works.py): one piece of it is done in each turn.
+
+Whatever a stage, a codec or memory raises belongs to the request at hand. The request is answered with an
+error and its stream is as it was before; where even that fails, the stream is closed with a reason.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,24 +31,30 @@ from ..errors import (
     ShutdownError,
     StageError,
     StreamError,
+    TooLargeError,
     UnknownStreamError,
     WireError,
     WrongWorkerError,
 )
+from ..passage import MAX_PASSAGES, Passage
 from ..spec import Array
-from ..stage import as_error
+from ..stage import Steps, as_error
 from . import wire
 from .logs import Log, tell_health
+from .pace import SLICE_SECONDS, Pace, Sizes, Turn
 from .placement import Place
 from .replies import Outgoing, Peer, Replies, bundles, description, told
+from .rota import Rota
 from .sequences import KEPT_REPLIES, Named, Register, digest_of
 from .stats import Stats
-from .tensors import pack, steps_asked, unpack
+from .tensors import pack, unpack
 from .transitions import (
     BEGINS,
     CHANGES,
+    FEEDS,
     LIKELY,
     SAID,
+    TELLS_STATE,
     TRANSITIONS,
     VERDICTS,
     Event,
@@ -51,6 +62,7 @@ from .transitions import (
     Verdict,
     event_of,
 )
+from .works import BLOCK, MAX_REPLY_BYTES, Body, Made, Work, digest_in_blocks
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -61,11 +73,15 @@ MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful w
 MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
 ROOM: Final = wire.MAX_BUNDLE - 1  # of these are kept free: a message is taken whole, or waits outside
 ROOM_BYTES: Final = wire.MAX_MESSAGE_BYTES - 1
+MAX_PEER_BYTES: Final = 2 * wire.MAX_MESSAGE_BYTES  # tensors of one client's requests, taken and not yet run
+SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size waits for no other to be read
+MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's replies, not yet read, before more are made
+MAX_SNAPSHOT_BYTES: Final = wire.MAX_MESSAGE_BYTES - 2 * wire.MAX_HEADER  # what a restore can bring back
+MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of what goes on from turn to turn
 
 log = Log("runnel.serve")
 
 Outputs = Mapping[str, Array]
-Body = tuple[list[wire.TensorInfo], Sequence[bytes]]  # a reply's tensors
 NOTHING: Final[Body] = ([], ())
 
 
@@ -81,15 +97,32 @@ class _Pending(Struct, eq=False, gc=False):
     bundled: bool  # then so is its reply
 
 
-class _Step(Struct, eq=False, gc=False):
-    """A feed in a batch."""
+class _Feed(Struct, eq=False, gc=False):
+    """A feed that is stepped whole, in the batch of its turn."""
 
     named: Named
     stream: Stream
     pending: _Pending
     digest: int
     chunk: Mapping[str, Array]
-    before: bytes | None  # the stream as it was, where the feed is its last
+    steps: int  # time steps
+
+
+class _Job(Struct, eq=False, gc=False):
+    """A request whose work goes on from turn to turn."""
+
+    named: Named
+    pending: _Pending
+    work: Work
+    passage: Passage | None = None  # whose next slice it waits for
+
+
+def _still() -> float:
+    return 0.0
+
+
+def _none(peer: Peer) -> int:
+    return 0
 
 
 class Server:
@@ -98,6 +131,7 @@ class Server:
     `boot_id` tells this start of the worker from all others; epochs that the server chooses come after
     `first_epoch`, which should be another at each start. `idle_seconds`: a stream without a request for
     longer is closed (0: never); it may be set while the server runs. `place`: which worker this is.
+    `clock`: seconds, by which a turn is bounded; one that stands still bounds it by bytes alone.
     Raises PipelineError for a pipeline whose signals the wire has no datatype for.
     """
 
@@ -108,6 +142,7 @@ class Server:
         first_epoch: int = 0,
         idle_seconds: float = 0.0,
         place: Place | None = None,
+        clock: Callable[[], float] = _still,
     ) -> None:
         self.idle_seconds = idle_seconds
         self.stats = Stats()
@@ -117,7 +152,15 @@ class Server:
         self._place = place or Place()
         self._description = description(engine)
         self._register = Register()
-        self._ready: dict[Named, None] = {}  # those whose queue is not empty, oldest first
+        self.unread: Callable[[Peer], int] = _none  # bytes of replies that a peer has not read, by who sends
+        self.stalled = False  # the last run did nothing: all that is pending waits for peers to read
+        self._clock = clock
+        self._pace = Pace()
+        self._sizes = Sizes(engine.pipeline.inputs, engine.pipeline.unrolled.stages)
+        self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of one, may run
+        self._jobs: dict[Named, _Job] = {}
+        self._jobs_of: dict[Peer, int] = {}
+        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn
         self._per_peer: dict[Peer, int] = {}
         self._pending = 0
         self._pending_bytes = 0
@@ -197,36 +240,37 @@ class Server:
         return bundles(peer, refusals)[0]
 
     def run(self, now: float) -> list[Outgoing]:
-        """Run one batch of what is pending; call again while `pending`. Returns the replies."""
+        """Run one turn of what is pending; call again while `pending`. Returns the replies."""
         self._began = now
         self._answered.clear()
-        replies = Replies()
-        batch: list[_Step] = []
-        touched = self._ran = list(self._ready)
-        for named in touched:
-            queue = named.queue
-            while queue:
-                pending = queue.popleft()
-                self._untake(pending)
-                try:
-                    step = self._prepare(named, pending, now)
-                except Exception as error:
-                    replies.add(
-                        pending.peer, pending.bundled, self._answer(named, pending, as_error("engine", error))
-                    )
-                    continue
-                if step.__class__ is _Step:
-                    batch.append(step)
-                    break
-                replies.add(pending.peer, pending.bundled, self._answer(named, pending, step))  # type: ignore[arg-type]
-            if not queue:
-                named.queue = None
-                del self._ready[named]
+        self._ran.clear()
+        turn, replies = Turn(self._clock), Replies()
+        batch: list[_Feed] = []
+        slices: list[_Job] = []
+        passed_over: list[tuple[Peer, Named]] = []
+        while self._rota and not (self._ran and turn.over):
+            peer, named = self._rota.take()
+            job = self._jobs.get(named)
+            if job is None and not self._may_begin(peer, named):
+                passed_over.append((peer, named))
+                continue
+            self._ran.append(named)
+            if job is None:
+                self._begin_request(named, turn, replies, batch, now)
+            elif job.passage is None:
+                self._go_on(job, None, replies, now)
+            else:
+                if not slices:
+                    turn.expect(SLICE_SECONDS)
+                slices.append(job)
         if batch:
-            self._feed(batch, replies, now)
-        for named in touched:
-            if named.stream is None:
-                self._register.settle(named)
+            self._run_batch(batch, replies, now)
+        if slices:
+            self._run_slices(slices, replies, now)
+        for peer, named in passed_over:
+            self._rota.add(peer, named)
+        self.stalled = not self._ran
+        self._made.clear()
         return replies.outgoing()
 
     def done(self, now: float) -> None:
@@ -311,7 +355,7 @@ class Server:
         pending = _Pending(peer, request, buffers, event, nbytes, now, bundled)
         if named.queue is None:
             named.queue = deque((pending,))
-            self._ready[named] = None
+            self._rota.add(peer, named)
         else:
             named.queue.append(pending)
         self._per_peer[peer] = waiting + 1
@@ -338,30 +382,265 @@ class Server:
 
     # Running what was taken.
 
-    def _prepare(self, named: Named, pending: _Pending, now: float) -> _Step | Body:
-        """Do a request, or make a step of it. Raises what the tables, the epoch and the engine say."""
+    def _may_begin(self, peer: Peer, named: Named) -> bool:
+        """Whether the stream's next request may begin now: its peer has read enough, and there is room."""
+        assert named.queue is not None
+        pending: _Pending = named.queue[0]
+        if self._takes_long(pending) and (
+            len(self._jobs) >= MAX_PASSAGES or self._jobs_of.get(peer, 0) >= MAX_JOBS_PER_PEER
+        ):
+            return False
+        need = self._need(named, pending)
+        if need <= SMALL_REPLY:
+            return True
+        waiting = self._made.get(peer, 0) + self.unread(peer)
+        return not waiting or waiting + need <= MAX_UNREAD_BYTES
+
+    def _takes_long(self, pending: _Pending) -> bool:
+        """Whether the request is done in pieces, from turn to turn."""
+        if pending.nbytes > BLOCK:
+            return True
+        if pending.event not in FEEDS:
+            return False
+        steps = _steps(pending.request)
+        return (
+            pending.request.sequence_end  # the flush must be undone with the chunk, if it fails
+            or steps > self._sizes.slice_steps
+            or self._pace.estimate(steps) > SLICE_SECONDS
+        )
+
+    def _need(self, named: Named, pending: _Pending) -> int:
+        """Bytes of reply that a request is expected to make; 0 where it makes next to nothing."""
+        if pending.event in FEEDS:
+            return min(self._sizes.made(_steps(pending.request)), MAX_REPLY_BYTES)
+        if pending.event in TELLS_STATE and named.stream is not None:
+            with suppress(Exception):  # of a stage that cannot lay its state open: the request itself will fail
+                return named.stream.state_bytes
+        return 0
+
+    def _begin_request(
+        self, named: Named, turn: Turn, replies: Replies, batch: list[_Feed], now: float
+    ) -> None:
+        """Do the stream's next request; or put it into the batch; or make a job of it."""
+        assert named.queue is not None
+        pending: _Pending = named.queue.popleft()
+        need = self._need(named, pending)
+        self._made[pending.peer] = self._made.get(pending.peer, 0) + need
+        try:
+            begun = self._prepare(named, pending, now)
+        except Exception as error:
+            begun = as_error("engine", error)
+        if isinstance(begun, _Feed):
+            turn.expect(self._pace.estimate(begun.steps))
+            turn.holds(max(need, self._sizes.held(begun.steps)))
+            batch.append(begun)
+        elif isinstance(begun, Generator):
+            turn.holds(need)
+            self._jobs[named] = job = _Job(named, pending, begun)
+            self._jobs_of[pending.peer] = self._jobs_of.get(pending.peer, 0) + 1
+            self._go_on(job, None, replies, now)
+        else:
+            turn.holds(need)
+            self._finish(named, pending, begun, replies, now)
+
+    def _prepare(self, named: Named, pending: _Pending, now: float) -> _Feed | Work | Body:
+        """Do a short request, make a work of a long one. Raises what the tables, the epoch and the engine say."""
+        if pending.nbytes > BLOCK:
+            return self._work(named, pending)
         request, event = pending.request, pending.event
-        steps = request.steps
-        digest = digest_of(event, request.inputs, pending.buffers, steps) if event in CHANGES else 0
-        again = self._admit(named, request, event, digest)
+        digest = digest_of(event, request.inputs, pending.buffers, request.steps) if event in CHANGES else 0
+        again = self._admitted(named, pending, digest, now)
+        if again is not None:
+            return again
+        if event in FEEDS:
+            chunk = self._chunk(pending)
+            if self._takes_long(pending):
+                return self._feed_work(named, pending, digest, chunk)
+            stream = self._engine.open(named.key) if request.sequence_start else _open(named)
+            return _Feed(named, stream, pending, digest, chunk, _steps(request))
+        return self._call(named, pending, digest, now)
+
+    def _admitted(self, named: Named, pending: _Pending, digest: int, now: float) -> Body | None:
+        """None: the request is to be done. Else the answer to one that was done before."""
+        again = self._admit(named, pending.request, pending.event, digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
         if again is not None:
             self.stats.repeats += 1
+        return again
+
+    def _chunk(self, pending: _Pending) -> Any:
+        """The feed's chunk. Raises ChunkError; TooLargeError where its reply would be too large."""
+        request = pending.request
+        steps = _steps(request)
+        if self._sizes.made(steps) > MAX_REPLY_BYTES:
+            raise TooLargeError(
+                f"{steps} time steps make {self._sizes.made(steps)} bytes, and {MAX_REPLY_BYTES} at most go in a "
+                f"reply: send at most {self._sizes.steps_within(MAX_REPLY_BYTES)} time steps at a time"
+            )
+        return Steps(steps) if request.steps else unpack(request.inputs, pending.buffers)
+
+    def _work(self, named: Named, pending: _Pending) -> Work:
+        """A request whose payload alone takes long to read."""
+        request, event = pending.request, pending.event
+        digest = yield from digest_in_blocks(event, request.inputs, pending.buffers)
+        again = self._admitted(named, pending, digest, self._began)
+        if again is not None:
             return again
-        if request.op == "feed":
-            outputs = self._engine.pipeline.outputs
-            chunk = steps_asked(steps, outputs) if steps else unpack(request.inputs, pending.buffers)
+        if event in FEEDS:
+            return (yield from self._feed_work(named, pending, digest, self._chunk(pending)))
+        return self._call(named, pending, digest, self._began)
+
+    def _feed_work(self, named: Named, pending: _Pending, digest: int, chunk: Any) -> Work:
+        """A feed, slice by slice; with its flush, where it is the stream's last."""
+        request, last = pending.request, pending.request.sequence_end
+        stream = self._engine.open(named.key) if request.sequence_start else _open(named)
+        passage: Passage | None = None
+        try:
+            passage = self._engine.begin(stream, chunk)
+            made = Made(self._engine.pipeline.outputs)
+            while passage.left:
+                made.add((yield passage))
+            if last:
+                made.add(passage.flush())
+            body = made.body()
+            passage.land(ended=last)
+        except BaseException as error:
+            if passage is not None:
+                passage.drop(error if isinstance(error, RunnelError) else None)
             if request.sequence_start:
-                self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
-            stream = _open(named)
-            before = stream.snapshot() if event is Event.FEED_LAST else None
-            return _Step(named, stream, pending, digest, chunk, before)
-        body = self._call(named, pending, now)
-        if event in CHANGES:
-            named.applied += 1
-            self._register.keep(named, digest, *body, now)
+                self._never_was(stream)
+            raise
+        self._applied(named, stream, pending, digest, body)
         return body
+
+    def _go_on(
+        self, job: _Job, made: Mapping[str, Array] | RunnelError | None, replies: Replies, now: float
+    ) -> None:
+        """Do the next piece of a job, with what its last slice made."""
+        outcome: Body | RunnelError
+        try:
+            if isinstance(made, RunnelError):
+                job.passage = job.work.throw(made)
+            else:
+                job.passage = job.work.send(made)  # type: ignore[arg-type]  # None begins it, or follows None
+        except StopIteration as end:
+            outcome = end.value
+        except Exception as error:
+            outcome = as_error("engine", error)
+        else:
+            self._rota.add(job.pending.peer, job.named)
+            return
+        self._end_job(job)
+        self._finish(job.named, job.pending, outcome, replies, now)
+
+    def _end_job(self, job: _Job) -> None:
+        del self._jobs[job.named]
+        peer = job.pending.peer
+        left = self._jobs_of[peer] - 1
+        if left:
+            self._jobs_of[peer] = left
+        else:
+            del self._jobs_of[peer]
+
+    def _run_batch(self, batch: Sequence[_Feed], replies: Replies, now: float) -> None:
+        """One step for each stream of the batch; its replies are added."""
+        stats = self.stats
+        stats.batches += 1
+        stats.batch_sizes.observe(len(batch))
+        marks = [feed.stream.mark() for feed in batch]
+        began = self._clock()
+        results: Sequence[Any]
+        try:
+            results = self._engine.feed_many([(feed.stream, feed.chunk) for feed in batch])
+        except Exception as error:  # a fault of the engine's own: whatever it committed is taken back
+            for feed, mark in zip(batch, marks, strict=True):
+                feed.stream.back(mark)
+            results = [as_error("engine", error)] * len(batch)
+        self._pace.saw([feed.steps for feed in batch], self._clock() - began)
+        for feed, mark, result in zip(batch, marks, results, strict=True):
+            outcome: Body | RunnelError
+            try:
+                outcome = result if isinstance(result, RunnelError) else self._commit(feed, result, now)
+            except Exception as error:
+                feed.stream.back(mark)
+                outcome = as_error("engine", error)
+            if isinstance(outcome, RunnelError) and feed.pending.request.sequence_start:
+                self._never_was(feed.stream)
+            self._finish(feed.named, feed.pending, outcome, replies, now)
+
+    def _run_slices(self, jobs: Sequence[_Job], replies: Replies, now: float) -> None:
+        """The next slice of each job, stepped together."""
+        self.stats.batches += 1
+        self.stats.batch_sizes.observe(len(jobs))
+        passages = [job.passage for job in jobs if job.passage is not None]
+        share = max(1, min(self._sizes.slice_steps, self._pace.slice(2**31)) // len(jobs))
+        parts = [(passage, min(passage.left, share)) for passage in passages]
+        began = self._clock()
+        made: Sequence[Any]
+        try:
+            made = self._engine.advance(parts)
+        except Exception as error:
+            made = [as_error("engine", error)] * len(parts)
+        self._pace.saw([steps for _, steps in parts], self._clock() - began)
+        for job, result in zip(jobs, made, strict=True):
+            self._go_on(job, result, replies, now)
+
+    def _commit(self, feed: _Feed, outputs: Outputs, now: float) -> Body:
+        """The step is done: its seq is applied, and its reply kept."""
+        body = pack(outputs)
+        if sum(map(len, body[1])) > MAX_REPLY_BYTES:
+            raise TooLargeError(
+                f"the chunk made more than {MAX_REPLY_BYTES} bytes, the most that goes in a reply: "
+                "send smaller chunks"
+            )
+        self._applied(feed.named, feed.stream, feed.pending, feed.digest, body)
+        return body
+
+    def _applied(self, named: Named, stream: Stream, pending: _Pending, digest: int, body: Body) -> None:
+        """A feed counts from here on: its seq, its reply, the stream that it opened or ended.
+
+        Where even that fails, nobody could say where the stream stands: it is closed, with the reason.
+        """
+        request, now = pending.request, self._began
+        try:
+            if request.sequence_start:
+                self._begin(named, request, stream, 0, pending.peer, now)
+            self._register.keep(named, digest, *body, now)
+            named.applied += 1
+            self.stats.chunks += 1
+        except Exception as error:
+            self._lose(named, stream, error)
+            raise
+        if request.sequence_end:
+            self._part(named, "ended", "was closed: its end was fed", now)
+
+    def _lose(self, named: Named, stream: Stream, error: Exception) -> None:
+        """A stream of which nobody knows any more where it stands."""
+        if named.stream is stream:
+            text = f"was closed: a commit failed within the daemon ({type(error).__name__}); open it anew"
+            self._part(named, "failed", text, self._began)
+        else:
+            self._never_was(stream)
+
+    def _never_was(self, stream: Stream) -> None:
+        """The feed that opened the stream failed: nobody knows of it yet."""
+        self._close(stream, "failed")
+        self.stats.closed["failed"] += 1  # what is counted only grows
+
+    def _finish(
+        self, named: Named, pending: _Pending, outcome: Body | RunnelError, replies: Replies, now: float
+    ) -> None:
+        """Answer a request that was taken; the stream's next one is ready."""
+        self._untake(pending)
+        if frames := self._answer(named, pending, outcome):
+            replies.add(pending.peer, pending.bundled, frames)
+        if named.queue:
+            self._rota.add(named.queue[0].peer, named)
+        else:
+            named.queue = None
+            if named.stream is None:
+                self._register.settle(named)
 
     def _admit(self, named: Named, request: wire.Request, event: Event, digest: int) -> Body | None:
         """None: the request is to be done. Else the answer to one that was done before."""
@@ -420,20 +699,36 @@ class Server:
     def _unknown(self, named: Named) -> StreamError:
         return UnknownStreamError(f"stream {named.name!r} {named.gone or LIKELY[UnknownStreamError]}")
 
-    def _call(self, named: Named, pending: _Pending, now: float) -> Body:
+    def _call(self, named: Named, pending: _Pending, digest: int, now: float) -> Body:
         """Everything but a feed, once admitted."""
+        body = self._done(named, pending, now)
+        if pending.event in CHANGES:
+            named.applied += 1
+            self._register.keep(named, digest, *body, now)
+        return body
+
+    def _done(self, named: Named, pending: _Pending, now: float) -> Body:
         event, request = pending.event, pending.request
-        if event is Event.OPEN:
-            self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
-            return NOTHING
-        if event is Event.RESTORE:
-            stream = self._engine.restore(bytes(pending.buffers[0]), named.key)
-            self._begin(named, request, stream, stream.seq, pending.peer, now)
+        if event is Event.OPEN or event is Event.RESTORE:
+            if event is Event.OPEN:
+                stream = self._engine.open(named.key)
+            else:
+                stream = self._engine.restore(b"".join(pending.buffers), named.key)
+            try:
+                self._begin(named, request, stream, stream.seq, pending.peer, now)
+            except Exception as error:
+                self._lose(named, stream, error)
+                raise
             return NOTHING
         stream = _open(named)
         if event is Event.FLUSH:
             return pack(self._flush(stream))
         if event is Event.SNAPSHOT:
+            if stream.state_bytes > MAX_SNAPSHOT_BYTES:
+                raise TooLargeError(
+                    f"the stream's state has {stream.state_bytes} bytes; a snapshot of more than "
+                    f"{MAX_SNAPSHOT_BYTES} could not be sent back to be restored"
+                )
             blob = stream.snapshot()
             return [wire.TensorInfo("snapshot", "UINT8", [len(blob)])], [blob]
         if event is Event.RESET:
@@ -454,70 +749,21 @@ class Server:
         self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
-        self._register.part(named, reason, text, now)
+        stream = _open(named)
+        self._register.part(named, text, now)
         self.stats.closed[reason] += 1
+        self._close(stream, reason)
+
+    def _close(self, stream: Stream, reason: str) -> None:
+        """Close the engine's stream. It is gone whatever its stages raise: that is logged, and no more."""
+        try:
+            stream.close(reason)
+        except Exception as error:
+            log.error("stream closed with an error", stream=stream.id, error=str(as_error("engine", error)))
 
     def _new_epoch(self) -> int:
         self._epoch += 1
         return self._epoch
-
-    def _feed(self, batch: Sequence[_Step], replies: Replies, now: float) -> None:
-        """One step for each stream of the batch; its replies are added."""
-        stats = self.stats
-        stats.batches += 1
-        stats.batch_sizes.observe(len(batch))
-        results: Sequence[Any]
-        try:
-            results = self._engine.feed_many([(step.stream, step.chunk) for step in batch])
-        except Exception as error:  # a fault of the engine's own: it committed nothing
-            results = [as_error("engine", error)] * len(batch)
-        for step, result in zip(batch, results, strict=True):
-            named, pending = step.named, step.pending
-            body: Body | RunnelError
-            if isinstance(result, RunnelError):
-                if pending.request.sequence_start:
-                    self._undo_begin(named, now)
-                body = result
-            elif pending.request.sequence_end:
-                body = self._end(step, result, now)
-            else:
-                body = self._commit(step, result, now)
-            replies.add(pending.peer, pending.bundled, self._answer(named, pending, body))
-
-    def _commit(self, step: _Step, outputs: Outputs, now: float) -> Body:
-        """The step is done: its seq is applied, and its reply kept."""
-        named = step.named
-        body = pack(outputs)
-        self.stats.chunks += 1
-        named.applied += 1
-        self._register.keep(named, step.digest, *body, now)
-        return body
-
-    def _end(self, step: _Step, outputs: Outputs, now: float) -> Body | RunnelError:
-        """What the last chunk's step leaves to do: flush, and close."""
-        try:
-            rest = self._flush(step.stream)
-            joined = {name: np.concatenate((array, rest[name])) for name, array in outputs.items()}
-        except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
-            self._roll_back(step, now)
-            return as_error("engine", error)
-        body = self._commit(step, joined, now)
-        self._part(step.named, "ended", "was closed: its end was fed", now)
-        return body
-
-    def _undo_begin(self, named: Named, now: float) -> None:
-        """The feed that opened the stream failed: it was never there."""
-        self._register.undo(named, now)
-        self.stats.closed["failed"] += 1  # what is counted only grows
-
-    def _roll_back(self, step: _Step, now: float) -> None:
-        """The feed that was to end the stream failed: the stream is as it was before."""
-        named = step.named
-        if step.pending.request.sequence_start:
-            self._undo_begin(named, now)
-            return
-        assert step.before is not None
-        step.stream.rewind(step.before)
 
     def _flush(self, stream: Stream) -> Outputs:
         """A pipeline with one output gives an array; the wire wants its name too."""
@@ -591,6 +837,14 @@ class Server:
             ),
             **self._description,
         )
+
+
+def _steps(request: wire.Request) -> int:
+    """Time steps of a feed, as it states them."""
+    if request.steps:
+        return request.steps
+    shape = request.inputs[0].shape if request.inputs else ()
+    return shape[0] if shape else 0
 
 
 def _open(named: Named) -> Stream:

@@ -57,12 +57,18 @@ class Sender:
             send(frames[-1], _LAST)
         return Fate.SENT
 
+    def held(self, peer: Peer) -> int:
+        """Bytes of large replies that libzmq still holds for the peer."""
+        held = self._held.get(peer)
+        while held and held[0][1].done:
+            held.popleft()
+        return sum(nbytes for nbytes, _ in held) if held else 0
+
     def _holds(self, peer: Peer, more: int) -> int:
         """Bytes of large replies that libzmq would hold for the peer with `more`; any one may pass."""
         if len(self._held) >= self._sweep_at:
             self._held = {p: held for p, held in self._held.items() if held and not held[-1][1].done}
             self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._held))
-        held = self._held.setdefault(peer, deque())
-        while held and held[0][1].done:
-            held.popleft()
-        return more + sum(nbytes for nbytes, _ in held) if held else 0
+        self._held.setdefault(peer, deque())
+        held = self.held(peer)
+        return held + more if held else 0

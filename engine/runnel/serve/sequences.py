@@ -133,25 +133,18 @@ class Register:
         if named.stream is not None:
             self._open.move_to_end(named)
 
-    def part(self, named: Named, reason: str, text: str, now: float) -> None:
-        """The stream is closed; its end (`text`) and its kept replies are remembered for a while."""
+    def part(self, named: Named, text: str, now: float) -> None:
+        """The stream is gone; its end (`text`) and its kept replies are remembered for a while."""
         assert named.stream is not None
-        named.stream.close(reason)
         named.stream, named.gone, named.used = None, text, now
         del self._open[named]
         self._parted[named] = None
         if len(self._parted) > MAX_PARTED:
             self._drop(next(iter(self._parted)))
 
-    def undo(self, named: Named, now: float) -> None:
-        """The stream that was just begun was never there."""
-        self.part(named, "failed", "", now)
-        del self._parted[named]
-        named.epoch = 0  # else the same request again would pass for a repeat
-
     def settle(self, named: Named) -> None:
         """Forget a name that nothing is known of and nothing waits for."""
-        if named.stream is None and not named.queue and named not in self._parted:
+        if named.stream is None and named.queue is None and named not in self._parted:
             self._names.pop(named.key, None)
 
     def keep(
@@ -178,7 +171,7 @@ class Register:
                 named = next(iter(self._open))
                 if named.used + seconds > now:
                     return
-                if named.queue:
+                if named.queue is not None:  # requests wait, or one is on its way
                     self.touch(named, named.peer, now)
                 else:
                     yield named

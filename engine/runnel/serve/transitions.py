@@ -134,6 +134,12 @@ LIKELY: Final[Mapping[type[StreamError], str]] = {
 BEGINS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})
 """Events that make a stream, and the epoch that it is in."""
 
+FEEDS: Final = frozenset({Event.FEED, Event.FEED_FIRST, Event.FEED_LAST, Event.FEED_ONLY})
+"""Events that step a stream."""
+
+TELLS_STATE: Final = frozenset({Event.SNAPSHOT, Event.FLUSH})
+"""Events whose replies are as large as the stream's state."""
+
 CHANGES: Final = frozenset(
     {Event.FEED, Event.FEED_FIRST, Event.FEED_LAST, Event.FEED_ONLY, Event.FLUSH, Event.RESET, Event.CLOSE}
 )
@@ -168,8 +174,12 @@ def event_of(request: Request) -> Event:
     if request.seq and event not in CHANGES:
         raise WireError(f"seq belongs to feed, flush, reset and close, not to {op!r}")
     if event is Event.RESTORE:
-        if [(t.name, t.datatype, len(t.shape)) for t in request.inputs] != [("snapshot", "UINT8", 1)]:
-            raise WireError("restore takes one input, 'snapshot', UINT8 of shape (bytes)")
+        parts = [(t.datatype, len(t.shape)) for t in request.inputs]
+        if parts[1:] not in ([], [("UINT8", 1)]) or parts[:1] != [("UINT8", 1)] or [t.name for t in request.inputs] != ["snapshot", "snapshot.1"][: len(parts)]:
+            raise WireError(
+                "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); of more than a tensor "
+                "may hold, the rest as 'snapshot.1'"
+            )
     elif request.inputs:
         raise WireError(f"inputs belong to feed and restore, not to {op!r}")
     if not request.sequence_id and event not in BEGINS:
