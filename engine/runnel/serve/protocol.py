@@ -352,9 +352,8 @@ class Server:
         if request.op == "feed":
             outputs = self._engine.pipeline.outputs
             chunk = steps_asked(steps, outputs) if steps else unpack(request.inputs, pending.buffers)
-            if request.sequence_start:
-                self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
-            stream = _open(named)
+            # A stream that this feed opens gets its name once the feed has succeeded.
+            stream = self._engine.open(named.key) if request.sequence_start else _open(named)
             before = stream.snapshot() if event is Event.FEED_LAST else None
             return _Step(named, stream, pending, digest, chunk, before)
         body = self._call(named, pending, now)
@@ -448,14 +447,22 @@ class Server:
     def _begin(
         self, named: Named, request: wire.Request, stream: Stream, applied: int, peer: Peer, now: float
     ) -> None:
-        """A stream is there, in the epoch that was asked for."""
+        """The stream has its name, in the epoch that was asked for."""
         self._register.begin(named, stream, request.epoch or self._new_epoch(), applied)
         self._register.touch(named, peer, now)
         self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
-        self._register.part(named, reason, text, now)
+        stream = self._register.part(named, text, now)
         self.stats.closed[reason] += 1
+        self._close(stream, reason)
+
+    def _close(self, stream: Stream, reason: str) -> None:
+        """Close a stream of the engine. A stage that fails at this is logged: the stream is gone anyway."""
+        try:
+            stream.close(reason)
+        except Exception as error:
+            log.exception("stage failed", error, stream=stream.id, error=as_error("engine", error).message)
 
     def _new_epoch(self) -> int:
         self._epoch += 1
@@ -476,7 +483,7 @@ class Server:
             body: Body | RunnelError
             if isinstance(result, RunnelError):
                 if pending.request.sequence_start:
-                    self._undo_begin(named, now)
+                    self._undo_begin(step)
                 body = result
             elif pending.request.sequence_end:
                 body = self._end(step, result, now)
@@ -488,6 +495,8 @@ class Server:
         """The step is done: its seq is applied, and its reply kept."""
         named = step.named
         body = pack(outputs)
+        if step.pending.request.sequence_start:
+            self._begin(named, step.pending.request, step.stream, 0, step.pending.peer, now)
         self.stats.chunks += 1
         named.applied += 1
         self._register.keep(named, step.digest, *body, now)
@@ -499,22 +508,22 @@ class Server:
             rest = self._flush(step.stream)
             joined = {name: np.concatenate((array, rest[name])) for name, array in outputs.items()}
         except Exception as error:  # then the chunk was not applied either: its outputs go nowhere
-            self._roll_back(step, now)
+            self._roll_back(step)
             return as_error("engine", error)
         body = self._commit(step, joined, now)
         self._part(step.named, "ended", "was closed: its end was fed", now)
         return body
 
-    def _undo_begin(self, named: Named, now: float) -> None:
-        """The feed that opened the stream failed: it was never there."""
-        self._register.undo(named, now)
-        self.stats.closed["failed"] += 1  # what is counted only grows
+    def _undo_begin(self, step: _Step) -> None:
+        """Close the stream that a failed feed opened; its name, and what is remembered of it, is as before."""
+        self.stats.opened += 1  # both, so that the streams open are those opened less those closed
+        self.stats.closed["failed"] += 1
+        self._close(step.stream, "failed")
 
-    def _roll_back(self, step: _Step, now: float) -> None:
+    def _roll_back(self, step: _Step) -> None:
         """The feed that was to end the stream failed: the stream is as it was before."""
-        named = step.named
         if step.pending.request.sequence_start:
-            self._undo_begin(named, now)
+            self._undo_begin(step)
             return
         assert step.before is not None
         step.stream.rewind(step.before)

@@ -120,7 +120,7 @@ class Register:
         return named
 
     def begin(self, named: Named, stream: Stream, epoch: int, applied: int) -> None:
-        """A stream was opened under the name; what is remembered of an earlier one is forgotten."""
+        """The request that opens a stream has succeeded: only now is an earlier one of the name forgotten."""
         self._forget_replies(named)
         self._parted.pop(named, None)
         named.stream, named.epoch, named.applied = stream, epoch, applied
@@ -133,21 +133,16 @@ class Register:
         if named.stream is not None:
             self._open.move_to_end(named)
 
-    def part(self, named: Named, reason: str, text: str, now: float) -> None:
-        """The stream is closed; its end (`text`) and its kept replies are remembered for a while."""
+    def part(self, named: Named, text: str, now: float) -> Stream:
+        """Take the stream from its name, to be closed; its end (`text`) and kept replies stay for a while."""
         assert named.stream is not None
-        named.stream.close(reason)
-        named.stream, named.gone, named.used = None, text, now
+        stream, named.stream = named.stream, None
+        named.gone, named.used = text, now
         del self._open[named]
         self._parted[named] = None
         if len(self._parted) > MAX_PARTED:
             self._drop(next(iter(self._parted)))
-
-    def undo(self, named: Named, now: float) -> None:
-        """The stream that was just begun was never there."""
-        self.part(named, "failed", "", now)
-        del self._parted[named]
-        named.epoch = 0  # else the same request again would pass for a repeat
+        return stream
 
     def settle(self, named: Named) -> None:
         """Forget a name that nothing is known of and nothing waits for."""
