@@ -83,7 +83,7 @@ class GapError(StreamError):
 
 
 class ConflictError(StreamError):
-    """A ``seq`` that was applied, with another payload: two requests took one number."""
+    """A ``seq`` that was applied, or an epoch that was begun, with another payload: two took one number."""
 
     code = "CONFLICT"
 

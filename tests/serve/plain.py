@@ -31,6 +31,11 @@ class Message:
     def payload(self) -> Any:
         return self.op, self.values, self.start, self.end
 
+    @property
+    def beginning(self) -> Any:
+        """What must be the same in a request that is taken for a repeat of the one that opened a stream."""
+        return self.payload, self.blob
+
 
 class Answer(NamedTuple):
     """What a reply says: its error's code or 'ok', y's first column, the seq applied where it is told."""
@@ -73,6 +78,7 @@ class Life:
     epoch: int
     sums: Sums
     applied: int
+    begun: Any = None
     resumed_from: int = 0
     kept: dict[int, tuple[Any, tuple[float, ...], float]] = field(default_factory=dict)
     used: float = 0.0
@@ -106,17 +112,18 @@ class Plain:
         life = self.lives.get(m.name)
         alive = life is not None and life.open
         if m.op in ("open", "restore") or m.start:
-            if life and m.epoch and m.epoch == life.epoch:  # this very beginning was seen before
-                if m.op in ("open", "restore"):
-                    return self._use(life, now) if alive else Answer("UNKNOWN_STREAM")
-                if alive and not life.applied:
-                    return Answer("STREAM_EXISTS")  # it was begun by another request
-                again = self._again(life, 1, m)
-                if again.code == "ok" and alive:
-                    life.used = now
-                if again.code == "ok" or alive:
-                    return again
-                return Answer("UNKNOWN_STREAM")
+            if life and m.epoch and m.epoch == life.epoch:  # was this very beginning seen before?
+                if not alive:
+                    again = self._again(life, 1, m) if m.start else None
+                    return again if again and again.code == "ok" else Answer("UNKNOWN_STREAM")
+                if m.beginning != life.begun:
+                    return Answer("CONFLICT")
+                if m.start:
+                    again = self._again(life, 1, m)
+                    if again.code != "ok":
+                        return again
+                    return self._use(life, now)._replace(y=again.y)
+                return self._use(life, now)
             return Answer("STREAM_EXISTS") if alive else self._begin(m, now)
         if life is None or (not alive and m.epoch not in (0, life.epoch)):
             return Answer("UNKNOWN_STREAM")
@@ -169,7 +176,7 @@ class Plain:
             return Answer("LIMIT")
         if UNLUCKY in m.values:
             return Answer("STAGE_FAILED")
-        life = Life(m.epoch, sums, sums.chunks, used=now)
+        life = Life(m.epoch, sums, sums.chunks, m.beginning, used=now)
         answer = self._apply(life, m, now) if m.start else Answer("ok", applied=life.applied)
         if answer.code != "ok":
             return Answer(answer.code)  # where a stream that is not there stands is nobody's to know

@@ -72,13 +72,16 @@ class World:
         start, end = (bool(flags & 1), bool(flags & 2)) if op == "feed" else (False, False)
         epoch = 0 if honest == 0 else self.epochs[client, name]
         if (begins or start) and honest:
-            epoch = honest  # of the client's own choice, from few: so that beginnings are repeated
+            # Of the client's own choice, from few: so that beginnings are repeated. Or, wrongly, the stream's.
+            epoch = honest if honest < 3 else epoch or honest
         if op == "restore" and not self.blobs:
             return
         seq = 0
         if op in ("feed", "flush", "reset", "close") and honest:
             seq = 1 if start else max(self.applied[client, name] + 1 + ahead, 0)
-        blob = (self.blobs[-1] if values != (UNLUCKY,) else b"no snapshot") if op == "restore" else b""
+        blob = b""
+        if op == "restore":  # one of the last two, so that the same is restored again, and another is
+            blob = self.blobs[-2:][ahead % 2 - 1] if values != (UNLUCKY,) else b"no snapshot"
         self.network.append(
             (client, Message(op, name, epoch, seq, values if op == "feed" else (), start, end, blob))
         )

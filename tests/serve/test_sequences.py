@@ -11,7 +11,7 @@ from runnel.serve.replies import Outgoing
 from runnel.serve.sequences import KEPT_REPLIES, KEPT_SECONDS
 from runnel.serve.wire import Reply, Request
 
-from .support import POISON, UNLUCKY, Peer, code, rows, tally_engine
+from .support import POISON, UNLUCKY, Peer, code, plain_engine, rows, tally_engine
 
 
 def opened(**options: object) -> tuple[Server, Peer]:
@@ -95,6 +95,46 @@ def test_what_is_kept_is_let_go_after_a_while() -> None:
     server.tick(KEPT_SECONDS)
     assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ALREADY_APPLIED"
     assert server.due is None
+
+
+# The beginning of a stream.
+
+
+def begin(peer: Peer, how: str, epoch: int = 5) -> Reply:
+    """Begin stream a, each way with a payload of its own."""
+    if how == "open":
+        return peer.ask("open", "a", epoch=epoch)[0]
+    if how.startswith("restore"):
+        with plain_engine() as engine:
+            stream = engine.open("x")
+            stream.feed(rows(len(how)))
+            return peer.restore("a", stream.snapshot(), epoch=epoch)
+    end = how == "feed, end"
+    return peer.ask("feed", "a", rows(len(how)), epoch=epoch, seq=1, sequence_start=True, sequence_end=end)[0]
+
+
+BEGINNINGS = ("open", "restore", "restore another", "feed", "feed another")
+
+
+@pytest.mark.parametrize("first", BEGINNINGS)
+@pytest.mark.parametrize("second", [*BEGINNINGS, "feed, end"])
+def test_a_beginning_in_the_streams_epoch_is_a_repeat_or_a_conflict(first: str, second: str) -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", first_epoch=50)
+    peer = Peer(server)
+    began = begin(peer, first)
+    assert code(began) == "ok"
+    before = engine.streams["a"].snapshot()
+    again = begin(peer, second)
+    assert code(again) == ("ok" if first == second else "CONFLICT")
+    if first == second:
+        assert (again.epoch, again.applied_seq) == (5, began.applied_seq)
+    assert engine.streams["a"].snapshot() == before
+    peer.ask("feed", "a", rows(1), epoch=5)
+    assert code(begin(peer, second)) == code(again)  # also later
+    epoch = peer.ask("resume", "a", epoch=5)[0].epoch
+    assert code(begin(peer, second)) == "STREAM_EXISTS"
+    assert code(begin(peer, second, epoch)) == code(again)  # what was unanswered is sent again in that one
 
 
 # The end of a stream.

@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..errors import (
+    ConflictError,
     FencedError,
     LimitError,
     RunnelError,
@@ -79,6 +80,7 @@ class _Pending(Struct, eq=False, gc=False):
     nbytes: int
     arrived: float
     bundled: bool  # then so is its reply
+    digest: int = 0  # of its event and payload, once it is run
 
 
 class _Step(Struct, eq=False, gc=False):
@@ -342,7 +344,7 @@ class Server:
         """Do a request, or make a step of it. Raises what the tables, the epoch and the engine say."""
         request, event = pending.request, pending.event
         steps = request.steps
-        digest = digest_of(event, request.inputs, pending.buffers, steps) if event in CHANGES else 0
+        digest = pending.digest = digest_of(event, request.inputs, pending.buffers, steps)
         again = self._admit(named, request, event, digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
@@ -380,9 +382,12 @@ class Server:
             if not stated or stated != named.epoch:  # not one that we know: the table alone decides
                 self._look_up(named, phase, event)
                 return None
-            if event is Event.OPEN or event is Event.RESTORE:
-                if phase is Phase.ABSENT:
-                    raise self._unknown(named)
+            opens = event is Event.OPEN or event is Event.RESTORE
+            if phase is Phase.ABSENT and opens:
+                raise self._unknown(named)
+            if phase is not Phase.ABSENT and named.begun != digest:
+                raise ConflictError(f"stream {named.name!r}: epoch {stated} was begun by another request")
+            if opens:
                 return NOTHING
             seq = 1
         elif event is Event.RESUME:
@@ -423,11 +428,11 @@ class Server:
         """Everything but a feed, once admitted."""
         event, request = pending.event, pending.request
         if event is Event.OPEN:
-            self._begin(named, request, self._engine.open(named.key), 0, pending.peer, now)
+            self._begin(named, pending, self._engine.open(named.key), 0, now)
             return NOTHING
         if event is Event.RESTORE:
             stream = self._engine.restore(bytes(pending.buffers[0]), named.key)
-            self._begin(named, request, stream, stream.seq, pending.peer, now)
+            self._begin(named, pending, stream, stream.seq, now)
             return NOTHING
         stream = _open(named)
         if event is Event.FLUSH:
@@ -444,12 +449,11 @@ class Server:
             self._part(named, "closed", "was closed", now)
         return NOTHING
 
-    def _begin(
-        self, named: Named, request: wire.Request, stream: Stream, applied: int, peer: Peer, now: float
-    ) -> None:
+    def _begin(self, named: Named, pending: _Pending, stream: Stream, applied: int, now: float) -> None:
         """The stream has its name, in the epoch that was asked for."""
-        self._register.begin(named, stream, request.epoch or self._new_epoch(), applied)
-        self._register.touch(named, peer, now)
+        epoch = pending.request.epoch or self._new_epoch()
+        self._register.begin(named, stream, epoch, applied, pending.digest)
+        self._register.touch(named, pending.peer, now)
         self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
@@ -496,7 +500,7 @@ class Server:
         named = step.named
         body = pack(outputs)
         if step.pending.request.sequence_start:
-            self._begin(named, step.pending.request, step.stream, 0, step.pending.peer, now)
+            self._begin(named, step.pending, step.stream, 0, now)
         self.stats.chunks += 1
         named.applied += 1
         self._register.keep(named, step.digest, *body, now)
