@@ -20,6 +20,8 @@ class RunnelError(Exception):
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:
+        # A file's name may hold bytes that are no text: they are shown as escapes, for a message crosses the wire.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 
     @property
@@ -83,7 +85,7 @@ class GapError(StreamError):
 
 
 class ConflictError(StreamError):
-    """A ``seq`` that was applied, with another payload: two requests took one number."""
+    """A ``seq`` that was applied, or an epoch that was begun, with another payload: two took one number."""
 
     code = "CONFLICT"
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from .errors import ChunkError, NonFiniteError, RunnelError, StageError
+from .errors import ChunkError, LimitError, NonFiniteError, RunnelError, StageError
 from .spec import DTYPES, Array, Signal
 
 MAX_STEPS: Final = 1024  # of one `Steps`: 50 ms of a small model, in which no other stream is stepped
@@ -148,6 +148,10 @@ def as_error(name: str, error: Exception) -> RunnelError:
     """An error of the tree: itself, or a StageError that names the stage and the cause."""
     if isinstance(error, RunnelError):
         return error
+    if isinstance(error, MemoryError):
+        short = LimitError(f"{name}: out of memory; the stream is as it was before: send smaller chunks, or later")
+        short.__cause__ = error
+        return short
     try:
         text = str(error)
     except Exception:  # somebody's error whose own text fails

@@ -177,8 +177,9 @@ class Stream:
         return Mark(self._states, self.seq, self._ended, self._due)
 
     def back(self, mark: Mark) -> None:
-        """Undo the step since the mark, as where its output could not be delivered."""
-        self._states, self.seq, self._ended, self._due = mark
+        """Undo the step since the mark, as where its output could not be delivered. Not of one that is closed."""
+        if not self._closed:
+            self._states, self.seq, self._ended, self._due = mark
 
     @property
     def state_bytes(self) -> int:

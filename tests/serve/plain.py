@@ -5,12 +5,13 @@ One message after the other, no queues, no batches, no engine: the running sum i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from runnel.errors import SnapshotError
 from runnel.state import decode
 
-from .support import UNLUCKY
+from .support import POISON, UNLUCKY
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Message:
     @property
     def payload(self) -> Any:
         return self.op, self.values, self.start, self.end
+
+    @property
+    def beginning(self) -> Any:
+        """What must be the same in a request that is taken for a repeat of the one that opened a stream."""
+        return self.payload, self.blob
 
 
 class Answer(NamedTuple):
@@ -57,7 +63,10 @@ class Sums:
         self.chunks += 1
         return tuple(rows[:-1])
 
-    def flush(self) -> tuple[float, ...]:
+    def flush(self) -> tuple[float, ...] | None:
+        """The rows that were held back; None if the flush fails, which changes nothing."""
+        if self.total >= POISON:
+            return None
         out, self.held, self.ended = tuple(self.held), [], True
         return out
 
@@ -69,6 +78,7 @@ class Life:
     epoch: int
     sums: Sums
     applied: int
+    begun: Any = None
     resumed_from: int = 0
     kept: dict[int, tuple[Any, tuple[float, ...], float]] = field(default_factory=dict)
     used: float = 0.0
@@ -91,25 +101,29 @@ class Plain:
         self.lives: dict[str, Life] = {}
         self._chosen: set[int] = set()
         self._fresh = 0
+        self._full = False
 
-    def tell(self, m: Message, now: float, fresh: int) -> Answer:
+    def tell(self, m: Message, now: float, fresh: int, full: bool = False) -> Answer:
         """What the message is answered, and what comes of it. `fresh`: the epoch that the server chose
-        if it had to choose one, which it may do as it likes, but never twice."""
+        if it had to choose one, which it may do as it likes, but never twice. `full`: the server had no
+        place for one stream more, which depends on the order across streams, and that is not promised."""
         self._fresh = fresh
+        self._full = full
         life = self.lives.get(m.name)
         alive = life is not None and life.open
         if m.op in ("open", "restore") or m.start:
-            if life and m.epoch and m.epoch == life.epoch:  # this very beginning was seen before
-                if m.op in ("open", "restore"):
-                    return self._use(life, now) if alive else Answer("UNKNOWN_STREAM")
-                if alive and not life.applied:
-                    return Answer("STREAM_EXISTS")  # it was begun by another request
-                again = self._again(life, 1, m)
-                if again.code == "ok" and alive:
-                    life.used = now
-                if again.code == "ok" or alive:
-                    return again
-                return Answer("UNKNOWN_STREAM")
+            if life and m.epoch and m.epoch == life.epoch:  # was this very beginning seen before?
+                if not alive:
+                    again = self._again(life, 1, m) if m.start else None
+                    return again if again and again.code == "ok" else Answer("UNKNOWN_STREAM")
+                if m.beginning != life.begun:
+                    return Answer("CONFLICT")
+                if m.start:
+                    again = self._again(life, 1, m)
+                    if again.code != "ok":
+                        return again
+                    return self._use(life, now)._replace(y=again.y)
+                return self._use(life, now)
             return Answer("STREAM_EXISTS") if alive else self._begin(m, now)
         if life is None or (not alive and m.epoch not in (0, life.epoch)):
             return Answer("UNKNOWN_STREAM")
@@ -153,21 +167,40 @@ class Plain:
         return idle
 
     def _begin(self, m: Message, now: float) -> Answer:
-        sums = sums_of(m.blob) if m.op == "restore" else Sums()
+        """The earlier life of the name is forgotten once the request has succeeded, and not before."""
+        try:
+            sums = sums_of(m.blob) if m.op == "restore" else Sums()
+        except SnapshotError:
+            return Answer("BAD_SNAPSHOT")
+        if self._full:
+            return Answer("LIMIT")
         if UNLUCKY in m.values:
-            self.lives.pop(m.name, None)
             return Answer("STAGE_FAILED")
-        life = self.lives[m.name] = Life(m.epoch or self._next_epoch(), sums, sums.chunks, used=now)
-        return self._apply(life, m, now) if m.start else Answer("ok", applied=life.applied)
+        life = Life(m.epoch, sums, sums.chunks, m.beginning, used=now)
+        answer = self._apply(life, m, now) if m.start else Answer("ok", applied=life.applied)
+        if answer.code != "ok":
+            return Answer(answer.code)  # where a stream that is not there stands is nobody's to know
+        life.epoch = life.epoch or self._next_epoch()
+        self.lives[m.name] = life
+        return answer
 
     def _apply(self, life: Life, m: Message, now: float) -> Answer:
         y: tuple[float, ...] = ()
-        if m.op == "feed":
+        if m.op == "feed" and m.end:
+            sums = replace(life.sums)
+            y = sums.feed(m.values)
+            rest = sums.flush()
+            if rest is None:
+                return Answer("STAGE_FAILED", applied=life.applied)
+            life.sums = sums
+            y += rest
+        elif m.op == "feed":
             y = life.sums.feed(m.values)
-            if m.end:
-                y += life.sums.flush()
         elif m.op == "flush":
-            y = life.sums.flush()
+            rest = life.sums.flush()
+            if rest is None:
+                return Answer("STAGE_FAILED", applied=life.applied)
+            y = rest
         elif m.op == "reset":
             life.sums = Sums()
         life.applied += 1

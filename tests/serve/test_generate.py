@@ -20,6 +20,7 @@ from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 from runnel.serve.protocol import Server
 from runnel.serve.tensors import describe, undescribe, unpack
+from runnel.serve.works import MAX_REPLY_BYTES
 
 from .peers import served
 from .proxy import Proxy
@@ -80,7 +81,10 @@ class Talk:
     def ask(self, op: str, chunk: Any = None, **fields: Any) -> tuple[wire.Reply, dict[str, Any]]:
         infos, buffers = tensors.pack(chunk or {})
         frames = [msgspec.msgpack.encode({"v": 1, "op": op, "inputs": infos, "id": "i", **fields}), *buffers]
-        [out] = self.server.receive(b"p", frames, 0.0) or self.server.run(0.0)
+        told = self.server.receive(b"p", frames, 0.0)
+        while self.server.pending:
+            told += self.server.run(0.0)
+        [out] = told
         reply, payload = wire.decode_reply(out.frames)
         return reply, unpack(reply.outputs, payload)
 
@@ -139,11 +143,11 @@ def test_what_a_reply_can_hold() -> None:
     talk = Talk(loop_engine(width=2**16))
     talk.ask("open", sequence_id="s")
     row = 4 * 2**16 + 8
-    most = wire.MAX_MESSAGE_BYTES // row
+    most = MAX_REPLY_BYTES // row
     reply, _ = talk.ask("feed", steps=most + 1, sequence_id="s")
     assert reply.error is not None
     assert (reply.error.code, reply.applied_seq) == ("TOO_LARGE", 0)
-    assert f"ask for {most} at a time" in reply.error.message
+    assert f"send at most {most} time steps" in reply.error.message
     assert len(talk.ask("feed", steps=most, sequence_id="s")[1]["n"]) == most
 
 

@@ -6,6 +6,7 @@ the model says of one message after the other in the order of arrival.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -17,16 +18,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from runnel.serve import sequences, wire
+from runnel.serve import protocol, sequences, wire
+from runnel.serve.logs import Log
 from runnel.serve.protocol import Server
 from runnel.serve.tensors import pack, unpack
 
 from .plain import UNLUCKY, Answer, Message, Plain, sums_of
-from .support import rows, tally_engine
+from .support import POISON, rows, tally_engine
 
 KEEP = 3  # replies of a stream: few, so that some are forgotten within a run
 IDLE = 100.0
-NAMES = ("a", "b")
+NAMES = ("a", "b", "c")
+ROOM = 2  # streams at once: fewer than names, so that some have no place
 CLIENTS = (b"one", b"two")
 
 
@@ -34,6 +37,8 @@ CLIENTS = (b"one", b"two")
 def _keep_few() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequences, "KEPT_REPLIES", KEEP)
+        logging.getLogger("runnel.unheard").setLevel(logging.CRITICAL)
+        patch.setattr(protocol, "log", Log("runnel.unheard"))  # tracebacks cost more than all the rest
         yield
 
 
@@ -42,7 +47,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.engine = tally_engine(max_streams=8)
+        self.engine = tally_engine(max_streams=ROOM)
         self.server = Server(self.engine, "boot", first_epoch=1000, idle_seconds=IDLE)
         self.model = Plain(KEEP, sequences.KEPT_SECONDS, IDLE)
         self.network: list[tuple[bytes, Message]] = []
@@ -67,13 +72,16 @@ class World:
         start, end = (bool(flags & 1), bool(flags & 2)) if op == "feed" else (False, False)
         epoch = 0 if honest == 0 else self.epochs[client, name]
         if (begins or start) and honest:
-            epoch = honest  # of the client's own choice, from few: so that beginnings are repeated
+            # Of the client's own choice, from few: so that beginnings are repeated. Or, wrongly, the stream's.
+            epoch = honest if honest < 3 else epoch or honest
         if op == "restore" and not self.blobs:
             return
         seq = 0
         if op in ("feed", "flush", "reset", "close") and honest:
             seq = 1 if start else max(self.applied[client, name] + 1 + ahead, 0)
-        blob = self.blobs[-1] if op == "restore" else b""
+        blob = b""
+        if op == "restore":  # one of the last two, so that the same is restored again, and another is
+            blob = self.blobs[-2:][ahead % 2 - 1] if values != (UNLUCKY,) else b"no snapshot"
         self.network.append(
             (client, Message(op, name, epoch, seq, values if op == "feed" else (), start, end, blob))
         )
@@ -109,12 +117,12 @@ class World:
         assert said.keys() == self.waiting.keys(), "a request was not answered"
         for id, (client, message) in self.waiting.items():  # in the order of arrival
             peer, reply, y = said[id]
-            expected = self.model.tell(message, self.now, reply.epoch)
+            code = reply.error.code if reply.error else "ok"
+            expected = self.model.tell(message, self.now, reply.epoch, code == "LIMIT")
             if id in taken:
                 assert sums_of(taken[id]) == self.model.lives[message.name].sums
                 self.blobs.append(taken[id])
             assert peer == client, "someone else's reply"
-            code = reply.error.code if reply.error else "ok"
             assert Answer(code, y) == (*expected[:2], None), (message, expected)
             if reply.epoch:
                 assert expected.applied is not None, "told to one who may not know"
@@ -158,7 +166,7 @@ def frames(message: Message, id: str) -> list[bytes]:
 OPS = ("open", "open", *["feed"] * 10, "flush", "reset", "reset", "close", "resume", "snapshot", "restore")
 FLAGS = (0, 0, 0, 0, 0, 0, 0, 1, 2, 3)  # of a feed: 1 starts, 2 ends its stream
 AHEAD = (0, 0, 0, 0, -1, -2, -5, 1)  # of the seq that the client believes to be next
-CHUNKS = ((1.0,), (2.0, 3.0), (5.0, 7.0, 11.0), (2.0, 3.0), (UNLUCKY,))
+CHUNKS = ((1.0,), (2.0, 3.0), (5.0, 7.0, 11.0), (2.0, 3.0), (UNLUCKY,), (POISON,))
 TIMES = (1.0, 10.0, 59.0, 61.0, 101.0)
 
 

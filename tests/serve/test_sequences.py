@@ -11,7 +11,7 @@ from runnel.serve.replies import Outgoing
 from runnel.serve.sequences import KEPT_REPLIES, KEPT_SECONDS
 from runnel.serve.wire import Reply, Request
 
-from .support import Peer, code, rows, tally_engine
+from .support import POISON, UNLUCKY, Peer, code, plain_engine, rows, tally_engine
 
 
 def opened(**options: object) -> tuple[Server, Peer]:
@@ -97,6 +97,46 @@ def test_what_is_kept_is_let_go_after_a_while() -> None:
     assert server.due is None
 
 
+# The beginning of a stream.
+
+
+def begin(peer: Peer, how: str, epoch: int = 5) -> Reply:
+    """Begin stream a, each way with a payload of its own."""
+    if how == "open":
+        return peer.ask("open", "a", epoch=epoch)[0]
+    if how.startswith("restore"):
+        with plain_engine() as engine:
+            stream = engine.open("x")
+            stream.feed(rows(len(how)))
+            return peer.restore("a", stream.snapshot(), epoch=epoch)
+    end = how == "feed, end"
+    return peer.ask("feed", "a", rows(len(how)), epoch=epoch, seq=1, sequence_start=True, sequence_end=end)[0]
+
+
+BEGINNINGS = ("open", "restore", "restore another", "feed", "feed another")
+
+
+@pytest.mark.parametrize("first", BEGINNINGS)
+@pytest.mark.parametrize("second", [*BEGINNINGS, "feed, end"])
+def test_a_beginning_in_the_streams_epoch_is_a_repeat_or_a_conflict(first: str, second: str) -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", first_epoch=50)
+    peer = Peer(server)
+    began = begin(peer, first)
+    assert code(began) == "ok"
+    before = engine.streams["a"].snapshot()
+    again = begin(peer, second)
+    assert code(again) == ("ok" if first == second else "CONFLICT")
+    if first == second:
+        assert (again.epoch, again.applied_seq) == (5, began.applied_seq)
+    assert engine.streams["a"].snapshot() == before
+    peer.ask("feed", "a", rows(1), epoch=5)
+    assert code(begin(peer, second)) == code(again)  # also later
+    epoch = peer.ask("resume", "a", epoch=5)[0].epoch
+    assert code(begin(peer, second)) == "STREAM_EXISTS"
+    assert code(begin(peer, second, epoch)) == code(again)  # what was unanswered is sent again in that one
+
+
 # The end of a stream.
 
 
@@ -109,6 +149,50 @@ def test_the_last_reply_of_a_closed_stream_can_be_asked_for_again() -> None:
     assert code(peer.ask("close", "a", epoch=7, seq=2)[0]) == "UNKNOWN_STREAM"
     server.tick(KEPT_SECONDS)
     assert code(peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1, sequence_end=True)[0]) == "UNKNOWN_STREAM"
+
+
+@pytest.mark.parametrize("failing", ["feed", "end", "restore", "limit"])
+def test_a_request_that_fails_to_open_a_stream_forgets_nothing_of_the_earlier_one(failing: str) -> None:
+    engine = tally_engine(max_streams=1)
+    server = Server(engine, "boot")
+    peer = Peer(server)
+    peer.ask("open", "a", epoch=7)
+    peer.ask("feed", "a", rows(1), epoch=7, seq=1)
+    _, y = peer.ask("feed", "a", rows(2), epoch=7, seq=2, sequence_end=True)
+    if failing == "feed":
+        failed = peer.ask("feed", "a", rows(UNLUCKY), epoch=8, sequence_start=True)[0]
+    elif failing == "end":
+        failed = peer.ask("feed", "a", rows(POISON), sequence_start=True, sequence_end=True)[0]
+    elif failing == "restore":
+        failed = peer.restore("a", b"no snapshot", epoch=8)
+    else:
+        peer.ask("open", "b", epoch=1)
+        failed = peer.ask("feed", "a", rows(1), epoch=8, seq=1, sequence_start=True)[0]
+        peer.ask("close", "b", epoch=1)
+    assert code(failed) in {"STAGE_FAILED", "BAD_SNAPSHOT", "LIMIT"}
+    again, same = peer.ask("feed", "a", rows(2), epoch=7, seq=2, sequence_end=True)
+    assert (code(again), same.tolist()) == ("ok", y.tolist())
+    assert code(peer.ask("open", "a", epoch=7)[0]) == "UNKNOWN_STREAM"
+    assert not engine.streams
+    assert server.stats.opened == server.stats.closed.total()
+
+
+def test_a_stream_is_closed_though_a_stage_fails_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tally_engine()
+    server = Server(engine, "boot", idle_seconds=10.0)
+    peer = Peer(server)
+
+    def fail(states: object) -> None:
+        raise ValueError("cannot let go")
+
+    monkeypatch.setattr(engine.pipeline, "close", fail)
+    for name in "abc":
+        peer.ask("open", name, epoch=7)
+    assert code(peer.ask("close", "a", epoch=7, seq=1)[0]) == "ok"
+    assert code(peer.ask("close", "a", epoch=7, seq=1)[0]) == "ok"  # the kept reply
+    assert code(peer.ask("feed", "b", rows(1), epoch=7, seq=1, sequence_end=True)[0]) == "ok"
+    assert [notice(out)[1].sequence_id for out in server.tick(10.0)] == ["c"]
+    assert (not engine.streams, server.stats.closed) == (True, {"closed": 1, "ended": 1, "idle": 1})
 
 
 def test_a_late_chunk_of_a_closed_stream_never_reaches_the_next_of_its_name() -> None:

@@ -66,7 +66,7 @@ class AsyncClient:
         if served is None or self._connection != home.link.connections:
             ticket = await home.ask(lambda talk: talk.ask("hello"), self.timeout)
             served = Served.told(ticket.answer(), self.address)
-            home.link.limit = int(served.limits["pending_per_peer"])
+            home.link.allow(served.limits)
             self._served, self._connection = served, home.link.connections
         return served
 
@@ -151,6 +151,8 @@ class AsyncClient:
         if link is None:
             limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
             link = self._links[address] = _LoopLink(address, limit, self._keys)
+            if self._served:
+                link.link.allow(self._served.limits)
         return link
 
     async def _place(self, id: str | None) -> tuple[str, Served, _LoopLink]:

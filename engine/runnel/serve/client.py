@@ -72,7 +72,7 @@ class Client:
         if served is None or self._connection != home.link.connections:
             reply = home.ask(lambda talk: talk.ask("hello"), self.timeout).answer()
             served = Served.told(reply, self.address)
-            home.link.limit = int(served.limits["pending_per_peer"])
+            home.link.allow(served.limits)
             self._served, self._connection = served, home.link.connections
         return served
 
@@ -181,6 +181,8 @@ class Client:
             if link is None:
                 limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
                 link = self._links[address] = SharedLink(address, limit, self._keys)
+                if self._served:
+                    link.link.allow(self._served.limits)
             return link
 
     def _place(self, id: str | None) -> tuple[str, Served, SharedLink]:

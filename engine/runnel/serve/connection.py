@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import select
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
@@ -45,6 +46,7 @@ class Connection:
         self.address = address
         self.talk = Conversation(secrets.token_hex(4))
         self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
+        self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last one may pass it
         self.connections = 0  # made so far
         self._up = False  # there is one, as far as was told
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -62,7 +64,13 @@ class Connection:
     @property
     def full(self) -> bool:
         """Whether the daemon would refuse one request more."""
-        return self.talk.in_flight >= self.limit
+        talk = self.talk
+        return talk.in_flight >= self.limit or talk.in_flight_bytes >= self.limit_bytes
+
+    def allow(self, limits: Mapping[str, float]) -> None:
+        """Heed what the daemon says that it takes from one client."""
+        self.limit = int(limits["pending_per_peer"])
+        self.limit_bytes = limits["pending_bytes"]
 
     @property
     def ready(self) -> bool:

@@ -93,6 +93,7 @@ class Conversation:
     def __init__(self, prefix: str = "") -> None:
         self.outbox: dict[str, list[bytes]] = {}
         self.in_flight = 0  # requests not settled; those of a line that waits to be resumed among them
+        self.in_flight_bytes = 0  # of their tensors
         self._prefix = prefix
         self._count = 0
         self._flying: dict[str, Ticket] = {}  # by the id of the last sending, in the order of sending
@@ -116,8 +117,8 @@ class Conversation:
     def restore(self, name: str, blob: bytes, epoch: int) -> Ticket:
         """A stream that goes on from a snapshot; the epoch as for `open`."""
         epoch = self._unheard.pop((name, hash(blob)), epoch)
-        infos = [wire.TensorInfo(SNAPSHOT, "UINT8", [len(blob)])]
-        return self._begin(Ticket("restore", Line(name, epoch), 0, infos, [blob], epoch))
+        infos, parts = snapshot_parts(blob)
+        return self._begin(Ticket("restore", Line(name, epoch), 0, infos, parts, epoch))
 
     def resume(self, name: str) -> Ticket:
         """Take a stream over, whoever holds it."""
@@ -145,6 +146,7 @@ class Conversation:
         else:
             self._frames(ticket)  # raises now, and not when it is sent
         self.in_flight += 1
+        self.in_flight_bytes += sum(map(len, ticket.buffers))
         line.sent += numbered
         line.unanswered.append(ticket)
         return ticket
@@ -266,7 +268,7 @@ class Conversation:
             return self._drop(line, ticket, error)
         self._forget(ticket)
         if ticket.op in ("open", "restore") and line is not None:
-            key = line.name if ticket.op == "open" else (line.name, hash(ticket.buffers[0]))
+            key = line.name if ticket.op == "open" else (line.name, hash(b"".join(ticket.buffers)))
             self._unheard[key] = ticket.epoch
             while len(self._unheard) > MAX_UNHEARD:
                 self._unheard.popitem(last=False)
@@ -291,11 +293,13 @@ class Conversation:
     def _begin(self, ticket: Ticket) -> Ticket:
         self._send(ticket)
         self.in_flight += 1
+        self.in_flight_bytes += sum(map(len, ticket.buffers))
         return ticket
 
     def _end(self, ticket: Ticket, error: RunnelError | None) -> None:
         ticket.error = error
         ticket.done = True
+        self.in_flight_bytes -= sum(map(len, ticket.buffers))
         ticket.buffers = ()  # kept for saying it again, until now
         self.in_flight -= 1
 
@@ -326,6 +330,16 @@ class Conversation:
             inputs=ticket.infos,
         )
         return wire.encode_request(request, ticket.buffers)
+
+
+def snapshot_parts(blob: bytes) -> tuple[list[wire.TensorInfo], list[bytes]]:
+    """A snapshot as the tensors of a restore: one, or two where it passes what a tensor may hold."""
+    most = wire.MAX_TENSOR_BYTES
+    parts = [blob] if len(blob) <= most else [blob[:most], blob[most:]]
+    names = (SNAPSHOT, f"{SNAPSHOT}.1")
+    return [
+        wire.TensorInfo(name, "UINT8", [len(part)]) for name, part in zip(names, parts, strict=False)
+    ], parts
 
 
 def failure(told: wire.ErrorInfo) -> RunnelError:

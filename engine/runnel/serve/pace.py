@@ -91,12 +91,14 @@ class Sizes:
             widest = max(widest, scale * row)
         self.slice_steps = max(1, math.floor(SLICE_BYTES / widest))  # time steps of a slice, by its bytes
         self._widest = widest
+        # What a stage held back comes with what follows it.
+        self._more = int(any(stage.ratio != (1, 1) or stage.latency for stage in stages))
         self._scale = scale
         self._row = row
 
     def made(self, steps: int) -> int:
-        """Bytes of output that this many time steps make; one row more may come of what was held back."""
-        return (math.ceil(steps * self._scale) + 1) * self._row
+        """Bytes of output that this many time steps are expected to make."""
+        return (math.ceil(steps * self._scale) + self._more) * self._row
 
     def held(self, steps: int) -> int:
         """Bytes that this many time steps become in the widest stage."""
@@ -104,7 +106,7 @@ class Sizes:
 
     def steps_within(self, nbytes: int) -> int:
         """Time steps whose output fits into so many bytes, 0 where not even one does."""
-        rows = nbytes // self._row - 1
+        rows = nbytes // self._row - self._more
         return max(0, math.floor(rows / self._scale))
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from msgspec import Struct
 
 from ..errors import (
+    ConflictError,
     FencedError,
     LimitError,
     RunnelError,
@@ -95,6 +96,7 @@ class _Pending(Struct, eq=False, gc=False):
     nbytes: int
     arrived: float
     bundled: bool  # then so is its reply
+    digest: int = 0  # of its event and payload, once it is run
 
 
 class _Feed(Struct, eq=False, gc=False):
@@ -103,7 +105,6 @@ class _Feed(Struct, eq=False, gc=False):
     named: Named
     stream: Stream
     pending: _Pending
-    digest: int
     chunk: Mapping[str, Array]
     steps: int  # time steps
 
@@ -161,7 +162,8 @@ class Server:
         self._jobs: dict[Named, _Job] = {}
         self._jobs_of: dict[Peer, int] = {}
         self._made: dict[Peer, int] = {}  # bytes of reply made in this turn
-        self._per_peer: dict[Peer, int] = {}
+        self._per_peer: dict[Peer, int] = {}  # requests of each that wait
+        self._peer_bytes: dict[Peer, int] = {}  # and the bytes of their tensors
         self._pending = 0
         self._pending_bytes = 0
         self._numbered = 0
@@ -205,9 +207,9 @@ class Server:
                 ]
                 return bundles(peer, told)
             request, buffers = wire.decode_request(frames)
-        except RunnelError as error:
-            return [self.refuse(peer, frames, error)]
-        return self._receive(peer, request, buffers, now, user, False)
+            return self._receive(peer, request, buffers, now, user, False)
+        except Exception as error:
+            return [self.refuse(peer, frames, as_error("engine", error))]
 
     def _receive(
         self,
@@ -228,8 +230,8 @@ class Server:
             if op == "hello":
                 return [self._tell(peer, request, server=self._hello())]
             self._take(peer, request, buffers, now, user, bundled)
-        except RunnelError as error:
-            return [self._refuse(peer, op, request.id, error)]
+        except Exception as error:
+            return [self._refuse(peer, op, request.id, as_error("engine", error))]
         return []
 
     def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
@@ -337,6 +339,12 @@ class Server:
         event = event_of(request)
         if self._pending >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
+        nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        held = self._peer_bytes.get(peer, 0)
+        if held and held + nbytes > MAX_PEER_BYTES:
+            raise LimitError(
+                f"{held} bytes of this client's requests wait already, {MAX_PEER_BYTES} may: read replies first"
+            )
         waiting = self._per_peer.get(peer, 0)
         if waiting >= MAX_PENDING_PER_PEER:
             raise LimitError(
@@ -351,7 +359,6 @@ class Server:
             )
         key = f"{user}/{name}" if user else name
         named = self._register.find(key) or self._register.add(key, name)
-        nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         pending = _Pending(peer, request, buffers, event, nbytes, now, bundled)
         if named.queue is None:
             named.queue = deque((pending,))
@@ -359,12 +366,20 @@ class Server:
         else:
             named.queue.append(pending)
         self._per_peer[peer] = waiting + 1
+        if nbytes:
+            self._peer_bytes[peer] = held + nbytes
         self._pending += 1
         self._pending_bytes += nbytes
 
     def _untake(self, pending: _Pending) -> None:
         self._pending -= 1
         self._pending_bytes -= pending.nbytes
+        if pending.nbytes:
+            left = self._peer_bytes[pending.peer] - pending.nbytes
+            if left:
+                self._peer_bytes[pending.peer] = left
+            else:
+                del self._peer_bytes[pending.peer]
         waiting = self._per_peer[pending.peer] - 1
         if waiting:
             self._per_peer[pending.peer] = waiting
@@ -448,21 +463,21 @@ class Server:
         if pending.nbytes > BLOCK:
             return self._work(named, pending)
         request, event = pending.request, pending.event
-        digest = digest_of(event, request.inputs, pending.buffers, request.steps) if event in CHANGES else 0
-        again = self._admitted(named, pending, digest, now)
+        pending.digest = digest_of(event, request.inputs, pending.buffers, request.steps)
+        again = self._admitted(named, pending, now)
         if again is not None:
             return again
         if event in FEEDS:
             chunk = self._chunk(pending)
             if self._takes_long(pending):
-                return self._feed_work(named, pending, digest, chunk)
+                return self._feed_work(named, pending, chunk)
             stream = self._engine.open(named.key) if request.sequence_start else _open(named)
-            return _Feed(named, stream, pending, digest, chunk, _steps(request))
-        return self._call(named, pending, digest, now)
+            return _Feed(named, stream, pending, chunk, _steps(request))
+        return self._call(named, pending, now)
 
-    def _admitted(self, named: Named, pending: _Pending, digest: int, now: float) -> Body | None:
+    def _admitted(self, named: Named, pending: _Pending, now: float) -> Body | None:
         """None: the request is to be done. Else the answer to one that was done before."""
-        again = self._admit(named, pending.request, pending.event, digest)
+        again = self._admit(named, pending.request, pending.event, pending.digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
         if again is not None:
@@ -483,15 +498,15 @@ class Server:
     def _work(self, named: Named, pending: _Pending) -> Work:
         """A request whose payload alone takes long to read."""
         request, event = pending.request, pending.event
-        digest = yield from digest_in_blocks(event, request.inputs, pending.buffers)
-        again = self._admitted(named, pending, digest, self._began)
+        pending.digest = yield from digest_in_blocks(event, request.inputs, pending.buffers)
+        again = self._admitted(named, pending, self._began)
         if again is not None:
             return again
         if event in FEEDS:
-            return (yield from self._feed_work(named, pending, digest, self._chunk(pending)))
-        return self._call(named, pending, digest, self._began)
+            return (yield from self._feed_work(named, pending, self._chunk(pending)))
+        return self._call(named, pending, self._began)
 
-    def _feed_work(self, named: Named, pending: _Pending, digest: int, chunk: Any) -> Work:
+    def _feed_work(self, named: Named, pending: _Pending, chunk: Any) -> Work:
         """A feed, slice by slice; with its flush, where it is the stream's last."""
         request, last = pending.request, pending.request.sequence_end
         stream = self._engine.open(named.key) if request.sequence_start else _open(named)
@@ -511,7 +526,7 @@ class Server:
             if request.sequence_start:
                 self._never_was(stream)
             raise
-        self._applied(named, stream, pending, digest, body)
+        self._applied(named, stream, pending, body)
         return body
 
     def _go_on(
@@ -565,7 +580,7 @@ class Server:
             except Exception as error:
                 feed.stream.back(mark)
                 outcome = as_error("engine", error)
-            if isinstance(outcome, RunnelError) and feed.pending.request.sequence_start:
+            if isinstance(outcome, RunnelError) and feed.pending.request.sequence_start and not feed.stream.closed:
                 self._never_was(feed.stream)
             self._finish(feed.named, feed.pending, outcome, replies, now)
 
@@ -594,10 +609,10 @@ class Server:
                 f"the chunk made more than {MAX_REPLY_BYTES} bytes, the most that goes in a reply: "
                 "send smaller chunks"
             )
-        self._applied(feed.named, feed.stream, feed.pending, feed.digest, body)
+        self._applied(feed.named, feed.stream, feed.pending, body)
         return body
 
-    def _applied(self, named: Named, stream: Stream, pending: _Pending, digest: int, body: Body) -> None:
+    def _applied(self, named: Named, stream: Stream, pending: _Pending, body: Body) -> None:
         """A feed counts from here on: its seq, its reply, the stream that it opened or ended.
 
         Where even that fails, nobody could say where the stream stands: it is closed, with the reason.
@@ -605,8 +620,8 @@ class Server:
         request, now = pending.request, self._began
         try:
             if request.sequence_start:
-                self._begin(named, request, stream, 0, pending.peer, now)
-            self._register.keep(named, digest, *body, now)
+                self._begin(named, pending, stream, 0, now)
+            self._register.keep(named, pending.digest, *body, now)
             named.applied += 1
             self.stats.chunks += 1
         except Exception as error:
@@ -624,9 +639,10 @@ class Server:
             self._never_was(stream)
 
     def _never_was(self, stream: Stream) -> None:
-        """The feed that opened the stream failed: nobody knows of it yet."""
+        """Close a stream whose opening failed; its name, and what is remembered of it, is as before."""
+        self.stats.opened += 1  # both, so that the streams open are those opened less those closed
+        self.stats.closed["failed"] += 1
         self._close(stream, "failed")
-        self.stats.closed["failed"] += 1  # what is counted only grows
 
     def _finish(
         self, named: Named, pending: _Pending, outcome: Body | RunnelError, replies: Replies, now: float
@@ -660,9 +676,12 @@ class Server:
             if not stated or stated != named.epoch:  # not one that we know: the table alone decides
                 self._look_up(named, phase, event)
                 return None
-            if event is Event.OPEN or event is Event.RESTORE:
-                if phase is Phase.ABSENT:
-                    raise self._unknown(named)
+            opens = event is Event.OPEN or event is Event.RESTORE
+            if phase is Phase.ABSENT and opens:
+                raise self._unknown(named)
+            if phase is not Phase.ABSENT and named.begun != digest:
+                raise ConflictError(f"stream {named.name!r}: epoch {stated} was begun by another request")
+            if opens:
                 return NOTHING
             seq = 1
         elif event is Event.RESUME:
@@ -699,12 +718,12 @@ class Server:
     def _unknown(self, named: Named) -> StreamError:
         return UnknownStreamError(f"stream {named.name!r} {named.gone or LIKELY[UnknownStreamError]}")
 
-    def _call(self, named: Named, pending: _Pending, digest: int, now: float) -> Body:
+    def _call(self, named: Named, pending: _Pending, now: float) -> Body:
         """Everything but a feed, once admitted."""
         body = self._done(named, pending, now)
         if pending.event in CHANGES:
             named.applied += 1
-            self._register.keep(named, digest, *body, now)
+            self._register.keep(named, pending.digest, *body, now)
         return body
 
     def _done(self, named: Named, pending: _Pending, now: float) -> Body:
@@ -715,7 +734,7 @@ class Server:
             else:
                 stream = self._engine.restore(b"".join(pending.buffers), named.key)
             try:
-                self._begin(named, request, stream, stream.seq, pending.peer, now)
+                self._begin(named, pending, stream, stream.seq, now)
             except Exception as error:
                 self._lose(named, stream, error)
                 raise
@@ -740,26 +759,24 @@ class Server:
             self._part(named, "closed", "was closed", now)
         return NOTHING
 
-    def _begin(
-        self, named: Named, request: wire.Request, stream: Stream, applied: int, peer: Peer, now: float
-    ) -> None:
-        """A stream is there, in the epoch that was asked for."""
-        self._register.begin(named, stream, request.epoch or self._new_epoch(), applied)
-        self._register.touch(named, peer, now)
+    def _begin(self, named: Named, pending: _Pending, stream: Stream, applied: int, now: float) -> None:
+        """The stream has its name, in the epoch that was asked for."""
+        epoch = pending.request.epoch or self._new_epoch()
+        self._register.begin(named, stream, epoch, applied, pending.digest)
+        self._register.touch(named, pending.peer, now)
         self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
-        stream = _open(named)
-        self._register.part(named, text, now)
+        stream = self._register.part(named, text, now)
         self.stats.closed[reason] += 1
         self._close(stream, reason)
 
     def _close(self, stream: Stream, reason: str) -> None:
-        """Close the engine's stream. It is gone whatever its stages raise: that is logged, and no more."""
+        """Close a stream of the engine. A stage that fails at this is logged: the stream is gone anyway."""
         try:
             stream.close(reason)
         except Exception as error:
-            log.error("stream closed with an error", stream=stream.id, error=str(as_error("engine", error)))
+            log.exception("stage failed", error, stream=stream.id, error=as_error("engine", error).message)
 
     def _new_epoch(self) -> int:
         self._epoch += 1
@@ -776,7 +793,17 @@ class Server:
     # Answering.
 
     def _answer(self, named: Named, pending: _Pending, result: Body | RunnelError) -> list[bytes]:
-        """The frames of the reply to a request that was taken."""
+        """The frames of the reply to a request that was taken; none where there is no memory for any."""
+        try:
+            return self._reply(named, pending, result)
+        except Exception as error:  # the request itself is done, or is not: said again, it gets its answer
+            with suppress(Exception):
+                short = wire.ErrorInfo("LIMIT", f"the reply failed: {type(error).__name__}; ask again", True)
+                op, id = pending.request.op, pending.request.id
+                return wire.encode_reply(wire.Reply(v=wire.VERSION, op=op, id=id, error=short))
+            return []
+
+    def _reply(self, named: Named, pending: _Pending, result: Body | RunnelError) -> list[bytes]:
         request = pending.request
         if isinstance(result, RunnelError):
             # Where it stands is told to those alone who may speak for it.
@@ -832,6 +859,8 @@ class Server:
             limits=wire.Limits(
                 streams=engine.max_streams,
                 pending_per_peer=MAX_PENDING_PER_PEER,
+                pending_bytes=MAX_PEER_BYTES - wire.MAX_MESSAGE_BYTES,
+                reply_bytes=MAX_REPLY_BYTES,
                 kept_replies=KEPT_REPLIES,
                 idle_seconds=self.idle_seconds,
             ),

@@ -63,7 +63,7 @@ class Named:
     """
 
     __slots__ = (
-        "applied", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream", "used",
+        "applied", "begun", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream", "used",
     )  # fmt: skip
 
     def __init__(self, key: str, name: str) -> None:
@@ -71,6 +71,7 @@ class Named:
         self.name = name
         self.stream: Stream | None = None
         self.epoch = 0
+        self.begun = 0  # the digest of the request that opened the stream
         self.resumed_from = 0  # the epoch that a resume named to get this one; 0: none did
         self.applied = 0  # the last seq
         self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is `applied`
@@ -119,11 +120,11 @@ class Register:
         named = self._names[key] = Named(key, name)
         return named
 
-    def begin(self, named: Named, stream: Stream, epoch: int, applied: int) -> None:
-        """A stream was opened under the name; what is remembered of an earlier one is forgotten."""
+    def begin(self, named: Named, stream: Stream, epoch: int, applied: int, begun: int) -> None:
+        """The request that opens a stream has succeeded: only now is an earlier one of the name forgotten."""
         self._forget_replies(named)
         self._parted.pop(named, None)
-        named.stream, named.epoch, named.applied = stream, epoch, applied
+        named.stream, named.epoch, named.applied, named.begun = stream, epoch, applied, begun
         named.resumed_from, named.gone = 0, ""
         self._open[named] = None
 
@@ -133,14 +134,16 @@ class Register:
         if named.stream is not None:
             self._open.move_to_end(named)
 
-    def part(self, named: Named, text: str, now: float) -> None:
-        """The stream is gone; its end (`text`) and its kept replies are remembered for a while."""
+    def part(self, named: Named, text: str, now: float) -> Stream:
+        """Take the stream from its name, to be closed; its end (`text`) and kept replies stay for a while."""
         assert named.stream is not None
-        named.stream, named.gone, named.used = None, text, now
+        stream, named.stream = named.stream, None
+        named.gone, named.used = text, now
         del self._open[named]
         self._parted[named] = None
         if len(self._parted) > MAX_PARTED:
             self._drop(next(iter(self._parted)))
+        return stream
 
     def settle(self, named: Named) -> None:
         """Forget a name that nothing is known of and nothing waits for."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from ..errors import ChunkError, PipelineError, TooLargeError
+from ..errors import ChunkError, PipelineError
 from ..spec import Array, Signal, TensorSpec
-from ..stage import Steps
 from .wire import (
     MAX_LABEL_CHARACTERS,
     MAX_LABELS,
-    MAX_MESSAGE_BYTES,
     Datatype,
     TensorInfo,
     TensorMetadata,
@@ -81,17 +78,6 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
         else:
             chunk[info.name] = np.ndarray(info.shape, _NATIVE[info.datatype], buffer)
     return chunk
-
-
-def steps_asked(count: int, outputs: Signal) -> Steps:
-    """A chunk of so many steps without input; TooLargeError where what they make would pass a message."""
-    row = sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in outputs.tensors)
-    if count * row > MAX_MESSAGE_BYTES:
-        raise TooLargeError(
-            f"{count} steps make {count * row} bytes; at most {MAX_MESSAGE_BYTES} go in a reply: "
-            f"ask for {MAX_MESSAGE_BYTES // row} at a time"
-        )
-    return Steps(count)
 
 
 def describe(signal: Signal) -> list[TensorMetadata]:

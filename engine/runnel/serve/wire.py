@@ -107,6 +107,8 @@ class Limits(Struct, frozen=True):
     pending_per_peer: int
     kept_replies: int = 0  # a stream's last so many, for repeats
     idle_seconds: float = 0.0  # a stream without a request for longer is closed; 0: never
+    pending_bytes: int = MAX_MESSAGE_BYTES  # of one client's requests on their way; one more may pass it
+    reply_bytes: int = 0  # of the tensors of one reply; 0: not stated
     header_bytes: int = MAX_HEADER
     tensors: int = MAX_TENSORS
     tensor_bytes: int = MAX_TENSOR_BYTES
