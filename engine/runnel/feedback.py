@@ -7,7 +7,7 @@ The loop is a stage around the whole pipeline: its state is the inner stages' an
 
 Where some inputs are not fed back, a chunk gives those, and is stepped tick by tick. Where all are, a chunk
 gives them itself, in the loop's place (a prompt), and `Steps` steps without any input. Either way a chunk is
-committed whole or not at all: the states that its ticks make are nobody's until the last one has succeeded.
+committed whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the last.
 """
 
 from __future__ import annotations
@@ -149,6 +149,15 @@ class Feedback(Stage):
     def close(self, state: State) -> None:
         self.inner.close(state.states)
 
+    def fork(self, state: State) -> Looped:
+        return Looped(self.inner.fork(state.states), state.fed)
+
+    def land(self, state: State, forked: State) -> Looped:
+        return Looped(self.inner.land(state.states, forked.states), forked.fed)
+
+    def drop(self, forked: State) -> None:
+        self.inner.drop(forked.states)
+
     def _laid_open(self, stages: Sequence[Arrays], fed: Arrays) -> Arrays:
         laid = {
             key: arrays[own] for arrays, keys in zip(stages, self._keys, strict=True) for key, own in keys
@@ -202,12 +211,40 @@ class Feedback(Stage):
         return results
 
     def _run(self, states: Sequence[Looped], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
-        """Tick by tick, all streams that have one together."""
+        """Tick by tick, all streams that have one together; a stream that has several, on a fork."""
         now = [state.states for state in states]
+        forked: set[int] = set()
+        try:
+            return self._ticks(states, chunks, counts, now, forked)
+        finally:  # those that did not land, whatever was raised
+            for i in forked:
+                self.inner.drop(now[i])
+
+    def _ticks(
+        self,
+        states: Sequence[Looped],
+        chunks: Sequence[Chunk],
+        counts: Sequence[int],
+        now: list[States],
+        forked: set[int],
+    ) -> Results:
+        """`now`: each stream's inner states, kept up to date; `forked`: the streams whose are a fork's."""
         fed = [state.fed for state in states]
         made: list[list[Chunk]] = [[] for _ in states]
-        failed: dict[int, RunnelError] = {}
-        alive = [i for i, count in enumerate(counts) if count]
+        results: list[tuple[Looped, Chunk] | RunnelError] = [
+            (state, self.outputs.empty()) for state in states
+        ]
+        alive = []
+        for i, count in enumerate(counts):
+            try:
+                if count > 1:
+                    now[i] = self.inner.fork(now[i])
+                    forked.add(i)
+            except RunnelError as error:
+                results[i] = error
+                continue
+            if count:
+                alive.append(i)
         tick = 0
         while alive:
             ticks = [
@@ -222,25 +259,27 @@ class Feedback(Stage):
                         raise result
                     now[i], out = result
                     fed[i] = self._fed(out, 1)
+                    made[i].append(out)
+                    if tick + 1 < counts[i]:
+                        going.append(i)
+                        continue
+                    if i in forked:
+                        now[i] = self._landed(states[i].states, now[i], i, forked)
+                    results[i] = _kept(now[i], fed[i]), join(self.outputs, made[i])
                 except RunnelError as error:
-                    failed[i] = _located(error, tick, counts[i])
-                    continue
-                made[i].append(out)
-                if tick + 1 < counts[i]:
-                    going.append(i)
+                    results[i] = _located(error, tick, counts[i])
             alive = going
             tick += 1
-            if tick == 1:  # what the first tick made is nobody's yet: from here on it is changed in place
-                for i in alive:
-                    now[i] = self.inner.onward(now[i])
-        results: list[tuple[Looped, Chunk] | RunnelError] = []
-        for i, count in enumerate(counts):
-            if i in failed:
-                results.append(failed[i])
-                continue
-            after = self.inner.settled(now[i]) if count > 1 else now[i]
-            results.append((_kept(after, fed[i]), join(self.outputs, made[i])))
         return results
+
+    def _landed(self, states: States, fork: States, i: int, forked: set[int]) -> States:
+        try:
+            after = self.inner.land(states, fork)
+        except RunnelError:
+            forked.discard(i)  # its places were given back
+            raise
+        forked.discard(i)
+        return after
 
     def _inner_step(
         self, states: Sequence[States], chunks: Sequence[Chunk]

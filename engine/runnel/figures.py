@@ -76,9 +76,11 @@ class ModelStates:
     def listen(self) -> None:
         """From now until `rest` the stage keeps what it was given last."""
         self.stage.listened, self.stage.heard = True, None
+        self.stage.landed.clear()
 
     def rest(self) -> None:
         self.stage.listened, self.stage.heard = False, None
+        self.stage.landed.clear()
         self._places = (), {}
 
     def given(self, row: int, at: int) -> float | None:
@@ -89,11 +91,12 @@ class ModelStates:
         if self.stage.heard is None:
             return None
         rows, chunks = self.stage.heard
-        # It was heard at the row before this one or, in a loop from the second tick on, as on its way here.
-        if at >= len(rows) or rows[at] not in (row ^ 1, ~row):
+        # A step reads the twin of the row that it writes: of the fork's row if the stream had been forked.
+        heard = self.stage.landed.get(row, row) ^ 1
+        if at >= len(rows) or rows[at] != heard:
             if self._places[0] is not rows:  # once a call: a search among thousands takes longer than a look
                 self._places = rows, {heard: i for i, heard in enumerate(rows)}
-            found = self._places[1].get(row ^ 1, self._places[1].get(~row))
+            found = self._places[1].get(heard)
             if found is None:
                 return None
             at = found

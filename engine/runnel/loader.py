@@ -18,7 +18,7 @@ from .modelfile import ModelFile, Providers, Running, read_model
 from .notices import Listener, Notices
 from .pipeline import Pipeline, same_rate
 from .spec import Signal, TensorSpec, dtype_of, rate_of, shape_of
-from .stage import Stage
+from .stage import MAX_PASSAGES, Stage
 
 MAX_STAGES: Final = 64
 MAX_LISTENERS: Final = 16
@@ -81,11 +81,13 @@ def load_pipeline(
                     f"{error.message}; the name of a pipeline ends in .toml, that of a model in .onnx"
                 ) from None
 
+    # A step of a loop forks each of its streams; all of them may be stepped at once.
+    forks = MAX_PASSAGES + (slots if "feedback" in document else 0)
     signal = told = _first_signal(document, entries, main, where)
     stages: list[Stage] = []
     for entry in entries:
         if entry.model is not None:
-            made = entry.model.stages(signal.rate, slots)
+            made = entry.model.stages(signal.rate, slots, forks)
             _arrives(made[0].inputs, signal, entry)
             entry.told = {**entry.options, "path": "" if entry is main else entry.model.digest}
             if look is not None:

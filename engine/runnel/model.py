@@ -30,11 +30,11 @@ from .errors import (
 )
 from .slots import Arena, blown_up
 from .spec import Array, ModelSpec, Signal, TensorSpec
-from .stage import Arrays, Chunk, Results, Stage, require_finite
+from .stage import MAX_PASSAGES, Arrays, Chunk, Results, Stage, require_finite
 
 MAX_TICKS = 256  # time steps in one call: bounds the buffers; a longer chunk is several calls
 MAX_CELLS = 4096  # streams times time steps in one call, for the same reason
-DIRECT_SLOTS = 8  # slots with bindings of their own: what an embedded device uses
+DIRECT_SLOTS = 8  # slots of streams, and of forks, with bindings of their own: what an embedded device uses
 MAX_CALLS = 1024  # bindings kept, about 2 KiB each
 
 # The compiled function under numpy's dispatcher, where there is one: 0.2 µs less, twice a step.
@@ -190,13 +190,17 @@ class ModelStage(Stage):
         renamed: Mapping[str, str],
         name: str,
         rate: float | None = None,
+        spares: int = MAX_PASSAGES,
     ) -> None:
-        """`rate`: of the time axis, in Hz, before any framing; that of `spec` where it is not said."""
+        """`rate`: of the time axis, in Hz, before any framing; that of `spec` where it is not said.
+        `spares`: forks that may be alive at once."""
         self.name = name
         self.label = name  # in errors of its states: its own among the pipeline's stages
         self.session, self.spec = session, spec
         self.file: Path | None = None  # for those who look at it
-        self.arena = Arena(spec.states, slots)
+        self.arena = Arena(spec.states, slots, spares)
+        self._direct = 2 * DIRECT_SLOTS  # rows below it, and in the next range, have bindings of their own
+        self._direct_forks = range(self.arena.first_spare, self.arena.first_spare + 2 * DIRECT_SLOTS)
         self.place_bytes = spec.state_bytes
         rate = rate or spec.rate
         rate = rate / spec.hop if rate else None
@@ -214,6 +218,9 @@ class ModelStage(Stage):
         self._zero_row = self.zeros(self.arena.floats[0]) if self.arena.floats is not None else None
         self.listened = False  # somebody wants to know, for now, what streams are given: `heard`
         self.heard: tuple[Sequence[int], Sequence[Chunk]] | None = None  # rows and chunks of the last call
+        self.landed: dict[
+            int, int
+        ] = {}  # while `listened`: rows in which forks landed, and the forks' last rows
         self._calls: dict[tuple[int, int], _Call] = {}
         self._bound: dict[int, _Call] = {}
 
@@ -246,13 +253,19 @@ class ModelStage(Stage):
     def close(self, state: int) -> None:
         self.arena.give(state)
 
-    # A row that is on its way: -row - 1, to be stepped in place.
+    def fork(self, state: int) -> int:
+        return self.arena.fork(state)
 
-    def onward(self, state: int) -> int:
-        return ~state
+    def land(self, state: int, forked: int) -> int:
+        after = state ^ 1
+        self.arena.copy(forked, after)
+        if self.listened:
+            self.landed[after] = forked
+        self.arena.give(forked)
+        return after
 
-    def settled(self, state: int) -> int:
-        return ~state
+    def drop(self, forked: int) -> None:
+        self.arena.give(forked)
 
     # One stream
 
@@ -265,10 +278,10 @@ class ModelStage(Stage):
         if self.listened:
             self.heard = (state,), (chunk,)
         # One tick: a row that is bound itself, or else the scratch row, bound in its place.
-        now, then, after = (state, state ^ 1, state ^ 1) if state >= 0 else (~state, ~state, state)
-        row = now if now != then and now < 2 * DIRECT_SLOTS else self.arena.scratch
-        if row != now:
-            self.arena.copy(now, row)
+        row = state
+        if state >= self._direct and state not in self._direct_forks:
+            row = self.arena.scratch
+            self.arena.copy(state, row)
         call = self._bound.get(row)
         if call is None:
             call = self._bound[row] = _Call(self, 1, 1, row)
@@ -285,12 +298,12 @@ class ModelStage(Stage):
         made = call.next_state
         if made is None or vdot(made, self._zero_row) != 0:
             self.arena.check(row ^ 1, self.label)
-        if row != now:
-            self.arena.copy(row ^ 1, then)
+        if row != state:
+            self.arena.copy(row ^ 1, state ^ 1)
         out = {}
         for name, view in call.first_out:
             out[name] = view.copy()
-        return after, out
+        return state ^ 1, out
 
     # Many streams
 
@@ -344,13 +357,8 @@ class ModelStage(Stage):
             else:
                 np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
         now = np.array(rows)
-        if rows[0] < 0:  # they are on their way together, or none is
-            self._run_rows(call, ~now, ~now)
-            after = rows
-        else:
-            self._run_rows(call, now, now ^ 1)
-            after = (now ^ 1).tolist()
-        return Done(after, Batch({name: view.copy() for name, view in call.outputs}))
+        self._run_rows(call, now, now ^ 1)
+        return Done((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
 
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]
@@ -360,8 +368,7 @@ class ModelStage(Stage):
             {name: [] for name in self.outputs.names} for _ in range(len(rows))
         ]
         first, at, active = np.array(rows), 0, len(rows)
-        first, rest = (first, first ^ 1) if rows[0] >= 0 else (~first, ~first)
-        after = rest if rows[0] >= 0 else ~rest
+        rest = first ^ 1
         while True:
             while active and lengths[active - 1] <= at:
                 active -= 1
@@ -381,7 +388,7 @@ class ModelStage(Stage):
             at += ticks
         return [
             (row, {k: v[0] if len(v) == 1 else np.concatenate(v) for k, v in parts.items()})
-            for row, parts in zip(after.tolist(), pieces, strict=True)
+            for row, parts in zip(rest.tolist(), pieces, strict=True)
         ]
 
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:

@@ -64,16 +64,16 @@ class ModelFile:
             return blocks.outer(Signal(tensors), present, self.spec.rate)
         return Signal(tensors, self.spec.rate)
 
-    def stages(self, rate: float | None, streams: int) -> list[Stage]:
+    def stages(self, rate: float | None, streams: int, forks: int) -> list[Stage]:
         """Its framing or its blocks, where it has them, and itself.
 
-        `rate`: of what arrives, where the model says none.
+        `rate`: of what arrives, where the model says none. `forks`: how many may be alive at once.
         """
         from .model import ModelStage
 
         spec = self.spec
         rate = spec.rate or rate
-        model = ModelStage(self.session, spec, streams, self.renamed, self.file.stem, rate)
+        model = ModelStage(self.session, spec, streams, self.renamed, self.file.stem, rate, forks)
         model.file = self.file
         if spec.blocks:
             return blocks.enclosed(model, spec.blocks, rate, *map(model.chunk_name, spec.blocks.own))

@@ -54,7 +54,6 @@ class Pipeline:
         self.stage_names = _names(stages)
         self.generates = stages[0].generates  # whether a stream can step without input
         self.state_bytes = sum(stage.place_bytes for stage in stages)  # of one stream, in its models
-        self._moves = any(type(stage).onward is not Stage.onward for stage in stages)
         # A stage of somebody's own might keep what it is given, and that is the caller's memory; what it
         # makes might be what it was given, locked.
         self._lends = self.places[0].declared is not None
@@ -247,17 +246,53 @@ class Pipeline:
                 raise SnapshotError(f"stage {name!r} does not take the snapshot's state: {error}") from error
         return tuple(loaded)
 
-    # Several steps before any state is kept: see `Stage.onward`.
+    # Several steps before the stream keeps any: see `Stage.fork`.
 
-    def onward(self, states: States) -> States:
-        if not self._moves:
-            return states
-        return tuple(stage.onward(state) for stage, state in zip(self.stages, states, strict=True))
+    def fork(self, states: States) -> States:
+        """A copy of `states` in places of its own. Raises errors of the tree; then no place is taken."""
+        made: list[State] = []
+        try:
+            for place, state in zip(self.places, states, strict=True):
+                made.append(place.stage.fork(state))
+            return tuple(made)
+        except BaseException as error:
+            at = len(made)
+            self._dropped(self.places, made)
+            if isinstance(error, Exception):
+                raise as_error(self.places[min(at, len(states) - 1)].label, error) from error
+            raise
 
-    def settled(self, states: States) -> States:
-        if not self._moves:
-            return states
-        return tuple(stage.settled(state) for stage, state in zip(self.stages, states, strict=True))
+    def land(self, states: States, forked: States) -> States:
+        """What the fork came to, in the places of `states`, which stay valid.
+
+        Raises errors of the tree. The fork's places are given back either way.
+        """
+        after: list[State] = []
+        try:
+            for place, state, fork in zip(self.places, states, forked, strict=True):
+                after.append(place.stage.land(state, fork))
+            return tuple(after)
+        except BaseException as error:
+            at = len(after)
+            self._dropped(self.places[at:], forked[at:])
+            if isinstance(error, Exception):
+                raise as_error(self.places[min(at, len(forked) - 1)].label, error) from error
+            raise
+
+    def drop(self, forked: States) -> None:
+        """Give a fork's places back, whatever a stage raises; that is raised at the end."""
+        if failed := self._dropped(self.places, forked):
+            raise failed
+
+    def _dropped(self, places: Sequence[Place], forked: Sequence[State]) -> RunnelError | None:
+        """Drop each stage's fork. Returns the first error."""
+        failed: RunnelError | None = None
+        for place, fork in zip(places, forked, strict=False):
+            try:
+                place.stage.drop(fork)
+            except Exception as error:
+                failed = failed or as_error(place.label, error)
+        return failed
 
     # Many streams
 

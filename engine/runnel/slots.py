@@ -3,6 +3,8 @@
 A stream's model state is a row number. Row ``r`` and its twin ``r ^ 1`` belong to one slot: a step
 reads the one and writes the other, so the old state is whole until the new one is committed by
 keeping its number instead. Opening, closing and stepping cost the same however many are open.
+
+A fork of a stream's state has a spare slot of its own, and is stepped between that slot's two rows.
 """
 
 from __future__ import annotations
@@ -18,18 +20,55 @@ from .spec import Array, ModelState
 _ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
 
 
-class Arena:
-    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken."""
+class Slots:
+    """Which of the slots `first` to ``first + count - 1`` are held.
 
-    def __init__(self, states: Sequence[ModelState], slots: int) -> None:
+    `held` alone decides. A slot is held by one assignment, the last thing that its taker does, so that an
+    interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        self.first, self.count = first, count
+        self.held: dict[int, bool] = {}
+        self._fresh = first  # slots below were used before
+        self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
+
+    def find(self) -> int | None:
+        """The lowest slot that was used before and is free, else a new slot. None: all are held."""
+        while self._free:
+            slot = heapq.heappop(self._free)
+            if slot not in self.held:
+                return slot
+        if self._fresh < self.first + self.count:
+            self._fresh += 1
+            return self._fresh - 1
+        if len(self.held) == self.count:
+            return None
+        self._free = [slot for slot in range(self.first, self._fresh) if slot not in self.held]
+        return heapq.heappop(self._free)
+
+    def give(self, slot: int) -> None:
+        """The slot is free again. Nothing happens to one that is free: a failure may give a slot twice."""
+        if self.held.pop(slot, False):
+            heapq.heappush(self._free, slot)
+
+
+class Arena:
+    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken.
+
+    `spares`: slots for forks, behind those of the streams.
+    """
+
+    def __init__(self, states: Sequence[ModelState], slots: int, spares: int = 0) -> None:
         offsets, stride = [], 0
         for state in states:
             offsets.append(stride)
             stride += -(-state.row_bytes // _ALIGN) * _ALIGN
-        self.slots = slots
+        self.slots, self.spares = slots, spares
         self.row_bytes = max(stride, _ALIGN)
-        rows = 2 * slots + 2
-        self.scratch = 2 * slots  # a slot that no stream owns
+        self.first_spare = 2 * slots  # row
+        self.scratch = 2 * (slots + spares)  # a slot that nobody holds
+        rows = self.scratch + 2
         try:
             raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
         except (MemoryError, ValueError):
@@ -48,9 +87,17 @@ class Arena:
         kinds = {s.dtype for s in states}
         kind = kinds.pop() if len(kinds) == 1 else ""
         self.floats = self._rows.view(kind) if kind in ("float32", "float64") else None
-        self._fresh = 0  # slots below were used before
-        self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
-        self.used = 0
+        self._streams, self._forks = Slots(0, slots), Slots(slots, spares)
+
+    @property
+    def used(self) -> int:
+        """Slots that streams hold."""
+        return len(self._streams.held)
+
+    @property
+    def forked(self) -> int:
+        """Slots that forks hold."""
+        return len(self._forks.held)
 
     def take(self) -> int:
         """A slot's first row, holding the initial state. LimitError when all slots are taken.
@@ -58,24 +105,32 @@ class Arena:
         Both of its rows are in memory from now on: where there is no more of it, that shows when a stream is
         opened, and not in the middle of one.
         """
-        if self._free:
-            slot = heapq.heappop(self._free)
-        elif self._fresh < self.slots:
-            slot, self._fresh = self._fresh, self._fresh + 1
-            self.write(2 * slot + 1, self._initial)
-        else:
+        slot = self._streams.find()
+        if slot is None:
             raise LimitError(
                 f"all {self.slots} streams are open: close some, or allow more: max_streams of Engine.load, "
                 "--max-streams of runnel serve"
             )
-        self.used += 1
+        self.write(2 * slot + 1, self._initial)
         self.write(2 * slot, self._initial)
+        self._streams.held[slot] = True
+        return 2 * slot
+
+    def fork(self, row: int) -> int:
+        """A spare slot's first row, holding what `row` does. LimitError when all spare slots are taken."""
+        slot = self._forks.find()
+        if slot is None:
+            raise LimitError(
+                f"all {self.spares} places for chunks on their way are taken: let some end, or feed fewer "
+                "streams, or shorter chunks, at once"
+            )
+        self.copy(row, 2 * slot)
+        self._forks.held[slot] = True
         return 2 * slot
 
     def give(self, row: int) -> None:
-        """The slot of this row is free again."""
-        heapq.heappush(self._free, row // 2)
-        self.used -= 1
+        """The slot of this row is free again, a stream's or a fork's."""
+        (self._streams if row < self.first_spare else self._forks).give(row // 2)
 
     def write(self, row: int, arrays: Mapping[str, Array]) -> None:
         for name, column in self.columns.items():

@@ -16,6 +16,9 @@ import numpy as np
 from .errors import ChunkError, LimitError, NonFiniteError, RunnelError, StageError
 from .spec import DTYPES, Array, Signal
 
+# Forks alive at once, beside those that one call makes and ends. Each is a long chunk that a server runs in
+# slices, and holds two rows of states.
+MAX_PASSAGES: Final = 64
 MAX_STEPS: Final = 1024  # of one `Steps`: 50 ms of a small model, in which no other stream is stepped
 
 Chunk = Mapping[str, Array]
@@ -133,15 +136,27 @@ class Stage(abc.ABC):
     def close(self, state: State) -> None:  # noqa: B027 - most stages hold no place
         """The stream is gone: give its place back."""
 
-    # Several steps before anything is kept (a loop's ticks). A state that `step` has just made, and that no
-    # stream keeps yet, may be stepped in place: `onward` marks it so, and `settled` takes the mark off what
-    # came of it. All of a group are so marked, or none; their chunks then have one time step.
+    # Several steps before the stream keeps any (the ticks of a loop, the slices of a long chunk). Every step
+    # stays pure: a step whose result is thrown away may be done again.
 
-    def onward(self, state: State) -> State:
+    def fork(self, state: State) -> State:
+        """A copy of `state` in a place of its own, to be stepped while the stream still has `state`.
+
+        Each fork ends in one `land` or one `drop`. Raises LimitError if no place is left; `state` is then
+        as it was. Default: `state` itself, since a dict of arrays needs no place.
+        """
         return state
 
-    def settled(self, state: State) -> State:
-        return state
+    def land(self, state: State, forked: State) -> State:
+        """The state that a fork of `state` came to, in the place of `state`.
+
+        The fork's place is given back. `state` itself stays valid: the caller commits by keeping the result,
+        as after `step`.
+        """
+        return forked
+
+    def drop(self, forked: State) -> None:  # noqa: B027 - most stages hold no place
+        """Give a fork's place back without landing it."""
 
 
 def as_error(name: str, error: Exception) -> RunnelError:

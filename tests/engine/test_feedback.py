@@ -20,6 +20,7 @@ from runnel.checks import check_stage
 from runnel.feedback import Back, Feedback, read
 from runnel.loader import load_pipeline
 from runnel.model import MAX_CELLS
+from runnel.modelfile import Running, read_model
 from runnel.pipeline import Pipeline
 from runnel.stage import MAX_STEPS, Stage, Steps
 from tests import laws, models
@@ -413,23 +414,27 @@ def test_a_nan_is_not_fed_back(streams: int) -> None:
         np.testing.assert_allclose(made, [np.log(2), np.log(np.log(2))], rtol=1e-6)
 
 
-def test_rows_in_place_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
+def test_forks_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
     """Two groups, of which the second fails and is done again one by one: no tick is taken twice."""
     hand = models.embedding(tmp_path / "m.onnx")
     streams = MAX_CELLS + 3
-    stage: Any = load_pipeline(hand.path, streams, None, 1, False, False).stages[0]
+    file = read_model({"path": "m.onnx"}, tmp_path, "m", Running(streams, None, 1, False, False))
+    stage: Any = file.stages(None, streams, streams)[0]
     rows = [stage.open() for _ in range(streams)]
+    forks = [stage.fork(row) for row in rows]
     chunks = [{"token": np.array([i % 5])} for i in range(streams)]
-    first = [row for row, _ in stage.step_many(rows, chunks)]
+    first = [row for row, _ in stage.step_many(forks, chunks)]
     chunks[-1] = {"token": np.array([77])}
-    second = stage.step_many([stage.onward(row) for row in first], chunks)
+    second = stage.step_many(first, chunks)
     assert isinstance(second[-1], errors.ChunkError)
-    after = [stage.settled(row) for row, _ in second[:-1]]
-    assert after == first[:-1], "in place"
-    for i, row in enumerate(after):
-        once, twice = stage.dump(rows[i])["acc"], stage.dump(row)["acc"]
-        assert not once.any()
-        np.testing.assert_array_equal(twice, 2 * hand_embedding(hand)[i % 5])
+    again = stage.step_many(first, chunks)
+    for i, (made, twin) in enumerate(zip(second[:-1], again[:-1], strict=True)):
+        assert made[0] == twin[0]
+        landed = stage.land(rows[i], made[0])
+        np.testing.assert_array_equal(stage.dump(landed)["acc"], 2 * hand_embedding(hand)[i % 5])
+        assert not stage.dump(rows[i])["acc"].any()
+    stage.drop(first[-1])
+    assert (stage.arena.forked, stage.arena.used) == (0, streams)
 
 
 def hand_embedding(hand: models.Hand) -> np.ndarray:

@@ -89,15 +89,24 @@ class Watched(Stage):
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         ticks = len(chunk[self.inputs.names[0]])
+        if ticks == 1:
+            return self._tick(state, chunk)
         made = []
-        for tick in range(ticks):
-            if tick == 1:  # what the first tick made is nobody's yet: stepped from as it is, it would take
-                state = self._model.onward(state)  # the place of the state that the stream still has
-            state, out = self._model.step(state, {n: a[tick : tick + 1] for n, a in chunk.items()})
-            made.append(out)
-            arrays = self._model.dump(self._model.settled(state) if state < 0 else state)
-            self._note({name: array[None].copy() for name, array in arrays.items()})
-        return self._model.settled(state) if ticks > 1 else state, join(self.outputs, made)
+        forked = self._model.fork(state)
+        try:
+            for tick in range(ticks):
+                forked, out = self._tick(forked, {n: a[tick : tick + 1] for n, a in chunk.items()})
+                made.append(out)
+            joined = join(self.outputs, made)
+        except BaseException:
+            self._model.drop(forked)
+            raise
+        return self._model.land(state, forked), joined
+
+    def _tick(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+        after, out = self._model.step(state, chunk)
+        self._note({name: array[None].copy() for name, array in self._model.dump(after).items()})
+        return after, out
 
     def open(self) -> State:
         return self._model.open()
@@ -111,11 +120,14 @@ class Watched(Stage):
     def close(self, state: State) -> None:
         self._model.close(state)
 
-    def onward(self, state: State) -> State:
-        return self._model.onward(state)
+    def fork(self, state: State) -> State:
+        return self._model.fork(state)
 
-    def settled(self, state: State) -> State:
-        return self._model.settled(state)
+    def land(self, state: State, forked: State) -> State:
+        return self._model.land(state, forked)
+
+    def drop(self, forked: State) -> None:
+        self._model.drop(forked)
 
 
 def around(
