@@ -18,8 +18,6 @@ from .stage import Chunk, Steps
 if TYPE_CHECKING:
     from .stream import Stream
 
-MAX_PASSAGES = 64  # of an engine at a time: each holds a second place for its stream's state
-
 
 class Passage:
     """One chunk of one stream, of which the first `at` of `steps` time steps are done.

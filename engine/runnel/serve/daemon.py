@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
@@ -42,6 +42,7 @@ SETTLE_SECONDS: Final = 0.05  # after being told to stop: for libzmq to read wha
 FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
 MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 bits
 
+SHARED_FRAME: Final = 256 * 1024  # bytes: from here on a frame is not copied out of libzmq's memory
 TAKE_SECONDS: Final = 0.002  # a turn spends on taking requests, beside what it spends on running them
 STALL_SECONDS: Final = 0.002  # until it is looked again whether a client has read what it must read first
 
@@ -320,6 +321,7 @@ def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] 
 
     What no message can hold is read, and not kept. libzmq hands a message over when its last frame
     has come: what a peer sends before that it keeps itself, and only a limit on the process bounds it.
+    Where there is no memory for a frame, the message is read to its end and lacks that frame.
     """
     recv = router.recv
     try:
@@ -333,6 +335,14 @@ def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] 
     while frame.more:
         frame = recv(copy=False)
         if len(frames) <= 1 + wire.MAX_TENSORS and kept <= wire.MAX_MESSAGE_BYTES:
-            frames.append(frame.bytes)
-            kept += len(frame)
+            size = len(frame)
+            with suppress(MemoryError):
+                frames.append(frame.bytes if size < SHARED_FRAME else _shared(frame))
+            kept += size
     return peer, frames, first
+
+
+def _shared(frame: zmq.Frame) -> bytes:
+    """The frame's bytes where they lie: a copy of megabytes would take milliseconds of everybody's turn."""
+    view: Any = frame.buffer.toreadonly()  # it keeps the frame alive
+    return view  # type: ignore[no-any-return]  # used as bytes are: its length, slices, as a buffer

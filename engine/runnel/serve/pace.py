@@ -34,11 +34,12 @@ _GROWTH_BITS: Final = 2  # a slice has at most 2**this times the time steps of a
 class Pace:
     """Seconds that a time step takes, by the length of the chunk: learnt from what ran.
 
-    Long chunks cost less a time step than short ones, so there is one figure for each power of two.
+    There is one figure for each power of two. A time step of a longer chunk is taken to cost no more than one of
+    a shorter chunk, so that what was measured of some lengths bounds the others.
     """
 
     def __init__(self) -> None:
-        self._seconds = [_FIRST] * _LENGTHS
+        self._seconds = [_FIRST] * _LENGTHS  # never rising
         self._longest = 4  # index: chunks of 16 time steps are tried without having been seen
 
     def estimate(self, steps: int) -> float:
@@ -47,21 +48,23 @@ class Pace:
 
     def saw(self, lengths: Sequence[int], seconds: float) -> None:
         """Chunks of these lengths took `seconds` together, as one batch."""
-        indices = {_index(steps) for steps in lengths}
         expected = sum(map(self.estimate, lengths))
         if expected <= 0:
             return
-        # Slower counts at once, faster by and by: a turn that is too long is worse than one too short.
-        factor = min(4.0, max(0.25, seconds / expected))
-        factor = factor if factor > 1 else factor**0.25
-        for i in indices:
-            self._seconds[i] = max(_LEAST, self._seconds[i] * factor)
-        longest = max(indices)
-        if longest > self._longest:
-            self._longest = longest
-        # What is longer than anything seen is taken to cost as much a time step as the longest that was.
-        for i in range(self._longest + 1, _LENGTHS):
-            self._seconds[i] = self._seconds[self._longest]
+        # By halves on a logarithmic scale: one step that the system interrupted is soon forgotten.
+        factor = min(2.0, max(0.5, seconds / expected)) ** 0.5
+        figures = self._seconds
+        for i in {_index(steps) for steps in lengths}:
+            self._longest = max(self._longest, i)
+            figures[i] = figure = max(_LEAST, figures[i] * factor)
+            for j in range(i + 1, _LENGTHS):
+                if figures[j] <= figure:
+                    break
+                figures[j] = figure
+            for j in range(i - 1, -1, -1):
+                if figures[j] >= figure:
+                    break
+                figures[j] = figure
 
     def slice(self, most: int) -> int:
         """Time steps of the next slice, `most` at most: a power of two that `SLICE_SECONDS` allow, or less."""

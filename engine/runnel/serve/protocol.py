@@ -37,9 +37,9 @@ from ..errors import (
     WireError,
     WrongWorkerError,
 )
-from ..passage import MAX_PASSAGES, Passage
+from ..passage import Passage
 from ..spec import Array
-from ..stage import Steps, as_error
+from ..stage import MAX_PASSAGES, Steps, as_error
 from . import wire
 from .logs import Log, tell_health
 from .pace import SLICE_SECONDS, Pace, Sizes, Turn
@@ -115,6 +115,7 @@ class _Job(Struct, eq=False, gc=False):
     named: Named
     pending: _Pending
     work: Work
+    need: int  # bytes of reply that it is expected to make
     passage: Passage | None = None  # whose next slice it waits for
 
 
@@ -161,7 +162,8 @@ class Server:
         self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of one, may run
         self._jobs: dict[Named, _Job] = {}
         self._jobs_of: dict[Peer, int] = {}
-        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn
+        self._reserved: dict[Peer, int] = {}  # bytes of reply that a peer's jobs are expected to make
+        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn, and not yet sent
         self._per_peer: dict[Peer, int] = {}  # requests of each that wait
         self._peer_bytes: dict[Peer, int] = {}  # and the bytes of their tensors
         self._pending = 0
@@ -408,7 +410,7 @@ class Server:
         need = self._need(named, pending)
         if need <= SMALL_REPLY:
             return True
-        waiting = self._made.get(peer, 0) + self.unread(peer)
+        waiting = self._made.get(peer, 0) + self._reserved.get(peer, 0) + self.unread(peer)
         return not waiting or waiting + need <= MAX_UNREAD_BYTES
 
     def _takes_long(self, pending: _Pending) -> bool:
@@ -440,7 +442,6 @@ class Server:
         assert named.queue is not None
         pending: _Pending = named.queue.popleft()
         need = self._need(named, pending)
-        self._made[pending.peer] = self._made.get(pending.peer, 0) + need
         try:
             begun = self._prepare(named, pending, now)
         except Exception as error:
@@ -448,14 +449,17 @@ class Server:
         if isinstance(begun, _Feed):
             turn.expect(self._pace.estimate(begun.steps))
             turn.holds(max(need, self._sizes.held(begun.steps)))
+            self._made[pending.peer] = self._made.get(pending.peer, 0) + need
             batch.append(begun)
         elif isinstance(begun, Generator):
             turn.holds(need)
-            self._jobs[named] = job = _Job(named, pending, begun)
+            self._jobs[named] = job = _Job(named, pending, begun, need)
             self._jobs_of[pending.peer] = self._jobs_of.get(pending.peer, 0) + 1
+            self._reserved[pending.peer] = self._reserved.get(pending.peer, 0) + need
             self._go_on(job, None, replies, now)
         else:
             turn.holds(need)
+            self._made[pending.peer] = self._made.get(pending.peer, 0) + need
             self._finish(named, pending, begun, replies, now)
 
     def _prepare(self, named: Named, pending: _Pending, now: float) -> _Feed | Work | Body:
@@ -555,8 +559,11 @@ class Server:
         left = self._jobs_of[peer] - 1
         if left:
             self._jobs_of[peer] = left
+            self._reserved[peer] -= job.need
         else:
             del self._jobs_of[peer]
+            del self._reserved[peer]
+        self._made[peer] = self._made.get(peer, 0) + job.need
 
     def _run_batch(self, batch: Sequence[_Feed], replies: Replies, now: float) -> None:
         """One step for each stream of the batch; its replies are added."""
