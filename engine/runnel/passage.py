@@ -34,7 +34,9 @@ class Passage:
         pipeline = stream._pipeline
         self.stream = stream
         self.chunk = pipeline.accept(chunk)
-        self.steps = self.chunk.count if isinstance(self.chunk, Steps) else len(next(iter(self.chunk.values())))
+        self.steps = (
+            self.chunk.count if isinstance(self.chunk, Steps) else len(next(iter(self.chunk.values())))
+        )
         self.at = 0
         self._before = stream._states
         self._states = pipeline.fork(self._before)

@@ -164,7 +164,9 @@ def as_error(name: str, error: Exception) -> RunnelError:
     if isinstance(error, RunnelError):
         return error
     if isinstance(error, MemoryError):
-        short = LimitError(f"{name}: out of memory; the stream is as it was before: send smaller chunks, or later")
+        short = LimitError(
+            f"{name}: out of memory; the stream is as it was before: send smaller chunks, or later"
+        )
         short.__cause__ = error
         return short
     try:

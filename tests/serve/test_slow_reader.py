@@ -16,7 +16,7 @@ from runnel.serve import outbox, protocol, sender, wire
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 
-from .peers import Gate, ask, dealer, feed, reply_of, run
+from .peers import ask, dealer, feed, reply_of, run
 from .support import SpyEngine, code, rows
 
 

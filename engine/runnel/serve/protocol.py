@@ -431,7 +431,9 @@ class Server:
         if pending.event in FEEDS:
             return min(self._sizes.made(_steps(pending.request)), MAX_REPLY_BYTES)
         if pending.event in TELLS_STATE and named.stream is not None:
-            with suppress(Exception):  # of a stage that cannot lay its state open: the request itself will fail
+            with suppress(
+                Exception
+            ):  # of a stage that cannot lay its state open: the request itself will fail
                 return named.stream.state_bytes
         return 0
 
@@ -587,7 +589,11 @@ class Server:
             except Exception as error:
                 feed.stream.back(mark)
                 outcome = as_error("engine", error)
-            if isinstance(outcome, RunnelError) and feed.pending.request.sequence_start and not feed.stream.closed:
+            if (
+                isinstance(outcome, RunnelError)
+                and feed.pending.request.sequence_start
+                and not feed.stream.closed
+            ):
                 self._never_was(feed.stream)
             self._finish(feed.named, feed.pending, outcome, replies, now)
 
@@ -727,10 +733,17 @@ class Server:
 
     def _call(self, named: Named, pending: _Pending, now: float) -> Body:
         """Everything but a feed, once admitted."""
-        body = self._done(named, pending, now)
-        if pending.event in CHANGES:
-            named.applied += 1
-            self._register.keep(named, pending.digest, *body, now)
+        stream = named.stream
+        mark = stream.mark() if stream is not None else None
+        try:
+            body = self._done(named, pending, now)
+            if pending.event in CHANGES:
+                self._register.keep(named, pending.digest, *body, now)
+                named.applied += 1
+        except Exception:
+            if stream is not None and mark is not None:
+                stream.back(mark)
+            raise
         return body
 
     def _done(self, named: Named, pending: _Pending, now: float) -> Body:

@@ -6,7 +6,8 @@ Pure. A peer that asks for much, or for what takes long, thus waits for itself a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Generic, Hashable, TypeVar
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")

@@ -175,7 +175,11 @@ def event_of(request: Request) -> Event:
         raise WireError(f"seq belongs to feed, flush, reset and close, not to {op!r}")
     if event is Event.RESTORE:
         parts = [(t.datatype, len(t.shape)) for t in request.inputs]
-        if parts[1:] not in ([], [("UINT8", 1)]) or parts[:1] != [("UINT8", 1)] or [t.name for t in request.inputs] != ["snapshot", "snapshot.1"][: len(parts)]:
+        if (
+            parts[1:] not in ([], [("UINT8", 1)])
+            or parts[:1] != [("UINT8", 1)]
+            or [t.name for t in request.inputs] != ["snapshot", "snapshot.1"][: len(parts)]
+        ):
             raise WireError(
                 "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); of more than a tensor "
                 "may hold, the rest as 'snapshot.1'"
