@@ -94,6 +94,8 @@ def test_one_importer_each() -> None:
     "name",
     [
         "protocol",
+        "admission",
+        "shares",
         "replies",
         "conversation",
         "sequences",

@@ -1,7 +1,7 @@
 """The daemon's half of the protocol, sans-IO: messages and the time in, replies out.
 
 Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in
-`transitions` and nowhere else; an error is answered to the request that it belongs to and touches no
+`transitions`, read by `admission`, and nowhere else; an error is answered to the request that it belongs to and touches no
 other; every request is answered exactly once.
 
 Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
@@ -20,13 +20,10 @@ import numpy as np
 from msgspec import Struct
 
 from ..errors import (
-    ConflictError,
-    FencedError,
     LimitError,
     RunnelError,
     ShutdownError,
     StageError,
-    StreamError,
     UnknownStreamError,
     WireError,
     WrongWorkerError,
@@ -34,24 +31,14 @@ from ..errors import (
 from ..spec import Array
 from ..stage import as_error
 from . import wire
+from .admission import NOTHING, Body, admit
 from .logs import Log, tell_health
 from .placement import Place
 from .replies import Outgoing, Peer, Replies, bundles, description, told
 from .sequences import KEPT_REPLIES, Named, Register, digest_of
 from .stats import Stats
 from .tensors import pack, steps_asked, unpack
-from .transitions import (
-    BEGINS,
-    CHANGES,
-    LIKELY,
-    SAID,
-    TRANSITIONS,
-    VERDICTS,
-    Event,
-    Phase,
-    Verdict,
-    event_of,
-)
+from .transitions import BEGINS, CHANGES, Event, event_of
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -66,8 +53,6 @@ ROOM_BYTES: Final = wire.MAX_MESSAGE_BYTES - 1
 log = Log("runnel.serve")
 
 Outputs = Mapping[str, Array]
-Body = tuple[list[wire.TensorInfo], Sequence[bytes]]  # a reply's tensors
-NOTHING: Final[Body] = ([], ())
 
 
 class _Pending(Struct, eq=False, gc=False):
@@ -345,7 +330,7 @@ class Server:
         request, event = pending.request, pending.event
         steps = request.steps
         digest = pending.digest = digest_of(event, request.inputs, pending.buffers, steps)
-        again = self._admit(named, request, event, digest)
+        again = admit(named, request, event, digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, now)
         if again is not None:
@@ -363,66 +348,6 @@ class Server:
             named.applied += 1
             self._register.keep(named, digest, *body, now)
         return body
-
-    def _admit(self, named: Named, request: wire.Request, event: Event, digest: int) -> Body | None:
-        """None: the request is to be done. Else the answer to one that was done before."""
-        stated = request.epoch
-        seq = request.seq
-        stream = named.stream
-        if (
-            event is Event.FEED
-            and stream is not None
-            and stated == named.epoch
-            and seq == named.applied + 1
-            and not stream.ended
-        ):
-            return None  # as nearly always, and as all that follows would find
-        phase = named.phase
-        if event in BEGINS:
-            if not stated or stated != named.epoch:  # not one that we know: the table alone decides
-                self._look_up(named, phase, event)
-                return None
-            opens = event is Event.OPEN or event is Event.RESTORE
-            if phase is Phase.ABSENT and opens:
-                raise self._unknown(named)
-            if phase is not Phase.ABSENT and named.begun != digest:
-                raise ConflictError(f"stream {named.name!r}: epoch {stated} was begun by another request")
-            if opens:
-                return NOTHING
-            seq = 1
-        elif event is Event.RESUME:
-            self._look_up(named, phase, event)
-            if stated and stated == named.resumed_from:
-                return NOTHING
-            if stated and stated != named.epoch:
-                raise FencedError(f"stream {named.name!r} {LIKELY[FencedError]}")
-            return None
-        elif stated and stated != named.epoch:
-            if phase is Phase.ABSENT:
-                raise self._unknown(named)
-            raise FencedError(f"stream {named.name!r} {LIKELY[FencedError]}")
-        if seq:
-            verdict, kept = named.judge(seq, digest)
-            if verdict is Verdict.REPEAT and kept is not None:
-                return kept.infos, kept.buffers
-            if phase is Phase.ABSENT:
-                raise self._unknown(named)
-            outcome = VERDICTS[verdict]
-            if not isinstance(outcome, str):
-                raise outcome(f"stream {named.name!r}: {SAID[verdict].format(seq=seq, n=named.applied)}")
-        self._look_up(named, phase, event)
-        return None
-
-    def _look_up(self, named: Named, phase: Phase, event: Event) -> None:
-        after = TRANSITIONS[phase][event]
-        if isinstance(after, Phase):
-            return
-        if after is UnknownStreamError:
-            raise self._unknown(named)
-        raise after(f"stream {named.name!r} {LIKELY[after]}")
-
-    def _unknown(self, named: Named) -> StreamError:
-        return UnknownStreamError(f"stream {named.name!r} {named.gone or LIKELY[UnknownStreamError]}")
 
     def _call(self, named: Named, pending: _Pending, now: float) -> Body:
         """Everything but a feed, once admitted."""
