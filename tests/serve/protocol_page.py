@@ -81,6 +81,8 @@ SERVER = {
     "output_rate": "and that come out",
     "latency": "input time steps: at stream time t, outputs describe t - latency",
     "limits": "`streams`, `pending_per_peer` (requests of one client that wait), `kept_replies`, "
+    "`user_streams`, `user_pending`, `user_pending_bytes` (what a user can count on, whatever others do: "
+    "streams, requests that wait, bytes of their tensors), "
     "`idle_seconds` (0: never); `header_bytes`, `tensors`, `tensor_bytes`, `message_bytes` of a request",
 }
 """What a description tells, in order."""

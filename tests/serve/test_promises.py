@@ -72,7 +72,7 @@ class World:
         start, end = (bool(flags & 1), bool(flags & 2)) if op == "feed" else (False, False)
         epoch = 0 if honest == 0 else self.epochs[client, name]
         if (begins or start) and honest:
-            # Of the client's own choice, from few: so that beginnings are repeated. Or, wrongly, the stream's.
+            # Of the client's own choice, from few, so that beginnings are repeated; or the stream's.
             epoch = honest if honest < 3 else epoch or honest
         if op == "restore" and not self.blobs:
             return

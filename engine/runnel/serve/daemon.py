@@ -54,7 +54,8 @@ class Daemon:
     may be called from others. A port ``*`` is chosen by the system: `address` names it once `started` is
     set. `idle_seconds`: a stream without a request for longer is closed; 0: never. `keeper`: who looks
     after the daemon. `guard`: who lets in none but its users; without it, whoever reaches the address is
-    let in, and that is one on this machine. Raises UsageError for an address that cannot be served.
+    let in, and that is one on this machine. `user_streams`: how many streams each user of the guard can count
+    on; 0: a share. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Daemon:
         idle_seconds: float = 0.0,
         keeper: Keeper | None = None,
         guard: Guard | None = None,
+        user_streams: int = 0,
     ) -> None:
         self._bound = parse(address, keyed=guard is not None)
         self._guard = guard
@@ -72,6 +74,7 @@ class Daemon:
         self.started = threading.Event()
         self._engine = engine
         self._idle_seconds = idle_seconds
+        self._user_streams = user_streams
         self._keeper = keeper or Keeper()
         self._next_beat = 0.0
         self._told, self._teller = socket.socketpair()
@@ -122,8 +125,15 @@ class Daemon:
                 # Another start, other epochs: one that a client remembers from before is nobody's.
                 first_epoch = secrets.randbits(30) << 32
                 self._server = Server(
-                    self._engine, secrets.token_hex(8), first_epoch, self._idle_seconds, place
+                    self._engine,
+                    secrets.token_hex(8),
+                    first_epoch,
+                    self._idle_seconds,
+                    place,
+                    self._user_streams,
                 )
+                if self._guard is not None:
+                    self._server.expect(self._guard.users)
                 self._server.gauges = process.gauges
                 self._outbox = Outbox(Sender(router), self._server.stats)
                 log.info("serving", address=self.address, **self._about)
@@ -216,6 +226,7 @@ class Daemon:
             self._keeper.reload(self._server)
             if self._guard is not None:
                 self._guard.reload()
+                self._server.expect(self._guard.users)
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""

@@ -1,7 +1,7 @@
 """The daemon's half of the protocol, sans-IO: messages and the time in, replies out.
 
-Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in
-`transitions`, read by `admission`, and nowhere else; an error is answered to the request that it belongs to and touches no
+Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in `transitions`,
+read by `admission`, and nowhere else; an error is answered to the request that it belongs to and touches no
 other; every request is answered exactly once.
 
 Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
@@ -36,6 +36,7 @@ from .logs import Log, tell_health
 from .placement import Place
 from .replies import Outgoing, Peer, Replies, bundles, description, told
 from .sequences import KEPT_REPLIES, Named, Register, digest_of
+from .shares import Places
 from .stats import Stats
 from .tensors import pack, steps_asked, unpack
 from .transitions import BEGINS, CHANGES, Event, event_of
@@ -59,6 +60,7 @@ class _Pending(Struct, eq=False, gc=False):
     """A request that was taken. Made for each message, as `_Step`: so of the cheapest kind there is."""
 
     peer: Peer
+    user: str
     request: wire.Request
     buffers: Sequence[bytes]
     event: Event
@@ -85,6 +87,7 @@ class Server:
     `boot_id` tells this start of the worker from all others; epochs that the server chooses come after
     `first_epoch`, which should be another at each start. `idle_seconds`: a stream without a request for
     longer is closed (0: never); it may be set while the server runs. `place`: which worker this is.
+    `user_streams`: streams that each user can count on, whatever others do; 0: a share, as `Places` has it.
     Raises PipelineError for a pipeline whose signals the wire has no datatype for.
     """
 
@@ -95,6 +98,7 @@ class Server:
         first_epoch: int = 0,
         idle_seconds: float = 0.0,
         place: Place | None = None,
+        user_streams: int = 0,
     ) -> None:
         self.idle_seconds = idle_seconds
         self.stats = Stats()
@@ -108,6 +112,9 @@ class Server:
         self._per_peer: dict[Peer, int] = {}
         self._pending = 0
         self._pending_bytes = 0
+        self._streams = Places(engine.max_streams, user_streams)
+        self._waiting = Places(MAX_PENDING - ROOM)  # what the server takes until it is `full`
+        self._waiting_bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
         self._numbered = 0
         self._epoch = first_epoch
         self._stopping = False
@@ -115,6 +122,11 @@ class Server:
         self._ran: list[Named] = []  # whose requests were in it
         engine.health.told = tell_health
         self._answered: list[float] = []  # when the requests arrived that the last run answered
+
+    def expect(self, users: int) -> None:
+        """So many users may come; each can count on a share of streams and of requests that wait."""
+        for places in (self._streams, self._waiting, self._waiting_bytes):
+            places.users = users
 
     @property
     def pending(self) -> int:
@@ -280,6 +292,15 @@ class Server:
         event = event_of(request)
         if self._pending >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self._pending} requests wait already, {self._pending_bytes} bytes: try later")
+        nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if self._waiting.users > 1 and not (
+            self._waiting.room(user) and self._waiting_bytes.room(user, nbytes)
+        ):
+            raise LimitError(
+                f"{self._waiting.held(user)} requests of this user wait already, "
+                f"{self._waiting_bytes.held(user)} bytes, and the room left is kept free for other users: "
+                "read replies first"
+            )
         waiting = self._per_peer.get(peer, 0)
         if waiting >= MAX_PENDING_PER_PEER:
             raise LimitError(
@@ -293,21 +314,24 @@ class Server:
                 "its address is in the answer to hello, workers[crc32(name) % len(workers)]"
             )
         key = f"{user}/{name}" if user else name
-        named = self._register.find(key) or self._register.add(key, name)
-        nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        pending = _Pending(peer, request, buffers, event, nbytes, now, bundled)
+        named = self._register.find(key) or self._register.add(key, name, user)
+        pending = _Pending(peer, user, request, buffers, event, nbytes, now, bundled)
         if named.queue is None:
             named.queue = deque((pending,))
             self._ready[named] = None
         else:
             named.queue.append(pending)
         self._per_peer[peer] = waiting + 1
+        self._waiting.take(user)
+        self._waiting_bytes.take(user, nbytes)
         self._pending += 1
         self._pending_bytes += nbytes
 
     def _untake(self, pending: _Pending) -> None:
         self._pending -= 1
         self._pending_bytes -= pending.nbytes
+        self._waiting.give(pending.user)
+        self._waiting_bytes.give(pending.user, pending.nbytes)
         waiting = self._per_peer[pending.peer] - 1
         if waiting:
             self._per_peer[pending.peer] = waiting
@@ -336,11 +360,14 @@ class Server:
         if again is not None:
             self.stats.repeats += 1
             return again
+        if event in BEGINS:
+            self._check_streams(named.user)
         if request.op == "feed":
             outputs = self._engine.pipeline.outputs
             chunk = steps_asked(steps, outputs) if steps else unpack(request.inputs, pending.buffers)
             # A stream that this feed opens gets its name once the feed has succeeded.
-            stream = self._engine.open(named.key) if request.sequence_start else _open(named)
+            first = request.sequence_start
+            stream = self._opened(named, self._engine.open(named.key)) if first else _open(named)
             before = stream.snapshot() if event is Event.FEED_LAST else None
             return _Step(named, stream, pending, digest, chunk, before)
         body = self._call(named, pending, now)
@@ -349,14 +376,25 @@ class Server:
             self._register.keep(named, digest, *body, now)
         return body
 
+    def _check_streams(self, user: str) -> None:
+        """Raise LimitError if the places that are left for streams are other users'."""
+        streams = self._streams
+        if streams.users > 1 and not streams.room(user) and streams.taken < streams.places:
+            raise LimitError(
+                f"{streams.held(user)} streams are this user's, and the {streams.places - streams.taken} "
+                "places left are kept free for other users: close some. Each user can count on "
+                f"{streams.part} of {streams.places}: user_streams and max_streams of the daemon"
+            )
+
     def _call(self, named: Named, pending: _Pending, now: float) -> Body:
         """Everything but a feed, once admitted."""
         event, request = pending.event, pending.request
         if event is Event.OPEN:
-            self._begin(named, pending, self._engine.open(named.key), 0, now)
+            stream = self._opened(named, self._engine.open(named.key))
+            self._begin(named, pending, stream, 0, now)
             return NOTHING
         if event is Event.RESTORE:
-            stream = self._engine.restore(bytes(pending.buffers[0]), named.key)
+            stream = self._opened(named, self._engine.restore(bytes(pending.buffers[0]), named.key))
             self._begin(named, pending, stream, stream.seq, now)
             return NOTHING
         stream = _open(named)
@@ -379,15 +417,20 @@ class Server:
         epoch = pending.request.epoch or self._new_epoch()
         self._register.begin(named, stream, epoch, applied, pending.digest)
         self._register.touch(named, pending.peer, now)
-        self.stats.opened += 1
 
     def _part(self, named: Named, reason: str, text: str, now: float) -> None:
-        stream = self._register.part(named, text, now)
-        self.stats.closed[reason] += 1
-        self._close(stream, reason)
+        self._close(named, self._register.part(named, text, now), reason)
 
-    def _close(self, stream: Stream, reason: str) -> None:
+    def _opened(self, named: Named, stream: Stream) -> Stream:
+        """Count a stream that the engine has opened."""
+        self._streams.take(named.user)
+        self.stats.opened += 1
+        return stream
+
+    def _close(self, named: Named, stream: Stream, reason: str) -> None:
         """Close a stream of the engine. A stage that fails at this is logged: the stream is gone anyway."""
+        self._streams.give(named.user)
+        self.stats.closed[reason] += 1
         try:
             stream.close(reason)
         except Exception as error:
@@ -444,10 +487,8 @@ class Server:
         return body
 
     def _undo_begin(self, step: _Step) -> None:
-        """Close the stream that a failed feed opened; its name, and what is remembered of it, is as before."""
-        self.stats.opened += 1  # both, so that the streams open are those opened less those closed
-        self.stats.closed["failed"] += 1
-        self._close(step.stream, "failed")
+        """Close the stream that a failed feed opened. Of its name is remembered what was before."""
+        self._close(step.named, step.stream, "failed")
 
     def _roll_back(self, step: _Step) -> None:
         """The feed that was to end the stream failed: the stream is as it was before."""
@@ -523,6 +564,9 @@ class Server:
             workers=[address for address in place.addresses if address],
             limits=wire.Limits(
                 streams=engine.max_streams,
+                user_streams=self._streams.part,
+                user_pending=self._waiting.part,
+                user_pending_bytes=self._waiting_bytes.part,
                 pending_per_peer=MAX_PENDING_PER_PEER,
                 kept_replies=KEPT_REPLIES,
                 idle_seconds=self.idle_seconds,

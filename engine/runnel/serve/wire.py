@@ -101,10 +101,16 @@ class TensorMetadata(Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(Struct, frozen=True):
-    """What a daemon holds at most; a client within these is never refused for size."""
+    """What a daemon holds at most; a client within these is never refused for size.
+
+    What is named `user_`: what a user can count on, whatever other users do; often there is room for more.
+    """
 
     streams: int
     pending_per_peer: int
+    user_streams: int = 0
+    user_pending: int = 0  # requests that wait
+    user_pending_bytes: int = 0  # of their tensors
     kept_replies: int = 0  # a stream's last so many, for repeats
     idle_seconds: float = 0.0  # a stream without a request for longer is closed; 0: never
     header_bytes: int = MAX_HEADER
