@@ -96,6 +96,7 @@ def test_one_importer_each() -> None:
         "protocol",
         "admission",
         "shares",
+        "attention",
         "replies",
         "conversation",
         "sequences",

@@ -15,6 +15,7 @@ from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from . import wire
+from .attention import overslept
 from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret, client_keys
@@ -389,7 +390,18 @@ class _LoopLink:
                 future.set_exception(closed(self.link.address))
 
     async def _within(self, future: asyncio.Future[bool], timeout: float) -> bool:
-        timer = self.loop.call_later(timeout, _expire, future)
+        deadline = self.loop.time() + timeout
+
+        def expire() -> None:
+            nonlocal timer
+            now = self.loop.time()
+            later = overslept(deadline, now)
+            if later > now:
+                timer = self.loop.call_at(later, _expire, future)
+            else:
+                _expire(future)
+
+        timer = self.loop.call_at(deadline, expire)
         try:
             return await future
         finally:

@@ -21,6 +21,7 @@ import zmq
 from ..errors import AccessError, LimitError, RunnelError, UsageError
 from . import process, socketfile, wire
 from .address import Address, parse
+from .attention import Attention
 from .curve import Guard
 from .keeper import Keeper
 from .logs import Log
@@ -136,6 +137,7 @@ class Daemon:
                     self._server.expect(self._guard.users)
                 self._server.gauges = process.gauges
                 self._outbox = Outbox(Sender(router), self._server.stats)
+                self._attention = Attention(time.monotonic(), time.thread_time())
                 log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
@@ -158,18 +160,27 @@ class Daemon:
             poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
             woken = poller.poll(self._patience())
+            self._look()
             self._turn(router, any(source is not router for source, _ in woken))
 
     def _patience(self) -> int | None:
         """Milliseconds until something is to be done though nothing arrives; None for ever."""
+        now = time.monotonic()
         if self._server.pending:
+            self._attention.until(now, now)
             return 0
         dues = [due for due in (self._server.due, self._outbox.due) if due is not None]
         if self._keeper.beat_seconds:
             dues.append(self._next_beat)
-        if not dues:
-            return None
-        return min(MAX_PATIENCE_MS, max(0, math.ceil((min(dues) - time.monotonic()) * 1000)))
+        until = self._attention.until(min(dues, default=None), now)
+        return None if until is None else min(MAX_PATIENCE_MS, math.ceil((until - now) * 1000))
+
+    def _look(self) -> None:
+        """Put off all deadlines if the process was paused: then nobody was silent."""
+        paused = self._attention.look(time.monotonic(), time.thread_time())
+        if paused:
+            self._server.postpone(paused)
+            self._outbox.postpone(paused)
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""

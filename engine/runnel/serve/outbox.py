@@ -117,6 +117,11 @@ class Outbox:
         if fate is not Fate.FULL:
             del self._deaf[peer]
 
+    def postpone(self, seconds: float) -> None:
+        """The daemon did not run for so long: in that time no peer could be seen to read."""
+        for backlog in self._slow.values():
+            backlog.since += seconds
+
     def retry(self, now: float) -> None:
         """Send of each backlog that is due what can be sent."""
         for peer in [peer for peer, backlog in self._slow.items() if backlog.retry <= now]:

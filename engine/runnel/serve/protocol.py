@@ -235,11 +235,17 @@ class Server:
             observe(now - arrived)
         if self.idle_seconds:  # silence is what comes after the reply, however long the batch took
             for named in self._ran:
-                if named.stream is not None and named.used == self._began:  # not one that only refused
+                if named.stream is not None and self._register.used_at(
+                    named, self._began
+                ):  # not one that only refused
                     self._register.touch(named, named.peer, now)
         if self._answered:
             self.stats.batch_seconds.observe(now - self._began)
             self._answered.clear()
+
+    def postpone(self, seconds: float) -> None:
+        """The daemon did not run for so long: put off when streams are idle, and when replies are old."""
+        self._register.postpone(seconds)
 
     def tick(self, now: float) -> list[Outgoing]:
         """Close the streams that are idle, and forget what is old. Returns a notice for each closed."""

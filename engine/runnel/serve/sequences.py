@@ -108,6 +108,7 @@ class Register:
     """All names."""
 
     def __init__(self) -> None:
+        self._paused = 0.0  # seconds that count for no deadline; all times below are less by it
         self._names: dict[str, Named] = {}
         self._open: OrderedDict[Named, None] = OrderedDict()  # least recently used first
         self._parted: Remembered[Named] = Remembered()
@@ -137,17 +138,25 @@ class Register:
         named.resumed_from, named.gone = 0, ""
         self._open[named] = None
 
+    def postpone(self, seconds: float) -> None:
+        """Put off every deadline. One that was set just before a pause was seen may come later yet."""
+        self._paused += seconds
+
     def touch(self, named: Named, peer: bytes, now: float) -> None:
         """The stream was spoken for."""
-        named.peer, named.used = peer, now
+        named.peer, named.used = peer, now - self._paused
         if named.stream is not None:
             self._open.move_to_end(named)
+
+    def used_at(self, named: Named, now: float) -> bool:
+        """Whether the stream was spoken for at this very time, and not since."""
+        return named.used == now - self._paused
 
     def part(self, named: Named, text: str, now: float) -> Stream:
         """Take the stream from its name, to be closed; its end (`text`) and kept replies stay for a while."""
         assert named.stream is not None
         stream, named.stream = named.stream, None
-        named.gone, named.used = text, now
+        named.gone, named.used = text, now - self._paused
         del self._open[named]
         self._parted.add(named.user, named, 1)
         if len(self._parted) > MAX_PARTED:
@@ -164,7 +173,7 @@ class Register:
     ) -> None:
         """Keep the reply to the request that was just applied."""
         nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
-        kept = Kept(named.key, named.user, digest, infos, buffers, nbytes, now)
+        kept = Kept(named.key, named.user, digest, infos, buffers, nbytes, now - self._paused)
         replies = named.kept
         if replies is None:
             replies = named.kept = deque()
@@ -180,7 +189,7 @@ class Register:
         if seconds:
             while self._open:
                 named = next(iter(self._open))
-                if named.used + seconds > now:
+                if named.used + seconds + self._paused > now:  # rounded as in `due`
                     return
                 if named.queue:
                     self.touch(named, named.peer, now)
@@ -189,20 +198,21 @@ class Register:
 
     def expire(self, now: float) -> None:
         """Let go of what was remembered long enough."""
-        while (kept := self._kept.oldest()) is not None and kept.at + KEPT_SECONDS <= now:
+        paused = self._paused
+        while (kept := self._kept.oldest()) is not None and kept.at + KEPT_SECONDS + paused <= now:
             self._let_go(kept)
-        while (named := self._parted.oldest()) is not None and named.used + KEPT_SECONDS <= now:
+        while (named := self._parted.oldest()) is not None and named.used + KEPT_SECONDS + paused <= now:
             self._drop(named)
 
     def due(self, idle_seconds: float) -> float | None:
         """When there is something to do for `idle` or `expire`; None: nothing, as things stand."""
         times = []
         if self._open and idle_seconds:
-            times.append(next(iter(self._open)).used + idle_seconds)
+            times.append(next(iter(self._open)).used + idle_seconds + self._paused)
         if (kept := self._kept.oldest()) is not None:
-            times.append(kept.at + KEPT_SECONDS)
+            times.append(kept.at + KEPT_SECONDS + self._paused)
         if (named := self._parted.oldest()) is not None:
-            times.append(named.used + KEPT_SECONDS)
+            times.append(named.used + KEPT_SECONDS + self._paused)
         return min(times, default=None)
 
     def _let_go(self, kept: Kept) -> None:
