@@ -216,7 +216,7 @@ def examples() -> str:
     )  # fmt: skip
     say(
         "**resume**: on another connection, if the stream is still in epoch 5. It goes on in a new one.",
-        "resume", id="5", sequence_id="mic", epoch=5,
+        "resume", id="5", sequence_id="mic", epoch=5, new_epoch=8,
     )  # fmt: skip
     say(
         "A **feed** in the old epoch: whoever sent it no longer speaks for the stream.",

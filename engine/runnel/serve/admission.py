@@ -49,7 +49,8 @@ def admit(named: Named, request: wire.Request, event: Event, digest: int) -> Bod
         seq = 1
     elif event is Event.RESUME:
         _look_up(named, phase, event)
-        if stated and stated == named.resumed_from:
+        chosen = request.new_epoch
+        if chosen == named.epoch if chosen else stated and stated == named.resumed_from:
             return NOTHING
         if stated and stated != named.epoch:
             raise FencedError(f"stream {named.name!r} {LIKELY[FencedError]}")

@@ -412,7 +412,8 @@ class Server:
         if event is Event.RESET:
             stream.reset()
         elif event is Event.RESUME:
-            named.resumed_from, named.epoch = request.epoch, self._new_epoch()
+            named.resumed_from = 0 if request.new_epoch else request.epoch
+            named.epoch = request.new_epoch or self._new_epoch()
             self.stats.resumed += 1
         else:
             self._part(named, "closed", "was closed", now)

@@ -76,7 +76,7 @@ class Named:
         self.stream: Stream | None = None
         self.epoch = 0
         self.begun = 0  # the digest of the request that opened the stream
-        self.resumed_from = 0  # the epoch that a resume named to get this one; 0: none did
+        self.resumed_from = 0  # the epoch stated by a resume that left the choice of this one to the daemon
         self.applied = 0  # the last seq
         self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is `applied`
         self.queue: deque[Any] | None = None  # requests that wait

@@ -159,10 +159,14 @@ def event_of(request: Request) -> Event:
             raise WireError(
                 "a feed without sequence_id: it names the stream, unless sequence_start opens one"
             )
+        if request.new_epoch:
+            raise WireError("new_epoch belongs to resume, not to 'feed'")
         if start and request.seq > 1:
             raise WireError(f"a feed that opens its stream is seq 1, not {request.seq}")
         return _FEEDS[start, end]
     event = _OPS[op]
+    if request.new_epoch and (event is not Event.RESUME or request.new_epoch == request.epoch):
+        raise WireError("new_epoch belongs to resume, and is another than epoch: take it at random")
     if start or end:
         raise WireError(f"sequence_start and sequence_end belong to a feed, not to {op!r}")
     if request.seq and event not in CHANGES:

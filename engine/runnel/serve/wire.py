@@ -78,6 +78,7 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     sequence_start: bool = False  # a feed that opens the stream first
     sequence_end: bool = False  # a feed that flushes and closes the stream after
     epoch: Count = 0  # who speaks for the stream
+    new_epoch: Count = 0  # of a resume: the epoch that it begins
     seq: Count = 0  # of this feed, flush, reset or close; the first one after open is 1
     steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0  # of a feed without inputs
     inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
