@@ -391,17 +391,7 @@ class _LoopLink:
 
     async def _within(self, future: asyncio.Future[bool], timeout: float) -> bool:
         deadline = self.loop.time() + timeout
-
-        def expire() -> None:
-            nonlocal timer
-            now = self.loop.time()
-            later = overslept(deadline, now)
-            if later > now:
-                timer = self.loop.call_at(later, _expire, future)
-            else:
-                _expire(future)
-
-        timer = self.loop.call_at(deadline, expire)
+        timer = self.loop.call_at(deadline, _expire, self.loop, future, deadline)
         try:
             return await future
         finally:
@@ -432,8 +422,13 @@ class _LoopLink:
             self.changed()
 
 
-def _expire(future: asyncio.Future[bool]) -> None:
-    if not future.done():
+def _expire(loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool], deadline: float) -> None:
+    if future.done():
+        return
+    later = overslept(deadline, loop.time())
+    if later > deadline:
+        loop.call_at(later, _expire, loop, future, later)
+    else:
         future.set_result(False)
 
 
