@@ -94,6 +94,9 @@ def test_one_importer_each() -> None:
     "name",
     [
         "protocol",
+        "admission",
+        "shares",
+        "attention",
         "replies",
         "conversation",
         "sequences",

@@ -20,7 +20,7 @@ class RunnelError(Exception):
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:
-        # A file's name may hold bytes that are no text: they are shown as escapes, for a message crosses the wire.
+        # A file's name may hold bytes that are no text. A message crosses the wire: there they are escapes.
         message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 

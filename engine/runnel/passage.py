@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Passage:
     """One chunk of one stream, of which the first `at` of `steps` time steps are done.
 
-    Made by `Engine.begin`, advanced by `Engine.advance`, ended by `land` or `drop`. While it is on its way the
-    stream is not to be stepped: a passage of a stream that has moved on cannot land.
+    Made by `Engine.begin`, advanced by `Engine.advance`, ended by `land` or `drop`. Do not step the stream
+    meanwhile: the passage of a stream that has moved on cannot land.
     """
 
     __slots__ = ("_before", "_states", "at", "chunk", "steps", "stream")

@@ -177,7 +177,7 @@ class Stream:
         return Mark(self._states, self.seq, self._ended, self._due)
 
     def back(self, mark: Mark) -> None:
-        """Undo the step since the mark, as where its output could not be delivered. Not of one that is closed."""
+        """Undo the step since the mark, since its output cannot be delivered. Of a closed stream: nothing."""
         if not self._closed:
             self._states, self.seq, self._ended, self._due = mark
 

@@ -13,7 +13,7 @@ import pytest
 
 from runnel import health
 from runnel.cli.main import COMMANDS
-from runnel.serve import daemon, logs, metrics, outbox, process, protocol, sender, sequences, workers
+from runnel.serve import daemon, intake, logs, metrics, outbox, process, sender, sequences, workers
 from runnel.serve.exposition import encoder
 from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
@@ -104,8 +104,8 @@ def mib(value: int) -> str:
 
 
 BOUNDS = [
-    ("requests of one client", [f"{protocol.MAX_PENDING_PER_PEER:,}"]),
-    ("requests of all", [f"{protocol.MAX_PENDING:,}", mib(protocol.MAX_PENDING_BYTES)]),
+    ("requests of one client", [f"{intake.MAX_PENDING_PER_PEER:,}"]),
+    ("requests of all", [f"{intake.MAX_PENDING:,}", mib(intake.MAX_PENDING_BYTES)]),
     ("replies that a client has not read", [f"{sender.QUEUED_REPLIES:,}", mib(sender.MAX_HELD)]),
     ("replies that a client has not read", [f"{outbox.MAX_BACKLOG:,}", mib(outbox.MAX_BACKLOG_BYTES)]),
     ("the same, of all", [f"{outbox.MAX_BACKLOGS:,}", mib(outbox.MAX_BACKLOGS_BYTES)]),

@@ -26,6 +26,7 @@ class Message:
     start: bool = False
     end: bool = False
     blob: bytes = b""
+    new_epoch: int = 0
 
     @property
     def payload(self) -> Any:
@@ -130,11 +131,14 @@ class Plain:
         if m.op == "resume":
             if not alive:
                 return Answer("UNKNOWN_STREAM")
-            if m.epoch and m.epoch == life.resumed_from:
+            if m.new_epoch and m.new_epoch == life.epoch:
                 return self._use(life, now)
+            if m.epoch and not m.new_epoch and m.epoch == life.resumed_from:
+                return self._use(life, now)  # a repeat, or somebody else who does not say who it is
             if m.epoch not in (0, life.epoch):
                 return Answer("FENCED")
-            life.resumed_from, life.epoch = m.epoch, self._next_epoch()
+            life.resumed_from = 0 if m.new_epoch else m.epoch
+            life.epoch = m.new_epoch or self._next_epoch()
             return self._use(life, now)
         if m.epoch not in (0, life.epoch):
             return Answer("FENCED")

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from runnel import errors
-from runnel.serve import protocol, sequences, tensors, wire
+from runnel.serve import intake, sequences, tensors, wire
 from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
 from runnel.serve.transitions import TRANSITIONS, VERDICTS, Event, Phase
@@ -55,9 +55,9 @@ def bounds() -> str:
         "bytes of a bundle's header": wire.MAX_BUNDLE_HEADER,
         "characters of `id` and `sequence_id`": wire.MAX_ID,
         "characters of a tensor's name": wire.MAX_NAME,
-        "requests of one client that wait": protocol.MAX_PENDING_PER_PEER,
-        "requests of all clients that wait": protocol.MAX_PENDING,
-        "bytes of tensors that wait (libzmq holds more before that)": protocol.MAX_PENDING_BYTES,
+        "requests of one client that wait": intake.MAX_PENDING_PER_PEER,
+        "requests of all clients that wait": intake.MAX_PENDING,
+        "bytes of tensors that wait (libzmq holds more before that)": intake.MAX_PENDING_BYTES,
         "replies kept of one stream": sequences.KEPT_REPLIES,
         "seconds that a reply is kept, and the end of a closed stream": int(sequences.KEPT_SECONDS),
         "bytes of all replies kept": sequences.MAX_KEPT_BYTES,
@@ -81,6 +81,8 @@ SERVER = {
     "output_rate": "and that come out",
     "latency": "input time steps: at stream time t, outputs describe t - latency",
     "limits": "`streams`, `pending_per_peer` (requests of one client that wait), `kept_replies`, "
+    "`user_streams`, `user_pending`, `user_pending_bytes` (what a user can count on, whatever others do: "
+    "streams, requests that wait, bytes of their tensors), "
     "`idle_seconds` (0: never); `header_bytes`, `tensors`, `tensor_bytes`, `message_bytes` of a request",
 }
 """What a description tells, in order."""
@@ -214,7 +216,7 @@ def examples() -> str:
     )  # fmt: skip
     say(
         "**resume**: on another connection, if the stream is still in epoch 5. It goes on in a new one.",
-        "resume", id="5", sequence_id="mic", epoch=5,
+        "resume", id="5", sequence_id="mic", epoch=5, new_epoch=8,
     )  # fmt: skip
     say(
         "A **feed** in the old epoch: whoever sent it no longer speaks for the stream.",

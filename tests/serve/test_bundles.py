@@ -352,7 +352,7 @@ def test_the_refusal_of_the_worst_bundle_names_every_id_in_one_message(fault: di
 
 def spoken(server: Server) -> tuple[Conversation, list[Ticket], list[bytes]]:
     """Three chunks of two streams on their way, and the bundle that answers them; the second one failed."""
-    talk = Conversation("c")
+    talk = Conversation("c", lambda: 77)
     lines: list[Line] = []
     for name in "ab":
         ticket = talk.open(name, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Link:
         self.server = server
         self.links: list[Link] = beside.links if beside else []  # all that the server answers
         self.links.append(self)
-        self.talk = Conversation(prefix)
+        self.talk = Conversation(prefix, count(EPOCH + 2**40 + hash(prefix) % 2**32).__next__)
         self.connection = 0
         self.up: deque[list[bytes]] = deque()
         self.down: deque[list[bytes]] = deque()
@@ -290,6 +291,26 @@ def test_a_daemon_without_the_stream_fails_all_of_it(link: Link) -> None:
     assert [type(t.error) for t in tickets] == [errors.UnknownStreamError] * 3
     with pytest.raises(errors.UnknownStreamError, match="'a' is not open"):
         feed(link, line, rows(4))
+
+
+def test_of_two_clients_that_hold_one_epoch_the_first_to_resume_has_the_stream() -> None:
+    server = Server(tally_engine(), "boot")
+    first = Link(server, "x")
+    second = Link(server, "y", beside=first)
+    line = opened(first, "a")
+    twin = Line("a", line.epoch)  # as of a process that was copied, or of two that read one saved epoch
+    tickets = feed(first, line, rows(1)), feed(second, twin, rows(1))
+    for link in (first, second):
+        link.send()
+        link.cut(0, 0)
+        link.late.clear()
+    first.finish()
+    second.finish()
+    assert tickets[0].answer().applied_seq == 1
+    assert isinstance(tickets[1].error, errors.FencedError)
+    again = feed(first, line, rows(2))
+    first.finish()
+    assert (again.answer().applied_seq, line.lost, type(twin.lost)) == (2, None, errors.FencedError)
 
 
 def test_a_daemon_that_cannot_resume_now_may_be_asked_later(link: Link) -> None:

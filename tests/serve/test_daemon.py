@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runnel.serve import daemon as daemon_module
-from runnel.serve import protocol, wire
+from runnel.serve import intake, protocol, wire
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 
@@ -104,8 +104,8 @@ def test_a_peer_that_is_gone_costs_its_replies_and_nothing_else(daemon: Daemon, 
 def test_a_full_server_is_not_handed_more(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_PENDING", 10)
-    monkeypatch.setattr(protocol, "ROOM", 0)
+    monkeypatch.setattr(intake, "MAX_PENDING", 10)
+    monkeypatch.setattr(intake, "ROOM", 0)
     with dealer(daemon.address) as sock:
         assert code(ask(sock, "open", "a")) == "ok"
         for i in range(200):

@@ -15,7 +15,7 @@ import pytest
 
 from runnel.engine import Engine
 from runnel.pipeline import Pipeline
-from runnel.serve import protocol, works
+from runnel.serve import protocol, runner, works
 from runnel.serve.protocol import Server
 from runnel.serve.sequences import Register
 from runnel.serve.tensors import pack, unpack
@@ -109,8 +109,8 @@ class Trapped(Tally):
 
 STAGE = ("initial", "step", "flush", "load", "dump", "fork", "land", "drop", "open", "close")
 MODULE = (
-    (protocol, "pack"), (protocol, "unpack"), (protocol, "digest_of"), (protocol, "event_of"),
-    (protocol, "told"), (works, "pack"), (protocol, "digest_in_blocks"),
+    (runner, "pack"), (runner, "unpack"), (runner, "digest_of"), (protocol, "event_of"), (protocol, "told"),
+    (works, "pack"), (runner, "digest_in_blocks"), (runner, "admit"),
 )  # fmt: skip
 WIRE = ("encode_reply", "decode_request")
 ENGINE = ("open", "restore", "feed_many", "begin", "advance")
@@ -223,7 +223,7 @@ def test_a_fault_anywhere_is_its_own_requests(
     sprung = 0
     for at in range(1, 400):
         with monkeypatch.context() as patch:
-            patch.setattr(protocol, "BLOCK", 4096)
+            patch.setattr(runner, "BLOCK", 4096)
             patch.setattr(works, "BLOCK", 4096)
             world = World(place, at, error, patch)
             world.ask("open", "fault")
@@ -257,7 +257,7 @@ def test_a_fault_anywhere_is_its_own_requests(
             known = {named.key for named in world.server._register._open}
             assert set(world.engine.streams) == known, "the engine and the server know the same streams"
             assert world.server.pending == 0
-            assert not world.server._jobs
+            assert not world.server._runner._jobs
         if not world.trap.sprung:
             break
         sprung += 1

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from runnel.serve import protocol, sequences, wire
+from runnel.serve import lives, protocol, sequences, wire
 from runnel.serve.logs import Log
 from runnel.serve.protocol import Server
 from runnel.serve.tensors import pack, unpack
@@ -38,7 +38,8 @@ def _keep_few() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequences, "KEPT_REPLIES", KEEP)
         logging.getLogger("runnel.unheard").setLevel(logging.CRITICAL)
-        patch.setattr(protocol, "log", Log("runnel.unheard"))  # tracebacks cost more than all the rest
+        for module in (protocol, lives):
+            patch.setattr(module, "log", Log("runnel.unheard"))  # tracebacks cost more than all the rest
         yield
 
 
@@ -55,7 +56,9 @@ class World:
         self.epochs = {(c, n): 0 for c in CLIENTS for n in NAMES}  # what each client was told last
         self.applied = {(c, n): 0 for c in CLIENTS for n in NAMES}
         self.blobs: list[bytes] = []
+        self.resumed: dict[tuple[str, int], Message] = {}  # by whom, in which epoch
         self._ids = count(1)
+        self._epochs = count(10**6)
 
     def compose(
         self,
@@ -72,7 +75,7 @@ class World:
         start, end = (bool(flags & 1), bool(flags & 2)) if op == "feed" else (False, False)
         epoch = 0 if honest == 0 else self.epochs[client, name]
         if (begins or start) and honest:
-            # Of the client's own choice, from few: so that beginnings are repeated. Or, wrongly, the stream's.
+            # Of the client's own choice, from few, so that beginnings are repeated; or the stream's.
             epoch = honest if honest < 3 else epoch or honest
         if op == "restore" and not self.blobs:
             return
@@ -82,8 +85,9 @@ class World:
         blob = b""
         if op == "restore":  # one of the last two, so that the same is restored again, and another is
             blob = self.blobs[-2:][ahead % 2 - 1] if values != (UNLUCKY,) else b"no snapshot"
+        new = next(self._epochs) if op == "resume" and ahead >= 0 else 0
         self.network.append(
-            (client, Message(op, name, epoch, seq, values if op == "feed" else (), start, end, blob))
+            (client, Message(op, name, epoch, seq, values if op == "feed" else (), start, end, blob, new))
         )
 
     def deliver(self, at: int, keep: bool) -> None:
@@ -124,6 +128,8 @@ class World:
                 self.blobs.append(taken[id])
             assert peer == client, "someone else's reply"
             assert Answer(code, y) == (*expected[:2], None), (message, expected)
+            if message.new_epoch and code == "ok":  # no two who resume it hold the stream in one epoch
+                assert self.resumed.setdefault((message.name, reply.epoch), message) is message
             if reply.epoch:
                 assert expected.applied is not None, "told to one who may not know"
             if heard and reply.epoch:
@@ -158,7 +164,8 @@ def frames(message: Message, id: str) -> list[bytes]:
         infos, buffers = [wire.TensorInfo("snapshot", "UINT8", [len(message.blob)])], [message.blob]
     header = wire.Request(
         v=1, op=message.op, id=id, sequence_id=message.name, sequence_start=message.start,  # type: ignore[arg-type]
-        sequence_end=message.end, epoch=message.epoch, seq=message.seq, inputs=infos,
+        sequence_end=message.end, epoch=message.epoch, new_epoch=message.new_epoch, seq=message.seq,
+        inputs=infos,
     )  # fmt: skip
     return wire.encode_request(header, buffers)
 

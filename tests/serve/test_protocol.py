@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runnel.errors import PipelineError
 from runnel.pipeline import Pipeline
-from runnel.serve import protocol, wire
+from runnel.serve import intake, wire
 from runnel.serve.protocol import Server
 from runnel.serve.sequences import KEPT_SECONDS
 from runnel.serve.transitions import TRANSITIONS, Event, Phase
@@ -239,7 +239,7 @@ def test_streams_are_bounded_by_the_engine() -> None:
 
 
 def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)
+    monkeypatch.setattr(intake, "MAX_PENDING_PER_PEER", 4)
     _, server, greedy = served()
     modest = Peer(server, b"modest")
     ids = [greedy.send("open", f"g{i}") for i in range(6)]
@@ -255,9 +255,9 @@ def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_PENDING", 3), ("MAX_PENDING_BYTES", 24)])
 def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
-    monkeypatch.setattr(protocol, bound, value)
-    monkeypatch.setattr(protocol, "ROOM", 0)
-    monkeypatch.setattr(protocol, "ROOM_BYTES", 0)
+    monkeypatch.setattr(intake, bound, value)
+    monkeypatch.setattr(intake, "ROOM", 0)
+    monkeypatch.setattr(intake, "ROOM_BYTES", 0)
     _, server, peer = served()
     peer.ask("open", "a")
     taken = [peer.send("feed", "a", rows(1)) for _ in range(3)]  # 8 bytes each
@@ -274,28 +274,28 @@ def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
     """Nobody who keeps within the limits is refused because others filled the server up."""
     _, server, peer = served()
     peer.ask("open", "a")
-    for i in range(protocol.MAX_PENDING // protocol.MAX_PENDING_PER_PEER):
+    for i in range(intake.MAX_PENDING // intake.MAX_PENDING_PER_PEER):
         crowd = Peer(server, b"crowd%d" % i)
-        while not server.full and server._per_peer.get(crowd.name, 0) < protocol.MAX_PENDING_PER_PEER:
+        while not server.full and server._intake.of(crowd.name)[0] < intake.MAX_PENDING_PER_PEER:
             crowd.send("snapshot", "a")
     assert server.full
-    assert protocol.MAX_PENDING - server.pending == wire.MAX_BUNDLE - 1
+    assert intake.MAX_PENDING - server.pending == wire.MAX_BUNDLE - 1
 
 
 def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
     _, server, peer = served()
     peer.ask("open", "a")
-    for i in range(protocol.MAX_PENDING // protocol.MAX_PENDING_PER_PEER):
+    for i in range(intake.MAX_PENDING // intake.MAX_PENDING_PER_PEER):
         crowd = Peer(server, b"crowd%d" % i)
-        for _ in range(protocol.MAX_PENDING_PER_PEER):
-            if server.pending < protocol.MAX_PENDING - wire.MAX_BUNDLE:
+        for _ in range(intake.MAX_PENDING_PER_PEER):
+            if server.pending < intake.MAX_PENDING - wire.MAX_BUNDLE:
                 crowd.send("snapshot", "a")
-    assert server.pending == protocol.MAX_PENDING - wire.MAX_BUNDLE
+    assert server.pending == intake.MAX_PENDING - wire.MAX_BUNDLE
     assert not server.full
     asked = [wire.Request(v=1, op="snapshot", id=str(i), sequence_id="a") for i in range(wire.MAX_BUNDLE)]
     bundle = wire.bundle([wire.encode_request(request) for request in asked])
     assert server.receive(b"late", bundle, 0.0) == []  # nothing is refused
-    assert server.pending == protocol.MAX_PENDING
+    assert server.pending == intake.MAX_PENDING
 
 
 def test_names_that_were_never_opened_leave_nothing_behind() -> None:
@@ -305,7 +305,7 @@ def test_names_that_were_never_opened_leave_nothing_behind() -> None:
         peer.ask("feed", f"short{i}", rows(1), sequence_start=True, sequence_end=True)
     server.tick(KEPT_SECONDS)
     assert len(server._register) == 0
-    assert not server._per_peer
+    assert not server._intake._of
     assert (server._register.kept_bytes, server.due) == (0, None)
 
 

@@ -302,6 +302,44 @@ def test_a_resume_whose_reply_was_lost_can_be_repeated() -> None:
     assert server.stats.resumed == 1
 
 
+@pytest.mark.parametrize("stated", [7, 0])
+def test_a_resume_that_names_its_epoch_is_a_repeat_of_itself_alone(stated: int) -> None:
+    server, one = opened()
+    first = one.ask("resume", "a", epoch=stated, new_epoch=70)[0]
+    assert (code(first), first.epoch) == ("ok", 70)
+    again = one.ask("resume", "a", epoch=stated, new_epoch=70)[0]
+    assert (code(again), again.epoch, server.stats.resumed) == ("ok", 70, 1)
+    assert code(one.ask("feed", "a", rows(1), epoch=70, seq=1)[0]) == "ok"
+
+
+@pytest.mark.parametrize("mine", [70, 0])
+@pytest.mark.parametrize("theirs", [71, 0])
+def test_of_two_holders_of_one_epoch_the_first_to_resume_has_the_stream(mine: int, theirs: int) -> None:
+    server, one = opened()
+    two = Peer(server, b"two")
+    first = one.ask("resume", "a", epoch=7, new_epoch=mine)[0]
+    second = two.ask("resume", "a", epoch=7, new_epoch=theirs)[0]
+    if mine or theirs:  # else the second is taken for the first again: neither says which it is
+        assert (code(second), second.epoch) == ("FENCED", 0)
+    assert code(one.ask("feed", "a", rows(1), epoch=first.epoch, seq=1)[0]) == "ok"
+    late = one.ask("resume", "a", epoch=7, new_epoch=mine)[0]  # a copy of the first changes nothing
+    assert (code(late), late.epoch) == ("ok", first.epoch)
+    # To take it from its holder states no epoch; then it is the first that is fenced.
+    taken = two.ask("resume", "a", new_epoch=72)[0]
+    assert taken.epoch == 72
+    assert code(one.ask("feed", "a", rows(2), epoch=first.epoch, seq=2)[0]) == "FENCED"
+    assert code(one.ask("resume", "a", epoch=first.epoch, new_epoch=73)[0]) == "FENCED"
+    assert code(two.ask("feed", "a", rows(2), epoch=72, seq=2)[0]) == "ok"
+
+
+def test_a_new_epoch_belongs_to_resume_and_is_new() -> None:
+    _, peer = opened()
+    for op, fields in (("feed", {"x": rows(1)}), ("open", {}), ("reset", {})):
+        assert code(peer.ask(op, "a", epoch=7, new_epoch=8, **fields)[0]) == "BAD_MESSAGE"  # type: ignore[arg-type]
+    assert code(peer.ask("resume", "a", epoch=7, new_epoch=7)[0]) == "BAD_MESSAGE"
+    assert code(peer.ask("reset", "a", epoch=7, seq=1)[0]) == "ok"
+
+
 def test_what_was_unanswered_is_answered_in_the_new_epoch() -> None:
     server, peer = opened()
     _, y = peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1)

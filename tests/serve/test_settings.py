@@ -18,6 +18,7 @@ from .support import model_pipeline
 EVERY: dict[str, Any] = {
     "bind": "ipc:///run/r.sock",
     "max_streams": 7,
+    "user_streams": 2,
     "idle_seconds": 1.5,
     "workers": 3,
     "keys": "d.key",
@@ -45,6 +46,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
     [
         ("bind", ""), ("bind", 3),
         ("max_streams", 0), ("max_streams", 1.5), ("max_streams", True), ("max_streams", "8"),
+        ("user_streams", -1), ("user_streams", 0.5),
         ("idle_seconds", -1), ("idle_seconds", float("inf")), ("idle_seconds", float("nan")),
         ("idle_seconds", "60"), ("idle_seconds", True),
         ("workers", 0), ("workers", 257),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from runnel.serve import outbox, protocol, sender, wire
+from runnel.serve import outbox, runner, sender, wire
 from runnel.serve.client import Client
 from runnel.serve.daemon import Daemon
 
@@ -133,7 +133,7 @@ def test_large_replies_are_made_as_they_are_read(
 ) -> None:
     """What is not read holds back what is made next: it is neither piled up nor thrown away."""
     mib = 2**20
-    monkeypatch.setattr(protocol, "MAX_UNREAD_BYTES", 4 * mib)
+    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 4 * mib)
     with (
         served(engine, address) as daemon,
         dealer(daemon.address, queued=1) as deaf,

@@ -87,6 +87,17 @@ def test_streams_of_one_name_and_two_users_never_meet(
         assert engine.streams["bob/mic"].state["tally.sum"].tolist() == [10, 10]
 
 
+def test_a_user_cannot_take_all_streams(address: str, engine: SpyEngine, alice: Secret, bob: Secret) -> None:
+    with peer(address, alice) as a, peer(address, bob) as b:
+        told = ask(b, "hello").server
+        assert told is not None
+        part = told.limits.user_streams
+        assert part == engine.max_streams // 4 // 2
+        said = [code(ask(a, "open", f"mic-{i}")) for i in range(engine.max_streams)]
+        assert said == ["ok"] * (engine.max_streams - part) + ["LIMIT"] * part
+        assert [code(ask(b, "open", f"mic-{i}")) for i in range(part)] == ["ok"] * part
+
+
 def test_two_connections_of_a_user_share_its_streams(address: str, alice: Secret) -> None:
     with peer(address, alice) as one:
         assert code(ask(one, "open", "mic")) == "ok"

@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-streams", type=int, metavar="N", help="streams open at once in a worker, at most (1024)"
     )
     parser.add_argument(
+        "--user-streams",
+        type=int,
+        metavar="N",
+        help="streams that each user can count on, with keys (0: an equal share of a quarter of all)",
+    )
+    parser.add_argument(
         "--idle-seconds",
         type=float,
         metavar="S",
@@ -123,7 +129,14 @@ def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier:
     guard = guard_of(settings)
     with process.load(args.pipeline, settings, args.trust) as engine:
         keeper = Service(notifier, source, settings, _observe)
-        daemon = Daemon(engine, settings.bind, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard)
+        daemon = Daemon(
+            engine,
+            settings.bind,
+            idle_seconds=settings.idle_seconds,
+            keeper=keeper,
+            guard=guard,
+            user_streams=settings.user_streams,
+        )
         with keeper:
             return daemon.serve(_SIGNALS)
 

@@ -15,6 +15,7 @@ from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from . import wire
+from .attention import overslept
 from .connection import Connection
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret, client_keys
@@ -391,7 +392,8 @@ class _LoopLink:
                 future.set_exception(closed(self.link.address))
 
     async def _within(self, future: asyncio.Future[bool], timeout: float) -> bool:
-        timer = self.loop.call_later(timeout, _expire, future)
+        deadline = self.loop.time() + timeout
+        timer = self.loop.call_at(deadline, _expire, self.loop, future, deadline)
         try:
             return await future
         finally:
@@ -422,8 +424,13 @@ class _LoopLink:
             self.changed()
 
 
-def _expire(future: asyncio.Future[bool]) -> None:
-    if not future.done():
+def _expire(loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool], deadline: float) -> None:
+    if future.done():
+        return
+    later = overslept(deadline, loop.time())
+    if later > deadline:
+        loop.call_at(later, _expire, loop, future, later)
+    else:
         future.set_result(False)
 
 

@@ -24,6 +24,7 @@ from . import wire
 from .conversation import Conversation, Ticket
 from .curve import connect_as
 from .keys import Secret
+from .remote import random_epoch
 
 QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
 BUNDLE_BYTES: Final = 256 * 1024  # of the requests in one message: larger ones gain nothing
@@ -44,7 +45,7 @@ class Connection:
 
     def __init__(self, address: str, keys: Secret | None = None) -> None:
         self.address = address
-        self.talk = Conversation(secrets.token_hex(4))
+        self.talk = Conversation(secrets.token_hex(4), random_epoch)
         self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
         self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last one may pass it
         self.connections = 0  # made so far

@@ -15,7 +15,7 @@ an id of its own, so that a reply to an earlier sending (`GAP`, `FENCED`) is not
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -48,7 +48,8 @@ class Ticket:
     """One request, from when it is made until it is settled."""
 
     __slots__ = (
-        "buffers", "done", "epoch", "error", "id", "infos", "line", "op", "payload", "reply", "seq", "steps"
+        "buffers", "done", "epoch", "error", "id", "infos", "line", "new_epoch", "op", "payload", "reply",
+        "seq", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +61,7 @@ class Ticket:
         buffers: Sequence[bytes] = (),
         epoch: int = 0,
         steps: int = 0,
+        new_epoch: int = 0,
     ) -> None:
         self.op = op
         self.line = line
@@ -68,6 +70,7 @@ class Ticket:
         self.buffers = buffers
         self.steps = steps  # of a feed without inputs
         self.epoch = epoch  # of a request that begins one; others state their line's
+        self.new_epoch = new_epoch  # of a resume: by it the daemon knows a repeat from another's resume
         self.id = ""  # of its last sending
         self.done = False
         self.error: RunnelError | None = None
@@ -86,15 +89,16 @@ class Ticket:
 class Conversation:
     """All that one connection has on its way.
 
-    `prefix` begins the ids: random, so that no other client's are the same. What `outbox` holds is to be
-    sent in that order; its keys are ids. Not thread-safe.
+    `prefix` begins the ids: random, so that no other client's are the same. `new_epoch` returns a random
+    epoch. What `outbox` holds is to be sent in that order; its keys are ids. Not thread-safe.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str, new_epoch: Callable[[], int]) -> None:
         self.outbox: dict[str, list[bytes]] = {}
         self.in_flight = 0  # requests not settled; those of a line that waits to be resumed among them
         self.in_flight_bytes = 0  # of their tensors
         self._prefix = prefix
+        self._new_epoch = new_epoch
         self._count = 0
         self._flying: dict[str, Ticket] = {}  # by the id of the last sending, in the order of sending
         self._lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
@@ -122,7 +126,7 @@ class Conversation:
 
     def resume(self, name: str) -> Ticket:
         """Take a stream over, whoever holds it."""
-        return self._begin(Ticket("resume", Line(name, 0)))
+        return self._begin(Ticket("resume", Line(name, 0), new_epoch=self._new_epoch()))
 
     def post(
         self,
@@ -252,7 +256,7 @@ class Conversation:
             self._resume(line)
 
     def _resume(self, line: Line) -> None:
-        line.resuming = Ticket("resume", line, epoch=line.epoch)
+        line.resuming = Ticket("resume", line, epoch=line.epoch, new_epoch=self._new_epoch())
         self._begin(line.resuming)
 
     def give_up(self, ticket: Ticket, error: RunnelError) -> Sequence[Ticket]:
@@ -325,6 +329,7 @@ class Conversation:
             id=id,
             sequence_id=line.name if line is not None else "",
             epoch=ticket.epoch or (line.epoch if line is not None else 0),
+            new_epoch=ticket.new_epoch,
             seq=ticket.seq,
             steps=ticket.steps,
             inputs=ticket.infos,

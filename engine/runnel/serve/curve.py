@@ -94,6 +94,11 @@ class Guard:
             self._zap.close()
 
     @property
+    def users(self) -> int:
+        """How many users are on the list."""
+        return len(set(self._users.values()))
+
+    @property
     def socket(self) -> zmq.Socket[bytes]:
         """Readable when somebody knocks."""
         assert self._zap is not None, "within `at`"

@@ -21,11 +21,13 @@ import zmq
 from ..errors import AccessError, LimitError, RunnelError, UsageError
 from . import process, socketfile, wire
 from .address import Address, parse
+from .attention import Attention
 from .curve import Guard
+from .intake import MAX_PENDING_PER_PEER
 from .keeper import Keeper
 from .logs import Log
 from .outbox import Outbox
-from .protocol import MAX_PENDING_PER_PEER, Server
+from .protocol import Server
 from .replies import Outgoing
 from .sender import Sender
 from .stats import Stats
@@ -58,7 +60,8 @@ class Daemon:
     may be called from others. A port ``*`` is chosen by the system: `address` names it once `started` is
     set. `idle_seconds`: a stream without a request for longer is closed; 0: never. `keeper`: who looks
     after the daemon. `guard`: who lets in none but its users; without it, whoever reaches the address is
-    let in, and that is one on this machine. Raises UsageError for an address that cannot be served.
+    let in, and that is one on this machine. `user_streams`: how many streams each user of the guard can count
+    on; 0: a share. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Daemon:
         idle_seconds: float = 0.0,
         keeper: Keeper | None = None,
         guard: Guard | None = None,
+        user_streams: int = 0,
     ) -> None:
         self._bound = parse(address, keyed=guard is not None)
         self._guard = guard
@@ -76,6 +80,7 @@ class Daemon:
         self.started = threading.Event()
         self._engine = engine
         self._idle_seconds = idle_seconds
+        self._user_streams = user_streams
         self._keeper = keeper or Keeper()
         self._next_beat = 0.0
         self._told, self._teller = socket.socketpair()
@@ -131,12 +136,16 @@ class Daemon:
                     first_epoch,
                     self._idle_seconds,
                     place,
+                    self._user_streams,
                     time.monotonic,
                 )
+                if self._guard is not None:
+                    self._server.expect(self._guard.users)
                 self._server.gauges = process.gauges
                 sender = Sender(router)
                 self._outbox = Outbox(sender, self._server.stats, sender.held)
-                self._server.unread = self._outbox.unread
+                self._server.heed(self._outbox.unread)
+                self._attention = Attention(time.monotonic(), time.thread_time())
                 log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
@@ -159,20 +168,29 @@ class Daemon:
             poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
             woken = poller.poll(self._patience())
+            self._look()
             self._turn(router, any(source is not router for source, _ in woken))
 
     def _patience(self) -> int | None:
         """Milliseconds until something is to be done though nothing arrives; None for ever."""
+        now = time.monotonic()
         if self._server.pending and not self._server.stalled:
+            self._attention.until(now, now)
             return 0
         dues = [due for due in (self._server.due, self._outbox.due) if due is not None]
         if self._keeper.beat_seconds:
             dues.append(self._next_beat)
         if self._server.pending:
-            dues.append(time.monotonic() + STALL_SECONDS)
-        if not dues:
-            return None
-        return min(MAX_PATIENCE_MS, max(0, math.ceil((min(dues) - time.monotonic()) * 1000)))
+            dues.append(now + STALL_SECONDS)
+        until = self._attention.until(min(dues, default=None), now)
+        return None if until is None else min(MAX_PATIENCE_MS, math.ceil((until - now) * 1000))
+
+    def _look(self) -> None:
+        """Put off all deadlines if the process was paused: then nobody was silent."""
+        paused = self._attention.look(time.monotonic(), time.thread_time())
+        if paused:
+            self._server.postpone(paused)
+            self._outbox.postpone(paused)
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
@@ -229,6 +247,7 @@ class Daemon:
             self._keeper.reload(self._server)
             if self._guard is not None:
                 self._guard.reload()
+                self._server.expect(self._guard.users)
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""

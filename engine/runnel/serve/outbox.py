@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from .intake import MAX_PENDING_PER_PEER
 from .logs import Log
-from .protocol import MAX_PENDING_PER_PEER
 from .stats import Stats
 
 SLOW_SECONDS: Final = 10.0  # without a reply read: longer than a client that lives is busy with itself
@@ -130,6 +130,11 @@ class Outbox:
             self._stats.dropped_replies += 1
         if fate is not Fate.FULL:
             del self._deaf[peer]
+
+    def postpone(self, seconds: float) -> None:
+        """The daemon did not run for so long: in that time no peer could be seen to read."""
+        for backlog in self._slow.values():
+            backlog.since += seconds
 
     def retry(self, now: float) -> None:
         """Send of each backlog that is due what can be sent."""

@@ -34,8 +34,8 @@ _GROWTH_BITS: Final = 2  # a slice has at most 2**this times the time steps of a
 class Pace:
     """Seconds that a time step takes, by the length of the chunk: learnt from what ran.
 
-    There is one figure for each power of two. A time step of a longer chunk is taken to cost no more than one of
-    a shorter chunk, so that what was measured of some lengths bounds the others.
+    There is one figure for each power of two. A time step of a longer chunk is taken to cost no more than one
+    of a shorter chunk, so that what was measured of some lengths bounds the others.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Pace:
                 figures[j] = figure
 
     def slice(self, most: int) -> int:
-        """Time steps of the next slice, `most` at most: a power of two that `SLICE_SECONDS` allow, or less."""
+        """Time steps of the next slice: a power of two within `SLICE_SECONDS`, `most` at most."""
         best = 1
         for i in range(min(_LENGTHS, self._longest + _GROWTH_BITS + 1)):
             if (1 << i) * self._seconds[i] <= SLICE_SECONDS:
@@ -87,7 +87,7 @@ class Sizes:
         row = _row_bytes(inputs)
         widest = Fraction(row)
         for stage in stages:
-            # Where rows come when they come, one a time step is taken; what it makes is looked at as it comes.
+            # Of a stage whose ratio is not known, one row for each is expected; the result is checked.
             up, down = stage.ratio or (1, 1)
             scale *= Fraction(up, down)
             row = _row_bytes(stage.outputs)

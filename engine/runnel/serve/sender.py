@@ -12,8 +12,8 @@ from typing import Final
 
 import zmq
 
+from .intake import MAX_PENDING_PER_PEER
 from .outbox import Fate, Frames, Peer
-from .protocol import MAX_PENDING_PER_PEER
 
 QUEUED_REPLIES: Final = 2 * MAX_PENDING_PER_PEER  # a peer's: more than it may have requests
 LARGE: Final = 32 * 1024  # bytes: above it, not copying pays for the tracker (seen on Linux, pyzmq 27.3)

@@ -4,8 +4,8 @@ Rules of this file: pure (the time is an argument); everything remembered is bou
 or in time, and each of the orders kept here makes the next thing to forget the first one in it.
 
 Theory: a reply is kept so that a request whose answer was lost can be sent again and be answered without
-being done again. The replies that are asked for again are the latest ones, whoever's they are: so over
-the bound it is the oldest reply of all that goes.
+being done again. The replies that are asked for again are the latest ones. So over the bound the oldest reply
+of the user who holds the most goes: no user loses one to another who holds more (see `shares`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from .shares import Remembered
 from .transitions import Event, Phase, Verdict
 from .wire import TensorInfo
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 KEPT_REPLIES: Final = 64  # a stream's: as many requests as a client may have on their way for one stream
 KEPT_SECONDS: Final = 60.0  # longer than any connection takes to come back while its client still waits
 MAX_KEPT_BYTES: Final = 64 * 2**20  # of all streams
-KEPT_OVERHEAD: Final = 512  # bytes: what Python's objects take around a reply's buffers
+KEPT_OVERHEAD: Final = 640  # bytes: what Python's objects take around a reply's buffers (seen: 610)
 MAX_PARTED: Final = 4096  # closed streams whose end is remembered
 
 
@@ -37,6 +38,7 @@ class Kept(Struct, eq=False, gc=False):
     """
 
     key: str  # of its `Named`
+    user: str
     digest: int
     infos: list[TensorInfo]
     buffers: Sequence[bytes]
@@ -63,16 +65,18 @@ class Named:
     """
 
     __slots__ = (
-        "applied", "begun", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream", "used",
+        "applied", "begun", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream",
+        "used", "user",
     )  # fmt: skip
 
-    def __init__(self, key: str, name: str) -> None:
+    def __init__(self, key: str, name: str, user: str = "") -> None:
         self.key = key  # the name and whose it is
         self.name = name
+        self.user = user
         self.stream: Stream | None = None
         self.epoch = 0
         self.begun = 0  # the digest of the request that opened the stream
-        self.resumed_from = 0  # the epoch that a resume named to get this one; 0: none did
+        self.resumed_from = 0  # the epoch stated by a resume that left the choice of this one to the daemon
         self.applied = 0  # the last seq
         self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is `applied`
         self.queue: deque[Any] | None = None  # requests that wait
@@ -104,45 +108,59 @@ class Register:
     """All names."""
 
     def __init__(self) -> None:
-        self.kept_bytes = 0
+        self._paused = 0.0  # seconds that count for no deadline; all times below are less by it
         self._names: dict[str, Named] = {}
         self._open: OrderedDict[Named, None] = OrderedDict()  # least recently used first
-        self._parted: OrderedDict[Named, None] = OrderedDict()  # first closed first
-        self._kept: OrderedDict[Kept, None] = OrderedDict()  # oldest first
+        self._parted: Remembered[Named] = Remembered()
+        self._kept: Remembered[Kept] = Remembered()  # by bytes
 
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of all replies that are kept."""
+        return self._kept.weight
+
     def find(self, key: str) -> Named | None:
         return self._names.get(key)
 
-    def add(self, key: str, name: str) -> Named:
-        named = self._names[key] = Named(key, name)
+    def add(self, key: str, name: str, user: str = "") -> Named:
+        named = self._names[key] = Named(key, name, user)
         return named
 
     def begin(self, named: Named, stream: Stream, epoch: int, applied: int, begun: int) -> None:
         """The request that opens a stream has succeeded: only now is an earlier one of the name forgotten."""
         self._forget_replies(named)
-        self._parted.pop(named, None)
+        if named in self._parted:
+            self._parted.remove(named.user, named, 1)
         named.stream, named.epoch, named.applied, named.begun = stream, epoch, applied, begun
         named.resumed_from, named.gone = 0, ""
         self._open[named] = None
 
+    def postpone(self, seconds: float) -> None:
+        """Put off every deadline. One that was set just before a pause was seen may come later yet."""
+        self._paused += seconds
+
     def touch(self, named: Named, peer: bytes, now: float) -> None:
         """The stream was spoken for."""
-        named.peer, named.used = peer, now
+        named.peer, named.used = peer, now - self._paused
         if named.stream is not None:
             self._open.move_to_end(named)
+
+    def used_at(self, named: Named, now: float) -> bool:
+        """Whether the stream was spoken for at this very time, and not since."""
+        return named.used == now - self._paused
 
     def part(self, named: Named, text: str, now: float) -> Stream:
         """Take the stream from its name, to be closed; its end (`text`) and kept replies stay for a while."""
         assert named.stream is not None
         stream, named.stream = named.stream, None
-        named.gone, named.used = text, now
+        named.gone, named.used = text, now - self._paused
         del self._open[named]
-        self._parted[named] = None
+        self._parted.add(named.user, named, 1)
         if len(self._parted) > MAX_PARTED:
-            self._drop(next(iter(self._parted)))
+            self._drop(self._parted.excess())
         return stream
 
     def settle(self, named: Named) -> None:
@@ -155,24 +173,23 @@ class Register:
     ) -> None:
         """Keep the reply to the request that was just applied."""
         nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
-        kept = Kept(named.key, digest, infos, buffers, nbytes, now)
+        kept = Kept(named.key, named.user, digest, infos, buffers, nbytes, now - self._paused)
         replies = named.kept
         if replies is None:
             replies = named.kept = deque()
         elif len(replies) >= KEPT_REPLIES:
             self._let_go(replies[0])
         replies.append(kept)
-        self._kept[kept] = None
-        self.kept_bytes += nbytes
-        while self.kept_bytes > MAX_KEPT_BYTES:
-            self._let_go(next(iter(self._kept)))
+        self._kept.add(named.user, kept, nbytes)
+        while self._kept.weight > MAX_KEPT_BYTES:
+            self._let_go(self._kept.excess())
 
     def idle(self, seconds: float, now: float) -> Iterator[Named]:
         """The open streams unused for so long, and with nothing waiting; the caller parts each."""
         if seconds:
             while self._open:
                 named = next(iter(self._open))
-                if named.used + seconds > now:
+                if named.used + seconds + self._paused > now:  # rounded as in `due`
                     return
                 if named.queue is not None:  # requests wait, or one is on its way
                     self.touch(named, named.peer, now)
@@ -181,24 +198,25 @@ class Register:
 
     def expire(self, now: float) -> None:
         """Let go of what was remembered long enough."""
-        while self._kept and (kept := next(iter(self._kept))).at + KEPT_SECONDS <= now:
+        paused = self._paused
+        while (kept := self._kept.oldest()) is not None and kept.at + KEPT_SECONDS + paused <= now:
             self._let_go(kept)
-        while self._parted and (named := next(iter(self._parted))).used + KEPT_SECONDS <= now:
+        while (named := self._parted.oldest()) is not None and named.used + KEPT_SECONDS + paused <= now:
             self._drop(named)
 
     def due(self, idle_seconds: float) -> float | None:
         """When there is something to do for `idle` or `expire`; None: nothing, as things stand."""
         times = []
         if self._open and idle_seconds:
-            times.append(next(iter(self._open)).used + idle_seconds)
-        if self._kept:
-            times.append(next(iter(self._kept)).at + KEPT_SECONDS)
-        if self._parted:
-            times.append(next(iter(self._parted)).used + KEPT_SECONDS)
+            times.append(next(iter(self._open)).used + idle_seconds + self._paused)
+        if (kept := self._kept.oldest()) is not None:
+            times.append(kept.at + KEPT_SECONDS + self._paused)
+        if (named := self._parted.oldest()) is not None:
+            times.append(named.used + KEPT_SECONDS + self._paused)
         return min(times, default=None)
 
     def _let_go(self, kept: Kept) -> None:
-        """Forget one reply: the oldest of its stream, being the oldest of all or one too many."""
+        """Forget one reply: the oldest of its stream, being the oldest of its user or one too many."""
         named = self._names[kept.key]
         replies = named.kept
         assert replies is not None
@@ -206,8 +224,7 @@ class Register:
         replies.popleft()
         if not replies:
             named.kept = None  # an empty deque takes more memory than all else of an idle stream
-        del self._kept[kept]
-        self.kept_bytes -= kept.nbytes
+        self._kept.remove(kept.user, kept, kept.nbytes)
 
     def _forget_replies(self, named: Named) -> None:
         while named.kept:
@@ -215,6 +232,6 @@ class Register:
 
     def _drop(self, named: Named) -> None:
         """Forget how a closed stream ended."""
-        del self._parted[named]
+        self._parted.remove(named.user, named, 1)
         self._forget_replies(named)
         self.settle(named)

@@ -28,6 +28,7 @@ class Settings:
 
     bind: str = ""
     max_streams: int = 1024  # open at once, in each worker: a hash of the name places them, unevenly
+    user_streams: int = 0  # of these, what each user can count on; 0: a share of a quarter of them
     idle_seconds: float = 3600.0  # a stream without a request for longer is closed; 0: never
     workers: int = 1
     keys: str = ""  # file of the daemon's secret key: then only users are let in, from anywhere
@@ -146,6 +147,7 @@ def _among(known: tuple[str, ...]) -> Check:
 _CHECKS: Final[Mapping[str, Check]] = {
     "bind": _text,  # `address.parse` knows what an address is
     "max_streams": _whole(1, 10_000_000),
+    "user_streams": _whole(0, 10_000_000),
     "idle_seconds": _seconds,
     "workers": _whole(1, MAX_WORKERS),
     "keys": _text,

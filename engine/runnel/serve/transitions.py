@@ -165,10 +165,14 @@ def event_of(request: Request) -> Event:
             raise WireError(
                 "a feed without sequence_id: it names the stream, unless sequence_start opens one"
             )
+        if request.new_epoch:
+            raise WireError("new_epoch belongs to resume, not to 'feed'")
         if start and request.seq > 1:
             raise WireError(f"a feed that opens its stream is seq 1, not {request.seq}")
         return _FEEDS[start, end]
     event = _OPS[op]
+    if request.new_epoch and (event is not Event.RESUME or request.new_epoch == request.epoch):
+        raise WireError("new_epoch belongs to resume, and is another than epoch: take it at random")
     if start or end:
         raise WireError(f"sequence_start and sequence_end belong to a feed, not to {op!r}")
     if request.seq and event not in CHANGES:
@@ -181,8 +185,8 @@ def event_of(request: Request) -> Event:
             or [t.name for t in request.inputs] != ["snapshot", "snapshot.1"][: len(parts)]
         ):
             raise WireError(
-                "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); of more than a tensor "
-                "may hold, the rest as 'snapshot.1'"
+                "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); what a tensor cannot "
+                "hold follows as 'snapshot.1'"
             )
     elif request.inputs:
         raise WireError(f"inputs belong to feed and restore, not to {op!r}")

@@ -78,6 +78,7 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     sequence_start: bool = False  # a feed that opens the stream first
     sequence_end: bool = False  # a feed that flushes and closes the stream after
     epoch: Count = 0  # who speaks for the stream
+    new_epoch: Count = 0  # of a resume: the epoch that it begins
     seq: Count = 0  # of this feed, flush, reset or close; the first one after open is 1
     steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0  # of a feed without inputs
     inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
@@ -101,10 +102,16 @@ class TensorMetadata(Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(Struct, frozen=True):
-    """What a daemon holds at most; a client within these is never refused for size."""
+    """What a daemon holds at most; a client within these is never refused for size.
+
+    What is named `user_`: what a user can count on, whatever other users do; often there is room for more.
+    """
 
     streams: int
     pending_per_peer: int
+    user_streams: int = 0
+    user_pending: int = 0  # requests that wait
+    user_pending_bytes: int = 0  # of their tensors
     kept_replies: int = 0  # a stream's last so many, for repeats
     idle_seconds: float = 0.0  # a stream without a request for longer is closed; 0: never
     pending_bytes: int = MAX_MESSAGE_BYTES  # of one client's requests on their way; one more may pass it

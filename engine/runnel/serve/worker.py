@@ -113,7 +113,12 @@ def _serve(wire: socket.socket, order: link.Order) -> bool:
         if order.fingerprint not in ("", keeper.pipeline):
             raise UsageError(OTHER_PIPELINE)
         keeper.daemon = Daemon(
-            engine, order.address, idle_seconds=settings.idle_seconds, keeper=keeper, guard=guard
+            engine,
+            order.address,
+            idle_seconds=settings.idle_seconds,
+            keeper=keeper,
+            guard=guard,
+            user_streams=settings.user_streams,
         )
         return keeper.daemon.serve()
 

@@ -18,6 +18,7 @@ from ..errors import TooLargeError
 from ..passage import Passage
 from ..spec import Signal
 from ..stage import Chunk
+from .admission import Body
 from .tensors import DATATYPES, pack
 from .transitions import Event
 from .wire import TensorInfo
@@ -25,7 +26,6 @@ from .wire import TensorInfo
 BLOCK: Final = 2**20  # bytes hashed in one piece: a millisecond
 MAX_REPLY_BYTES: Final = 48 * 2**20  # of one reply: three tensors of a request's size; it is kept for repeats
 
-Body = tuple[list[TensorInfo], Sequence[bytes]]  # a reply's tensors
 Work = Generator[Passage | None, Chunk, Body]
 
 
@@ -56,10 +56,7 @@ class Made:
         infos, parts = pack({t.name: chunk[t.name] for t in self._outputs.tensors})
         self.nbytes += sum(map(len, parts))
         if self.nbytes > MAX_REPLY_BYTES:
-            raise TooLargeError(
-                f"the chunk makes more than {MAX_REPLY_BYTES} bytes, the most that goes in a reply: "
-                "send smaller chunks"
-            )
+            raise too_large(self.nbytes)
         for buffer, part in zip(self._buffers, parts, strict=True):
             buffer += part  # in place, or by the system's moving of pages: never a copy of all of it
         self._rows += infos[0].shape[0]
@@ -70,3 +67,16 @@ class Made:
             for t in self._outputs.tensors
         ]
         return infos, self._buffers  # type: ignore[return-value]  # nobody writes to them any more
+
+
+def too_large(nbytes: int, steps: int = 0, most: int = 0) -> TooLargeError:
+    """The error for a reply of so many bytes. `steps`: of the chunk; `most`: time steps that would do."""
+    if steps and most:
+        return TooLargeError(
+            f"{steps} time steps make {nbytes} bytes, and at most {MAX_REPLY_BYTES} go in a reply: "
+            f"send at most {most} time steps at a time"
+        )
+    return TooLargeError(
+        f"the chunk makes {nbytes} bytes or more, and at most {MAX_REPLY_BYTES} go in a reply: "
+        "send smaller chunks"
+    )

@@ -1,0 +1,107 @@
+"""What was taken and not yet run: bounded in number and in bytes, for each client, for each user, and in all.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from ..errors import LimitError
+from . import wire
+from .replies import Peer
+from .shares import Places
+from .transitions import Event
+
+MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
+MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
+MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
+MAX_PEER_BYTES: Final = 2 * wire.MAX_MESSAGE_BYTES  # one client's share of them
+ROOM: Final = wire.MAX_BUNDLE - 1  # of these are kept free: a message is taken whole, or waits outside
+ROOM_BYTES: Final = wire.MAX_MESSAGE_BYTES - 1
+
+
+class Pending(Struct, eq=False, gc=False):
+    """A request that was taken. Made for each message: so of the cheapest kind there is."""
+
+    peer: Peer
+    user: str
+    request: wire.Request
+    buffers: Sequence[bytes]
+    event: Event
+    nbytes: int
+    arrived: float
+    bundled: bool  # then so is its reply
+    digest: int = 0  # of its event and payload, once it is run
+
+
+class Intake:
+    """Counts the requests that wait, and refuses those that are too many."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nbytes = 0
+        self._of: dict[Peer, tuple[int, int]] = {}  # requests and bytes of each client
+        self._requests = Places(MAX_PENDING - ROOM)  # what is taken until it is `full`
+        self._bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
+
+    @property
+    def full(self) -> bool:
+        """Whether requests of the next message may be refused: time to run, not to receive."""
+        return self.count >= MAX_PENDING - ROOM or self.nbytes >= MAX_PENDING_BYTES - ROOM_BYTES
+
+    @property
+    def user_part(self) -> tuple[int, int]:
+        """Requests and bytes that each user can count on."""
+        return self._requests.part, self._bytes.part
+
+    def expect(self, users: int) -> None:
+        """So many users may come; each can count on a share."""
+        self._requests.users = self._bytes.users = users
+
+    def of(self, peer: Peer) -> tuple[int, int]:
+        """The client's requests that wait, and the bytes of their tensors."""
+        return self._of.get(peer, (0, 0))
+
+    def check(self, peer: Peer, user: str, nbytes: int) -> None:
+        """Raise LimitError unless there is room for one request more, with tensors of so many bytes."""
+        if self.count >= MAX_PENDING or self.nbytes >= MAX_PENDING_BYTES:
+            raise LimitError(f"{self.count} requests wait already, {self.nbytes} bytes: try later")
+        if self._requests.users > 1 and not (self._requests.room(user) and self._bytes.room(user, nbytes)):
+            raise LimitError(
+                f"{self._requests.held(user)} requests of this user wait already, "
+                f"{self._bytes.held(user)} bytes, and the room left is kept free for other users: "
+                "read replies first"
+            )
+        waiting, held = self.of(peer)
+        if waiting >= MAX_PENDING_PER_PEER:
+            raise LimitError(
+                f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies first"
+            )
+        if held and held + nbytes > MAX_PEER_BYTES:
+            raise LimitError(
+                f"{held} bytes of this client's requests wait already, at most {MAX_PEER_BYTES} may: "
+                "read replies first"
+            )
+
+    def add(self, pending: Pending) -> None:
+        """Count a request that was taken."""
+        waiting, held = self.of(pending.peer)
+        self._of[pending.peer] = waiting + 1, held + pending.nbytes
+        self._requests.take(pending.user)
+        self._bytes.take(pending.user, pending.nbytes)
+        self.count += 1
+        self.nbytes += pending.nbytes
+
+    def remove(self, pending: Pending) -> None:
+        """The request is done."""
+        self.count -= 1
+        self.nbytes -= pending.nbytes
+        self._requests.give(pending.user)
+        self._bytes.give(pending.user, pending.nbytes)
+        waiting, held = self._of.pop(pending.peer)
+        if waiting > 1:
+            self._of[pending.peer] = waiting - 1, held - pending.nbytes
