@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -68,15 +68,18 @@ class Gate:
 
     def __init__(self, engine: SpyEngine, slow: float = 0.0) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
-        inner = engine.feed_many
 
-        def feed_many(pairs: Any) -> Any:
-            self.entered.set()
-            assert self.go.wait(10)
-            time.sleep(slow)
-            return inner(pairs)
+        def gated(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def call(parts: Any) -> Any:
+                self.entered.set()
+                assert self.go.wait(10)
+                time.sleep(slow)
+                return inner(parts)
 
-        engine.feed_many = feed_many  # type: ignore[method-assign]
+            return call
+
+        engine.feed_many = gated(engine.feed_many)  # type: ignore[method-assign]
+        engine.advance = gated(engine.advance)  # type: ignore[method-assign]
 
 
 @contextmanager

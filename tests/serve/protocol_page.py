@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from runnel import errors
-from runnel.serve import intake, sequences, tensors, wire
+from runnel.serve import intake, sequences, tensors, wire, works
 from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
 from runnel.serve.transitions import TRANSITIONS, VERDICTS, Event, Phase
@@ -57,7 +57,9 @@ def bounds() -> str:
         "characters of a tensor's name": wire.MAX_NAME,
         "requests of one client that wait": intake.MAX_PENDING_PER_PEER,
         "requests of all clients that wait": intake.MAX_PENDING,
+        "bytes of one client's tensors that wait": intake.MAX_PEER_BYTES,
         "bytes of tensors that wait (libzmq holds more before that)": intake.MAX_PENDING_BYTES,
+        "bytes of a reply's tensors": works.MAX_REPLY_BYTES,
         "replies kept of one stream": sequences.KEPT_REPLIES,
         "seconds that a reply is kept, and the end of a closed stream": int(sequences.KEPT_SECONDS),
         "bytes of all replies kept": sequences.MAX_KEPT_BYTES,
@@ -81,6 +83,8 @@ SERVER = {
     "output_rate": "and that come out",
     "latency": "input time steps: at stream time t, outputs describe t - latency",
     "limits": "`streams`, `pending_per_peer` (requests of one client that wait), `kept_replies`, "
+    "`pending_bytes` (of one client's tensors on their way; one message more may pass it), `reply_bytes` (of one "
+    "reply's tensors: a feed or snapshot that makes more is `TOO_LARGE`, and nothing is done), "
     "`user_streams`, `user_pending`, `user_pending_bytes` (what a user can count on, whatever others do: "
     "streams, requests that wait, bytes of their tensors), "
     "`idle_seconds` (0: never); `header_bytes`, `tensors`, `tensor_bytes`, `message_bytes` of a request",

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import RunnelError, TooLargeError, WireError
-from runnel.serve import protocol, replies, wire
+from runnel.serve import intake, replies, wire
 from runnel.serve.conversation import Conversation, Line, Ticket
 from runnel.serve.protocol import Outgoing, Server
 from runnel.serve.tensors import pack
@@ -266,7 +266,7 @@ def test_a_repeat_within_its_bundle_is_answered_from_what_was_kept() -> None:
 
 @pytest.mark.parametrize("bound", ["MAX_PENDING", "MAX_PENDING_PER_PEER"])
 def test_a_bundle_that_meets_a_bound_is_taken_up_to_it(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
-    monkeypatch.setattr(protocol, bound, 3)
+    monkeypatch.setattr(intake, bound, 3)
     messages = [message("feed", str(i), f"s{i}", 1, sequence_start=True) for i in range(5)]
     for together in (True, False):
         answers, streams = told([messages], together, max_streams=9)

@@ -121,7 +121,7 @@ def test_a_user_within_its_share_is_answered_as_if_alone(seed: int) -> None:
             seconds = rng.choice((1.0, 30.0))
             for site in (together, alone):
                 site.tick(seconds)
-    streams = together.server._streams
+    streams = together.server._lives._places
     assert streams.taken == len(together.server._engine.streams) <= streams.places
     assert refused, "the others met no bound: nothing was shown"
 

@@ -1,0 +1,101 @@
+"""What a turn may take: slices whose length follows what steps were seen to cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.serve.pace import SLICE_BYTES, SLICE_SECONDS, TURN_BYTES, TURN_SECONDS, Pace, Sizes, Turn
+from runnel.spec import Signal, TensorSpec
+from runnel.stage import Chunk, Stage, State
+
+
+def wide(width: int, ratio: tuple[int, int] | None = (1, 1), latency: int = 0) -> Stage:
+    class Wide(Stage):
+        name = "wide"
+
+        def initial(self) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+            return {}
+
+        def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
+            return state, chunk
+
+    stage = Wide()
+    stage.ratio, stage.latency = ratio, latency
+    stage.inputs = Signal((TensorSpec("x", "float32"),), None)
+    stage.outputs = Signal((TensorSpec("y", "float32", (width,)),), None)
+    return stage
+
+
+@given(
+    st.floats(1e-8, 5e-3),  # seconds a time step, in long chunks
+    st.floats(0, 1e-3),  # seconds a call, whatever its length
+)
+def test_slices_come_to_take_their_time_and_no_more(a_step: float, a_call: float) -> None:
+    pace = Pace()
+    spent: list[float] = []
+    for _ in range(200):
+        steps = pace.slice(2**40)
+        seconds = a_call + steps * a_step
+        pace.saw([steps], seconds)
+        spent.append(seconds)
+    settled = spent[100:]
+    assert max(settled) <= max(1.5 * SLICE_SECONDS, a_call + a_step), "no more than a slice may take"
+    # A step that takes longer than that alone is still done; others use a quarter of their time or more.
+    assert min(settled) >= min(SLICE_SECONDS / 5, a_call + a_step)
+
+
+def test_the_first_slices_are_short_however_long_the_chunk_is() -> None:
+    pace = Pace()
+    seen = [pace.slice(2**40)]
+    for _ in range(8):
+        pace.saw([seen[-1]], seen[-1] * 1e-9)
+        seen.append(pace.slice(2**40))
+    assert seen[0] <= 64
+    assert all(after <= 4 * before for before, after in zip(seen, seen[1:], strict=False))
+
+
+def test_one_interrupted_step_is_soon_forgotten() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.saw([64], 64 * 10e-6)
+    usual = pace.slice(2**40)
+    pace.saw([64], 5.0)
+    for _ in range(5):
+        pace.saw([64], 64 * 10e-6)
+    assert pace.slice(2**40) >= usual // 2
+
+
+@pytest.mark.parametrize("ratio", [(1, 1), (1, 160), (3, 1), (2, 5), None])
+@pytest.mark.parametrize("width", [1, 7, 256])
+@pytest.mark.parametrize("latency", [0, 3])
+def test_sizes_follow_the_widest_stage(ratio: tuple[int, int] | None, width: int, latency: int) -> None:
+    stage = wide(width, ratio, latency)
+    sizes = Sizes(stage.inputs, [stage])
+    up, down = ratio or (1, 1)
+    assert sizes.slice_steps * max(4.0, 4 * width * up / down) <= SLICE_BYTES
+    assert sizes.slice_steps >= 1
+    for steps in (1, 10, 1000):
+        rows = -(-steps * up // down)
+        assert sizes.made(steps) >= rows * width * 4
+        assert sizes.made(steps) <= (rows + 1) * width * 4
+        assert sizes.made(sizes.steps_within(2**20)) <= 2**20
+
+
+def test_a_turn_ends_by_time_by_work_ahead_and_by_bytes() -> None:
+    now = 0.0
+    turn = Turn(lambda: now)
+    assert not turn.over
+    now = TURN_SECONDS
+    assert turn.over
+    now = 0.0
+    turn = Turn(lambda: now)
+    turn.expect(TURN_SECONDS)
+    assert turn.over
+    turn = Turn(lambda: now)
+    turn.holds(TURN_BYTES - 1)
+    assert not turn.over
+    turn.holds(1)
+    assert turn.over

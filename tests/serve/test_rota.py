@@ -1,0 +1,38 @@
+"""Whose turn it is: no peer waits behind more than one item of each other peer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.serve.rota import Rota
+
+
+@given(st.lists(st.one_of(st.integers(0, 4), st.none()), max_size=60))
+def test_every_ready_peer_is_served_before_another_is_served_twice(script: list[int | None]) -> None:
+    """None takes an item; a number adds one for that peer."""
+    rota: Rota[int, int] = Rota()
+    ready: dict[int, list[int]] = {}
+    skipped: dict[int, int] = {}  # items of others taken since this peer was served, or became ready
+    for number, peer in enumerate(script):
+        if peer is not None:
+            rota.add(peer, number)
+            ready.setdefault(peer, []).append(number)
+            skipped.setdefault(peer, 0)
+            continue
+        if not len(rota):
+            with pytest.raises(KeyError):
+                rota.take()
+            continue
+        served, item = rota.take()
+        assert item == ready[served].pop(0), "a peer's items in their order"
+        if not ready[served]:
+            del ready[served], skipped[served]
+        else:
+            skipped[served] = 0
+        for other in ready:
+            if other != served:
+                skipped[other] += 1
+                assert skipped[other] <= 4, "each of the four others once, at most"
+    assert len(rota) == sum(map(len, ready.values()))
