@@ -156,4 +156,3 @@ def wrong_rate(name: str, column: str, found: Pace, rate: float, unit: Unit) -> 
         f"rate = {rate:g} with a float64 input time under [input.tensors]. If the model is meant to "
         f"take these rows as they are: {asked}&rate=any"
     )
-

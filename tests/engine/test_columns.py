@@ -39,13 +39,17 @@ def test_names_of_times(name) -> None:
     assert not is_row_name(name)
 
 
-@pytest.mark.parametrize("name", ["id", "ID", "index", "row", "row_id", "Unnamed: 0", "", "line", "idx", "No"])
+@pytest.mark.parametrize(
+    "name", ["id", "ID", "index", "row", "row_id", "Unnamed: 0", "", "line", "idx", "No"]
+)
 def test_names_of_row_numbers(name) -> None:
     assert is_row_name(name)
     assert not is_time_name(name)
 
 
-@pytest.mark.parametrize("name", ["x", "temperature", "lifetime", "humidity", "tide", "pressure", "video", "n.0"])
+@pytest.mark.parametrize(
+    "name", ["x", "temperature", "lifetime", "humidity", "tide", "pressure", "video", "n.0"]
+)
 def test_names_of_what_is_measured(name) -> None:
     assert not is_time_name(name)
     assert not is_row_name(name)
@@ -62,10 +66,10 @@ def test_no_time_and_no_row_number_is_proposed(odd) -> None:
 
 def test_no_column_that_only_rises_is_proposed() -> None:
     header = ["seen", "a", "b", "c"]
-    with pytest.raises(UsageError, match="such as --columns a,b,c$"):
-        choose_columns("f", header, header, THREE, None, ordered=["seen"])
-    with pytest.raises(UsageError, match="say which, in order, with --columns$"):
-        choose_columns("f", header, header, THREE, None, ordered=["seen", "a"])
+    with pytest.raises(UsageError, match=r"such as --columns a,b,c$"):
+        choose_columns("f", header, header, THREE, None, rises=lambda name: name == "seen")
+    with pytest.raises(UsageError, match=r"say which, in order, with --columns$"):
+        choose_columns("f", header, header, THREE, None, rises=lambda name: name in ("seen", "a"))
 
 
 @pytest.mark.parametrize("odd", ["time", "id", "Date"])
