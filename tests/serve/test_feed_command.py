@@ -58,6 +58,43 @@ def test_no_daemon_is_told_in_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["feed", "top", "inspect", "bench"])
+def test_a_socket_that_is_not_there_is_told_before_anything_is_waited_for(
+    tmp_path: Path,
+    numbers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    """No context of ZeroMQ is made, so nothing can wait for one."""
+    for name in ("Context", "Poller"):
+        monkeypatch.delattr(f"zmq.{name}")
+    more = {"feed": [str(numbers)], "top": ["--once"], "bench": ["--rate", "1"]}.get(command, [])
+    (tmp_path / "file").write_text("")
+    for path, says in (
+        ("none.sock", "there is no socket"),
+        ("file", "is no socket"),
+        ("file/x", "there is no"),
+    ):
+        assert main([command, f"ipc://{tmp_path}/{path}", *more]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_table_at_a_wrong_rate_opens_no_stream(
+    daemon: Daemon, engine: SpyEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    path.write_text("time,x.0,x.1\n" + "".join(f"{n / 25},1,2\n" for n in range(50)))
+    words = ["feed", daemon.address, f"{path}?time=time", "-o", str(out), "--quiet"]
+    assert main(words) == 2
+    assert "the rows come at 25 Hz, but the pipeline takes 100 Hz" in capsys.readouterr().err
+    assert not out.exists()
+    assert not engine.streams
+    path.write_text("time,x.0,x.1\n" + "".join(f"{n / 100},1,2\n" for n in range(50)))
+    assert main(words) == 0
+    assert len(out.read_text().splitlines()) == 51
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_file_and_no_stream(
     daemon: Daemon, engine: SpyEngine, tmp_path: Path, number: signal.Signals, status: int

@@ -131,8 +131,10 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
     if _ADDRESS.match(args.target):
         from ..load.remote import RemoteTarget, hello
         from ..serve.keys import client_keys
+        from ..serve.socketfile import require
         from ..serve.tensors import undescribe
 
+        require(args.target)
         keys = client_keys(args.keys) if args.keys else None
         served = hello(args.target, args.timeout, keys)
         signal = undescribe(served.inputs, served.input_rate)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from ..errors import UsageError
 from ..serve.client import Client
+from ..serve.socketfile import require
 from ..spec import Array
 from ..stage import Chunk
 from .ends import INPUTS, Outputs, fit_together, last_row, on_terminal, sinks_written, source_of, written
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     seconds, more = seconds_of(args.seconds), generated(args.generate)
     if args.input is None and not more:
         raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
+    require(args.address)
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()

@@ -41,6 +41,27 @@ def claim(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
+def require(address: str) -> None:
+    """Raise UsageError if no daemon can be at an ipc address: for commands, which need not wait to tell.
+
+    What is there is not connected to, and a tcp address is not looked at.
+    """
+    if not address.startswith("ipc://"):
+        return
+    path = Path(address.removeprefix("ipc://"))
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{address}: there is no socket {path}: is the daemon running there? Its path is `bind` in the "
+            "[serve] table, or --bind"
+        ) from None
+    except (OSError, ValueError):
+        return  # not ours to look at, or no path: what connects says what is wrong
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{address}: {path} is no socket: expected the path that the daemon binds")
+
+
 def identity(path: Path) -> tuple[int, int]:
     """Which file it is, whatever its name."""
     found = path.stat()
