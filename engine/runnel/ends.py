@@ -46,6 +46,10 @@ class Sink(abc.ABC):
     raises `runnel.errors.UsageError`. A subclass defines `write`, and `close` where it holds something.
     """
 
+    keeps_time: bool = (
+        False  # whether `signal` may begin with the times of the rows: float64, one a time step
+    )
+
     @abc.abstractmethod
     def write(self, chunk: Chunk) -> None:
         """Take one chunk of the signal, of any length. What can be seen at once is shown at once."""

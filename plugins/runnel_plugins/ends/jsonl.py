@@ -119,6 +119,8 @@ class JsonLinesSink(Sink):
     written as those; a number without one is null.
     """
 
+    keeps_time = True
+
     def __init__(self, signal: Signal, path: Path | None = None) -> None:
         self._signal = signal
         self._out = OutputText(path)

@@ -211,6 +211,8 @@ def _is_number(types: Any, kind: Any) -> bool:
 class ParquetSink(Sink):
     """Write columns of a Parquet file, a row a time step; labels, where the output has them, as text."""
 
+    keeps_time = True
+
     def __init__(self, signal: Signal, path: Path) -> None:
         arrow = library("pyarrow", f"{path}: Parquet files", "parquet")
         parquet = library("pyarrow.parquet", f"{path}: Parquet files", "parquet")

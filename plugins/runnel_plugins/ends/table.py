@@ -287,6 +287,7 @@ class CsvSink(Sink):
     """
 
     separator = ","
+    keeps_time = True
 
     def __init__(self, signal: Signal, path: Path | None = None) -> None:
         self._signal = signal

@@ -23,6 +23,10 @@ class Timed(Source):
 
     _row: Row
 
+    @property
+    def stamped(self) -> str | None:  # type: ignore[override]
+        return self._row.time
+
     def _checked(self, parts: Iterator[Part]) -> Iterator[Chunk]:
         """The chunks of `parts`, of a file once the first window of times was judged. UsageError as `RowClock`."""
         clock, waiting = self._row.clock, deque[Part]()
@@ -40,7 +44,7 @@ class Timed(Source):
     def _give(self, part: Part) -> Chunk:
         chunk, stamps, self.stamp = part
         if self._row.time is not None:
-            self.stamped, self.stamps = self._row.time, np.array(stamps, np.float64)
+            self.stamps = np.array(stamps, np.float64)
         return chunk
 
 
