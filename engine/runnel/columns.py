@@ -31,7 +31,7 @@ _IDS: Final = re.compile(
 
 
 def columns_of(signal: Signal) -> list[str]:
-    """A name for each number of a time step: ``x`` for an array of one, ``y.0``, ``y.1`` … or ``z.0.1`` else."""
+    """A name for each number of a time step: ``x`` if it is alone, else ``y.0``, ``y.1`` … or ``z.0.1``."""
     return [name for tensor in signal.tensors for name in tensor_columns(tensor)]
 
 
@@ -135,7 +135,7 @@ def is_ordered(values: Sequence[float | None]) -> bool:
 
 
 def _advice(wanted: int, header: Sequence[str], numeric: Sequence[str], rises: Callable[[str], bool]) -> str:
-    """What to say instead: never a time or an id among the columns, which would be numbers without a sense."""
+    """What to do instead. It proposes no time and no id: to a model these are numbers without a meaning."""
     fit = [n for n in numeric if not (is_time_name(n) or is_row_name(n) or rises(n))]
     time = next((name for name in header if is_time_name(name)), None)
     told = ""

@@ -46,9 +46,7 @@ class Sink(abc.ABC):
     raises `runnel.errors.UsageError`. A subclass defines `write`, and `close` where it holds something.
     """
 
-    keeps_time: bool = (
-        False  # whether `signal` may begin with the times of the rows: float64, one a time step
-    )
+    keeps_time: bool = False  # whether `signal` may begin with a float64 tensor: the times of the rows
 
     @abc.abstractmethod
     def write(self, chunk: Chunk) -> None:

@@ -1,7 +1,7 @@
 """The times of a table's rows, checked against the rate that the pipeline takes.
 
-For authors of sources. A model learns at one rate; rows that come at another give plausible, wrong numbers, as
-sound at a wrong rate does.
+For authors of sources. A model learns at one rate. Rows that come at another give plausible, wrong numbers,
+as sound at a wrong rate does.
 
 The period is the mean step between rows. It is estimated twice: over all steps, and without the gaps, which
 are steps longer than GAP times the median step. The rate fits if either estimate fits. Time stamps are
@@ -10,7 +10,7 @@ tolerance is
 
     period * (TOLERANCE + END / n) + (longest step - shortest step, without the gaps) / n
 
-which takes stamps in whole milliseconds or seconds, and jitter, and still tells 25 Hz from 100 Hz by two rows.
+which accepts jitter and stamps in whole milliseconds or seconds, and tells 25 Hz from 100 Hz by two rows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pace:
 
 
 def pace(stamps: Array) -> Pace | None:
-    """The pace of rows by their times, in seconds and ascending. None for one row, or if time stands still."""
+    """The pace of rows by their times: ascending seconds. None for one row, or if time stands still."""
     steps = np.diff(stamps)
     moving = steps[steps > 0]
     if not len(moving):
@@ -94,8 +94,8 @@ class RowClock:
         """Take the next row's time. ValueError if time runs backwards, UsageError at a wrong rate."""
         if self._window and seconds < self._window[-1]:
             raise ValueError(
-                f"time runs backwards, from {self._window[-1]!r} to {seconds!r} s: sort the rows, or give each "
-                "recording a run of its own"
+                f"time runs backwards, from {self._window[-1]!r} to {seconds!r} s: sort the rows, or give "
+                "each recording a run of its own"
             )
         self._window.append(seconds)
         if len(self._window) >= self._due:
@@ -127,8 +127,8 @@ class RowClock:
             expected = rows / self._rate if self._rate else (rows >= WINDOW) * 2 * STILL
             if rows > 1 and expected > STILL:
                 raise UsageError(
-                    f"{self._name}: column {self._column!r} stands still: {rows} rows at {self._window[0]!r} s; "
-                    "is it the time of a row?"
+                    f"{self._name}: column {self._column!r} stands still: {rows} rows at "
+                    f"{self._window[0]!r} s; is it the time of a row?"
                 )
             return
         if self._rate is not None and not found.fits(1 / self._rate):
@@ -151,8 +151,8 @@ def wrong_rate(name: str, column: str, found: Pace, rate: float, unit: Unit) -> 
     mistaken = f" (read in {other} the rate would fit: say {asked}&unit={other})" if other else ""
     return (
         f"{name}: by its column {column!r} the rows come at {found.rate:.4g} Hz, but the pipeline takes "
-        f"{rate:g} Hz{mistaken}. Let a pipeline file convert them: rate = {found.rate:.4g} under [input] and, under "
-        f'[[before]], use = "resample", rate = {rate:g}; or, for rows at irregular times, use = "tick", '
-        f"rate = {rate:g} with a float64 input time under [input.tensors]. If the model is meant to "
+        f"{rate:g} Hz{mistaken}. Let a pipeline file convert them: rate = {found.rate:.4g} under [input] "
+        f'and, under [[before]], use = "resample", rate = {rate:g}; or, for rows at irregular times, '
+        f'use = "tick", rate = {rate:g} with a float64 input time under [input.tensors]. If the model is meant to '
         f"take these rows as they are: {asked}&rate=any"
     )

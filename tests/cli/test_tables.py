@@ -53,7 +53,11 @@ def test_tables_that_are_taken(here: Path, data: str | bytes, query: str) -> Non
 @pytest.mark.parametrize(
     ("data", "query", "says"),
     [
-        ("time;x\n0,0;1,5\n0,1;2,5\n", "", ["separated by ';' with decimal commas", "'x.csv?sep=;&decimal=,'"]),
+        (
+            "time;x\n0,0;1,5\n0,1;2,5\n",
+            "",
+            ["separated by ';' with decimal commas", "'x.csv?sep=;&decimal=,'"],
+        ),
         ("time;x\n0.0;1.5\n", "", ["separated by ';': add ?sep=; behind", "'x.csv?sep=;'"]),
         ("time\tx\n0\t1\n", "", ["separated by '\\t'", "?sep=tab"]),
         ("x\n1,5\n2,5\n", "", ["line 2 has 2 cells", "a decimal comma", "?sep=;&decimal=,"]),
@@ -126,7 +130,9 @@ def test_output_names_are_input_names(here: Path) -> None:
     np.testing.assert_array_equal(np.load("o.npy"), [[8], [16]])
 
 
-def test_stereo_for_one_channel_is_mixed_as_the_error_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stereo_for_one_channel_is_mixed_as_the_error_says(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     soundfile = pytest.importorskip("soundfile")
     samples = np.array([[0.5, 0.25], [-0.25, 0.75]] * 50, np.float32)
     soundfile.write("x.wav", samples, 100, subtype="FLOAT")
@@ -136,7 +142,9 @@ def test_stereo_for_one_channel_is_mixed_as_the_error_says(here: Path, capsys: p
     told = capsys.readouterr().err
     for part in ("--columns 1", "shape = [2] under [input]", 'under [[before]], use = "mono"'):
         assert part in told
-    Path("p.toml").write_text('[input]\ndtype = "float32"\nrate = 100\nshape = [2]\n[[before]]\nuse = "mono"\n' + rest)
+    Path("p.toml").write_text(
+        '[input]\ndtype = "float32"\nrate = 100\nshape = [2]\n[[before]]\nuse = "mono"\n' + rest
+    )
     assert main(["run", "p.toml", "x.wav", "-q", "-o", "o.npy"]) == 0
     np.testing.assert_allclose(np.load("o.npy"), 2 * samples.mean(1))
 

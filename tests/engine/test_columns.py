@@ -31,8 +31,8 @@ def test_both_names_of_one_number() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["time", "Time", " TIMESTAMP", "time_stamp", "ts", "t", "date", "datetime", "date_time", "time_ms", "Time (s)",
-     "timestamp [ns]", "t_us"],
+    ["time", "Time", " TIMESTAMP", "time_stamp", "ts", "t", "date", "datetime", "date_time", "time_ms",
+     "Time (s)", "timestamp [ns]", "t_us"],
 )  # fmt: skip
 def test_names_of_times(name) -> None:
     assert is_time_name(name)

@@ -218,7 +218,7 @@ def keeps_time(end: End) -> bool:
 
 
 def stamps_of(source: Source, step: Fraction | str, sinks: Sequence[End], signal: Signal) -> Stamps | None:
-    """The times of the rows made, if the input has some, a sink keeps them, and they are known; else a warning."""
+    """The times of the rows made, if the input has times and a sink keeps them; else a warning, or None."""
     name = source.stamped
     if name is None or not any(map(keeps_time, sinks)):
         return None

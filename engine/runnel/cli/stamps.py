@@ -1,8 +1,8 @@
 """The times of the rows that a pipeline makes, from those of its input: for tables that keep a time column.
 
 Output row j lies at input time step j * down / up, as the law of latency has it, so its time is that of the
-input row there; between two rows, on the straight line between them. That holds for a latency of 0. With a
-latency nothing states whether a stage holds its rows back or delays what is in them, so that no time is known.
+input row there, or a point of the straight line between two. That holds for a latency of 0. With a latency,
+nothing states whether a stage holds its rows back or delays what is in them: no time is known then.
 """
 
 from __future__ import annotations
@@ -84,6 +84,4 @@ def step_served(inputs: Signal, outputs: Signal, latency: int) -> Fraction | str
 
 
 def _late(latency: int) -> str:
-    return (
-        f"the pipeline has a latency of {latency} time steps, and does not state which input row a row is of"
-    )
+    return f"the pipeline has a latency of {latency} time steps: which input row a row is of is not known"

@@ -55,7 +55,8 @@ def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
 def read_time(cell: object, unit: Unit = "s") -> tuple[float, float]:
     """A time as its number, and in seconds.
 
-    A finite number is so many of `unit`; a time in ISO 8601 is seconds since 1970, in UTC unless it says else.
+    A finite number is so many of `unit`. A time in ISO 8601 is in UTC unless it says else; its number is the
+    seconds since 1970.
     Raises ValueError.
     """
     value = None
@@ -80,7 +81,7 @@ class Row:
     """Rows of a signal made of named values: which of them go where, and how each is read.
 
     `time` names the value that says when the row was taken, in `unit`. It fills the signal's float64 tensor
-    ``time`` if there is one. If there is none, the times must be at the signal's rate, unless `rate` is "any".
+    ``time`` if there is one. Otherwise the times must be at the signal's rate, unless `rate` is "any".
     """
 
     def __init__(

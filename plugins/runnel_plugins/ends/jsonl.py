@@ -33,7 +33,8 @@ class JsonLines(Timed):
     may stand alone. `columns`: the keys to take instead, a number each, in the order of the inputs. `time`:
     the key that says when it was taken, in `unit` (s, ms, us or ns) or ISO 8601; it fills the pipeline's
     float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a table of
-    outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error, or NaN.
+    outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error or
+    NaN.
     """
 
     def __init__(

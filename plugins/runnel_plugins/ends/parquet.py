@@ -40,8 +40,8 @@ class Parquet(Timed):
     `columns`: those to take, in the order of the inputs; else those named as the inputs are. `time`: the
     column that says when a row was taken: timestamps, or numbers of `unit` (s, ms, us or ns). It fills the
     pipeline's float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a
-    table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error
-    or NaN.
+    table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an
+    error or NaN.
     """
 
     def __init__(

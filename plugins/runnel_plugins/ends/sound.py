@@ -75,7 +75,8 @@ class Sound(Source):
         if len(picked) != wanted:
             raise UsageError(
                 f"{path}: {len(picked)} of its {channels} channels are chosen, but the pipeline takes "
-                f"{wanted} ({tensor}): choose them with --columns, for example --columns 1{_mixed(tensor, channels)}"
+                f"{wanted} ({tensor}): choose them with --columns, for example --columns 1"
+                f"{_mixed(tensor, channels)}"
             )
         return picked
 
@@ -98,7 +99,8 @@ def _mixed(tensor: TensorSpec, channels: int) -> str:
     """How a pipeline file mixes the channels into the one that it takes."""
     if tensor.shape or not tensor.dtype.startswith("float"):
         return ""
-    return f', or let the pipeline mix them: shape = [{channels}] under [input] and, under [[before]], use = "mono"'
+    mixed = f'shape = [{channels}] under [input] and, under [[before]], use = "mono"'
+    return f", or let the pipeline mix them: {mixed}"
 
 
 class Wav(Sink):

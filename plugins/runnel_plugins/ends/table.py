@@ -46,8 +46,8 @@ class Csv(Timed):
     column that says when a row was taken, in `unit` (s, ms, us or ns) or ISO 8601 (UTC unless it says else).
     It fills the pipeline's float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is
     kept in a table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether an
-    empty cell, or one that says nan, is an error or NaN. `sep`: the separator, if it is another. `decimal`: the
-    decimal mark. Blank lines at the end are nothing.
+    empty cell, or one that says nan, is an error or NaN. `sep`: the separator, if it is another; `decimal`:
+    the decimal mark. Blank lines at the end are nothing.
     """
 
     separator = ","
@@ -137,7 +137,7 @@ class Csv(Timed):
         self._input.close()
 
     def _rows(self, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-        """The rows under the header with their lines' numbers, as editors count; blank ones at the end are none."""
+        """The rows under the header with the numbers of their lines. Blank lines at the end are left out."""
         blank = 0
         for row in reader:
             line: int = reader.line_num  # type: ignore[attr-defined]
@@ -146,13 +146,13 @@ class Csv(Timed):
                 continue
             if blank:
                 raise UsageError(
-                    f"{self.name}: line {blank} is blank, and line {line} has numbers: take it out; or, if a row is "
-                    "missing there, write nan, and say ?missing=nan behind the name"
+                    f"{self.name}: line {blank} is blank, and line {line} has numbers: take it out; or, "
+                    "if a row is missing there, write nan, and say ?missing=nan behind the name"
                 )
             yield line, row
 
     def _is_blank(self, row: list[str]) -> bool:
-        """Whether a row holds nothing. An empty text in quotes is a cell, and so is each empty one with ``missing``."""
+        """Whether a row holds nothing. An empty text in quotes is a cell. With ``missing``, so are several."""
         if row and (row[0].strip() or row == [""]):
             return False
         return not any(cell.strip() for cell in row) and (self._missing == "refuse" or len(row) < 2)
@@ -179,8 +179,8 @@ class Csv(Timed):
         sep = "tab" if other == "\t" else other
         decimal, too = ("&decimal=,", " with decimal commas") if comma and other != "," else ("", "")
         raise UsageError(
-            f"{self.name}: this looks like a table separated by {other!r}{too}: add ?sep={sep}{decimal} behind its "
-            f"name, in quotes: '{self.name}?sep={sep}{decimal}'"
+            f"{self.name}: this looks like a table separated by {other!r}{too}: add ?sep={sep}{decimal} "
+            f"behind its name, in quotes: '{self.name}?sep={sep}{decimal}'"
         )
 
     def _places(self, header: list[str], sample: Sequence[list[str]]) -> list[int]:
@@ -247,7 +247,7 @@ class Csv(Timed):
         return ""
 
     def _pointed(self, cell: str) -> str:
-        """A number's text with a point as decimal mark. Raises ValueError for one that has a point already."""
+        """A number's text with a point for its comma. Raises ValueError for one that has a point already."""
         if "." in cell:
             raise ValueError(f"{cell!r:.80} has a point, where decimal=, expects a comma")
         return cell.replace(",", ".")

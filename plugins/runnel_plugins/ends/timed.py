@@ -28,7 +28,7 @@ class Timed(Source):
         return self._row.time
 
     def _checked(self, parts: Iterator[Part]) -> Iterator[Chunk]:
-        """The chunks of `parts`, of a file once the first window of times was judged. UsageError as `RowClock`."""
+        """The chunks of `parts`; of a file, once the first times were judged. UsageError as `RowClock`."""
         clock, waiting = self._row.clock, deque[Part]()
         for part in parts:
             waiting.append(part)
@@ -51,8 +51,8 @@ class Timed(Source):
 class UnusedTime:
     """The notice that a table has a time column which nobody asked for.
 
-    `column` is None if there is no such column, or if it is used. The notice comes once, when so many rows were
-    taken that their rate is known.
+    `column` is None if there is no such column, or if it is used. The notice comes once, when enough rows
+    were taken to know their rate.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class UnusedTime:
         taken = f", its rows are taken as {self._rate:g} Hz" if self._rate else ""
         warn(
             f"{self._where}: the column {self.column!r} is not used{taken}{self._found()}; with "
-            f"?time={self.column} behind the name (in quotes) the times are checked, and kept in a table written"
+            f"?time={self.column} behind the name (in quotes) the times are checked, and kept in tables of outputs"
         )
         self.column = None
 

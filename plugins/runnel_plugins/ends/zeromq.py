@@ -46,9 +46,9 @@ class Sub(Source):
     `address`: tcp://127.0.0.1:port or ipc:///path; connected to, or bound with `bind`. `topic`: only
     messages whose first frame begins with it. `format`: "json", a time step a message, or a list of them,
     as jsonl has them; "raw", a frame for each array, little-endian, of as many time steps as it holds.
-    `columns`, `time`, `unit` and `rate`: of JSON, as for jsonl. `queue`: messages held while the pipeline is busy; beyond
-    it they are lost. `malformed`: "skip" leaves such messages out, and tells their number at the end;
-    "refuse" ends the run.
+    `columns`, `time`, `unit` and `rate`: of JSON, as for jsonl. `queue`: messages held while the pipeline is
+    busy; beyond it they are lost. `malformed`: "skip" leaves such messages out, and tells their number
+    at the end; "refuse" ends the run.
     """
 
     live = True

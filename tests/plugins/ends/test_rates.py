@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -132,10 +133,8 @@ def test_rows_of_a_pipe_are_given_at_once_and_refused_within_a_few(tmp_path: Pat
             pipe.write("".join(first))
             pipe.flush()
             go.wait(10)
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.write("".join(rows[3:]))
-            except BrokenPipeError:
-                pass
 
     writer = threading.Thread(target=feed)
     writer.start()

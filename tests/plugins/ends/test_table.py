@@ -47,7 +47,11 @@ def test_the_source_tells_the_time_of_the_last_row_given(tmp_path: Path) -> None
     ("text", "query", "says"),
     [
         ("t,x.0,x.1\n1,2,3\n", "time=T", r"no time column 'T' \(did you mean|no time column 'T' \(known: t"),
-        ("t,x.0,x.1\n1,2,3\nnoon,2,3\n", "time=t", "line 3, column 't': 'noon' is neither a number nor a time"),
+        (
+            "t,x.0,x.1\n1,2,3\nnoon,2,3\n",
+            "time=t",
+            "line 3, column 't': 'noon' is neither a number nor a",
+        ),
         ("t,x.0,x.1\n1,2,3\n,2,3\n", "time=t", "line 3, column 't': '' is neither"),
         ("t,x.0,x.1\n1,2,3\ninf,2,3\n", "time=t", "line 3, column 't': 'inf' is neither"),
         ("t,x.0,x.1\n1,2,\n", "missing=nan&time=x.0", "'x.0' cannot be the time and a number of the input"),
