@@ -119,7 +119,8 @@ def choose_columns(
         if len(missing) == len(wanted) == len(header) == len(numeric) and not odd:
             return list(range(len(header)))
         found = f"; its columns are {', '.join(header)}, {len(numeric)} of them hold numbers"
-        choose = f"{len(wanted)} are needed ({signal})" + _advice(len(wanted), header, numeric, rises)
+        are = "is" if len(wanted) == 1 else "are"
+        choose = f"{len(wanted)} {are} needed ({signal})" + _advice(len(wanted), header, numeric, rises)
     else:
         found, choose = "", "Choose with --columns"
     raise UsageError(f"{where}: no column {missing[0]!r}{nearest(missing[0], list(header))}{found}. {choose}")

@@ -153,6 +153,6 @@ def wrong_rate(name: str, column: str, found: Pace, rate: float, unit: Unit) -> 
         f"{name}: by its column {column!r} the rows come at {found.rate:.4g} Hz, but the pipeline takes "
         f"{rate:g} Hz{mistaken}. Let a pipeline file convert them: rate = {found.rate:.4g} under [input] "
         f'and, under [[before]], use = "resample", rate = {rate:g}; or, for rows at irregular times, '
-        f'use = "tick", rate = {rate:g} with a float64 input time under [input.tensors]. If the model is meant to '
-        f"take these rows as they are: {asked}&rate=any"
+        f'use = "tick", rate = {rate:g} with a float64 input time under [input.tensors]. If the model '
+        f"is meant to take these rows as they are: {asked}&rate=any"
     )

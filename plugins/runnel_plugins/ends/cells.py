@@ -172,10 +172,10 @@ class Json:
                 self._flatten(value[tensor.name], tensor.shape, tensor, whole, numbers)
                 continue
             for key in keys:
-                key = key if key in value else self._others.get(key, key)
-                if key not in value:
+                found = key if key in value else self._others.get(key, key)
+                if found not in value:
                     raise ValueError(f"no {key!r} in it; it has {', '.join(map(repr, value))!s:.200}")
-                numbers.append(self._scalar(value[key], key, whole))
+                numbers.append(self._scalar(value[found], found, whole))
         when = None
         if self.row.time is not None:
             if self.row.time not in value:

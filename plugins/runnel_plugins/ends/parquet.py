@@ -126,7 +126,7 @@ class Parquet(Timed):
                     for value in columns[self._unused.column].slice(0, WINDOW).to_pylist():
                         self._unused.take(_plain(value))
                 last = None if seconds is None else float(seconds[-1])
-                yield self._chunk(columns, seconds, done), [] if stamps is None else stamps, last
+                yield self._chunk(columns, seconds, done), [] if stamps is None else stamps.tolist(), last
                 done += batch.num_rows
             self._unused.end()
         except (self._arrow.ArrowException, OSError) as error:

@@ -122,7 +122,8 @@ class Csv(Timed):
                         yield self._chunk(held, line), stamps[: len(held)], seconds
                     raise
                 if unused.column is not None and beside is not None:
-                    unused.take(row[beside] if beside < len(row) else "")
+                    cell = row[beside] if beside < len(row) else ""
+                    unused.take(cell.replace(",", ".") if self._comma else cell)
                 held.append(self._row.full(numbers, seconds))
                 if len(held) == block or not lines.more:
                     yield self._chunk(held, line), stamps, seconds
@@ -152,7 +153,7 @@ class Csv(Timed):
             yield line, row
 
     def _is_blank(self, row: list[str]) -> bool:
-        """Whether a row holds nothing. An empty text in quotes is a cell. With ``missing``, so are several."""
+        """Whether a row holds nothing. An empty text in quotes is a cell; so are several with ``missing``."""
         if row and (row[0].strip() or row == [""]):
             return False
         return not any(cell.strip() for cell in row) and (self._missing == "refuse" or len(row) < 2)

@@ -83,7 +83,7 @@ class UnusedTime:
         taken = f", its rows are taken as {self._rate:g} Hz" if self._rate else ""
         warn(
             f"{self._where}: the column {self.column!r} is not used{taken}{self._found()}; with "
-            f"?time={self.column} behind the name (in quotes) the times are checked, and kept in tables of outputs"
+            f"?time={self.column} behind the name (in quotes) the times are checked and kept"
         )
         self.column = None
 
