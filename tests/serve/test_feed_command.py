@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from runnel.cli.main import main
+from runnel.cli.there import await_socket
 from runnel.serve.daemon import Daemon
 
 from .support import SpyEngine
@@ -52,7 +54,7 @@ def test_a_failure_leaves_no_file_and_no_stream(
 def test_no_daemon_is_told_in_one_line(
     tmp_path: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["feed", f"ipc://{tmp_path}/none.sock", str(numbers), "--timeout", "0.2"]
+    words = ["feed", f"ipc://{tmp_path}/none.sock", str(numbers), "--timeout", "0.2", "--quiet"]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert "is the daemon running there" in err
@@ -60,7 +62,7 @@ def test_no_daemon_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("command", ["feed", "top", "inspect", "bench"])
-def test_a_socket_that_is_not_there_is_told_before_anything_is_waited_for(
+def test_a_socket_that_is_not_there_is_told_without_a_connection(
     tmp_path: Path,
     numbers: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -70,15 +72,35 @@ def test_a_socket_that_is_not_there_is_told_before_anything_is_waited_for(
     """No context of ZeroMQ is made, so nothing can wait for one."""
     for name in ("Context", "Poller"):
         monkeypatch.delattr(f"zmq.{name}")
-    more = {"feed": [str(numbers)], "top": ["--once"], "bench": ["--rate", "1"]}.get(command, [])
+    words = [str(numbers)] if command == "feed" else ["--once"] if command == "top" else []
+    words += ["--timeout", "0.01"] if command != "top" else []
     (tmp_path / "file").write_text("")
     for path, says in (
         ("none.sock", "there is no socket"),
         ("file", "is no socket"),
         ("file/x", "there is no"),
     ):
-        assert main([command, f"ipc://{tmp_path}/{path}", *more]) == 2
+        assert main([command, f"ipc://{tmp_path}/{path}", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_daemon_that_starts_is_waited_for_and_that_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    address, told = f"ipc://{tmp_path}/d.sock", []
+
+    def sleep(_: float) -> None:
+        told.append(capsys.readouterr().err)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"{tmp_path}/d.sock")
+
+    monkeypatch.setattr("runnel.cli.there.time.sleep", sleep)
+    await_socket(address, 3600.0, quiet)
+    (first,) = told
+    assert ("there is no socket yet; waiting 3600 s" in first) == (not quiet)
+    await_socket("tcp://127.0.0.1:1", 3600.0, False)
+    assert len(told) == 1
 
 
 def test_a_table_at_a_wrong_rate_opens_no_stream(

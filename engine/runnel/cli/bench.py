@@ -131,10 +131,10 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
     if _ADDRESS.match(args.target):
         from ..load.remote import RemoteTarget, hello
         from ..serve.keys import client_keys
-        from ..serve.socketfile import require
         from ..serve.tensors import undescribe
+        from .there import await_socket
 
-        require(args.target)
+        await_socket(args.target, args.timeout, args.quiet)
         keys = client_keys(args.keys) if args.keys else None
         served = hello(args.target, args.timeout, keys)
         signal = undescribe(served.inputs, served.input_rate)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 from ..errors import UsageError
 from ..serve.client import Client
-from ..serve.socketfile import require
 from ..spec import Array
 from ..stage import Chunk
 from .ends import (
@@ -26,6 +25,7 @@ from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, 
 from .progress import Progress, counted
 from .run import add_shared_arguments
 from .stamps import GENERATED, step_served
+from .there import await_socket
 
 HELP = "stream a file, or a live source, through a daemon"
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     seconds, more = seconds_of(args.seconds), generated(args.generate)
     if args.input is None and not more:
         raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
-    require(args.address)
+    await_socket(args.address, args.timeout, args.quiet)
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()

@@ -41,25 +41,34 @@ def claim(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def require(address: str) -> None:
-    """Raise UsageError if no daemon can be at an ipc address: for commands, which need not wait to tell.
+def missing(address: str) -> bool:
+    """Whether nothing is where an ipc address says. A tcp address is not looked at."""
+    return address.startswith("ipc://") and not _there(Path(address.removeprefix("ipc://")))
 
-    What is there is not connected to, and a tcp address is not looked at.
-    """
+
+def require(address: str) -> None:
+    """Raise UsageError if no daemon can be at an ipc address. What is there is not connected to."""
     if not address.startswith("ipc://"):
         return
     path = Path(address.removeprefix("ipc://"))
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    if not _there(path):
         raise UsageError(
             f"{address}: there is no socket {path}: is the daemon running there? Its path is `bind` in the "
             "[serve] table, or --bind"
-        ) from None
+        )
+    with suppress(OSError, ValueError):  # not ours to look at, or no path: who connects says what is wrong
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise UsageError(f"{address}: {path} is no socket: expected the path that the daemon binds")
+
+
+def _there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except (OSError, ValueError):
-        return  # not ours to look at, or no path: what connects says what is wrong
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{address}: {path} is no socket: expected the path that the daemon binds")
+        pass
+    return True
 
 
 def identity(path: Path) -> tuple[int, int]:
