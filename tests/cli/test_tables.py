@@ -155,3 +155,20 @@ def test_every_command_can_be_quiet(command: str, capsys: pytest.CaptureFixture[
         main([command, "--help"])
     assert caught.value.code == 0
     assert "-q, --quiet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_column_that_only_rises_is_proposed(
+    here: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """By its numbers: its name says nothing."""
+    columns = {"seen": list(range(20)), "down": list(range(20, 0, -1)), "a": [1, 2] * 10}
+    if kind == "csv":
+        rows = zip(*columns.values(), strict=True)
+        data = "\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)])
+        assert run(data) == 2
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), "x.parquet")
+        assert main(["run", "p.toml", "x.parquet", "-q", "-o", "o.npy"]) == 2
+    assert "say which, in order, such as --columns a\n" in capsys.readouterr().err
