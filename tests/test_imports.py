@@ -35,6 +35,8 @@ PURE = (
     "laws_many",
     "laws_time",
     "trial",
+    "columns",
+    "times",
 )
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "zmq", "pluggy", "msgspec")
 

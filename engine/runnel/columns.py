@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,17 +19,46 @@ from .errors import UsageError, nearest
 from .spec import Array, Signal, TensorSpec
 
 TIME: Final = "time"
+SAMPLE: Final = 100  # rows that are looked at before columns are proposed
+ORDERED: Final = 8  # rows that only rise or only fall: of random columns, 1 in 20,000 does
+
+_TIMES: Final = re.compile(
+    r"(((date|time)[ _-]?)?(time|stamp|date)s?|ts|t|epoch)([ _-]?[(\[]?(s|sec|seconds|ms|us|ns|utc)[)\]]?)?"
+)
+_IDS: Final = re.compile(
+    r"|#|unnamed: ?0|((row|line|record)[ _-]?)?(id|idx|index|no|nr|number)|row|line|uuid|guid"
+)
 
 
 def columns_of(signal: Signal) -> list[str]:
-    """One name for each number of a time step: ``x`` for a scalar, ``y.0``, ``y.1`` … or ``z.0.1`` else."""
+    """A name for each number of a time step: ``x`` if it is alone, else ``y.0``, ``y.1`` … or ``z.0.1``."""
     return [name for tensor in signal.tensors for name in tensor_columns(tensor)]
 
 
 def tensor_columns(tensor: TensorSpec) -> list[str]:
     """The columns of one array, in C order."""
+    if math.prod(tensor.shape) == 1:
+        return [tensor.name]
     places = itertools.product(*map(range, tensor.shape))
     return [".".join([tensor.name, *map(str, place)]) for place in places]
+
+
+def other_names(signal: Signal) -> dict[str, str]:
+    """The column names that an input may have too: ``x.0`` for ``x``, if ``x`` is an array of one number."""
+    taken = set(columns_of(signal))
+    pairs = {t.name: ".".join([t.name, *["0"] * len(t.shape)]) for t in signal.tensors if t.shape}
+    ones = {t.name for t in signal.tensors if math.prod(t.shape) == 1}
+    return {name: other for name, other in pairs.items() if name in ones and other not in taken}
+
+
+def is_time_name(name: str) -> bool:
+    """Whether a column of that name says when a row was taken: ``time``, ``Timestamp``, ``t_ms`` …"""
+    return _TIMES.fullmatch(name.strip().lower()) is not None
+
+
+def is_row_name(name: str) -> bool:
+    """Whether a column of that name numbers the rows: ``id``, ``index``, or none, as pandas writes it."""
+    return _IDS.fullmatch(name.strip().lower()) is not None
 
 
 def time_of(signal: Signal) -> TensorSpec | None:
@@ -53,12 +83,18 @@ def only_tensor(where: str, signal: Signal) -> TensorSpec:
 
 
 def choose_columns(
-    where: str, header: Sequence[str], numeric: Sequence[str], signal: Signal, columns: Sequence[str] | None
+    where: str,
+    header: Sequence[str],
+    numeric: Sequence[str],
+    signal: Signal,
+    columns: Sequence[str] | None,
+    rises: Callable[[str], bool] = lambda name: False,
 ) -> list[int]:
     """Which column of `header` holds each number of a time step.
 
-    `numeric`: those of them that hold numbers; `columns`: those that were asked for, in the signal's order.
-    Raises UsageError for one that is not there, and where it would be a guess.
+    `numeric`: the columns that hold numbers; `columns`: those that were asked for, in the signal's order;
+    `rises`: whether a column's numbers are `is_ordered`, which is asked for the advice in an error alone.
+    Raises UsageError for a column that is not there, and if the choice would be a guess.
     """
     wanted = columns_of(signal)
     chosen = list(columns) if columns is not None else wanted
@@ -66,6 +102,9 @@ def choose_columns(
         raise UsageError(
             f"{where}: --columns names {len(chosen)}, but a time step holds {len(wanted)} numbers ({signal})"
         )
+    if columns is None:
+        others = other_names(signal)
+        chosen = [others[c] if c not in header and others.get(c) in header else c for c in chosen]
     twice = next((name for name in chosen if list(header).count(name) > 1), None)
     if twice is not None:
         many = list(header).count(twice)
@@ -76,15 +115,38 @@ def choose_columns(
     if columns is None and len(signal.tensors) == 1:
         # One array, named otherwise in the file: the whole table if that fits exactly. Of a table that
         # holds more, no part is guessed: an id is a number too.
-        if len(missing) == len(wanted) == len(header) == len(numeric):
+        odd = [name for name in header if is_time_name(name) or is_row_name(name)]
+        if len(missing) == len(wanted) == len(header) == len(numeric) and not odd:
             return list(range(len(header)))
         found = f"; its columns are {', '.join(header)}, {len(numeric)} of them hold numbers"
-        choose = f"{len(wanted)} are needed ({signal})"
-        if len(numeric) >= len(wanted):
-            choose += f": say which, in order, such as --columns {','.join(numeric[: len(wanted)])}"
+        are = "is" if len(wanted) == 1 else "are"
+        choose = f"{len(wanted)} {are} needed ({signal})" + _advice(len(wanted), header, numeric, rises)
     else:
         found, choose = "", "Choose with --columns"
     raise UsageError(f"{where}: no column {missing[0]!r}{nearest(missing[0], list(header))}{found}. {choose}")
+
+
+def is_ordered(values: Sequence[float | None]) -> bool:
+    """Whether numbers only rise, or only fall, as a time or an id does; of too few it is not known."""
+    if len(values) < ORDERED:
+        return False
+    known = [value for value in values if value is not None]
+    pairs = list(itertools.pairwise(known))
+    return len(known) == len(values) and (all(a < b for a, b in pairs) or all(a > b for a, b in pairs))
+
+
+def _advice(wanted: int, header: Sequence[str], numeric: Sequence[str], rises: Callable[[str], bool]) -> str:
+    """What to do instead. It proposes no time and no id: to a model these are numbers without a meaning."""
+    fit = [n for n in numeric if not (is_time_name(n) or is_row_name(n) or rises(n))]
+    time = next((name for name in header if is_time_name(name)), None)
+    told = ""
+    if len(fit) >= wanted:
+        told = f": say which, in order, such as --columns {','.join(fit[:wanted])}"
+    elif len(numeric) >= wanted:
+        told = ": say which, in order, with --columns"
+    if time is not None:
+        told += f"; for the time of a row, ?time={time} behind the file's name, in quotes"
+    return told
 
 
 def whole_columns(signal: Signal) -> list[bool]:

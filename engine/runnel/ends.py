@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 
+from .spec import Array
 from .stage import Chunk
 
 
@@ -23,6 +24,9 @@ class Source(abc.ABC):
     rate: float | None = None  # Hz, where the source itself says
     live: bool = False  # it happens now: it sets its own pace, and ends when it is told to
     stamp: float | None = None  # seconds: when the last time step given was taken, where the input says
+    stamped: str | None = None  # what the input calls that time, where a table of outputs is to have it too
+    stamps: Array | None = None  # float64 (T,): the times of the chunk last given, in the input's own unit
+    share: float | None = None  # of the input that was read, 0 to 1, where its size is known
 
     @abc.abstractmethod
     def chunks(self, block: int) -> Iterator[Chunk]:
@@ -41,6 +45,8 @@ class Sink(abc.ABC):
     A factory is called as ``factory(signal, **options)`` with what the pipeline makes, and opens the sink or
     raises `runnel.errors.UsageError`. A subclass defines `write`, and `close` where it holds something.
     """
+
+    keeps_time: bool = False  # whether `signal` may begin with a float64 tensor: the times of the rows
 
     @abc.abstractmethod
     def write(self, chunk: Chunk) -> None:

@@ -54,17 +54,25 @@ class Input:
         self._owned = not is_stdio(path)
         try:
             self.fd = _open(cast(Path, path)) if self._owned else 0
-            mode = os.fstat(self.fd).st_mode
+            status = os.fstat(self.fd)
         except OSError as error:
             raise UsageError(f"{self.name}: cannot read it: {error.strerror or error}") from None
-        self.live = not stat.S_ISREG(mode)
+        self.live = not stat.S_ISREG(status.st_mode)
+        self._size, self._read = status.st_size, 0
+
+    @property
+    def share(self) -> float | None:
+        """How much was read, 0 to 1; None where nobody knows how much there is."""
+        return None if self.live else min(1.0, self._read / max(1, self._size))
 
     def read(self, most: int) -> bytes:
         """1 to `most` bytes, as soon as there are some; none at the end."""
         try:
-            return os.read(self.fd, most)
+            data = os.read(self.fd, most)
         except OSError as error:
             raise UsageError(f"{self.name}: cannot read it: {error.strerror or error}") from None
+        self._read += len(data)
+        return data
 
     def close(self) -> None:
         if self._owned:
@@ -95,17 +103,18 @@ def regular(path: Path, kind: str) -> Path:
 
 
 class Lines(Iterator[str]):
-    """Lines of UTF-8 text, each with its end, as they come.
+    """Lines of text, each with its end, as they come: UTF-8, or UTF-16 if its byte order mark comes first.
 
     `more`: whether the next can be had without waiting. Raises UsageError for a line past `MAX_LINE`, and for
-    bytes that are no UTF-8.
+    bytes that are no such text.
     """
 
     def __init__(self, source: Input) -> None:
         self._source = source
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder: codecs.IncrementalDecoder | None = None
         self._ready: deque[str] = deque()
         self._rest = ""
+        self._count = 0  # lines given, for errors
         self._ended = False
 
     @property
@@ -117,14 +126,20 @@ class Lines(Iterator[str]):
             if self._ended:
                 raise StopIteration
             self._fill()
+        self._count += 1
         return self._ready.popleft()
 
     def _fill(self) -> None:
         data = self._source.read(_READ)
+        if self._decoder is None:
+            while len(data) == 1 and (more := self._source.read(1)):  # a mark may come in two parts
+                data += more
+            kind = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            self._decoder = codecs.getincrementaldecoder(kind)()
         try:
             text = self._rest + self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self._source.name}: not a text in UTF-8: {error}") from None
+            raise UsageError(self._undecoded(error)) from None
         if not data:
             self._ended, self._rest = True, ""
             self._ready.extend([text] if text else [])
@@ -133,6 +148,17 @@ class Lines(Iterator[str]):
         self._ready.extend(line + "\n" for line in lines)
         if len(self._rest) > MAX_LINE:
             raise UsageError(f"{self._source.name}: a line of more than {MAX_LINE} characters")
+
+    def _undecoded(self, error: UnicodeDecodeError) -> str:
+        name = self._source.name
+        line = self._count + 1 + bytes(error.object[: error.start]).count(b"\n")
+        if error.encoding.startswith("utf-16"):
+            return f"{name}: not a text in UTF-16, though it begins with a mark of it: {error.reason}"
+        byte = error.object[error.start]
+        return (
+            f"{name}: not a text in UTF-8: byte 0x{byte:02x} in line {line}. If it was saved as Latin-1 or "
+            "Windows-1252, save it as UTF-8: iconv -f windows-1252 -t utf-8 converts it"
+        )
 
 
 class OutputFile:

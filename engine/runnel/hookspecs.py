@@ -10,7 +10,7 @@ every other is an option: a keyword with an annotation out of int, float, bool, 
 strings, a list of one of these, or one of these with ``| None``. What a pipeline says is checked against
 these when the pipeline is read: a wrong key, or value, is an error that names the nearest right one. An int
 is taken for a float; a Path is relative to the pipeline's file. On a command line an end is written
-``NAME:ARG?key=value&key=value``, where ARG is the value of its first option.
+``"NAME:ARG?key=value&key=value"``, where ARG is the value of its first option; the quotes are for the shell.
 
 `runnel plugins new NAME` writes a package like those below, with a test.
 """

@@ -52,7 +52,7 @@ def test_a_worker_that_is_silent_is_named_beside_the_others(
     [
         (["ipc://{}/none.sock", "--timeout", "0.1"], "is the daemon running there"),
         (["tcp://example.org:1"], "other machines"),
-        (["ipc://{}/d.sock", "--timeout", "0"], "timeout"),
+        (["tcp://127.0.0.1:9", "--timeout", "0"], "timeout"),
     ],
 )
 def test_what_cannot_be_asked_is_told_with_status_2(

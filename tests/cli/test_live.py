@@ -114,7 +114,15 @@ def test_a_second_signal_interrupts_at_once() -> None:
 
 def test_a_time_column_sets_the_pace(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("t,x.0,x.1\n100,1,1\n100.1,1,1\n100.4,1,1\n")
-    words = (pipeline, f"{tmp_path}/in.csv?time=t", "-o", tmp_path / "out.csv", "--realtime", "--chunk", 1)
+    words = (
+        pipeline,
+        f"{tmp_path}/in.csv?time=t&rate=any",
+        "-o",
+        tmp_path / "out.csv",
+        "--realtime",
+        "--chunk",
+        1,
+    )
     began = time.monotonic()
     runnel_run(*words)
     assert 0.4 <= time.monotonic() - began < 3

@@ -333,3 +333,16 @@ def test_a_chunk_that_fails_leaves_no_picture(here: Path, capsys: pytest.Capture
     assert "x.npy: in the chunk that begins at time step 0" in capsys.readouterr().err
     assert Path("a.png").read_bytes() == b"before"
     assert not list(here.glob(".a.png*"))
+
+
+def test_a_table_at_a_wrong_rate_is_not_drawn(
+    here: Path, drawn: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "p.toml").write_text(
+        '[input]\nshape = [1]\ndtype = "float32"\nrate = 100\n[[before]]\nuse = "gain"\nfactor = 2.0\n'
+    )
+    for rate, status in ((25, 2), (100, 0)):
+        (here / "x.csv").write_text("time,x\n" + "".join(f"{n / rate},1\n" for n in range(50)))
+        assert main(["plot", "p.toml", "x.csv?time=time", "-o", "x.png", "--quiet"]) == status
+    assert "the rows come at 25 Hz, but the pipeline takes 100 Hz" in capsys.readouterr().err
+    assert len(drawn) == 1

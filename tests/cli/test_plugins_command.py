@@ -135,7 +135,7 @@ def test_one_in_full(stranger, capsys):
 def test_both_ends_of_a_name_in_full(stranger, capsys):
     shown = listing(capsys, "both", "ear")
     assert '      [source]\n      use = "both"\n      path = …\n' in shown
-    assert "\n      runnel run PIPELINE both:PATH?rate=…\n" in shown
+    assert '\n      runnel run PIPELINE "both:PATH?rate=…"\n' in shown
     assert "\n    It has no options.\n" in shown
     assert "\n      runnel run PIPELINE INPUT -o both:\n" in shown
     assert '      [[notice]]\n      use = "ear"\n' in shown

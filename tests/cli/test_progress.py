@@ -7,8 +7,10 @@ import io
 import numpy as np
 import pytest
 
+from runnel import Signal, TensorSpec
 from runnel.cli.pace import paced
 from runnel.cli.progress import Progress
+from tests.cli.support import open_source
 
 
 class Clock:
@@ -45,6 +47,7 @@ def test_progress_on_a_terminal_is_one_line_rewritten():
     shown = stream.getvalue().split("\r\x1b[K")
     assert len(shown) == 4  # nothing, twice while it ran, and the end
     assert shown[1].startswith("[###############...............]  50%  500 time steps, 0.12 s")
+    assert shown[1].endswith(", 1 s left")
     assert shown[-1] == "1000 time steps, 0.24 s, 4167 steps/s, 41.7 × real time\n"
 
 
@@ -97,3 +100,49 @@ def test_a_slow_run_is_told_as_exactly_as_a_fast_one(steps, seconds, told):
     progress.add(steps)
     clock.now += seconds
     assert progress.summary() == told
+
+
+def test_an_input_of_known_size_has_a_bar_though_nobody_counted_its_time_steps():
+    """A table: its bytes are known, its rows are not. Time left is that of the speed so far."""
+    clock, stream, read = Clock(), Terminal(), [0.0]
+    progress = Progress(None, None, stream=stream, clock=clock, share=lambda: read[0])
+    for seconds, share, told in (
+        (60, 0.25, ", 3 m 00 s left"),
+        (30, 0.5, ", 1 m 30 s left"),
+        (9, 0.75, ", 33 s left"),
+        (9901, 0.5, ", 2 h 46 m left"),
+        (1, 1.0, "steps/s"),
+    ):
+        clock.now, read[0] = clock.now + seconds, share
+        progress.add(10)
+        shown = stream.getvalue().split("\r\x1b[K")[-1]
+        assert f"{share:4.0%}" in shown
+        assert shown.endswith(told)
+
+
+def test_an_input_that_ends_before_its_bound_is_done_when_it_was_read():
+    clock, stream = Clock(), Terminal()
+    progress = Progress(1000, None, stream=stream, clock=clock, share=lambda: 0.9)
+    clock.now += 1
+    progress.add(100)
+    assert " 90%" in stream.getvalue()
+
+
+def test_a_source_of_no_known_size_has_no_bar():
+    clock, stream = Clock(), Terminal()
+    progress = Progress(None, None, stream=stream, clock=clock, share=lambda: None)
+    clock.now += 1
+    progress.add(100)
+    assert "%" not in stream.getvalue()
+    assert "left" not in stream.getvalue()
+
+
+def test_how_much_of_a_table_was_read(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("x\n" + "1.25\n" * 100_000)
+    with open_source(path, Signal((TensorSpec("x", "float32"),))) as source:
+        shares = [source.share for _ in source.chunks(1000)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.2
+    assert len(set(shares)) > 5
+    assert shares[-1] == 1.0

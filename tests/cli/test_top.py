@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -208,6 +209,8 @@ def test_once_with_nobody_there_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runnel.cli.top.ANSWER_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as left:  # by a daemon that was killed
+        left.bind(f"{tmp_path}/no.sock")
     assert main(["top", f"ipc://{tmp_path}/no.sock", "--once"]) == 2
     assert "no reply from ipc://" in capsys.readouterr().err
 

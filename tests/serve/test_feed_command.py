@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runnel.cli.main import main
+from runnel.cli.there import await_socket
 from runnel.serve.daemon import Daemon
 
 from .support import SpyEngine
@@ -51,11 +54,78 @@ def test_a_failure_leaves_no_file_and_no_stream(
 def test_no_daemon_is_told_in_one_line(
     tmp_path: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["feed", f"ipc://{tmp_path}/none.sock", str(numbers), "--timeout", "0.2"]
+    words = ["feed", f"ipc://{tmp_path}/none.sock", str(numbers), "--timeout", "0.2", "--quiet"]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert "is the daemon running there" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["feed", "top", "inspect", "bench"])
+def test_a_socket_that_is_not_there_is_told_without_a_connection(
+    tmp_path: Path,
+    numbers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    """No context of ZeroMQ is made, so nothing can wait for one."""
+    for name in ("Context", "Poller"):
+        monkeypatch.delattr(f"zmq.{name}")
+    words = [str(numbers)] if command == "feed" else ["--once"] if command == "top" else []
+    words += ["--timeout", "0.01"] if command != "top" else []
+    (tmp_path / "file").write_text("")
+    for path, says in (
+        ("none.sock", "there is no socket"),
+        ("file", "is no socket"),
+        ("file/x", "there is no"),
+    ):
+        assert main([command, f"ipc://{tmp_path}/{path}", *words]) == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_daemon_that_starts_is_waited_for_and_that_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    address, told = f"ipc://{tmp_path}/d.sock", []
+
+    def sleep(_: float) -> None:
+        told.append(capsys.readouterr().err)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"{tmp_path}/d.sock")
+
+    monkeypatch.setattr("runnel.cli.there.time.sleep", sleep)
+    await_socket(address, 3600.0, quiet)
+    (first,) = told
+    assert ("there is no socket yet; waiting 3600 s" in first) == (not quiet)
+    await_socket("tcp://127.0.0.1:1", 3600.0, False)
+    assert len(told) == 1
+
+
+def test_a_table_at_a_wrong_rate_opens_no_stream(
+    daemon: Daemon,
+    engine: SpyEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    path.write_text("time,x.0,x.1\n" + "".join(f"{n / 25},1,2\n" for n in range(50)))
+    words = ["feed", daemon.address, f"{path}?time=time", "-o", str(out), "--quiet"]
+    assert main(words) == 2
+    assert "the rows come at 25 Hz, but the pipeline takes 100 Hz" in capsys.readouterr().err
+    assert not out.exists()
+    assert not engine.streams
+    path.write_text("time,x.0,x.1\n" + "".join(f"{n / 100},1,2\n" for n in range(50)))
+    assert main(words) == 0
+    assert "'time' is not kept in the output: the pipeline has a latency of" in capsys.readouterr().err
+    assert out.read_text().startswith("y.0,")
+    monkeypatch.setattr("runnel.cli.feed.step_served", lambda *_: Fraction(1))
+    assert main([*words, "--chunk", "7"]) == 0
+    header, *rows = (line.split(",") for line in out.read_text().splitlines())
+    assert header[0] == "time"
+    assert [float(row[0]) for row in rows] == [n / 100 for n in range(50)]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -16,7 +16,7 @@ from zmq.utils import z85
 from runnel.cli.main import main
 from runnel.errors import UsageError
 from runnel.serve import keys
-from runnel.serve.keys import Secret, key_bytes, read_public, read_secret, read_users, write
+from runnel.serve.keys import Secret, client_keys, key_bytes, read_public, read_secret, read_users, write
 
 ALICE, BOB = (z85.encode(bytes([n]) * 32).decode() for n in (7, 9))
 TOMLISH = st.text(st.sampled_from("secret = [\"]'\n.#" + ALICE[:3]), max_size=80)
@@ -185,3 +185,15 @@ def test_the_command_makes_a_pair_that_belongs_together(
     assert "--keys" in told
     assert daemon.secret not in told
     assert main(["keys", "new", "mic", "--folder", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_public_half_is_no_key_to_enter_with(tmp_path: Path, there: bool) -> None:
+    private, public = write(tmp_path, "mic", ALICE, Secret(BOB, ALICE))
+    if not there:
+        private.unlink()
+    with pytest.raises(
+        UsageError, match=r"mic\.pub: that is the public half.* give the secret one, .*mic\.key"
+    ) as told:
+        client_keys(public)
+    assert ("stands beside it" in str(told.value)) == there

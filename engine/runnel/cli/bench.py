@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,7 +132,9 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
         from ..load.remote import RemoteTarget, hello
         from ..serve.keys import client_keys
         from ..serve.tensors import undescribe
+        from .there import await_socket
 
+        await_socket(args.target, args.timeout, args.quiet)
         keys = client_keys(args.keys) if args.keys else None
         served = hello(args.target, args.timeout, keys)
         signal = undescribe(served.inputs, served.input_rate)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,13 +20,15 @@ from urllib.parse import unquote
 import numpy as np
 
 from .. import tables
+from ..columns import columns_of
 from ..ends import Sink, Source
 from ..errors import PipelineError, PluginError, UsageError, nearest
-from ..files import STDIO
+from ..files import STDIO, warn
 from ..plugins import Plugin, from_text, installed, load, make, offers
-from ..spec import Array, Signal
+from ..spec import Array, Signal, TensorSpec
 from ..stage import Chunk
 from .pace import rows_of
+from .stamps import Stamps
 
 MAX_SINKS = 16  # of one run: each takes every chunk
 INPUT, OUTPUT = "INPUT", "-o"  # how an error names what the command line says
@@ -33,10 +36,12 @@ INPUT, OUTPUT = "INPUT", "-o"  # how an error names what the command line says
 INPUTS = """what INPUT and OUT may be:
   a file whose ending says its kind: speech.wav, readings.csv, x.npy, rows.jsonl, day.parquet, text.txt
   -                      raw little-endian numbers on standard input; a table on standard output
-  NAME:ARGUMENT?key=value&key=value
-                         an end by its name, with its first option and others: host:?rate=2,
-                         lines:/dev/ttyUSB0?baud=9600, sub:tcp://127.0.0.1:5556?topic=a, csv:x.csv?time=t,
-                         plot:, prometheus:9100
+  "NAME:ARGUMENT?key=value&key=value"
+                         an end by its name, with its first option and others: "host:?rate=2",
+                         "lines:/dev/ttyUSB0?baud=9600", "sub:tcp://127.0.0.1:5556?topic=a",
+                         "csv:x.csv?time=t", plot:, prometheus:9100
+  "x.csv?key=value"      a file with options: "x.csv?time=t&unit=ms", "x.csv?sep=;&decimal=,"
+The quotes keep the shell from reading ? & and ; itself.
 `runnel plugins` lists the sources and sinks that are installed, with their options.
 """
 
@@ -204,20 +209,49 @@ def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
         source.close()
 
 
+def keeps_time(end: End) -> bool:
+    """Whether a sink takes the times of the rows too."""
+    try:
+        return bool(getattr(load(end.use, end.kind).factory, "keeps_time", False))
+    except PluginError:
+        return False  # told when it is opened
+
+
+def stamps_of(source: Source, step: Fraction | str, sinks: Sequence[End], signal: Signal) -> Stamps | None:
+    """The times of the rows made, if the input has times and a sink keeps them; else a warning, or None."""
+    name = source.stamped
+    if name is None or not any(map(keeps_time, sinks)):
+        return None
+    if name in columns_of(signal):
+        step = "the pipeline has an output of that name"
+    if isinstance(step, str):
+        warn(f"the time column {name!r} is not kept in the output: {step}")
+        return None
+    return Stamps(name, step)
+
+
+def _with_time(stamps: Stamps, signal: Signal) -> Signal:
+    return Signal((TensorSpec(stamps.name, "float64"), *signal.tensors), signal.rate)
+
+
 class Outputs:
     """Sinks that take the same chunks: ``with`` them, and all end whole, or none.
 
     `keep`: what a live source gave cannot be had again, so that what was made of it stays however it ends.
-    Raises as `opened`; then none is open.
+    `stamps`: the times of the rows, for the sinks that keep them. Raises as `opened`; then none is open.
     """
 
-    def __init__(self, ends: Sequence[End], signal: Signal, keep: bool) -> None:
-        self._ends, self._signal, self._keep = ends, signal, keep
+    def __init__(self, ends: Sequence[End], signal: Signal, keep: bool, stamps: Stamps | None = None) -> None:
+        self._ends, self._signal, self._keep, self._stamps = ends, signal, keep, stamps
         self._sinks: list[Sink] = []
+        self._timed: list[Sink] = []  # those of them that are given the times too
         self.rows = 0
         try:
             for end in ends:
-                self._sinks.append(opened(end, signal))
+                timed = stamps is not None and keeps_time(end)
+                self._sinks.append(opened(end, _with_time(stamps, signal) if timed and stamps else signal))
+                if timed:
+                    self._timed.append(self._sinks[-1])
         except BaseException:
             self._close(False)
             raise
@@ -225,8 +259,11 @@ class Outputs:
     def write(self, made: Chunk | Array) -> None:
         """What a stream gave: one output may come bare."""
         chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
+        timed = {}
+        if self._stamps is not None:
+            timed = {self._stamps.name: self._stamps.take(rows_of(chunk)), **chunk}
         for sink in self._sinks:
-            sink.write(chunk)
+            sink.write(timed if sink in self._timed else chunk)
         self.rows += rows_of(chunk)
 
     def __enter__(self) -> Outputs:

@@ -18,10 +18,10 @@ HELP = "turn a PyTorch module into a certified step model"
 
 _EXAMPLE = """\
 examples:
-  runnel export model.py:Tagger -o tagger.onnx --input float32[1,50,80] --weights tagger.safetensors
-  runnel export model.py:Tagger -o tagger.onnx --input float32[1,50,80] --probe gates
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --weights tagger.safetensors
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --probe gates
   runnel export my.package:build --args '{"hidden": 32}' -o lm.onnx --input 'tokens=int64[1,50]<1000'
-  runnel export cells.py:Cell -o cell.onnx --time-axis none --input float32[1,8] --state h=1,32
+  runnel export cells.py:Cell -o cell.onnx --time-axis none --input 'float32[1,8]' --state h=1,32
 
 Shapes are those that forward takes: (batch, time, features...) unless --time-axis says otherwise.
 The module's code is imported and run."""

@@ -10,10 +10,22 @@ from ..errors import UsageError
 from ..serve.client import Client
 from ..spec import Array
 from ..stage import Chunk
-from .ends import INPUTS, Outputs, fit_together, last_row, on_terminal, sinks_written, source_of, written
+from .ends import (
+    INPUTS,
+    Outputs,
+    fit_together,
+    last_row,
+    on_terminal,
+    sinks_written,
+    source_of,
+    stamps_of,
+    written,
+)
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_shared_arguments
+from .stamps import GENERATED, step_served
+from .there import await_socket
 
 HELP = "stream a file, or a live source, through a daemon"
 
@@ -21,7 +33,7 @@ _EXAMPLE = f"""examples:
   runnel feed ipc:///run/runnel.sock speech.wav -o segments.csv
   runnel feed tcp://127.0.0.1:7070 speech.wav --id mic-1 --chunk 20ms --realtime
   runnel feed tcp://gateway:7070 readings.csv -o forecast.csv --keys sensor-7.key
-  runnel feed ipc:///run/runnel.sock lines:/dev/ttyUSB0?baud=9600 -o jsonl:
+  runnel feed ipc:///run/runnel.sock "lines:/dev/ttyUSB0?baud=9600" -o jsonl:
 
 {INPUTS}"""
 
@@ -45,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     seconds, more = seconds_of(args.seconds), generated(args.generate)
     if args.input is None and not more:
         raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
+    await_socket(args.address, args.timeout, args.quiet)
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()
@@ -62,13 +75,19 @@ def run(args: argparse.Namespace) -> int:
         total = in_all(source.steps, most, args.generate)
         sinks = sinks_written(args.output)
         fit_together(end, sinks)
-        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        step = GENERATED if more else step_served(served.inputs, served.outputs, served.latency)
+        stamps = stamps_of(source, step, sinks, served.outputs)
+        if stamps is not None:
+            chunks = stamps.watch(chunks, source)
+        speed = None if source.live else rate
+        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
         if source.live and end is not None:
             progress.begin(f"live from {end.name}, until Ctrl-C")
         with (
             stopper,
-            Outputs(sinks, served.outputs, source.live) as outputs,
+            Outputs(sinks, served.outputs, source.live, stamps) as outputs,
             client.open(args.id) as stream,
         ):
             chunks = _counted(chunks, progress)

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
     """Print it; `keys`: the asker's key file, where the daemon has keys.
 
-    Raises TimeoutError where nobody answers, RunnelError for a daemon that is stopping.
+    Raises UsageError where no socket is, TimeoutError where nobody answers, RunnelError for a daemon that is
+    stopping.
     """
     from ..serve.keys import client_keys
     from ..serve.remote import silence
+    from ..serve.socketfile import require
     from ..serve.watch import Watcher
 
+    require(address)
     with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:
         seen = watcher.look()
     served = next((worker.served for worker in seen if worker.served), None)

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     server = read_public(args.server) if args.server else ""
     public, secret = new_pair()
     private, shown = write(args.folder, args.name, public, Secret(secret, server))
+    if args.quiet:
+        return 0
     print(f"{private}: the secret key. It stays on this machine; mode 0600.")
     print(f"{shown}: the public key, for the other end.")
     if server:

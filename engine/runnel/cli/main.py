@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -38,6 +38,7 @@ _EXIT_ERROR = 2  # an error of runnel's own tree, and argparse's own status for 
 _EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 _EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 _EXIT_TERMINATED = 143  # as a shell reports SIGTERM
+_QUIET = "results, warnings and errors alone"  # every command takes it, also one that says no more
 _TRACEBACK = "show where an error was raised"
 
 
@@ -142,6 +143,8 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
         # Accepted after the command too; SUPPRESS keeps it from undoing one given before.
         sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=_TRACEBACK)
         command.add_arguments(sub)
+        with suppress(argparse.ArgumentError):  # most commands have their own
+            sub.add_argument("-q", "--quiet", action="store_true", help=_QUIET)
     return parser
 
 

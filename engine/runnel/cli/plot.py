@@ -33,7 +33,7 @@ _EXAMPLE = f"""examples:
   runnel plot sensor.toml readings.csv --from 1h --for 2m -o gates.pdf
   runnel plot silero.toml speech.wav -o states.png
   runnel plot host.toml --for 30s -o host.png
-  runnel plot lm.onnx text.txt --tensorboard runs/lm; tensorboard --logdir runs
+  runnel plot lm.onnx text.txt --tensorboard runs/lm && tensorboard --logdir runs
 
 Gates are seen where the model has a probe beside it: lm.probe.onnx, which `runnel export --probe gates`
 writes with lm.onnx and proves to give the same outputs. Without one the model's states are drawn.

@@ -173,7 +173,7 @@ def command_line(plugin: Plugin) -> str:
     first, *rest = plugin.options or (None,)
     said = f"{plugin.name}:{first.name.upper() if first else ''}"
     if rest and rest[0]:
-        said += f"?{rest[0].name}=…"
+        said = f'"{said}?{rest[0].name}=…"'  # a shell reads ? itself
     return (
         f"runnel run PIPELINE {said}" if plugin.kind == "source" else f"runnel run PIPELINE INPUT -o {said}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ def counted(number: int, what: str) -> str:
 class Progress:
     """Count time steps and show them. `total` and `rate` (Hz) add a bar and the speed in real times.
 
+    `share`: how much of the input was read, 0 to 1, or None; for a bar if nobody counted its time steps.
+
     `crowded`: the output itself is written to this terminal, line by line: only the last line is shown.
     """
 
@@ -31,10 +34,12 @@ class Progress:
         crowded: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        share: Callable[[], float | None] | None = None,
     ) -> None:
         self.total, self.rate, self.quiet = total, rate, quiet
         self.stream = stream or sys.stderr
         self.clock = clock
+        self._share = share
         self.steps = 0
         self._tty = self.stream.isatty()
         self._crowded = crowded and self._tty
@@ -51,7 +56,7 @@ class Progress:
         if self.quiet or self._crowded or now - self._shown < (_EVERY_TTY if self._tty else _EVERY_LOG):
             return
         self._shown = now
-        self._show(self._bar() + self.summary(), "" if self._tty else "\n")
+        self._show(self._bar() + self.summary() + self._left(), "" if self._tty else "\n")
 
     def close(self, text: str = "") -> None:
         """The last line: `text`, or nothing where a run was broken off."""
@@ -69,11 +74,28 @@ class Progress:
         return ", ".join(parts)
 
     def _bar(self) -> str:
-        if not self.total:
+        share = self._done()
+        if share is None:
             return ""
-        share = min(1.0, self.steps / self.total)
         full = int(share * _BAR)
         return f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}  "
+
+    def _done(self) -> float | None:
+        """How much is done, 0 to 1. An input that ends before `total` is done when it was read."""
+        shares = [self._share and self._share(), self.steps / self.total if self.total else None]
+        known = [min(1.0, share) for share in shares if share is not None]
+        return max(known, default=None)
+
+    def _left(self) -> str:
+        """``, 2 m 05 s left``, at the speed so far."""
+        share = self._done()
+        if not share or share == 1.0:
+            return ""
+        seconds = math.ceil((self.clock() - self._began) * (1 - share) / share)
+        hours, minutes = divmod(seconds // 60, 60)
+        if hours:
+            return f", {hours} h {minutes:02} m left"
+        return f", {minutes} m {seconds % 60:02} s left" if minutes else f", {seconds} s left"
 
     def _show(self, text: str, end: str) -> None:
         # On a terminal: back to the line's start, and clear what stood there.

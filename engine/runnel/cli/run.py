@@ -23,17 +23,20 @@ from .ends import (
     on_terminal,
     sinks_written,
     source_of,
+    stamps_of,
     written,
 )  # fmt: skip
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
+from .stamps import GENERATED, step_of
 
 HELP = "run a file, or a live source, through a pipeline"
 
 _EXAMPLE = f"""examples:
   runnel run vad.toml speech.wav -o segments.csv
   runnel run model.onnx sensors.csv --columns temperature,pressure -o out.jsonl
-  runnel run model.onnx host:?rate=2 -o plot: -o log.csv --for 5m
+  runnel run model.onnx "host:?rate=2" -o plot: -o log.csv --for 5m
+  runnel run model.onnx "sensors.csv?time=t&sep=;&decimal=," -o out.csv
   arecord -t raw -f FLOAT_LE -r 16000 -d 10 | runnel run vad.toml - --chunk 20ms
   runnel run text.toml prompt.txt --generate 300 -o txt:
 
@@ -93,7 +96,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--for", dest="seconds", metavar="TIME", help="only so much: 10s, 500ms, 5m, 2h")
     parser.add_argument("--steps", type=int, metavar="N", help="only so many time steps")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,11 +126,17 @@ def run(args: argparse.Namespace) -> int:
         total = in_all(source.steps, most, args.generate)
         sinks = sinks_written(args.output, sinks)
         fit_together(end, sinks)
-        progress = Progress(total, None if source.live else rate, args.quiet, on_terminal(sinks))
+        step = GENERATED if more else step_of(engine.pipeline)
+        stamps = stamps_of(source, step, sinks, engine.pipeline.outputs)
+        if stamps is not None:
+            chunks = stamps.watch(chunks, source)
+        speed = None if source.live else rate
+        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
         if source.live and end is not None:
             progress.begin(f"live from {end.name}, until Ctrl-C")
-        with stopper, Outputs(sinks, engine.pipeline.outputs, source.live) as outputs:
+        with stopper, Outputs(sinks, engine.pipeline.outputs, source.live, stamps) as outputs:
             _feed(engine, chunks, more, outputs, progress, end.name if end else "")
         progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
     from ..serve.keys import client_keys
+    from ..serve.socketfile import require
     from ..serve.watch import Watcher
 
     if not MIN_INTERVAL <= args.interval <= MAX_INTERVAL:
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if not (args.once or args.json) and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("standard input and output are no terminal: use --once, or --json")
     keys = client_keys(args.keys) if args.keys else None
+    if args.once:  # else it is a daemon's start that is waited for, and its absence is shown
+        require(args.address)
     with Watcher([args.address], ANSWER_SECONDS, keys) as watcher:
         try:
             if args.once:

@@ -68,6 +68,7 @@ def check_name(name: str) -> None:
 
 def read_secret(path: Path) -> Secret:
     """The keys of a file that `runnel keys new` made. Raises UsageError, also where others may read it."""
+    _refuse_public(path)
     document = _read(path, _OTHERS_READ, "others can read this secret key: chmod 600 it, or make a new one")
     for name in document:
         if name not in ("secret", "server"):
@@ -81,6 +82,15 @@ def read_secret(path: Path) -> Secret:
         except ValueError as error:
             raise UsageError(f"{path}: {name}: {error}") from None
     return Secret(**document)
+
+
+def _refuse_public(path: Path) -> None:
+    """Raise UsageError for the public half of a pair, which anyone may read, and which opens nothing."""
+    if path.suffix != ".pub":
+        return
+    secret = path.with_suffix(".key")
+    there = ", which stands beside it" if secret.exists() else ""
+    raise UsageError(f"{path}: that is the public half of the pair; give the secret one, {secret}{there}")
 
 
 def client_keys(path: str | Path) -> Secret:

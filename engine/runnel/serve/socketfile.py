@@ -41,6 +41,36 @@ def claim(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
+def missing(address: str) -> bool:
+    """Whether nothing is where an ipc address says. A tcp address is not looked at."""
+    return address.startswith("ipc://") and not _there(Path(address.removeprefix("ipc://")))
+
+
+def require(address: str) -> None:
+    """Raise UsageError if no daemon can be at an ipc address. What is there is not connected to."""
+    if not address.startswith("ipc://"):
+        return
+    path = Path(address.removeprefix("ipc://"))
+    if not _there(path):
+        raise UsageError(
+            f"{address}: there is no socket {path}: is the daemon running there? Its path is `bind` in the "
+            "[serve] table, or --bind"
+        )
+    with suppress(OSError, ValueError):  # not ours to look at, or no path: who connects says what is wrong
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise UsageError(f"{address}: {path} is no socket: expected the path that the daemon binds")
+
+
+def _there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
+
+
 def identity(path: Path) -> tuple[int, int]:
     """Which file it is, whatever its name."""
     found = path.stat()

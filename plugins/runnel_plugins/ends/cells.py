@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from runnel.columns import columns_of, tensor_columns, time_of, untimed, whole_columns
+from runnel.columns import columns_of, other_names, tensor_columns, time_of, untimed, whole_columns
 from runnel.errors import UsageError
 from runnel.spec import Signal, TensorSpec
+from runnel.times import SECONDS, RowClock, Unit
 
 Missing = Literal["refuse", "nan"]
 """What becomes of a number that is not there: an error, or NaN (for a pipeline that begins with `impute`)."""
+
+Rate = Literal["check", "any"]
+"""Whether the times of the rows must be at the pipeline's rate."""
 
 
 def number(cell: str) -> float | None:
@@ -48,41 +52,57 @@ def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
         raise ValueError(f"{cell!r:.80} is not a whole number") from None
 
 
-def read_time(cell: object) -> float:
-    """Seconds: a finite number as it stands; a time in ISO 8601 since 1970, in UTC unless it says else.
+def read_time(cell: object, unit: Unit = "s") -> tuple[float, float]:
+    """A time as its number, and in seconds.
 
+    A finite number is so many of `unit`. A time in ISO 8601 is in UTC unless it says else; its number is the
+    seconds since 1970.
     Raises ValueError.
     """
+    value = None
     if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
-        return float(cell)
-    if isinstance(cell, str):
+        value = float(cell)
+    elif isinstance(cell, str):
         value = number(cell)
-        if value is not None:
-            return value
-        try:
-            when = datetime.fromisoformat(cell.strip())
-        except ValueError:
-            pass
-        else:
-            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    raise ValueError(f"{cell!r:.80} is neither seconds nor a time in ISO 8601")
+        if value is None:
+            try:
+                when = datetime.fromisoformat(cell.strip())
+            except ValueError:
+                pass
+            else:
+                seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+                return seconds, seconds
+    if value is None:
+        raise ValueError(f"{cell!r:.80} is neither a number nor a time in ISO 8601")
+    return value, value * SECONDS[unit]
 
 
 class Row:
     """Rows of a signal made of named values: which of them go where, and how each is read.
 
-    `time` names the value that says when the row was taken. It fills the signal's float64 tensor ``time``
-    where there is one, and is otherwise only told.
+    `time` names the value that says when the row was taken, in `unit`. It fills the signal's float64 tensor
+    ``time`` if there is one. Otherwise the times must be at the signal's rate, unless `rate` is "any".
     """
 
-    def __init__(self, where: str, signal: Signal, time: str | None) -> None:
+    def __init__(
+        self,
+        where: str,
+        signal: Signal,
+        time: str | None,
+        unit: Unit = "s",
+        rate: Rate = "check",
+        live: bool = False,
+    ) -> None:
         self.signal = signal
-        self.time = time
+        self.time, self.unit = time, unit
         tensor = time_of(signal)
         self.timed = time is not None and tensor is not None
         self.numbers = untimed(signal) if self.timed else signal
         if not self.numbers.tensors:
             raise UsageError(f"{where}: the pipeline takes {signal}, and no numbers beside the time")
+        self.clock: RowClock | None = None
+        if time is not None and tensor is None:
+            self.clock = RowClock(where, time, signal.rate if rate == "check" else None, live, unit)
         self.columns = columns_of(self.numbers)
         self.whole = whole_columns(self.numbers)
         # Where in a row of the signal the time goes, if there.
@@ -92,6 +112,13 @@ class Row:
                 break
             at += len(tensor_columns(t))
         self._at = at
+
+    def when(self, cell: object) -> tuple[float, float]:
+        """`read_time`, of the rows in their order. ValueError and UsageError as `RowClock.follow`."""
+        stamp, seconds = read_time(cell, self.unit)
+        if self.clock is not None:
+            self.clock.follow(seconds)
+        return stamp, seconds
 
     def full(self, numbers: Sequence[float], stamp: float | None) -> Sequence[float]:
         """The numbers with the time among them, in the order of the signal's columns."""
@@ -107,10 +134,8 @@ class Json:
     each, in the order of the signal's columns.
     """
 
-    def __init__(
-        self, where: str, signal: Signal, columns: list[str] | None, time: str | None, missing: Missing
-    ) -> None:
-        self.row = Row(where, signal, time)
+    def __init__(self, where: str, row: Row, columns: list[str] | None, missing: Missing) -> None:
+        self.row = row
         self._missing = missing
         self._named: list[tuple[TensorSpec, list[str]]] = []
         keys = self.row.columns if columns is None else columns
@@ -125,9 +150,14 @@ class Json:
             self._named.append((tensor, keys[at : at + width]))
             at += width
         self._by_tensor = columns is None
+        self._others = other_names(self.row.numbers) if columns is None else {}
+        self.used = [*(t.name for t, _ in self._named if self._by_tensor), *keys]
 
-    def read(self, value: Any) -> tuple[Sequence[float], float | None]:
-        """A row of the signal's numbers, and its time if there is one. ValueError says what does not fit."""
+    def read(self, value: Any) -> tuple[Sequence[float], tuple[float, float] | None]:
+        """A row of the signal's numbers, and its time, if there is one, as `Row.when` gives it.
+
+        ValueError says what does not fit; UsageError as `Row.when`.
+        """
         if not isinstance(value, dict):
             if len(self._named) > 1 or self.row.time is not None or not self._by_tensor:
                 raise ValueError(f"expected an object with {self._wanted()}, not {value!r:.80}")
@@ -136,18 +166,22 @@ class Json:
         for tensor, keys in self._named:
             whole = tensor.dtype.lstrip("u").startswith("int")
             if self._by_tensor and tensor.name in value:
+                if math.prod(tensor.shape) == 1 and not isinstance(value[tensor.name], list):
+                    numbers.append(self._scalar(value[tensor.name], tensor.name, whole))
+                    continue
                 self._flatten(value[tensor.name], tensor.shape, tensor, whole, numbers)
                 continue
             for key in keys:
-                if key not in value:
+                found = key if key in value else self._others.get(key, key)
+                if found not in value:
                     raise ValueError(f"no {key!r} in it; it has {', '.join(map(repr, value))!s:.200}")
-                numbers.append(self._scalar(value[key], key, whole))
-        stamp = None
+                numbers.append(self._scalar(value[found], found, whole))
+        when = None
         if self.row.time is not None:
             if self.row.time not in value:
                 raise ValueError(f"no time {self.row.time!r} in it")
-            stamp = read_time(value[self.row.time])
-        return self.row.full(numbers, stamp), stamp
+            when = self.row.when(value[self.row.time])
+        return self.row.full(numbers, when and when[1]), when
 
     def _wanted(self) -> str:
         return ", ".join(repr(tensor.name) for tensor, _ in self._named)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from runnel import Notice, Signal, Sink, Source, TensorSpec, hookimpl
+from runnel import Notice, Signal, Sink, TensorSpec, hookimpl
 from runnel.columns import label_texts, pack
 from runnel.errors import UsageError
 from runnel.files import Input, Lines, OutputText
@@ -21,16 +21,19 @@ from runnel.hookspecs import ListenerFactory, SinkFactory, SourceFactory
 from runnel.notices import Listener
 from runnel.spec import Array
 from runnel.stage import Chunk
-from runnel_plugins.ends.cells import Json
+from runnel.times import Unit
+from runnel_plugins.ends.cells import Json, Missing, Rate, Row
+from runnel_plugins.ends.timed import Part, Timed, UnusedTime
 
 
-class JsonLines(Source):
+class JsonLines(Timed):
     """Read JSON lines, an object a time step; from a pipe, lines as they come.
 
     A tensor stands under its name, or its numbers under ``x.0``, ``x.1`` …; where the pipeline takes one, it
     may stand alone. `columns`: the keys to take instead, a number each, in the order of the inputs. `time`:
-    the key that says when it was taken, in seconds or ISO 8601; it fills the pipeline's float64 input
-    ``time`` where there is one, and sets the pace of ``--realtime``. `missing`: whether null is an error, or
+    the key that says when it was taken, in `unit` (s, ms, us or ns) or ISO 8601; it fills the pipeline's
+    float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a table of
+    outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error or
     NaN.
     """
 
@@ -40,38 +43,68 @@ class JsonLines(Source):
         path: Path | None = None,
         columns: list[str] | None = None,
         time: str | None = None,
-        missing: Literal["refuse", "nan"] = "refuse",
+        missing: Missing = "refuse",
+        unit: Unit = "s",
+        rate: Rate = "check",
     ) -> None:
         self._input = Input(path)
         self.name = self._input.name
         self.live = self._input.live
         self._signal = signal
-        self._json = Json(self.name, signal, columns, time, missing)
+        try:
+            self._row = Row(self.name, signal, time, unit, rate, self.live)
+            self._json = Json(self.name, self._row, columns, missing)
+        except BaseException:
+            self._input.close()
+            raise
+
+    @property
+    def share(self) -> float | None:  # type: ignore[override]
+        return self._input.share
 
     def chunks(self, block: int) -> Iterator[Chunk]:
+        return self._checked(self._parts(block))
+
+    def _parts(self, block: int) -> Iterator[Part]:
         lines = Lines(self._input)
         held: list[Sequence[float]] = []
-        count, stamp = 0, None
+        stamps: list[float] = []
+        unused: UnusedTime | None = None
+        count, seconds = 0, None
         for line in lines:
             count += 1
             if line.strip():
                 try:
-                    row, stamp = self._json.read(json.loads(line))
-                except (ValueError, RecursionError) as error:
+                    value = json.loads(line)
+                    row, when = self._json.read(value)
+                except (ValueError, RecursionError, UsageError) as error:
                     if held and self.live:  # those before it came, and count
-                        yield self._chunk(held, count)
+                        yield self._chunk(held, count), stamps, seconds
+                    if isinstance(error, UsageError):
+                        raise
                     raise UsageError(f"{self.name}: line {count}: {error}") from None
+                if when is not None:
+                    stamps.append(when[0])
+                    seconds = when[1]
+                unused = unused or self._unused(value)
+                if unused.column is not None:
+                    unused.take(value.get(unused.column))
                 held.append(row)
             if held and (len(held) == block or not lines.more):
-                self.stamp = stamp
-                yield self._chunk(held, count)
-                held = []
+                yield self._chunk(held, count), stamps, seconds
+                held, stamps = [], []
+        if unused is not None:
+            unused.end()
         if held:
-            self.stamp = stamp
-            yield self._chunk(held, count)
+            yield self._chunk(held, count), stamps, seconds
 
     def close(self) -> None:
         self._input.close()
+
+    def _unused(self, value: Any) -> UnusedTime:
+        """What to say of a time among the first line's keys."""
+        header = list(value) if isinstance(value, dict) and self._row.time is None else []
+        return UnusedTime(self.name, header, self._json.used, self._signal, self.live)
 
     def _chunk(self, rows: list[Sequence[float]], count: int) -> Chunk:
         try:
@@ -86,6 +119,8 @@ class JsonLinesSink(Sink):
     A number that is not finite, which JSON does not have, is null. An output whose numbers have labels is
     written as those; a number without one is null.
     """
+
+    keeps_time = True
 
     def __init__(self, signal: Signal, path: Path | None = None) -> None:
         self._signal = signal

@@ -5,6 +5,7 @@ The format is NumPy's own (numpy.lib.format, version 1.0); nothing in it is ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
         raise UsageError(
             f"{path}: one array, but the pipeline has several inputs: a .npy of records holds them"
         )
+    if array.shape[1:] != tensor.shape and array.ndim == 1 and math.prod(tensor.shape) == 1:
+        array = array.reshape(-1, *tensor.shape)  # numbers in a row, for an input of one number
     if array.shape[1:] != tensor.shape:
         raise UsageError(f"{path}: {tensor.name!r} has shape {array.shape}, but the pipeline takes {tensor}")
     if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):

@@ -7,30 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
-from runnel import Signal, Sink, Source, hookimpl
-from runnel.columns import choose_columns, columns_of, flat, label_texts, tensor_columns
+from runnel import Signal, Sink, hookimpl
+from runnel.columns import (
+    SAMPLE,
+    choose_columns,
+    columns_of,
+    flat,
+    is_ordered,
+    label_texts,
+    tensor_columns,
+)
 from runnel.errors import UsageError, nearest
 from runnel.files import OutputFile, library, regular
 from runnel.hookspecs import SinkFactory, SourceFactory
 from runnel.spec import Array
 from runnel.stage import Chunk
-from runnel_plugins.ends.cells import Row
+from runnel.times import SECONDS, WINDOW, Unit
+from runnel_plugins.ends.cells import Missing, Rate, Row
+from runnel_plugins.ends.timed import Part, Timed, UnusedTime
 
 MAX_GROUP: Final = 2**30  # bytes of one row group's chosen columns, which is held while it is read
 ROW_GROUP: Final = 2**16  # rows that a group of ours has
 
 
-class Parquet(Source):
+class Parquet(Timed):
     """Read columns of a Parquet file, a row a time step, a row group at a time.
 
     `columns`: those to take, in the order of the inputs; else those named as the inputs are. `time`: the
-    column that says when a row was taken, a timestamp or seconds. It fills the pipeline's float64 input
-    ``time`` where there is one, and sets the pace of ``--realtime``. `missing`: whether null is an error or
-    NaN.
+    column that says when a row was taken: timestamps, or numbers of `unit` (s, ms, us or ns). It fills the
+    pipeline's float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a
+    table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an
+    error or NaN.
     """
 
     def __init__(
@@ -39,7 +50,9 @@ class Parquet(Source):
         path: Path,
         columns: list[str] | None = None,
         time: str | None = None,
-        missing: Literal["refuse", "nan"] = "refuse",
+        missing: Missing = "refuse",
+        unit: Unit = "s",
+        rate: Rate = "check",
     ) -> None:
         regular(path, "Parquet")
         pyarrow = library("pyarrow", f"{path}: Parquet files", "parquet")
@@ -47,7 +60,7 @@ class Parquet(Source):
         parquet = library("pyarrow.parquet", f"{path}: Parquet files", "parquet")
         self._arrow, self._path = pyarrow, path
         self._signal, self._missing = signal, missing
-        self._row = Row(str(path), signal, time)
+        self._row = Row(str(path), signal, time, unit, rate)
         try:
             self._file = parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -68,8 +81,10 @@ class Parquet(Source):
             raise UsageError(f"{self._path}: no time column {time!r}{nearest(time, header)}")
         others = [name for name in header if name != time]
         numeric = [name for name in others if _is_number(types, schema.field(name).type)]
-        places = choose_columns(str(self._path), others, numeric, self._row.numbers, columns)
+        places = choose_columns(str(self._path), others, numeric, self._row.numbers, columns, self._rises)
         self._names = [others[place] for place in places]
+        used = self._names if time is None else header
+        self._unused = UnusedTime(str(self._path), header, used, self._signal, live=False)
         for name in self._names:
             if name not in numeric:
                 raise UsageError(
@@ -88,31 +103,44 @@ class Parquet(Source):
                     f"{MAX_GROUP} are possible: write it with smaller row groups"
                 )
 
+    def _rises(self, name: str) -> bool:
+        batch = next(self._file.iter_batches(SAMPLE, columns=[name]), None)
+        return batch is not None and is_ordered(batch.column(0).to_pylist())
+
     def chunks(self, block: int) -> Iterator[Chunk]:
+        return self._checked(self._parts(block))
+
+    def _parts(self, block: int) -> Iterator[Part]:
         done, time = 0, self._row.time
-        names = list(dict.fromkeys([*self._names, *([time] if time else [])]))
+        beside = self._unused.column
+        names = list(dict.fromkeys([*self._names, *(n for n in (time, beside) if n)]))
         try:
             for batch in self._file.iter_batches(block, columns=names):
                 if not batch.num_rows:
                     continue
                 columns = {name: batch.column(batch.schema.get_field_index(name)) for name in names}
-                stamps = None if time is None else self._stamps(columns[time], done)
-                if stamps is not None:
-                    self.stamp = float(stamps[-1])
-                yield self._chunk(columns, stamps, done)
+                stamps = seconds = None
+                if time is not None:
+                    stamps, seconds = self._stamps(columns[time], done)
+                if self._unused.column is not None:
+                    for value in columns[self._unused.column].slice(0, WINDOW).to_pylist():
+                        self._unused.take(_plain(value))
+                last = None if seconds is None else float(seconds[-1])
+                yield self._chunk(columns, seconds, done), [] if stamps is None else stamps.tolist(), last
                 done += batch.num_rows
+            self._unused.end()
         except (self._arrow.ArrowException, OSError) as error:
             raise UsageError(f"{self._path}: damaged, after row {done}: {error!s:.300}") from None
 
     def close(self) -> None:
         self._file.close()
 
-    def _chunk(self, columns: Mapping[str, Any], stamps: Array | None, done: int) -> Chunk:
+    def _chunk(self, columns: Mapping[str, Any], seconds: Array | None, done: int) -> Chunk:
         chunk: dict[str, Array] = {}
         names = iter(self._names)
         for tensor in self._signal.tensors:
             if self._row.timed and tensor not in self._row.numbers.tensors:
-                chunk[tensor.name] = np.asarray(stamps, np.float64)
+                chunk[tensor.name] = np.asarray(seconds, np.float64)
                 continue
             parts = [self._numbers(next(names), columns, tensor.dtype, done) for _ in tensor_columns(tensor)]
             chunk[tensor.name] = np.stack(parts, axis=1).reshape(-1, *tensor.shape)
@@ -145,20 +173,35 @@ class Parquet(Source):
             rows = f"rows {done + 1} to {done + len(values)}"
             raise UsageError(f"{where}, {rows}: a number that no {dtype} can hold") from None
 
-    def _stamps(self, column: Any, done: int) -> Array:
+    def _stamps(self, column: Any, done: int) -> tuple[Array, Array]:
+        """The rows' times as they are written, and in seconds."""
         where = f"{self._path}: time column {self._row.time!r}"
         if column.null_count:
             raise UsageError(f"{where}, rows {done + 1} to {done + len(column)}: null is not a time")
         types = self._arrow.types
         if types.is_timestamp(column.type):
             micro = column.cast(self._arrow.timestamp("us", column.type.tz), safe=False)
-            return np.asarray(micro.cast(self._arrow.int64()).to_numpy(), np.float64) / 1e6
-        if not _is_number(types, column.type):
-            raise UsageError(f"{where} holds {column.type}, neither timestamps nor seconds")
-        values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+            values = np.asarray(micro.cast(self._arrow.int64()).to_numpy(), np.float64) / 1e6
+            seconds = values
+        elif _is_number(types, column.type):
+            values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+            seconds = values * SECONDS[self._row.unit]
+        else:
+            raise UsageError(f"{where} holds {column.type}, neither timestamps nor numbers")
         if not np.isfinite(values).all():
             raise UsageError(f"{where}, rows {done + 1} to {done + len(column)}: not all are finite")
-        return values
+        if self._row.clock is not None:
+            for row, second in enumerate(seconds.tolist(), done + 1):
+                try:
+                    self._row.clock.follow(second)
+                except ValueError as error:
+                    raise UsageError(f"{where}, row {row}: {error}") from None
+        return values, seconds
+
+
+def _plain(value: Any) -> Any:
+    """A time as text or as a number."""
+    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 def _is_number(types: Any, kind: Any) -> bool:
@@ -167,6 +210,8 @@ def _is_number(types: Any, kind: Any) -> bool:
 
 class ParquetSink(Sink):
     """Write columns of a Parquet file, a row a time step; labels, where the output has them, as text."""
+
+    keeps_time = True
 
     def __init__(self, signal: Signal, path: Path) -> None:
         arrow = library("pyarrow", f"{path}: Parquet files", "parquet")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runnel import Signal, Sink, Source, hookimpl
+from runnel import Signal, Sink, Source, TensorSpec, hookimpl
 from runnel.columns import only_tensor
 from runnel.errors import UsageError
 from runnel.files import OutputFile, library, regular, warn
@@ -76,6 +76,7 @@ class Sound(Source):
             raise UsageError(
                 f"{path}: {len(picked)} of its {channels} channels are chosen, but the pipeline takes "
                 f"{wanted} ({tensor}): choose them with --columns, for example --columns 1"
+                f"{_mixed(tensor, channels)}"
             )
         return picked
 
@@ -92,6 +93,14 @@ class Sound(Source):
 
     def close(self) -> None:
         self._sound.close()
+
+
+def _mixed(tensor: TensorSpec, channels: int) -> str:
+    """How a pipeline file mixes the channels into the one that it takes."""
+    if tensor.shape or not tensor.dtype.startswith("float"):
+        return ""
+    mixed = f'shape = [{channels}] under [input] and, under [[before]], use = "mono"'
+    return f", or let the pipeline mix them: {mixed}"
 
 
 class Wav(Sink):

@@ -29,7 +29,8 @@ from runnel.files import warn
 from runnel.hookspecs import SinkFactory, SourceFactory
 from runnel.spec import Array
 from runnel.stage import Chunk
-from runnel_plugins.ends.cells import Json
+from runnel.times import Unit
+from runnel_plugins.ends.cells import Json, Rate, Row
 from runnel_plugins.ends.jsonl import rows_as_json
 
 MAX_MESSAGE: Final = 2**26  # bytes of a frame: an hour of 16 kHz int8, and no more than we hold at once
@@ -45,9 +46,9 @@ class Sub(Source):
     `address`: tcp://127.0.0.1:port or ipc:///path; connected to, or bound with `bind`. `topic`: only
     messages whose first frame begins with it. `format`: "json", a time step a message, or a list of them,
     as jsonl has them; "raw", a frame for each array, little-endian, of as many time steps as it holds.
-    `columns` and `time`: of JSON, as for jsonl. `queue`: messages held while the pipeline is busy; beyond
-    it they are lost. `malformed`: "skip" leaves such messages out, and tells their number at the end;
-    "refuse" ends the run.
+    `columns`, `time`, `unit` and `rate`: of JSON, as for jsonl. `queue`: messages held while the pipeline is
+    busy; beyond it they are lost. `malformed`: "skip" leaves such messages out, and tells their number
+    at the end; "refuse" ends the run.
     """
 
     live = True
@@ -63,13 +64,16 @@ class Sub(Source):
         bind: bool = False,
         queue: int = 1000,
         malformed: Literal["skip", "refuse"] = "skip",
+        unit: Unit = "s",
+        rate: Rate = "check",
     ) -> None:
         self._name = f"sub {address}"
         self._signal = signal
         self._refuse = malformed == "refuse"
         self._json: Json | None = None
         if format == "json":
-            self._json = Json(self._name, signal, columns, time, "refuse")
+            row = Row(self._name, signal, time, unit, rate, live=True)
+            self._json = Json(self._name, row, columns, "refuse")
         elif columns is not None or time is not None:
             raise UsageError(f"{self._name}: columns and time are for JSON; raw numbers have no names")
         self._count = self._bad = 0
@@ -175,9 +179,9 @@ class Sub(Source):
         several = isinstance(value, list) and value and isinstance(value[0], dict)
         rows = []
         for item in value if several else [value]:
-            row, stamp = self._json.read(item)
+            row, when = self._json.read(item)
             rows.append(row)
-            self.stamp = stamp
+            self.stamp = when and when[1]
         return pack(rows, self._signal)
 
     def _from_raw(self, frames: Sequence[bytes]) -> Chunk:

@@ -89,7 +89,7 @@ def test_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match=r"no\.parquet: not a Parquet file"):
         read(tmp_path / "no.parquet", X)
     path = write(tmp_path / "x.parquet", t=["now"], **{"x.0": [1.0], "x.1": [2.0]})
-    with pytest.raises(UsageError, match="time column 't' holds string, neither timestamps nor seconds"):
+    with pytest.raises(UsageError, match="time column 't' holds string, neither timestamps nor numbers"):
         read(f"{path}?time=t", X)
     with pytest.raises(UsageError, match="no time column 'T'"):
         read(f"{path}?time=T", X)

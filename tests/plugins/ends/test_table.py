@@ -47,9 +47,13 @@ def test_the_source_tells_the_time_of_the_last_row_given(tmp_path: Path) -> None
     ("text", "query", "says"),
     [
         ("t,x.0,x.1\n1,2,3\n", "time=T", r"no time column 'T' \(did you mean|no time column 'T' \(known: t"),
-        ("t,x.0,x.1\n1,2,3\nnoon,2,3\n", "time=t", "row 2, column 't': 'noon' is neither seconds nor a time"),
-        ("t,x.0,x.1\n1,2,3\n,2,3\n", "time=t", "row 2, column 't': '' is neither"),
-        ("t,x.0,x.1\n1,2,3\ninf,2,3\n", "time=t", "row 2, column 't': 'inf' is neither"),
+        (
+            "t,x.0,x.1\n1,2,3\nnoon,2,3\n",
+            "time=t",
+            "line 3, column 't': 'noon' is neither a number nor a",
+        ),
+        ("t,x.0,x.1\n1,2,3\n,2,3\n", "time=t", "line 3, column 't': '' is neither"),
+        ("t,x.0,x.1\n1,2,3\ninf,2,3\n", "time=t", "line 3, column 't': 'inf' is neither"),
         ("t,x.0,x.1\n1,2,\n", "missing=nan&time=x.0", "'x.0' cannot be the time and a number of the input"),
         ("t,a,b\n1,2,3\n", "columns=t,a&time=t", "'t' cannot be the time and a number of the input"),
     ],
@@ -69,8 +73,8 @@ def test_a_pipeline_that_takes_the_time_is_told_it_in_a_column(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("3,4,5", r"row 2 has 3 cells, but the header 2: a decimal comma"),
-        ("3,", r"row 2, column 'x\.1': '' is not a finite number; with \?missing=nan .* it is NaN"),
+        ("3,4,5", r"line 3 has 3 cells, but the header 2: a decimal comma"),
+        ("3,", r"line 3, column 'x\.1': '' is not a finite number; with \?missing=nan .* it is NaN"),
     ],
 )
 def test_a_row_that_is_not_as_the_header_says(tmp_path: Path, row: str, says: str) -> None:
@@ -97,10 +101,10 @@ def test_missing_numbers_are_nan_where_that_is_asked_for(tmp_path: Path) -> None
     (tmp_path / "x.tsv").write_text("x.0\tx.1\n1\t\nNaN\t2\nNA\t3\n")
     (chunk,) = read(f"{tmp_path}/x.tsv?missing=nan", X)
     np.testing.assert_array_equal(chunk["x"], [[1, np.nan], [np.nan, 2], [np.nan, 3]])
-    with pytest.raises(UsageError, match=r"row 1, column 'x.1': '' is not a finite number"):
+    with pytest.raises(UsageError, match=r"line 2, column 'x.1': '' is not a finite number"):
         read(f"{tmp_path}/x.tsv", X)
     (tmp_path / "n.csv").write_text("n\n\n1\n")
-    with pytest.raises(UsageError, match=r"'' is not a finite number|ends before it"):
+    with pytest.raises(UsageError, match=r"line 2 is blank, and line 3 has numbers"):
         read(f"{tmp_path}/n.csv?missing=nan", Signal((TensorSpec("n", "int32"),)))
     with pytest.raises(
         PipelineError, match="option 'missing' of source 'tsv' takes 'refuse' or 'nan', not 'zero'"

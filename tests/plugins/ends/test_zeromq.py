@@ -81,6 +81,24 @@ def test_times_and_columns_of_json(address: str, publisher: Any) -> None:
     assert source.stamp == 60.0
 
 
+def test_messages_at_another_rate_end_the_run(address: str, publisher: Any) -> None:
+    rows = [{"x": [n, n], "at": 40 * n} for n in range(100)]
+    messages = [[json.dumps(rows[at : at + 5]).encode()] for at in range(0, 100, 5)]
+    signal = Signal(X.tensors, 100.0)
+    with pytest.raises(UsageError, match="the rows come at 25 Hz, but the pipeline takes 100 Hz"):
+        hear(Sub(signal, address, time="at", unit="ms"), publisher, *messages, rows=100)
+
+
+def test_messages_at_the_rate_and_at_any(address: str, publisher: Any) -> None:
+    rows = [{"x": [n, n], "at": 40 * n} for n in range(100)]
+    messages = [[json.dumps(rows[at : at + 5]).encode()] for at in range(0, 100, 5)]
+    for rate, how in ((25.0, "check"), (100.0, "any")):
+        source = Sub(Signal(X.tensors, rate), address, time="at", unit="ms", rate=how)
+        assert hear(source, publisher, *messages, rows=100)["x"][:, 0].tolist() == list(range(100))
+        assert source.stamp == pytest.approx(3.96)
+        publisher.recv()  # the end of the subscription
+
+
 def test_malformed_messages_are_left_out_and_told(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
