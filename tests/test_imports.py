@@ -23,6 +23,8 @@ PURE = (
     "health",
     "figures",
     "container",
+    "onnxgraph",
+    "recurrence",
     "tables",
     "pipeline",
     "place",
