@@ -32,6 +32,7 @@ PURE = (
     "feedback",
     "ends",
     "notices",
+    "calls",
     "checks",
     "laws",
     "laws_many",

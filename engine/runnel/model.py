@@ -253,6 +253,9 @@ class ModelStage(Stage):
     def close(self, state: int) -> None:
         self.arena.give(state)
 
+    def reclaim(self, states: Sequence[int]) -> None:
+        self.arena.reclaim(states)
+
     def fork(self, state: int) -> int:
         return self.arena.fork(state)
 

@@ -246,6 +246,11 @@ class Pipeline:
                 raise SnapshotError(f"stage {name!r} does not take the snapshot's state: {error}") from error
         return tuple(loaded)
 
+    def reclaim(self, streams: Sequence[States]) -> None:
+        """Give back all places but those of these streams, after a call that was interrupted."""
+        for i, stage in enumerate(self.stages):
+            stage.reclaim([states[i] for states in streams])
+
     # Several steps before the stream keeps any: see `Stage.fork`.
 
     def fork(self, states: States) -> States:
