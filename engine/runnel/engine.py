@@ -70,7 +70,8 @@ class Engine:
         is not the certified one, or has no certificate. `flush_denormals`: numbers below 1e-38 become
         0, so that a state that decays in silence cannot slow a step by up to 30 times; onnxruntime
         does it by setting the calling thread's floating-point mode, once for the whole process and for
-        good, so it is for a process of your own (`runnel serve` does it).
+        good, so it is for a process of your own (`runnel serve` does it). On other machines than x86-64
+        onnxruntime cannot: a warning of the logger `runnel.model` says so.
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
@@ -189,7 +190,7 @@ class Engine:
         broken: set[Stream],
     ) -> None:
         """Step the streams `now`, by their places among `pairs`; commit each, or note its error."""
-        ndarray, only_out = np.ndarray, self.pipeline.only_out
+        only_out = self.pipeline.only_out
         for i, done in zip(now, self.pipeline.step_many(states, chunks), strict=True):
             stream, chunk = pairs[i]
             if isinstance(done, RunnelError):
@@ -199,7 +200,7 @@ class Engine:
                 continue
             after, out = done
             stream._states, stream.seq = after, stream.seq + 1
-            if only_out is not None and chunk.__class__ is ndarray:
+            if only_out is not None and isinstance(chunk, np.ndarray):
                 results[i] = out[only_out]
             else:
                 results[i] = out
