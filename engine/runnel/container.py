@@ -43,7 +43,7 @@ def read(path: str | Path) -> bytes:
 
 def document(data: bytes, where: str) -> dict[str, Any] | None:
     """The model's own description, or None for a file that has none."""
-    for field, wire, start, end in _fields(data, where):
+    for field, wire, start, end in fields(data, where):
         entry = _entry(data[start:end], where) if (field, wire) == (_METADATA_PROPS, _BYTES) else None
         if entry is not None:
             try:
@@ -61,7 +61,7 @@ def document(data: bytes, where: str) -> dict[str, Any] | None:
 def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
     """What certificate.hash must be: SHA-256 over the file without its description, then over that."""
     found = hashlib.sha256()
-    for field, wire, start, end in _fields(data, where):
+    for field, wire, start, end in fields(data, where):
         if (field, wire) == (_METADATA_PROPS, _BYTES) and _entry(data[start:end], where) is not None:
             continue
         found.update(f"{field}:{wire}:{end - start};".encode())
@@ -103,21 +103,21 @@ def _varint(value: int) -> bytes:
 
 def _entry(payload: bytes, where: str) -> bytes | None:
     """The value of a metadata entry whose key is ours."""
-    parts = {f: payload[s:e] for f, w, s, e in _fields(payload, where) if w == _BYTES}
+    parts = {f: payload[s:e] for f, w, s, e in fields(payload, where) if w == _BYTES}
     return parts.get(2, b"") if parts.get(1) == KEY.encode() else None
 
 
-def _fields(data: bytes, where: str) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: bytes | memoryview, where: str) -> Iterator[tuple[int, int, int, int]]:
     """(field number, wire type, start, end of the payload) of a message's outermost fields."""
     at, size = 0, len(data)
     while at < size:
-        tag, at = _read_varint(data, at, where)
+        tag, at = read_varint(data, at, where)
         field, wire = tag >> 3, tag & 7
         if wire == _BYTES:
-            length, at = _read_varint(data, at, where)
+            length, at = read_varint(data, at, where)
             end = at + length
         elif wire == _VARINT:
-            _, end = _read_varint(data, at, where)
+            _, end = read_varint(data, at, where)
         elif wire in (_FIXED64, _FIXED32):
             end = at + (8 if wire == _FIXED64 else 4)
         else:
@@ -128,7 +128,8 @@ def _fields(data: bytes, where: str) -> Iterator[tuple[int, int, int, int]]:
         at = end
 
 
-def _read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, at: int, where: str) -> tuple[int, int]:
+    """The whole number at `at`, and where it ends. Raises ModelError."""
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]

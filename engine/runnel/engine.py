@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
 from . import state as snapshots
+from .calls import Calls, alone
 from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
 from .health import Health, Settings
 from .notices import Notices
@@ -28,7 +29,11 @@ _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 
 
 class Engine:
-    """A loaded pipeline and its streams. One thread at a time."""
+    """A loaded pipeline and its streams.
+
+    One call at a time: a call while another thread's is inside, or from a stage, raises StreamError. Between
+    two calls another thread may take over.
+    """
 
     def __init__(
         self,
@@ -37,12 +42,15 @@ class Engine:
         notices: Notices | None = None,
         health: Settings | None = None,
     ) -> None:
-        """`notices`: told what happens to the streams. `health`: when their states are looked at, and how."""
+        """`notices`: who listens to what happens to the streams. `health`: when and how their states are
+        looked at."""
         self.pipeline = pipeline
         self.max_streams = max_streams
         self.notices = notices or Notices()
         self.health = Health(pipeline, health or Settings())
         self._streams: dict[str, Stream] = {}
+        self._calls = Calls(self._mend)
+        self._passages: set[Passage] = set()  # chunks on their way
         self._numbers = itertools.count(1)
 
     @classmethod
@@ -64,7 +72,8 @@ class Engine:
         is not the certified one, or has no certificate. `flush_denormals`: numbers below 1e-38 become
         0, so that a state that decays in silence cannot slow a step by up to 30 times; onnxruntime
         does it by setting the calling thread's floating-point mode, once for the whole process and for
-        good, so it is for a process of your own (`runnel serve` does it).
+        good, so it is for a process of your own (`runnel serve` does it). On other machines than x86-64
+        onnxruntime cannot: a warning of the logger `runnel.model` says so.
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
@@ -87,15 +96,15 @@ class Engine:
         """The open streams by id."""
         return MappingProxyType(self._streams)
 
+    @alone
     def open(self, id: str | None = None) -> Stream:
         """A new stream in its initial state; without an id it gets one.
 
         Raises StreamExistsError, LimitError when `max_streams` are open, StreamError for a bad id.
         """
-        stream = self._add(id, self._claim(id))
-        self.notices("opened", stream.id, 0, "new")
-        return stream
+        return self._add(id, self._claim(id), "new")
 
+    @alone
     def restore(self, blob: bytes, id: str | None = None) -> Stream:
         """A new stream that continues exactly where the snapshot was taken.
 
@@ -106,13 +115,10 @@ class Engine:
         states = self._claim(id)
         try:
             loaded = self.pipeline.load(states, snapshot)
-        except RunnelError:
+        except Exception:
             self.pipeline.close(states)
             raise
-        stream = self._add(id, loaded)
-        stream._went_on_from(snapshot)
-        self.notices("opened", stream.id, stream.seq, "restored")
-        return stream
+        return self._add(id, loaded, "restored", snapshot.seq, snapshot.ended)
 
     def feed_many(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
         """Feed several streams, batched: what `Stream.feed` returns for each, in the same order.
@@ -123,8 +129,12 @@ class Engine:
         """
         if len(pairs) == 1:  # a batch of one costs twice what a step alone does
             return [self._feed_one(*pairs[0])]
+        return self._feed_together(pairs)
+
+    @alone
+    def _feed_together(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
         results: list[Any] = [None] * len(pairs)
-        pipeline, only_out = self.pipeline, self.pipeline.only_out
+        pipeline = self.pipeline
         name, dtype, shape = pipeline.tick_name, pipeline.tick_dtype, pipeline.tick_shape
         ndarray = np.ndarray  # a local name: looked up twice a stream
         broken: set[Stream] = set()
@@ -151,7 +161,8 @@ class Engine:
                 except RunnelError as error:
                     results[i] = error
                     broken.add(stream)
-                    stream._failed(error)
+                    if stream._pipeline is pipeline:
+                        stream._failed(error)
                     continue
                 if stream.seq == stream._due:
                     due.append((i, len(now)))
@@ -159,25 +170,42 @@ class Engine:
                 states.append(stream._states)
             if due:
                 self.health.listen()
-            for i, done in zip(now, pipeline.step_many(states, chunks), strict=True):
-                stream, chunk = pairs[i]
-                if isinstance(done, RunnelError):
-                    results[i] = done
-                    broken.add(stream)
-                    stream._failed(done)
-                    continue
-                stream._states, out = done
-                stream.seq += 1
-                if only_out is not None and chunk.__class__ is ndarray:
-                    results[i] = out[only_out]
-                else:
-                    results[i] = out
-            if due:
+            try:
+                self._step(pairs, now, states, chunks, results, broken)
                 for i, at in due:
+                    stream = pairs[i][0]
                     if not isinstance(results[i], RunnelError):
-                        pairs[i][0]._looked(results[i], at)
-                self.health.rest()
+                        stream._due += self.health.every
+                        self.health.look(stream, results[i], at)
+            finally:
+                if due:
+                    self.health.rest()
         return results
+
+    def _step(
+        self,
+        pairs: Sequence[tuple[Stream, Array | Chunk]],
+        now: Sequence[int],
+        states: Sequence[States],
+        chunks: Sequence[Chunk],
+        results: list[Any],
+        broken: set[Stream],
+    ) -> None:
+        """Step the streams `now`, by their places among `pairs`; commit each, or note its error."""
+        only_out = self.pipeline.only_out
+        for i, done in zip(now, self.pipeline.step_many(states, chunks), strict=True):
+            stream, chunk = pairs[i]
+            if isinstance(done, RunnelError):
+                results[i] = done
+                broken.add(stream)
+                stream._failed(done)
+                continue
+            after, out = done
+            stream._states, stream.seq = after, stream.seq + 1
+            if only_out is not None and isinstance(chunk, np.ndarray):
+                results[i] = out[only_out]
+            else:
+                results[i] = out
 
     def generate_many(self, pairs: Sequence[tuple[Stream, int]]) -> list[Any]:
         """`Stream.generate` for several streams, batched: tick by tick, all that have one together.
@@ -187,6 +215,7 @@ class Engine:
         made = self.feed_many([(stream, Steps(steps)) for stream, steps in pairs])
         return [m if isinstance(m, RunnelError) else self.pipeline.answer(None, m) for m in made]
 
+    @alone
     def begin(self, stream: Stream, chunk: Array | Chunk) -> Passage:
         """Put a chunk on its way, to be stepped in slices by `advance`; until it lands nothing has changed.
 
@@ -194,8 +223,11 @@ class Engine:
         """
         if stream._pipeline is not self.pipeline:
             self._refuse(stream)
-        return Passage(stream, chunk)
+        passage = Passage(stream, chunk, self._passages.discard)
+        self._passages.add(passage)
+        return passage
 
+    @alone
     def advance(self, parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
         """Step each passage by this many time steps, all together: what each makes, or its error."""
         return advance(parts)
@@ -231,6 +263,15 @@ class Engine:
             self.notices("evicted", stream.id, stream.seq, "the engine is closed")
             stream.close("evicted")
 
+    @property
+    def _notices(self) -> Notices:
+        return self.notices
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise StreamError(
+            "an engine cannot be copied or pickled: load another one from the same file, in each process"
+        )
+
     def __enter__(self) -> Engine:
         return self
 
@@ -249,12 +290,14 @@ class Engine:
             )
         return self.pipeline.open()
 
-    def _add(self, id: str | None, states: States) -> Stream:
+    def _add(self, id: str | None, states: States, reason: str, seq: int = 0, ended: bool = False) -> Stream:
         while id is None or id in self._streams:
             id = f"stream-{next(self._numbers)}"
-        stream = self._streams[id] = Stream(
-            self.pipeline, id, states, self._forget, self.notices, self.health
+        stream = Stream(
+            self.pipeline, id, states, self._calls, self._forget, self.notices, self.health, seq, ended
         )
+        self.notices.queue("opened", id, seq, reason)
+        self._streams[id] = stream  # last: an interrupt before it leaves no stream
         return stream
 
     def _forget(self, stream: Stream) -> None:
@@ -262,6 +305,15 @@ class Engine:
         self.health.forget(stream)
         states, stream._states = stream._states, ()
         self.pipeline.close(states)
+
+    def _mend(self) -> None:
+        """Give back what an interrupted call took, or had not given back yet."""
+        for stream in list(self._streams.values()):
+            if stream._closed:
+                self._streams.pop(stream.id, None)
+        open_ones = [stream._states for stream in self._streams.values()]
+        self.pipeline.reclaim(open_ones + [passage.states for passage in self._passages])
+        self.health.recount(self._streams.values())
 
 
 def _rounds(streams: Sequence[Stream]) -> list[Sequence[int]]:

@@ -149,6 +149,9 @@ class Feedback(Stage):
     def close(self, state: State) -> None:
         self.inner.close(state.states)
 
+    def reclaim(self, states: Sequence[State]) -> None:
+        self.inner.reclaim([state.states for state in states])
+
     def fork(self, state: State) -> Looped:
         return Looped(self.inner.fork(state.states), state.fed)
 
@@ -217,8 +220,24 @@ class Feedback(Stage):
         try:
             return self._ticks(states, chunks, counts, now, forked)
         finally:  # those that did not land, whatever was raised
-            for i in forked:
+            try:
+                self._drop(now, forked)
+            except RunnelError:
+                raise
+            except BaseException:  # an interrupt: again, for those that are left
+                self._drop(now, forked)
+                raise
+
+    def _drop(self, now: Sequence[States], forked: set[int]) -> None:
+        failed: RunnelError | None = None
+        for i in list(forked):
+            try:
                 self.inner.drop(now[i])
+            except RunnelError as error:
+                failed = failed or error
+            forked.discard(i)
+        if failed:
+            raise failed
 
     def _ticks(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import tables
+from . import recurrence, tables
 from .errors import PipelineError
 from .spec import (
     SLOT,
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 
 KEYS = (
     "path", "window", "hop", "rate", "latency", "inputs", "outputs", "constants", "state", "shapes",
+    "restarts",
 )  # fmt: skip
 _STATE = ("input", "output", "shape", "dtype", "initial")
 
 
-def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str) -> ModelSpec:
-    """The spec of a model from what the file's graph and the table say together.
+def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes, where: str) -> ModelSpec:
+    """The spec of a model from what the file's graph (`data`) and the table say together.
 
-    What neither says of the outputs is seen in a trial run. Raises PipelineError, ModelError.
+    What neither says of the outputs is seen in a trial run. Raises PipelineError, ModelError; also if a
+    recurrent operator keeps no state between calls.
     """
     from .model import ORT_TYPES, output_shapes
 
@@ -85,8 +87,12 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
         for n in free
     )
     rate, latency = rate_of(part, where), latency_of(part, where)
+    restarts = part.get("restarts", False)
+    if not isinstance(restarts, bool):
+        raise PipelineError(f"{where}: restarts must be true or false, not {restarts!r:.80}")
     any_ticks = bool(inputs) and all(TIME in t.shape for t in inputs)
     spec = ModelSpec(inputs, (), tuple(states), framing, rate, latency, any_ticks, constants)
+    recurrence.check(data, spec, restarts, where)  # before the trial: it says more than what fails there
     kept = [n for n in graph_out if n not in {s.output for s in states}]
     outputs = tuple(
         ModelTensor(name, dtype_of(dtypes[name], where), shape)

@@ -31,8 +31,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from zlib import crc32
 
@@ -141,7 +142,8 @@ class Health:
                 raise PipelineError(f"[health] ignore: no model has a state {name!r}{nearest(name, labels)}")
         self.settings = settings
         self.every = settings.every if labels or self._gates else 0
-        self.told: Callable[[str, str, str], None] | None = None  # called with each event, stream and reason
+        # Called with each event, stream and reason, when the engine is at rest, as listeners are.
+        self.told: Callable[[str, str, str], None] | None = None
         self.looks = 0
         self.failures = 0  # looks that failed themselves
         self.events = Counter(dict.fromkeys(EVENTS, 0))
@@ -171,8 +173,6 @@ class Health:
     def look(self, stream: Looked, out: Any = None, at: int | None = None) -> None:
         """Look at a stream. `at`: its place among those whose chunks have just been stepped together, of
         which `out` came out; None: its states are not what a chunk has just made."""
-        if stream._closed:  # by a listener, to what was told of it or of another
-            return
         try:
             self.looks += 1
             if at is not None and self._gates:
@@ -197,6 +197,12 @@ class Health:
             if stream._watch.condition:
                 self.unhealthy[stream._watch.condition] -= 1
             stream._watch = None
+
+    def recount(self, streams: Iterable[Looked]) -> None:
+        """Count the streams that are unhealthy now, after a call that was interrupted."""
+        conditions = Counter(stream._watch.condition for stream in streams if stream._watch is not None)
+        for condition in self.unhealthy:
+            self.unhealthy[condition] = conditions[condition]  # type: ignore[index]
 
     def _judge(self, stream: Looked, at: int | None) -> None:
         rows = stream._states[0].states if self._looped else stream._states
@@ -259,9 +265,16 @@ class Health:
         event: Literal["died", "blown_up", "recovered"] = now or "recovered"
         self.events[event] += 1
         reason = reason or f"it had {before.replace('_', ' ')}"
-        stream._notices(event, stream.id, stream.seq, reason)
+        stream._notices.queue(event, stream.id, stream.seq, reason)
         if self.told is not None:
-            self.told(event, stream.id, reason)
+            stream._notices.later(partial(self._told, event, stream.id, reason))
+
+    def _told(self, event: str, stream: str, reason: str) -> None:
+        if self.told is not None:
+            try:
+                self.told(event, stream, reason)
+            except Exception as error:  # a callback's failure must not stop the streams
+                _log.error("the report of %s failed: %s: %s", event, type(error).__name__, error)
 
     def _count_gates(self, out: Any) -> None:
         if not isinstance(out, dict):

@@ -114,7 +114,7 @@ def read_model(
     if described is not None:
         _agree(spec, session, str(file))
     else:
-        spec = foreign.declared(part, session, where)
+        spec = foreign.declared(part, session, data, where)
     return ModelFile(file, spec, session, _renames(part, spec, where), digest)
 
 

@@ -8,10 +8,12 @@ streams take their turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .calls import Calls, alone
 from .errors import NonFiniteError, RunnelError, StreamError
+from .notices import Notices
 from .spec import Array
 from .stage import Chunk, Steps
 
@@ -26,31 +28,35 @@ class Passage:
     meanwhile: the passage of a stream that has moved on cannot land.
     """
 
-    __slots__ = ("_before", "_states", "at", "chunk", "steps", "stream")
+    __slots__ = ("_before", "_over", "at", "chunk", "states", "steps", "stream")
 
-    def __init__(self, stream: Stream, chunk: Array | Chunk) -> None:
-        """Raises as `Stream.feed` for a chunk that is not what the pipeline takes; LimitError."""
+    def __init__(self, stream: Stream, chunk: Array | Chunk, over: Callable[[Passage], None]) -> None:
+        """`over` is called once it has landed or was dropped.
+
+        Raises as `Stream.feed` for a chunk that is not what the pipeline takes; LimitError.
+        """
         stream._check_live()
         pipeline = stream._pipeline
         self.stream = stream
-        self.chunk = pipeline.accept(chunk)
-        self.steps = (
-            self.chunk.count if isinstance(self.chunk, Steps) else len(next(iter(self.chunk.values())))
-        )
+        self.chunk = chunk = pipeline.accept(chunk)
+        self.steps = chunk.count if isinstance(chunk, Steps) else len(next(iter(chunk.values())))
         self.at = 0
+        self._over = over
         self._before = stream._states
-        self._states = pipeline.fork(self._before)
+        self.states = pipeline.fork(self._before)
 
     @property
     def left(self) -> int:
         """Time steps that are still to be done."""
         return self.steps - self.at
 
+    @alone
     def flush(self) -> Chunk:
         """The end of the stream, behind all slices: what is still inside. Raises as `Stream.flush`."""
-        self._states, made = self.stream._pipeline.flush(self._states)
+        self.states, made = self.stream._pipeline.flush(self.states)
         return made
 
+    @alone
     def land(self, ended: bool = False) -> None:
         """The chunk counts: the stream goes on from here. `ended`: it was flushed as well.
 
@@ -59,25 +65,34 @@ class Passage:
         stream = self.stream
         if stream._closed or stream._states is not self._before:
             raise StreamError(f"stream {stream.id!r} was changed while a chunk of it was on its way")
-        after = stream._pipeline.land(self._before, self._states)
-        self._states = ()
-        stream._states = after
-        stream.seq += 1
-        stream._ended = ended
+        forked, self.states = self.states, ()  # given back whatever comes
+        after = stream._pipeline.land(self._before, forked)
+        stream._states, stream.seq, stream._ended = after, stream.seq + 1, ended
+        self._over(self)
         if stream.seq - 1 == stream._due:
             stream._due += stream._health.every
             stream._health.look(stream)
 
+    @alone
     def drop(self, error: RunnelError | None = None) -> None:
         """The chunk does not count: the stream is as it was. Allowed at any time, once it landed as well.
 
         `error`: why, for those who are notified of it.
         """
-        states, self._states = self._states, ()
+        states, self.states = self.states, ()
+        self._over(self)
+        if error is not None:
+            self.stream._failed(error)
         if states:
             self.stream._pipeline.drop(states)
-            if error is not None:
-                self.stream._failed(error)
+
+    @property
+    def _calls(self) -> Calls:
+        return self.stream._calls
+
+    @property
+    def _notices(self) -> Notices:
+        return self.stream._notices
 
     def _slice(self, steps: int) -> Chunk:
         if isinstance(self.chunk, Steps):
@@ -98,17 +113,17 @@ def advance(parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
     if len(parts) == 1:
         passage = parts[0][0]
         try:
-            done = [pipeline.step(passage._states, chunks[0])]
+            done = [pipeline.step(passage.states, chunks[0])]
         except RunnelError as error:
             done = [error]
     else:
-        done = pipeline.step_many([passage._states for passage, _ in parts], chunks)
+        done = pipeline.step_many([passage.states for passage, _ in parts], chunks)
     made: list[Chunk | RunnelError] = []
     for (passage, steps), result in zip(parts, done, strict=True):
         if isinstance(result, RunnelError):
             made.append(_located(result, passage, steps))
             continue
-        passage._states, out = result
+        passage.states, out = result
         passage.at += steps
         made.append(out)
     return made

@@ -96,7 +96,14 @@ class Pipeline:
                 return {only.name: array}
             if isinstance(chunk, np.ndarray):
                 chunk = {only.name: chunk}
-        return self._accept(chunk)
+        try:
+            return self._accept(chunk)
+        except RunnelError:
+            raise
+        except Exception as error:  # a mapping, or a subclass of array, that fails when it is looked at
+            raise ChunkError(
+                f"the chunk cannot be read: {type(error).__name__}: {error}; give plain numpy arrays"
+            ) from error
 
     def _accept(self, chunk: Any) -> Chunk:
         wanted = self.inputs.tensors
@@ -119,6 +126,7 @@ class Pipeline:
                 f"the chunk holds {sorted(map(str, chunk))}, expected {sorted(self.inputs.names)}"
             )
         lengths: dict[str, int] = {}
+        accepted: dict[str, Array] = {}
         for spec in wanted:
             array = chunk[spec.name]
             if not isinstance(array, np.ndarray):
@@ -127,6 +135,8 @@ class Pipeline:
                 )
             if isinstance(array, np.ma.MaskedArray):
                 raise ChunkError(f"{spec.name!r} is a masked array: fill its gaps first, as .filled(0) does")
+            # A subclass (memmap, matrix, a unit's) as what it holds: its own rules of mixing are not ours.
+            array = accepted[spec.name] = np.asarray(array)
             if array.dtype != spec.dtype:
                 raise ChunkError(
                     f"{spec.name!r} is {array.dtype}, expected {spec.dtype}: "
@@ -141,7 +151,7 @@ class Pipeline:
             raise ChunkError(f"the chunk's arrays differ in time steps: {lengths}")
         if not next(iter(lengths.values())):
             raise EmptyChunkError("the chunk has no time steps: an empty chunk is not applied")
-        return dict(chunk)
+        return accepted
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
         """What the caller gets: a bare array for a bare array (or for none), if there is one output."""
@@ -245,6 +255,11 @@ class Pipeline:
             except Exception as error:
                 raise SnapshotError(f"stage {name!r} does not take the snapshot's state: {error}") from error
         return tuple(loaded)
+
+    def reclaim(self, streams: Sequence[States]) -> None:
+        """Give back all places but those of these streams, after a call that was interrupted."""
+        for i, stage in enumerate(self.stages):
+            stage.reclaim([states[i] for states in streams])
 
     # Several steps before the stream keeps any: see `Stage.fork`.
 

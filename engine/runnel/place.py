@@ -18,9 +18,10 @@ from typing import Any, Final
 import numpy as np
 
 from .batch import Batch, Done
-from .errors import ChunkError, RunnelError, SlowStageError, StageError
+from .errors import ChunkError, RunnelError, SlowStageError, SnapshotError, StageError
 from .spec import Array
 from .stage import Chunk, Results, Stage, State, as_error
+from .state import fit
 
 MAX_STATE_BYTES: Final = 64 * 2**20  # of one stream in one stage: 5 minutes of sound; more is a leak
 ARRAY_BYTES: Final = 128  # what an array of a state counts for, be it empty: as numpy's own head of it
@@ -34,7 +35,9 @@ class Place:
     away: nothing can stop Python code that does not return.
     """
 
-    __slots__ = ("calls", "declared", "label", "lead", "limit", "loops", "made", "seconds", "stage", "taken")
+    __slots__ = (
+        "calls", "declared", "label", "lead", "like", "limit", "loops", "made", "seconds", "stage", "taken",
+    )  # fmt: skip
 
     def __init__(self, stage: Stage, position: int, limit: float | None = None) -> None:
         self.stage = stage
@@ -47,6 +50,7 @@ class Place:
         self.declared: list[tuple[str, np.dtype[Any], tuple[int, ...]]] | None = None
         if not trusted:
             self.declared = [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
+        self.like: dict[str, tuple[np.dtype[Any], int]] = {}  # the dtypes and ranks of a state; see `_frozen`
         self.loops = type(stage).step_many is Stage.step_many
         # Time steps that a chunk may become, and have, within MAX_MADE_BYTES; where rows come when they come,
         # that is seen once they have.
@@ -176,10 +180,16 @@ class Place:
         """The state made read-only: a stage that changes one in place fails instead of corrupting it.
 
         An array that is a part of another is copied: that other one would be kept too, and could be written.
+        A state of other arrays than `initial` makes is refused at once: no snapshot of it could be restored.
         """
         size = 0
+        like = self.like
         try:
+            drifted = False
             for name, array in state.items():
+                kind = like.get(name)
+                if kind is None or array.dtype != kind[0] or array.ndim != kind[1]:
+                    drifted = True
                 if array.base is not None:
                     state = {**state, name: (array := array.copy())}
                 array.flags.writeable = False
@@ -189,12 +199,29 @@ class Place:
                 f"stage {self.label!r} gave a state that is not a dict of arrays; of a number, np.asarray "
                 "makes one"
             ) from None
+        if drifted or len(state) != len(like):
+            self._compare(state)
         if size > MAX_STATE_BYTES:
             raise StageError(
                 f"stage {self.label!r}: its state grew to {size} bytes; at most {MAX_STATE_BYTES} of one "
                 "stream are kept"
             )
         return state
+
+    def _compare(self, state: Mapping[str, Array]) -> None:
+        """Raise StageError unless the state's names, dtypes and ranks are those of `initial`."""
+        try:
+            initial = self.stage.initial()
+            fit(self.label, state, initial)
+        except SnapshotError as error:
+            text = error.message.removeprefix(f"stage {self.label!r}: ")
+            raise StageError(
+                f"stage {self.label!r}: its next state is not as its `initial` makes it, so that no snapshot "
+                f"of it could be restored: {text}"
+            ) from None
+        except Exception as error:
+            raise self._error(error) from error
+        self.like = {name: (array.dtype, array.ndim) for name, array in initial.items()}
 
     # How much
 

@@ -10,7 +10,7 @@ A fork of a stream's state has a spare slot of its own, and is stepped between t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,13 +44,18 @@ class Slots:
             return self._fresh - 1
         if len(self.held) == self.count:
             return None
-        self._free = [slot for slot in range(self.first, self._fresh) if slot not in self.held]
+        self.keep(self.held)
         return heapq.heappop(self._free)
 
     def give(self, slot: int) -> None:
         """The slot is free again. Nothing happens to one that is free: a failure may give a slot twice."""
         if self.held.pop(slot, False):
             heapq.heappush(self._free, slot)
+
+    def keep(self, slots: Iterable[int]) -> None:
+        """Hold these slots and no others."""
+        self.held = dict.fromkeys(slots, True)
+        self._free = [slot for slot in range(self.first, self._fresh) if slot not in self.held]
 
 
 class Arena:
@@ -131,6 +136,12 @@ class Arena:
     def give(self, row: int) -> None:
         """The slot of this row is free again, a stream's or a fork's."""
         (self._streams if row < self.first_spare else self._forks).give(row // 2)
+
+    def reclaim(self, rows: Iterable[int]) -> None:
+        """The slots that are taken are those of these rows, and no others."""
+        kept = list(rows)
+        self._streams.keep(row // 2 for row in kept if row < self.first_spare)
+        self._forks.keep(row // 2 for row in kept if row >= self.first_spare)
 
     def write(self, row: int, arrays: Mapping[str, Array]) -> None:
         for name, column in self.columns.items():

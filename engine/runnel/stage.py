@@ -136,6 +136,12 @@ class Stage(abc.ABC):
     def close(self, state: State) -> None:  # noqa: B027 - most stages hold no place
         """The stream is gone: give its place back."""
 
+    def reclaim(self, states: Sequence[State]) -> None:  # noqa: B027 - most stages hold no place
+        """Give back all places but those of `states`, the open streams': a call was interrupted.
+
+        Forks are not counted here: they are given back by those who made them.
+        """
+
     # Several steps before the stream keeps any (the ticks of a loop, the slices of a long chunk). Every step
     # stays pure: a step whose result is thrown away may be done again.
 

@@ -39,12 +39,15 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as bytes; deterministic. Raises SnapshotError for what `decode` would not take back."""
+    """The snapshot as bytes: the same for equal states, however their arrays lie in memory.
+
+    Raises SnapshotError for what `decode` would not take back.
+    """
     buffers: list[bytes] = []
     stages = []
     for name, arrays in snapshot.stages:
         entries = []
-        for key, array in arrays.items():
+        for key, array in sorted(arrays.items()):
             if array.dtype.name not in DTYPES or array.ndim > MAX_RANK:
                 raise SnapshotError(
                     f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}; a snapshot holds "
@@ -106,9 +109,14 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
                 raise ValueError(f"array {key!r} runs past the end")
             if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
                 raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
-            array = np.frombuffer(body, kind, count, at).reshape(shape)
-            arrays[str(key)] = array.astype(np.dtype(dtype), copy=False)
-            at += count * kind.itemsize
+            # Bytes of its own: within others an array may be unaligned, and some machines cannot read it.
+            end = at + count * kind.itemsize
+            array: Array = np.ndarray(tuple(shape), kind, body[at:end])
+            if not kind.isnative:
+                array = array.astype(np.dtype(dtype))
+                array.flags.writeable = False
+            arrays[str(key)] = array
+            at = end
         stages.append((str(name), arrays))
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes too many")
@@ -124,7 +132,13 @@ def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> No
         raise SnapshotError(f"stage {name!r}: the state holds {sorted(arrays)}, expected {sorted(like)}")
     for key, array in arrays.items():
         if array.dtype != like[key].dtype or array.ndim != like[key].ndim:
+            hint = ""
+            if array.dtype != like[key].dtype:
+                hint = (
+                    ". Was it computed from a Python number and an array of another dtype? Say the dtype, as "
+                    f"in np.asarray(value, np.{like[key].dtype.name})"
+                )
             raise SnapshotError(
                 f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}, "
-                f"expected {like[key].dtype} of rank {like[key].ndim}"
+                f"expected {like[key].dtype} of rank {like[key].ndim}{hint}"
             )

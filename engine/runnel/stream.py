@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 
 from . import state as states
-from .errors import RunnelError, StreamClosedError, StreamEndedError
+from .calls import Calls, alone
+from .errors import RunnelError, StreamClosedError, StreamEndedError, StreamError
 from .figures import StateHealth
 from .health import Condition, Health, Watch
 from .notices import Notices
@@ -33,13 +34,14 @@ class Stream:
     """A stream of an engine; made by `Engine.open` and `Engine.restore`.
 
     It is a tuple of its stages' states and a sequence number, replaced as a whole only after every
-    stage has succeeded: whatever a method raises, `state` and `seq` are what they were.
-    Not thread-safe: an engine and its streams belong to one thread.
+    stage has succeeded: whatever a method raises, `state` and `seq` are what they were. An interrupt (Ctrl-C)
+    finds a stream before a chunk, or after it.
+    Not thread-safe: an engine and its streams serve one call at a time, and refuse another with StreamError.
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_due", "_ended", "_forget", "_health", "_notices", "_pipeline", "_states",
-        "_watch", "id", "seq",
+        "__weakref__", "_calls", "_closed", "_due", "_ended", "_forget", "_health", "_notices", "_pipeline",
+        "_states", "_watch", "id", "seq",
     )  # fmt: skip
 
     def __init__(
@@ -47,20 +49,26 @@ class Stream:
         pipeline: Pipeline,
         id: str,
         opened: States,
+        calls: Calls,
         forget: Callable[[Stream], None],
         notices: Notices,
         health: Health,
+        seq: int = 0,
+        ended: bool = False,
     ) -> None:
         self.id = id
-        self.seq = 0  # chunks applied since the stream was opened or reset
+        self.seq = seq  # chunks applied since the stream was opened or reset
         self._pipeline = pipeline
+        self._calls = calls
         self._notices = notices
         self._forget = forget  # what the engine does when the stream is closed
         self._states = opened
         self._health = health
-        self._due = health.first(id)  # the `seq` whose chunk is followed by a look; one that is past: none is
+        self._due = (
+            health.first(id) + seq
+        )  # the `seq` whose chunk is followed by a look; one that is past: none is
         self._watch: Watch | None = None  # what a look before left to be seen
-        self._ended = False
+        self._ended = ended
         self._closed = False
 
     def feed(self, chunk: Array | Chunk) -> Out:
@@ -74,12 +82,17 @@ class Stream:
         Raises ChunkError (a wrong name, dtype, shape), EmptyChunkError, NonFiniteError, StageError,
         StreamClosedError, StreamEndedError.
         """
-        if self._ended or self._closed:
-            self._check_live()
-        pipeline = self._pipeline
-        if due := self.seq == self._due:
-            self._health.listen()
+        calls = self._calls
+        if calls.busy:
+            calls.refuse()
+        due = self.seq == self._due
+        calls.busy = True  # as `alone` does, in the shortest way
         try:
+            if self._ended or self._closed:
+                self._check_live()
+            pipeline = self._pipeline
+            if due:
+                self._health.listen()
             # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
             if (
                 chunk.__class__ is np.ndarray
@@ -89,17 +102,20 @@ class Stream:
                 after, out = pipeline.step(self._states, {pipeline.tick_name: chunk})
             else:
                 after, out = pipeline.step(self._states, pipeline.accept(chunk))
-        except RunnelError as error:
+            self._states, self.seq = after, self.seq + 1
             if due:
-                self._health.rest()
+                self._due += self._health.every
+                self._health.look(self, out, 0)
+            return pipeline.answer(chunk, out)
+        except RunnelError as error:
             self._failed(error)
             raise
-        self._states = after
-        self.seq += 1
-        if due:
-            self._looked(out, 0)
-            self._health.rest()
-        return pipeline.answer(chunk, out)
+        finally:
+            calls.busy = False
+            if due:
+                self._health.rest()
+            if self._notices.waiting:
+                self._notices.deliver()
 
     def generate(self, steps: int) -> Out:
         """So many time steps without input, 1 to `runnel.stage.MAX_STEPS`: what they make, in `steps` rows.
@@ -111,6 +127,7 @@ class Stream:
         """
         return self._pipeline.answer(None, self.feed(Steps(steps)))
 
+    @alone
     def flush(self) -> Out:
         """End the stream: return what is still inside (an array where there is one output).
 
@@ -124,22 +141,20 @@ class Stream:
         except RunnelError as error:
             self._failed(error)
             raise
-        self._states = after
-        self._ended = True
+        self._states, self._ended = after, True
         if self._health.every:  # a file fed in large chunks may have come to its end without a look
             self._health.look(self)
         return pipeline.answer(None, out)
 
+    @alone
     def reset(self) -> None:
         """Back to the initial state: as a new stream, with `seq` 0."""
         self._check_open()
-        self._states = self._pipeline.reset(self._states)
+        self._go_on(self._pipeline.reset(self._states), 0, False)
         self._health.forget(self)
-        self._due -= self.seq  # the chunks until then are as many as before
-        self.seq = 0
-        self._ended = False
-        self._notices("reset", self.id, 0)
+        self._notices.queue("reset", self.id, 0)
 
+    @alone
     def rewind(self, blob: bytes) -> None:
         """Back to a snapshot of this pipeline, its own or another stream's; the stream stays the same one.
 
@@ -147,8 +162,7 @@ class Stream:
         """
         self._check_open()
         snapshot = states.decode(blob)
-        self._states = self._pipeline.load(self._states, snapshot)
-        self._went_on_from(snapshot)
+        self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
             self._health.look(self)
 
@@ -158,12 +172,17 @@ class Stream:
         `reason`: what the notice of it says.
         """
         if not self._closed:
-            self._closed = True
-            try:
-                self._forget(self)
-            finally:
-                self._notices("closed", self.id, self.seq, reason)
+            self._close(reason)
 
+    @alone
+    def _close(self, reason: str) -> None:
+        self._closed = True
+        try:
+            self._forget(self)
+        finally:
+            self._notices.queue("closed", self.id, self.seq, reason)
+
+    @alone
     def snapshot(self) -> bytes:
         """The stream at rest, as bytes for `Engine.restore`: no pickle, a checksum at the end."""
         self._check_open()
@@ -187,6 +206,7 @@ class Stream:
         return sum(a.nbytes for _, arrays in self._pipeline.dump(self._states) for a in arrays.values())
 
     @property
+    @alone
     def state(self) -> Mapping[str, Array]:
         """Every state array by name, ``stage.name``, copied and read-only."""
         self._check_open()
@@ -199,6 +219,7 @@ class Stream:
         return MappingProxyType(laid)
 
     @property
+    @alone
     def health(self) -> Mapping[str, StateHealth]:
         """The figures of its models' states as they are now, by ``stage.name``; of whole numbers none.
 
@@ -225,17 +246,13 @@ class Stream:
     def _failed(self, error: RunnelError) -> None:
         if self._closed or self._ended:  # nothing of it can fail any more
             return
-        self._notices("failed", self.id, self.seq, str(error))
+        self._notices.queue("failed", self.id, self.seq, str(error))
         self._health.refused(self, error)
 
-    def _looked(self, out: Any, at: int) -> None:
-        """A look is due, and taken; `at`: the stream's place among those stepped together."""
-        self._due += self._health.every
-        self._health.look(self, out, at)
-
-    def _went_on_from(self, snapshot: states.Snapshot) -> None:
-        self._due += snapshot.seq - self.seq  # the chunks until then are as many as before
-        self.seq, self._ended = snapshot.seq, snapshot.ended
+    def _go_on(self, states: States, seq: int, ended: bool) -> None:
+        """Commit other states than a chunk's: all of it, or nothing where an interrupt comes first."""
+        due = self._due + seq - self.seq  # the chunks until the next look are as many as before
+        self._states, self.seq, self._ended, self._due = states, seq, ended, due
 
     def _check_open(self) -> None:
         if self._closed:
@@ -245,6 +262,12 @@ class Stream:
         self._check_open()
         if self._ended:
             raise StreamEndedError(f"stream {self.id!r} was flushed: reset it, or open another")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise StreamError(
+            f"stream {self.id!r} cannot be copied or pickled: two would share one state. Take a snapshot(), "
+            "and restore it with Engine.restore under another id"
+        )
 
     def __enter__(self) -> Stream:
         return self

@@ -210,3 +210,37 @@ def test_a_non_finite_state_is_named() -> None:
     with pytest.raises(NonFiniteError, match="m: state 'c' became non-finite"):
         arena.check(row, "m")
     assert np.isnan(np.vdot(arena.floats[row], np.zeros_like(arena.floats[row])))  # type: ignore[index]
+
+
+def test_restored_arrays_are_aligned_and_have_memory_of_their_own() -> None:
+    """Wherever in the bytes they lie: a view of those would be unaligned, which some machines cannot read."""
+    odd = {f"a{i}": np.arange(3, dtype="uint8") for i in range(3)}
+    arrays = {**odd, "b": np.arange(4, dtype="float64"), "c": np.array(7, "int16"), "d": np.zeros((0, 2))}
+    for name_length in range(9):  # the header's length moves all of it
+        [(_, found)] = decode(encode(Snapshot("p" * name_length, 1, False, (("s", arrays),)))).stages
+        for key, array in found.items():
+            np.testing.assert_array_equal(array, arrays[key])
+            assert array.flags.aligned
+            assert array.base is None or len(array.base) == array.nbytes, "a view keeps all of the bytes"
+            assert not array.flags.writeable
+
+
+def test_equal_states_give_equal_bytes() -> None:
+    grid = np.arange(12, dtype="float32").reshape(3, 4)
+    wide = np.zeros((6, 8), "float32")
+    wide[::2, ::2] = grid
+    raw = bytearray(1) + grid.tobytes()
+    ways = [
+        grid,
+        np.asfortranarray(grid),
+        grid.astype(">f4"),
+        wide[::2, ::2],
+        np.frombuffer(raw, "float32", 12, 1).reshape(3, 4),
+        grid[::-1].copy()[::-1],
+        grid.view(np.recarray),
+    ]
+    blobs = {encode(Snapshot("p", 1, False, (("s", {"a": one, "b": grid}),))) for one in ways}
+    blobs |= {encode(Snapshot("p", 1, False, (("s", {"b": grid, "a": one}),))) for one in ways}
+    assert len(blobs) == 1
+    [blob] = blobs
+    assert encode(decode(blob)) == blob

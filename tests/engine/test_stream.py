@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,15 @@ def test_floats_of_the_host_are_left_alone(tmp_path: Path) -> None:
         assert done.stdout.strip() == kept
 
 
+def test_denormals_that_cannot_be_flushed_are_reported(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    path = models.lstm(tmp_path / "m.onnx").path
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    Engine.load(path)
+    assert not caplog.records
+    Engine.load(path, flush_denormals=True)
+    assert "flush_denormals does nothing on aarch64" in caplog.text
+
+
 def test_another_engines_stream(engine: Engine, tmp_path: Path) -> None:
     other = Engine.load(models.lstm(tmp_path / "o.onnx").path)
     assert isinstance(engine.feed_many([(other.open(), X)])[0], errors.StreamError)
@@ -285,3 +295,84 @@ def test_errors_have_stable_distinct_codes() -> None:
     assert all(errors.by_code(c.code) is c for c in tree)
     assert errors.by_code("FROM_THE_FUTURE") is errors.RunnelError
     assert len(str(errors.RunnelError("x" * 10_000))) == errors.MAX_MESSAGE
+
+
+# Subclasses of array
+
+
+class Units(np.ndarray):
+    """As a unit library's array: it refuses to be mixed with others."""
+
+    def __array_function__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("units do not agree")
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("units do not agree")
+
+
+class Raising(Mapping[str, np.ndarray]):
+    """A chunk that cannot be looked at."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        raise OSError("the file is gone")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["x"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def subclasses(folder: Path, plain: np.ndarray) -> dict[str, np.ndarray]:
+    mapped = np.memmap(folder / "x.bin", plain.dtype, "w+", shape=plain.shape)
+    mapped[:] = plain
+    return {
+        "memmap": mapped,
+        "read-only memmap": np.memmap(folder / "x.bin", plain.dtype, "r", shape=plain.shape),
+        "matrix": np.asmatrix(plain),
+        "recarray": plain.view(np.recarray),
+        "units": plain.view(Units),
+    }
+
+
+@pytest.mark.parametrize("ticks", [1, 3])
+@pytest.mark.parametrize("stages", ["", '[[before]]\nuse = "smooth"\nweight = 0.5\n'])
+def test_subclasses_of_array_count_as_what_they_hold(tmp_path: Path, ticks: int, stages: str) -> None:
+    """The same from `feed` and from `feed_many`, beside others in one batch."""
+    hand = models.lstm(tmp_path / "m.onnx")
+    (tmp_path / "p.toml").write_text(f'[model]\npath = "m.onnx"\n{stages}')
+    plain = models.data(hand, ticks)["x"]
+    with Engine.load(tmp_path / "p.toml") as engine:
+        with engine.open() as stream:
+            expected = stream.feed(plain)
+        odd = subclasses(tmp_path, plain)
+        for array in odd.values():
+            for chunk in (array, {"x": array}):
+                with engine.open() as stream:
+                    made = stream.feed(chunk)
+                    assert type(made) is (dict if isinstance(chunk, dict) else np.ndarray)
+                    np.testing.assert_array_equal(made["y"] if isinstance(made, dict) else made, expected)
+        chunks = [plain, *odd.values(), {"x": odd["units"]}]
+        for made, chunk in zip(engine.feed_many([(engine.open(), c) for c in chunks]), chunks, strict=True):
+            assert type(made) is (dict if isinstance(chunk, dict) else np.ndarray)
+            np.testing.assert_allclose(made["y"] if isinstance(made, dict) else made, expected, atol=1e-6)
+
+
+def test_a_chunk_that_cannot_be_read_is_its_streams_alone(tmp_path: Path) -> None:
+    hand = models.lstm(tmp_path / "m.onnx")
+    plain = models.data(hand, 1)["x"]
+    with Engine.load(hand.path) as engine:
+        bad: list[Any] = [
+            np.ma.masked_array(plain, plain > 0),
+            Raising(),
+            {"x": np.ma.masked_array(plain)},
+            [1.0],
+        ]
+        good = engine.open()
+        made = engine.feed_many([*((engine.open(), chunk) for chunk in bad), (good, plain)])
+        assert [type(one) for one in made[:-1]] == [errors.ChunkError] * len(bad)
+        assert "the file is gone" in made[1].message
+        assert (made[-1].shape, good.seq) == ((1, 2), 1)
+        for chunk in bad:
+            with engine.open() as stream, pytest.raises(errors.ChunkError):
+                stream.feed(chunk)

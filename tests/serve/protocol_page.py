@@ -83,8 +83,8 @@ SERVER = {
     "output_rate": "and that come out",
     "latency": "input time steps: at stream time t, outputs describe t - latency",
     "limits": "`streams`, `pending_per_peer` (requests of one client that wait), `kept_replies`, "
-    "`pending_bytes` (of one client's tensors on their way; one message more may pass it), `reply_bytes` (of one "
-    "reply's tensors: a feed or snapshot that makes more is `TOO_LARGE`, and nothing is done), "
+    "`pending_bytes` (of one client's tensors on their way; one message more may pass it), `reply_bytes` (of "
+    "one reply's tensors: a feed or snapshot that makes more is `TOO_LARGE`, and nothing is done), "
     "`user_streams`, `user_pending`, `user_pending_bytes` (what a user can count on, whatever others do: "
     "streams, requests that wait, bytes of their tensors), "
     "`idle_seconds` (0: never); `header_bytes`, `tensors`, `tensor_bytes`, `message_bytes` of a request",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,7 +56,7 @@ def test_the_first_slices_are_short_however_long_the_chunk_is() -> None:
         pace.saw([seen[-1]], seen[-1] * 1e-9)
         seen.append(pace.slice(2**40))
     assert seen[0] <= 64
-    assert all(after <= 4 * before for before, after in zip(seen, seen[1:], strict=False))
+    assert all(after <= 4 * before for before, after in pairwise(seen))
 
 
 def test_one_interrupted_step_is_soon_forgotten() -> None:

@@ -120,6 +120,9 @@ class Watched(Stage):
     def close(self, state: State) -> None:
         self._model.close(state)
 
+    def reclaim(self, states: Sequence[State]) -> None:
+        self._model.reclaim(states)
+
     def fork(self, state: State) -> State:
         return self._model.fork(state)
 

@@ -178,15 +178,11 @@ def event_of(request: Request) -> Event:
     if request.seq and event not in CHANGES:
         raise WireError(f"seq belongs to feed, flush, reset and close, not to {op!r}")
     if event is Event.RESTORE:
-        parts = [(t.datatype, len(t.shape)) for t in request.inputs]
-        if (
-            parts[1:] not in ([], [("UINT8", 1)])
-            or parts[:1] != [("UINT8", 1)]
-            or [t.name for t in request.inputs] != ["snapshot", "snapshot.1"][: len(parts)]
-        ):
+        given = [(t.name, t.datatype, len(t.shape)) for t in request.inputs]
+        if not given or given != [("snapshot", "UINT8", 1), ("snapshot.1", "UINT8", 1)][: len(given)]:
             raise WireError(
-                "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); what a tensor cannot "
-                "hold follows as 'snapshot.1'"
+                "restore takes the snapshot's bytes as 'snapshot', UINT8 of shape (bytes); what a tensor "
+                "cannot hold follows as 'snapshot.1'"
             )
     elif request.inputs:
         raise WireError(f"inputs belong to feed and restore, not to {op!r}")
