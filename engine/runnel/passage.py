@@ -18,6 +18,7 @@ from .spec import Array
 from .stage import Chunk, Steps
 
 if TYPE_CHECKING:
+    from .pipeline import States
     from .stream import Stream
 
 
@@ -110,6 +111,7 @@ def advance(parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
         return []
     pipeline = parts[0][0].stream._pipeline
     chunks = [passage._slice(steps) for passage, steps in parts]
+    done: Sequence[tuple[States, Chunk] | RunnelError]
     if len(parts) == 1:
         passage = parts[0][0]
         try:

@@ -191,6 +191,7 @@ class Runner:
         pending: Pending = named.queue.popleft()
         peer = pending.peer
         need = self._need(named, pending)
+        begun: _Feed | Work | Body | RunnelError
         try:
             begun = self._prepare(named, pending)
         except Exception as error:
