@@ -7,6 +7,7 @@ from . import (
     rows_export,
     rows_feed,
     rows_health,
+    rows_neighbour,
     rows_plugins,
     rows_process,
     rows_serving,
@@ -26,5 +27,6 @@ ROWS: tuple[Row, ...] = (
     *rows_process.ROWS,
     *rows_daemon.ROWS,
     *rows_serving.ROWS,
+    *rows_neighbour.ROWS,
     *rows_triton.ROWS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,14 @@ _CHILDREN = Path(__file__).parent / "children"
 
 def new_address(kit: Kit) -> str:
     return f"ipc://{kit.folder}/{next(_numbers)}.sock"
+
+
+def free_port() -> int:
+    """A tcp port of this machine that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextmanager

@@ -117,16 +117,16 @@ def canary_waits(site: Site, turns: int) -> float:
 BOUND = 2 * (pace.TURN_SECONDS + 2 * pace.SLICE_SECONDS)  # the turn at hand, and the next one
 
 
-@pytest.mark.parametrize("streams", [1, 16, 300])
+@pytest.mark.parametrize("streams", [1, 8, 60])
 def test_nobody_waits_for_long_chunks(streams: int) -> None:
     site = Site()
     for i in range(streams):
-        site.tell(b"greedy", "feed", f"s{i}", ones(200_000 // streams), sequence_start=True)
-    assert canary_waits(site, 200) <= BOUND
+        site.tell(b"greedy", "feed", f"s{i}", ones(60_000 // streams), sequence_start=True)
+    assert canary_waits(site, 100) <= BOUND
     site.run()
     assert site.codes(b"greedy") == ["ok"] * streams
     for _, outputs in site.heard[b"greedy"]:
-        assert outputs["y"][:, 0].tolist() == list(range(1, 200_000 // streams + 1))
+        assert outputs["y"][:, 0].tolist() == list(range(1, 60_000 // streams + 1))
 
 
 @pytest.mark.parametrize("op", ["reset", "snapshot", "open"])
@@ -216,10 +216,10 @@ def test_what_a_client_does_not_read_is_not_made(monkeypatch: pytest.MonkeyPatch
 def test_a_turn_makes_few_bytes_of_reply() -> None:
     site = Site(ballast=2**20)
     site.tell(b"p", "open", "s")
-    for _ in range(400):
+    for _ in range(120):
         site.tell(b"p", "snapshot", "s")
     site.run()
-    assert site.codes(b"p") == ["ok"] * 401
+    assert site.codes(b"p") == ["ok"] * 121
     assert max(site.made) <= pace.TURN_BYTES + 2**21
 
 

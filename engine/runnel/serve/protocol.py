@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..errors import (
     RunnelError,
     ShutdownError,
@@ -81,6 +83,7 @@ class Server:
         self._intake = Intake()
         self._runner = Runner(engine, self._lives, self._register, self.stats, clock, self._answer)
         self._replies = Replies()  # of the turn
+        self._encoded: dict[str, msgspec.Raw] = {}  # answers to the questions of the message at hand
         self._numbered = 0
         self._stopping = False
         self._began = 0.0  # of the last run
@@ -125,6 +128,7 @@ class Server:
 
         `user`: who sent it, where that is known; streams of one name and two users are two streams.
         """
+        self._encoded.clear()
         try:
             if wire.bundled(frames):
                 told = [
@@ -151,11 +155,11 @@ class Server:
         self.stats.requests[op] += 1
         try:
             if op == "stats":  # also while it stops: that is when one looks
-                return [self._tell(peer, request, stats=self.document())]
+                return [self._tell(peer, request, stats=self._once("stats", self.document))]
             if self._stopping:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
             if op == "hello":
-                return [self._tell(peer, request, server=self._hello())]
+                return [self._tell(peer, request, server=self._once("hello", self._hello))]
             self._take(peer, request, buffers, now, user, bundled)
         except Exception as error:
             return [self._refuse(peer, op, request.id, as_error("engine", error))]
@@ -318,6 +322,13 @@ class Server:
             outputs=infos,
         )
         return wire.encode_reply(reply, buffers)
+
+    def _once(self, what: str, make: Callable[[], Any]) -> msgspec.Raw:
+        """An answer in its encoded form, made once for all questions of a message."""
+        encoded = self._encoded.get(what)
+        if encoded is None:
+            encoded = self._encoded[what] = msgspec.Raw(msgspec.msgpack.encode(make()))
+        return encoded
 
     def _tell(self, peer: Peer, request: wire.Request, **fields: Any) -> Outgoing:
         reply = wire.Reply(v=wire.VERSION, op=request.op, id=request.id, **fields)

@@ -419,6 +419,9 @@ class Runner:
     def _finish(self, named: Named, pending: Pending, outcome: Body | RunnelError) -> None:
         """Answer a request; the stream's next one is ready."""
         self._answer(named, pending, outcome)
+        if isinstance(outcome, RunnelError):
+            # Its traceback leads to this turn's frames, and these to it: such a ring would keep the chunk.
+            outcome.__traceback__ = None
         if named.queue:
             self._rota.add(named.queue[0].peer, named)
             return
