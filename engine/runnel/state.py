@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from . import identity
 from .errors import SnapshotError
+from .identity import Part
 from .spec import DTYPES, MAX_RANK, Array
 
 MAGIC = b"RNLS"
@@ -36,6 +38,7 @@ class Snapshot:
     seq: int
     ended: bool
     stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state laid open), in order
+    parts: tuple[Part, ...] = ()  # what the fingerprint was made from, to say what differs
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -61,6 +64,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "seq": snapshot.seq,
         "ended": snapshot.ended,
         "stages": stages,
+        "parts": [list(part) for part in snapshot.parts],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
@@ -109,7 +113,7 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
                 raise ValueError(f"array {key!r} runs past the end")
             if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
                 raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
-            # Bytes of its own: in the middle of others an array may be unaligned; some machines cannot read it.
+            # Bytes of its own: within others an array may be unaligned, which some machines cannot read.
             end = at + count * kind.itemsize
             array: Array = np.ndarray(tuple(shape), kind, body[at:end])
             if not kind.isnative:
@@ -123,7 +127,8 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
     seq, ended = header["seq"], header["ended"]
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ or type(ended) is not bool:
         raise ValueError(f"seq is {seq!r:.80}, ended is {ended!r:.80}")
-    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages))
+    parts = identity.read(header.get("parts", []))  # of earlier versions there are none
+    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages), parts)
 
 
 def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> None:

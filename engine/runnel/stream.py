@@ -179,7 +179,9 @@ class Stream:
         self._check_open()
         pipeline = self._pipeline
         return states.encode(
-            states.Snapshot(pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states))
+            states.Snapshot(
+                pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states), pipeline.parts
+            )
         )
 
     @property
