@@ -24,6 +24,7 @@ PURE = (
     "figures",
     "container",
     "onnxgraph",
+    "identity",
     "recurrence",
     "tables",
     "pipeline",

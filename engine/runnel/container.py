@@ -21,6 +21,9 @@ MAX_FILE = 2**31 - 1  # bytes: protobuf's own limit for one message
 MAX_DOCUMENT = 16 * 2**20  # bytes of JSON
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: StringStringEntryProto {1: key, 2: value}
+# ModelProto's fields that compute nothing: producer_name, producer_version, domain, model_version,
+# doc_string, metadata_props.
+_ABOUT = (2, 3, 4, 5, 6, _METADATA_PROPS)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -71,6 +74,22 @@ def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
         unsigned["certificate"] = {k: v for k, v in unsigned["certificate"].items() if k != "hash"}
     found.update(json.dumps(unsigned, sort_keys=True, separators=(",", ":")).encode())
     return "sha256:" + found.hexdigest()
+
+
+def content(data: bytes, description: Mapping[str, Any] | None, where: str) -> str:
+    """A digest of what the model computes: its graph, and what its description says of inputs and states.
+
+    Who wrote the file, when and with which versions is left out, so that the same weights, exported again,
+    have the same content.
+    """
+    found = hashlib.sha256()
+    for field, wire, start, end in fields(data, where):
+        if field not in _ABOUT:
+            found.update(f"{field}:{wire}:{end - start};".encode())
+            found.update(memoryview(data)[start:end])
+    told = {k: v for k, v in (description or {}).items() if k not in ("certificate", "graph")}
+    found.update(json.dumps(told, sort_keys=True, separators=(",", ":")).encode())
+    return found.hexdigest()[:32]
 
 
 def seal(graph: bytes, description: Mapping[str, Any]) -> bytes:

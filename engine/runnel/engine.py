@@ -105,13 +105,13 @@ class Engine:
         return self._add(id, self._claim(id), "new")
 
     @alone
-    def restore(self, blob: bytes, id: str | None = None) -> Stream:
+    def restore(self, blob: bytes, id: str | None = None, *, checked: bool = False) -> Stream:
         """A new stream that continues exactly where the snapshot was taken.
 
-        Raises SnapshotError for damaged bytes or another pipeline's snapshot, and as `open` does;
+        `checked`: its checksum was found to be right (`runnel.state.Checksum`). Raises SnapshotError for damaged bytes or another pipeline's snapshot, and as `open` does;
         then no stream is opened.
         """
-        snapshot = snapshots.decode(blob)
+        snapshot = snapshots.decode(blob, self.pipeline.admit, checked)
         states = self._claim(id)
         try:
             loaded = self.pipeline.load(states, snapshot)

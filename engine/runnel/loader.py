@@ -6,6 +6,7 @@ Read strictly: an unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from . import feedback, health, tables
 from .errors import ModelError, PipelineError, nearest
+from .identity import Part, digest
 from .look import tap
 from .modelfile import ModelFile, Providers, Running, read_model
 from .notices import Listener, Notices
@@ -46,6 +48,7 @@ class _Entry:
     place: str  # how an error names it
     model: ModelFile | None = None
     told: Mapping[str, Any] = field(default_factory=dict)  # options as they count in the fingerprint
+    package: str = ""  # where a plugin comes from
 
 
 def load_pipeline(
@@ -89,7 +92,7 @@ def load_pipeline(
         if entry.model is not None:
             made = entry.model.stages(signal.rate, slots, forks)
             _arrives(made[0].inputs, signal, entry)
-            entry.told = {**entry.options, "path": "" if entry is main else entry.model.digest}
+            entry.told = {**entry.options, "path": ""}  # what is in the file counts, not where it is
             if look is not None:
                 made = tap.around(entry.model, made, stages, signal, look)
         else:
@@ -102,15 +105,15 @@ def load_pipeline(
     if look is not None:
         stages = tap.between(stages, look)
     spec = main.model.spec if main is not None and main.model is not None else None
-    identity, seconds = _identity(document, entries), _stage_seconds(document, where)
+    parts, seconds = _parts(document, entries), _stage_seconds(document, where)
     try:
-        pipeline = Pipeline(stages, spec, identity, seconds)
+        pipeline = Pipeline(stages, spec, {}, seconds, parts)
     except PipelineError as error:
         raise PipelineError(f"{where}: {error.message}") from None
     if "feedback" not in document:
         return pipeline
     loop = feedback.read(tables.table(document, "feedback", where), pipeline, f"{where}: [feedback]")
-    return Pipeline([loop], spec, identity)
+    return Pipeline([loop], spec, {}, parts=parts)
 
 
 def load_notices(path: Path) -> Notices:
@@ -155,20 +158,23 @@ def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
     return float(value)
 
 
-def _identity(document: Mapping[str, Any], entries: Sequence[_Entry]) -> dict[str, Any]:
+def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]:
     """What makes two pipelines the same: the file's tables that compute, and what is in the files they name.
 
     How a pipeline is served, and what is read and written at its ends, is not what it computes: a snapshot
     fits whatever those say.
     """
-    computed: dict[str, Any] = {key: document[key] for key in ("input", "feedback") if key in document}
-    digest = ""
+    tables_told = [key for key in ("input", "feedback") if key in document]
+    parts = [Part(f"[{key}]", options=digest(document[key])) for key in tables_told]
+    counted: Counter[str] = Counter()
     for entry in entries:
-        if entry.key == MODEL and entry.model is not None:
-            computed[MODEL], digest = entry.told, entry.model.digest
-        else:
-            computed.setdefault(entry.key, []).append({"use": entry.use, **entry.told})
-    return {"model": digest, "file": computed}
+        label = f"[{MODEL}]"
+        if entry.key != MODEL:
+            counted[entry.key] += 1
+            label = f"[[{entry.key}]] number {counted[entry.key]}"
+        content = entry.model.content if entry.model is not None else ""
+        parts.append(Part(label, entry.use, entry.package, content, digest(entry.told)).bounded())
+    return parts
 
 
 def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _Entry | None]:
@@ -201,13 +207,18 @@ def _stages(document: Mapping[str, Any], key: str, where: str) -> list[_Entry]:
 
 
 def _plugin(entry: _Entry, signal: Signal, folder: Path) -> Stage:
-    from .plugins import make_stage, named_files  # pluggy and package metadata, only where a stage is named
+    from .plugins import (
+        make_stage,
+        named_files,
+        origin,
+    )  # pluggy and package metadata, only where a stage is named
 
     stage = make_stage(entry.use, signal, entry.options, entry.place, folder)
     # A stage that reads another file is another stage: what is in it counts, not where it is.
     files = named_files(entry.use, entry.options, entry.place, folder)
     digests = {key: [_digest(file, entry.place) for file in named] for key, named in files.items()}
     entry.told = {**entry.options, **digests}
+    entry.package = origin(entry.use)
     return stage
 
 

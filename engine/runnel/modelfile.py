@@ -7,7 +7,6 @@ and gives its outputs: what else arrives goes no further.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class ModelFile:
     spec: ModelSpec
     session: ort.InferenceSession
     renamed: Mapping[str, str]  # model name -> chunk name
-    digest: str  # SHA-256 of the whole file, in hexadecimal
+    content: str  # a digest of what it computes: see `container.content`
 
     @property
     def inputs(self) -> Signal:
@@ -107,7 +106,7 @@ def read_model(
         spec = from_document(described, str(file))
     else:
         tables.known(part, foreign.KEYS, where)
-    digest = hashlib.sha256(data).hexdigest()  # the model's, not its probe's: what it computes is the same
+    content = container.content(data, described, str(file))  # not its probe's: it computes the same
     if running.probes and described is not None and spec.probe is None and probes.beside(file).exists():
         data, spec = _probe(file, spec, running.trust)
     session = load_session(data, str(file), running.providers, running.threads, running.flush_denormals)
@@ -115,7 +114,7 @@ def read_model(
         _agree(spec, session, str(file))
     else:
         spec = foreign.declared(part, session, data, where)
-    return ModelFile(file, spec, session, _renames(part, spec, where), digest)
+    return ModelFile(file, spec, session, _renames(part, spec, where), content)
 
 
 def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:

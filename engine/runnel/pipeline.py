@@ -6,8 +6,6 @@ never change the one that they were given; the caller commits by keeping it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -19,6 +17,7 @@ import numpy as np
 from . import state as snapshots
 from .batch import Batch, Done, stack
 from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
+from .identity import Part, differences, fingerprint
 from .place import Place
 from .spec import MAX_RANK, Array, ModelSpec, Signal
 from .stage import Arrays, Chunk, Stage, State, Steps, as_error
@@ -37,8 +36,10 @@ class Pipeline:
         model: ModelSpec | None,
         identity: Mapping[str, Any],
         stage_seconds: float | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
-        """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes."""
+        """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes. `parts`
+        and `identity`: what the fingerprint covers, the first in parts that errors can name."""
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
         for i, stage in enumerate(stages):
@@ -64,8 +65,8 @@ class Pipeline:
         self.step = self._step_only if alone else self._step_all
         self._place_of_only = self.places[0]
         # A snapshot continues only in a pipeline with this model, these stages and these options.
-        text = json.dumps(identity, sort_keys=True, default=str)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.parts = tuple(parts)
+        self.fingerprint = fingerprint(self.parts, identity)
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self.only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
         # What the shortest path at the door compares with: one tick of the only input.
@@ -240,13 +241,20 @@ class Pipeline:
         """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
         return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
 
-    def load(self, states: States, snapshot: snapshots.Snapshot) -> States:
-        """`states`' places holding what the snapshot says; SnapshotError if it is not of this pipeline."""
-        if snapshot.pipeline != self.fingerprint or len(snapshot.stages) != len(self.stages):
+    def admit(self, claim: snapshots.Claim) -> None:
+        """Raise SnapshotError unless a snapshot that says this of itself can be of this pipeline."""
+        if claim.pipeline != self.fingerprint or len(claim.stages) != len(self.stages):
+            found = differences(claim.parts, self.parts) if claim.parts else []
             raise SnapshotError(
-                f"the snapshot is of pipeline {snapshot.pipeline}, this one is {self.fingerprint}: "
-                "the model, the stages and their options must be the same"
+                f"the snapshot is of pipeline {claim.pipeline:.40}, this one is {self.fingerprint}: the "
+                "model, the stages, their packages' versions and their options must be the same"
+                + (f". {'; '.join(found)}" if found else "")
             )
+        for (name, keys), stage in zip(claim.stages, self.stages, strict=True):
+            snapshots.fit_names(name, keys, stage.initial())
+
+    def load(self, states: States, snapshot: snapshots.Snapshot) -> States:
+        """`states`' places holding what an admitted snapshot says; SnapshotError where a stage refuses it."""
         loaded = []
         for (name, arrays), stage, state in zip(snapshot.stages, self.stages, states, strict=True):
             snapshots.fit(name, arrays, stage.initial())

@@ -7,9 +7,11 @@ Only what a pipeline names is imported, so that a broken package breaks only the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,20 @@ def installed() -> list[str]:
 def distribution(name: str) -> tuple[str, str]:
     """The name and the version of the package that offers `name`. PluginError where none, or two, do."""
     return _origin(_entry(name))
+
+
+def origin(name: str) -> str:
+    """The package that offers `name` and its version, or of one without, a digest of its module's source."""
+    entry = _entry(name)
+    package, version = _origin(entry)
+    if version != "?":
+        return f"{package} {version}"
+    file = getattr(sys.modules.get(entry.module), "__file__", None)
+    try:
+        source = Path(file).read_bytes() if file else b""
+    except OSError:
+        source = b""
+    return f"{package}, source {hashlib.sha256(source).hexdigest()[:16]}"
 
 
 def load(name: str, kind: str = "stage") -> Plugin:

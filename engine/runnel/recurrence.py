@@ -10,11 +10,10 @@ right operators through the wrong arithmetic is not seen here.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from .errors import ModelError, PipelineError
 from .onnxgraph import Graph, Node, read
@@ -92,11 +91,10 @@ def check(data: bytes, spec: ModelSpec, restarts: bool, where: str) -> None:
     scope: ChainMap[str, int] = ChainMap()
     for name in graph.inputs:
         scope[name] = flow.new()
-    for tensor in (*spec.inputs, *spec.states):
-        name = getattr(tensor, "name", "") or getattr(tensor, "input", "")
+    shapes = {t.name: t.shape for t in spec.inputs} | {s.input: s.shape for s in spec.states}
+    for name, shape in shapes.items():
         if name in scope:
-            shape: Known = tuple(d if isinstance(d, int) else None for d in tensor.shape)
-            flow.shapes[scope[name]] = shape
+            flow.shapes[scope[name]] = tuple(d if isinstance(d, int) else None for d in shape)
     for name, value in spec.constants.items():
         if name in scope and value.dtype.kind in "iub" and value.size == 1:
             flow.known[scope[name]] = (int(value.reshape(-1)[0]),)
@@ -295,7 +293,8 @@ def _folded(flow: _Flow, node: Node, ins: list[int | None]) -> Known | None:
     first = flow.known.get(ins[0])
     if node.op == "Size":
         shape = flow.shapes.get(ins[0])
-        return (int(np.prod(shape)),) if shape is not None and None not in shape else None
+        sizes = [d for d in shape or () if d is not None]
+        return (math.prod(sizes),) if shape is not None and len(sizes) == len(shape) else None
     if not first:
         return None
     if node.op in ("Identity", "Squeeze", "Unsqueeze"):

@@ -10,19 +10,21 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import identity
 from .errors import SnapshotError
+from .identity import Part
 from .spec import DTYPES, MAX_RANK, Array
 
 MAGIC = b"RNLS"
 FORMAT = 1
 MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; more is no snapshot of ours
-MAX_HEADER = 2**20  # bytes of JSON: some 10,000 arrays; what it becomes in memory is 20 times that
+MAX_HEADER = 2**18  # bytes of JSON: some 4,000 arrays; it takes milliseconds to read
 MAX_SEQ = 2**63 - 1  # what the wire can say
 _DIGEST = 16
 _HEAD = struct.Struct("<4sBI")
@@ -36,6 +38,7 @@ class Snapshot:
     seq: int
     ended: bool
     stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state laid open), in order
+    parts: tuple[Part, ...] = ()  # what the fingerprint was made from, to say what differs
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -61,6 +64,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "seq": snapshot.seq,
         "ended": snapshot.ended,
         "stages": stages,
+        "parts": [list(part) for part in snapshot.parts],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
@@ -71,15 +75,26 @@ def encode(snapshot: Snapshot) -> bytes:
     return body + hashlib.blake2b(body, digest_size=_DIGEST).digest()
 
 
-def decode(blob: bytes) -> Snapshot:
+class Claim(NamedTuple):
+    """What a snapshot says of itself, before any of its arrays is made."""
+
+    pipeline: str  # fingerprint
+    parts: tuple[Part, ...]
+    stages: tuple[tuple[str, tuple[str, ...]], ...]  # (stage name, its states' names)
+
+
+def decode(blob: bytes, admit: Callable[[Claim], None] | None = None, checked: bool = False) -> Snapshot:
     """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one.
+
+    `admit` is asked before any array is made, and may raise: a foreign snapshot then costs next to nothing.
+    `checked`: the caller has found the checksum to be right.
 
     The checksum finds damage, not malice: whoever may restore may have written these bytes. What comes
     back is well-formed; whether it is a state of the stage is for the stage to see, in `Stage.load`.
     """
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise SnapshotError(f"a snapshot is bytes, not {type(blob).__name__}")
-    data = bytes(blob)
+    data = memoryview(bytes(blob))
     if not _HEAD.size + _DIGEST <= len(data) <= MAX_SNAPSHOT or data[:4] != MAGIC:
         raise SnapshotError(f"these {len(data)} bytes are not a snapshot of a Runnel stream")
     _, version, length = _HEAD.unpack_from(data)
@@ -87,16 +102,50 @@ def decode(blob: bytes) -> Snapshot:
         raise SnapshotError(f"snapshot format {version}; this version of runnel reads format {FORMAT}")
     if length > MAX_HEADER:
         raise SnapshotError(f"the snapshot's header has {length} bytes; at most {MAX_HEADER}")
-    body, digest = data[:-_DIGEST], data[-_DIGEST:]
-    if hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
-        raise SnapshotError("the snapshot is damaged: its checksum does not match")
+    body = data[:-_DIGEST]
+    if not checked:
+        check = Checksum()
+        check.update(data)
+        check.end()
+    at = _HEAD.size + length
     try:
-        return _parse(json.loads(body[_HEAD.size : _HEAD.size + length]), body, _HEAD.size + length)
+        header = json.loads(bytes(body[_HEAD.size : at]))
+        if admit is not None:
+            admit(_claim(header))
+        return _parse(header, body, at)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise SnapshotError(f"the snapshot's header makes no sense: {error}") from None
 
 
-def _parse(header: Any, body: bytes, at: int) -> Snapshot:
+class Checksum:
+    """The checksum at the end of a snapshot, of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=_DIGEST)
+        self._last = b""  # the last bytes so far, which may be the checksum
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes, in their order."""
+        if len(piece) < _DIGEST:
+            piece, self._last = self._last + bytes(piece), b""
+        self._hash.update(self._last)
+        self._hash.update(piece[: max(0, len(piece) - _DIGEST)])
+        self._last = bytes(piece[max(0, len(piece) - _DIGEST) :])
+
+    def end(self) -> None:
+        """Raise SnapshotError unless the bytes ended with their checksum."""
+        if self._hash.digest() != self._last:
+            raise SnapshotError("the snapshot is damaged: its checksum does not match")
+
+
+def _claim(header: Any) -> Claim:
+    stages = tuple(
+        (str(name), tuple(str(key) for key, _, _ in entries)) for name, entries in header["stages"]
+    )
+    return Claim(str(header["pipeline"]), identity.read(header.get("parts", [])), stages)
+
+
+def _parse(header: Any, body: memoryview, at: int) -> Snapshot:
     stages = []
     for name, entries in header["stages"]:
         arrays: dict[str, Array] = {}
@@ -109,9 +158,9 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
                 raise ValueError(f"array {key!r} runs past the end")
             if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
                 raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
-            # Bytes of its own: within others an array may be unaligned, and some machines cannot read it.
+            # Bytes of its own: within others an array may be unaligned, which some machines cannot read.
             end = at + count * kind.itemsize
-            array: Array = np.ndarray(tuple(shape), kind, body[at:end])
+            array: Array = np.ndarray(tuple(shape), kind, bytes(body[at:end]))
             if not kind.isnative:
                 array = array.astype(np.dtype(dtype))
                 array.flags.writeable = False
@@ -123,13 +172,20 @@ def _parse(header: Any, body: bytes, at: int) -> Snapshot:
     seq, ended = header["seq"], header["ended"]
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ or type(ended) is not bool:
         raise ValueError(f"seq is {seq!r:.80}, ended is {ended!r:.80}")
-    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages))
+    parts = identity.read(header.get("parts", []))  # of earlier versions there are none
+    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages), parts)
+
+
+def fit_names(name: str, keys: Sequence[str], like: Mapping[str, Array]) -> None:
+    """Raise SnapshotError unless these are the names of a stage's state `like`."""
+    if sorted(keys) != sorted(like):
+        held = f"{sorted(keys)}" if len(keys) <= 64 else f"{len(keys)} arrays"
+        raise SnapshotError(f"stage {name!r}: the state holds {held}, expected {sorted(like)}")
 
 
 def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> None:
     """Raise SnapshotError unless `arrays` have the names, dtypes and ranks of a stage's state `like`."""
-    if set(arrays) != set(like):
-        raise SnapshotError(f"stage {name!r}: the state holds {sorted(arrays)}, expected {sorted(like)}")
+    fit_names(name, tuple(arrays), like)
     for key, array in arrays.items():
         if array.dtype != like[key].dtype or array.ndim != like[key].ndim:
             hint = ""

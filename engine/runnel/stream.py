@@ -161,7 +161,7 @@ class Stream:
         Raises SnapshotError for damaged bytes or another pipeline's; the stream is then as it was.
         """
         self._check_open()
-        snapshot = states.decode(blob)
+        snapshot = states.decode(blob, self._pipeline.admit)
         self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
             self._health.look(self)
@@ -188,7 +188,9 @@ class Stream:
         self._check_open()
         pipeline = self._pipeline
         return states.encode(
-            states.Snapshot(pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states))
+            states.Snapshot(
+                pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states), pipeline.parts
+            )
         )
 
     def mark(self) -> Mark:

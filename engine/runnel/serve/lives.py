@@ -45,14 +45,14 @@ class Lives:
         """So many users may come; each can count on a share."""
         self._places.users = users
 
-    def open(self, named: Named, blob: bytes | None = None) -> Stream:
-        """Open the engine's stream, as new or from a snapshot; it has no name yet.
+    def open(self, named: Named, blob: bytes | None = None, checked: bool = False) -> Stream:
+        """Open the engine's stream, as new or from a snapshot, whose checksum was `checked`. It has no name yet.
 
         Raises LimitError where the places that are left are other users', and as `Engine.open` and `restore`.
         """
         self._check(named.user)
         key = named.key
-        stream = self._engine.open(key) if blob is None else self._engine.restore(blob, key)
+        stream = self._engine.open(key) if blob is None else self._engine.restore(blob, key, checked=checked)
         self._places.take(named.user)
         self._stats.opened += 1
         return stream

@@ -36,7 +36,7 @@ from .sequences import Named, Register, digest_of
 from .stats import Stats
 from .tensors import pack, unpack
 from .transitions import CHANGES, FEEDS, TELLS_STATE, Event
-from .works import BLOCK, MAX_REPLY_BYTES, Made, Work, digest_in_blocks, too_large
+from .works import BLOCK, MAX_REPLY_BYTES, Made, Work, check_in_blocks, digest_in_blocks, too_large
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -266,7 +266,7 @@ class Runner:
         event, request = pending.event, pending.request
         if event is Event.OPEN or event is Event.RESTORE:
             blob = b"".join(pending.buffers) if event is Event.RESTORE else None
-            stream = self._lives.open(named, blob)
+            stream = self._lives.open(named, blob, checked=pending.nbytes > BLOCK)  # in `_work`
             self._lives.begin(named, pending, stream, stream.seq, self._now)
             return NOTHING
         stream = _open(named)
@@ -304,6 +304,8 @@ class Runner:
             return again
         if event in FEEDS:
             return (yield from self._feed_work(named, pending, self._chunk(pending)))
+        if event is Event.RESTORE:
+            yield from check_in_blocks(pending.buffers)
         return self._call(named, pending)
 
     def _feed_work(self, named: Named, pending: Pending, chunk: Any) -> Work:

@@ -18,6 +18,7 @@ from ..errors import TooLargeError
 from ..passage import Passage
 from ..spec import Signal
 from ..stage import Chunk
+from ..state import Checksum
 from .admission import Body
 from .tensors import DATATYPES, pack
 from .transitions import Event
@@ -40,6 +41,17 @@ def digest_in_blocks(
             parts.append(hash(bytes(view[at : at + BLOCK])))
             yield None
     return hash((event, *((t.name, t.datatype, *t.shape) for t in inputs), *parts))
+
+
+def check_in_blocks(buffers: Sequence[bytes]) -> Generator[None, None, None]:
+    """Check the checksum of a large snapshot. Raises SnapshotError."""
+    check = Checksum()
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for at in range(0, len(view), BLOCK):
+            check.update(view[at : at + BLOCK])
+            yield None
+    check.end()
 
 
 class Made:

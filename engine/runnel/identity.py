@@ -1,0 +1,78 @@
+"""What makes two pipelines the same, in parts, so that an error can say in which they differ.
+
+A part is the model, a stage, or a table of the pipeline file that computes. What a part computes follows from
+its package's version, its options and the content of the files that it names. The date of a certificate, the
+machine, paths, and how a pipeline is served are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+MAX_PARTS: Final = 256  # the stages before and after the model, it, and two tables, with room
+MAX_TEXT: Final = 256  # characters of a part's field
+_DIGEST: Final = 32  # hexadecimal digits: 128 bits
+
+
+class Part(NamedTuple):
+    """One part of a pipeline's identity. All fields are texts of at most `MAX_TEXT` characters."""
+
+    label: str  # where it stands in the file: "[model]", "[[before]] number 1"
+    use: str = ""  # a stage's name
+    package: str = ""  # the distribution that a plugin comes from, and its version
+    content: str = ""  # a digest of a model's content
+    options: str = ""  # a digest of what the file says of it
+
+    def bounded(self) -> Part:
+        return Part(*(text[:MAX_TEXT] for text in self))
+
+
+def digest(value: Any) -> str:
+    """Of a value that JSON can hold, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
+
+
+def fingerprint(parts: Sequence[Part], more: Mapping[str, Any]) -> str:
+    """Of the whole pipeline; `more`: what else a hand-made pipeline is known by."""
+    return digest([[list(part) for part in parts], dict(more)])
+
+
+def read(value: Any) -> tuple[Part, ...]:
+    """Parts out of a snapshot's header. Raises ValueError, TypeError."""
+    if not isinstance(value, list) or len(value) > MAX_PARTS:
+        raise ValueError(f"parts must be a list of at most {MAX_PARTS}")
+    parts = []
+    for entry in value:
+        if len(entry) != len(Part._fields) or any(type(t) is not str or len(t) > MAX_TEXT for t in entry):
+            raise ValueError("a part is a list of short texts")
+        parts.append(Part(*entry))
+    return tuple(parts)
+
+
+def differences(theirs: Sequence[Part], ours: Sequence[Part]) -> list[str]:
+    """In words: what of the snapshot's pipeline is not as in this one."""
+    then, now = ({part.label: part for part in parts} for parts in (theirs, ours))
+    found = []
+    for label in dict.fromkeys([*then, *now]):
+        before, here = then.get(label), now.get(label)
+        if before is None or here is None:
+            part, how = (here, "is new") if before is None else (before, "is no more")
+            assert part is not None
+            found.append(f"{_name(part)} {how}")
+        elif before.use != here.use:
+            found.append(f"{label} was {before.use!r}, and is {here.use!r}")
+        elif before.package != here.package:
+            found.append(f"{_name(here)} was of {before.package}, and is of {here.package}")
+        elif before.content != here.content:
+            found.append(f"the model of {_name(here)} is another one")
+        elif before.options != here.options:
+            found.append(f"what the file says of {_name(here)} has changed")
+    return found
+
+
+def _name(part: Part) -> str:
+    return f"{part.label} ({part.use})" if part.use and part.use != "model" else part.label
