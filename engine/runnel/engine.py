@@ -108,8 +108,8 @@ class Engine:
     def restore(self, blob: bytes, id: str | None = None, *, checked: bool = False) -> Stream:
         """A new stream that continues exactly where the snapshot was taken.
 
-        `checked`: its checksum was found to be right (`runnel.state.Checksum`). Raises SnapshotError for damaged bytes or another pipeline's snapshot, and as `open` does;
-        then no stream is opened.
+        `checked`: its checksum was found to be right (`runnel.state.Checksum`). Raises SnapshotError for
+        damaged bytes or another pipeline's snapshot, and as `open` does; then no stream is opened.
         """
         snapshot = snapshots.decode(blob, self.pipeline.admit, checked)
         states = self._claim(id)

@@ -46,7 +46,7 @@ class Lives:
         self._places.users = users
 
     def open(self, named: Named, blob: bytes | None = None, checked: bool = False) -> Stream:
-        """Open the engine's stream, as new or from a snapshot, whose checksum was `checked`. It has no name yet.
+        """Open the engine's stream, as new or from a snapshot; it has no name yet.
 
         Raises LimitError where the places that are left are other users', and as `Engine.open` and `restore`.
         """
