@@ -441,15 +441,6 @@ sys.exit(run.run(parser.parse_args()))
 """
 
 
-# By the front door; SIGINT as a terminal's shell leaves it, whatever the tests run under.
-FRONT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from runnel.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize(
     ("number", "status", "says"),
     [(signal.SIGINT, 130, "runnel: stopped, nothing written\n"), (signal.SIGTERM, 143, "")],
@@ -458,10 +449,8 @@ def test_a_signal_leaves_no_half_file_and_what_was_there(pipeline, tmp_path, num
     np.save(tmp_path / "in.npy", np.zeros((100_000, 2), np.float32))  # 1000 s at 100 Hz
     (tmp_path / "out.csv").write_text("what was there\n")
     source, target = tmp_path / "in.npy", tmp_path / "out.csv"
-    process = subprocess.Popen(
-        [sys.executable, "-c", FRONT, "run", pipeline, source, "-o", target, "--realtime", "--quiet"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "runnel.cli.main", "run", pipeline, source, "-o", target]
+    process = subprocess.Popen([*command, "--realtime", "--quiet"], stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.csv.*.part")) and time.monotonic() < deadline:
