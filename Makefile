@@ -30,7 +30,7 @@ LOCKS_recipes := demo recipes
 LOCKS_test := demo recipes test
 LOCKS_fuzz := demo recipes test fuzz
 
-.PHONY: run recipe test soak fuzz bench lint lock recordings clean always
+.PHONY: run recipe test soak mutants fuzz bench lint lock recordings clean always
 
 run: $(VENV)/demo.stamp ## the main job: export, certify, serve and stream a trained model
 	$(BIN)/runnel demo
@@ -42,9 +42,12 @@ recipe: $(VENV)/recipes.stamp recordings ## train, certify, stream and measure: 
 test: $(VENV)/test.stamp recordings $(if $(LATEST)$(OLDEST),,lint) ## everything that must hold, in minutes
 	$(BIN)/python -m pytest -n 2 -q
 
-soak: $(VENV)/test.stamp recordings ## the same laws, far longer
+soak: $(VENV)/test.stamp recordings mutants ## the same laws, far longer
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n 2 -q
 	$(BIN)/python -m pytest -q -m soak
+
+mutants: $(VENV)/test.stamp recordings ## each bound and promise taken out of a copy: the tests must notice
+	$(BIN)/python -m tests.mutants $(NAME)
 
 fuzz: $(VENV)/fuzz.stamp ## bytes that nobody thought of, until Ctrl-C or FUZZ="-max_total_time=60"
 	PYTHONPATH=. $(BIN)/python -m tests.fuzz $(FUZZ)
