@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from runnel.cli.pace import Stopper, limited, paced
 from tests.cli.test_ends import runnel_run
 from tests.cli.test_progress import Clock
-from tests.cli.test_run import FRONT, STATE, leaky
+from tests.cli.test_run import STATE, leaky
 
 
 @pytest.fixture
@@ -31,17 +32,18 @@ def pipeline(tmp_path: Path) -> Path:
 def started(pipeline: Path):
     made = []
 
-    def start(*words: object) -> subprocess.Popen[str]:
+    def start(*words: object, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+        command = [*prefix, sys.executable, "-m", "runnel.cli.main", "run", str(pipeline)]
         made.append(
             subprocess.Popen(
-                [sys.executable, "-c", FRONT, "run", str(pipeline), *map(str, words), "--quiet"],
+                [*command, *map(str, words), "--quiet"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 bufsize=1,
             )
-        )  # fmt: skip
+        )
         return made[-1]
 
     yield start
@@ -62,6 +64,21 @@ def test_a_signal_ends_a_live_run_well(started, tmp_path: Path, number: int) -> 
     process.stdin.flush()
     assert process.wait(30) == 0
     assert process.stderr.read() == ""
+    assert np.load(tmp_path / "out.npy")["peak"].tolist() == [0, 1, 2.5]
+
+
+def test_ctrl_c_does_not_stop_a_background_job_but_sigterm_does(started, tmp_path: Path) -> None:
+    """A shell starts its background jobs with SIGINT ignored: Ctrl-C is meant for the job in front."""
+    deaf = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
+    process = started("lines:-", "-o", "jsonl:", "-o", tmp_path / "out.npy", prefix=deaf)
+    for n in range(2):
+        process.stdin.write(f"{n} {n}\n")
+        assert json.loads(process.stdout.readline())["y"][0] == pytest.approx([0, 1][n])
+        process.send_signal(signal.SIGINT)
+    process.stdin.write("2 2\n")
+    assert json.loads(process.stdout.readline())["y"][0] == pytest.approx(2.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
     assert np.load(tmp_path / "out.npy")["peak"].tolist() == [0, 1, 2.5]
 
 
@@ -104,12 +121,12 @@ def test_steps_of_a_live_source_end_without_waiting_for_more(
 
 def test_a_second_signal_interrupts_at_once() -> None:
     with Stopper(True, None) as stopper:
-        os.kill(os.getpid(), signal.SIGINT)  # not while it waits: the chunk at hand is finished
+        signal.raise_signal(signal.SIGINT)  # not while it waits: the chunk at hand is finished
         assert list(stopper.watch(iter([{}]))) == []
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Stopper(False, None):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_time_column_sets_the_pace(pipeline: Path, tmp_path: Path) -> None:

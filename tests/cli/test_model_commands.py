@@ -219,7 +219,7 @@ def test_weights_of_another_module_are_named(source: str, tmp_path: Path, capsys
     status = run("export", f"{source}:made", "--weights", tmp_path / "w.pt", "--input", "float32[1,9,4]",
                  "-o", tmp_path / "m.onnx")  # fmt: skip
     assert status == 2
-    assert 'Unexpected key(s) in state_dict: "fc.wieght"' in capsys.readouterr().err
+    assert "fc.wieght" in capsys.readouterr().err
 
 
 def test_data_without_a_batch_axis_says_so(source: str, tmp_path: Path, capsys) -> None:

@@ -13,6 +13,7 @@ import sys
 import termios
 import textwrap
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_the_table_has_a_line_for_each_name(stranger, capsys):
     assert re.match(r"odd +stage +acme_odd +Do something odd .* fill a line\.$", line_of(shown, "odd"))
     assert re.match(r"both +source sink +acme_odd +A source\.$", line_of(shown, "both"))
     assert re.match(r"ear +notice +acme_odd$", line_of(shown, "ear"))
-    assert re.match(r"bad +BROKEN +acme_broken +ModuleNotFoundError: No module", line_of(shown, "bad"))
+    assert re.match(r"bad +BROKEN +acme_broken +ModuleNotFoundError: \S", line_of(shown, "bad"))
     assert re.search(r"broken; why, in full: runnel plugins .*", shown)
 
 
@@ -143,9 +144,11 @@ def test_both_ends_of_a_name_in_full(stranger, capsys):
 
 def test_a_broken_one_is_shown_with_its_whole_cause(stranger, capsys):
     shown = " ".join(listing(capsys, "bad").split())
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module("no_such_library")
     assert shown == (
         "bad (acme_broken 0.1) BROKEN: plugin 'bad' of acme_broken 0.1 cannot be loaded: "
-        "ModuleNotFoundError: No module named 'no_such_library' (install the package that has "
+        f"ModuleNotFoundError: {caught.value} (install the package that has "
         "'no_such_library': acme_broken needs it)"
     )
 

@@ -290,7 +290,9 @@ def test_two_inputs_need_their_names(tmp_path):
         read_all(write_csv(tmp_path / "in.csv", ["a", "b", "c"], [(1, 2, 3)]), TWO)
 
 
-@pytest.mark.parametrize(("cell", "says"), [("2.5", "not a whole number"), (str(2**70), "too (large|big)")])
+@pytest.mark.parametrize(
+    ("cell", "says"), [("2.5", "not a whole number"), (str(2**70), r"rows \d to 2: .*token: int64")]
+)
 def test_a_cell_that_is_no_int64(tmp_path, cell, says):
     source = write_csv(tmp_path / "in.csv", ["token", "v.0", "v.1"], [(1, 2, 3), (cell, 2, 3)])
     with pytest.raises(UsageError, match=says):
@@ -441,15 +443,6 @@ sys.exit(run.run(parser.parse_args()))
 """
 
 
-# By the front door; SIGINT as a terminal's shell leaves it, whatever the tests run under.
-FRONT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from runnel.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize(
     ("number", "status", "says"),
     [(signal.SIGINT, 130, "runnel: stopped, nothing written\n"), (signal.SIGTERM, 143, "")],
@@ -458,10 +451,8 @@ def test_a_signal_leaves_no_half_file_and_what_was_there(pipeline, tmp_path, num
     np.save(tmp_path / "in.npy", np.zeros((100_000, 2), np.float32))  # 1000 s at 100 Hz
     (tmp_path / "out.csv").write_text("what was there\n")
     source, target = tmp_path / "in.npy", tmp_path / "out.csv"
-    process = subprocess.Popen(
-        [sys.executable, "-c", FRONT, "run", pipeline, source, "-o", target, "--realtime", "--quiet"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "runnel.cli.main", "run", pipeline, source, "-o", target]
+    process = subprocess.Popen([*command, "--realtime", "--quiet"], stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.csv.*.part")) and time.monotonic() < deadline:

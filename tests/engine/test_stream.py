@@ -178,7 +178,7 @@ def test_input_may_be_reused_by_the_caller(engine: Engine) -> None:
 def test_state_is_read_only(engine: Engine) -> None:
     state = engine.open().state
     assert set(state) == {"m.h0", "m.c0", "m.h1", "m.c1"}
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError):
         state["m.h0"][...] = 1
     with pytest.raises(TypeError):
         state["m.h0"] = X  # type: ignore[index]

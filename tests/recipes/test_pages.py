@@ -72,7 +72,7 @@ def test_without_torch_the_command_says_what_installs_it(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(["memory"], "invalid choice: 'memory'"), (["long_memory", "--quick", "--record"], "--record is for")],
+    [(["memory"], "'memory'"), (["long_memory", "--quick", "--record"], "--record is for")],
 )
 def test_what_cannot_be_is_said(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -25,6 +25,8 @@ from .test_wire import chunks
 encode = msgspec.msgpack.encode
 HELLO = {"v": 1, "op": "hello", "id": "h"}
 FEED = {"v": 1, "op": "feed", "id": "f", "sequence_id": "a"}
+# The rest of such an error is msgspec's, whose wording changes from version to version.
+NO_BUNDLE = r"the header is not a msgpack array of maps of version 1: \S"
 
 
 def tensor(*shape: int, name: str = "x", datatype: str = "FP32") -> dict[str, Any]:
@@ -98,31 +100,31 @@ def test_a_bundle_is_never_longer_than_it_may_be() -> None:
     ("frames", "words"),
     [
         ([encode([])], "1 frames; a bundle has two"),
-        ([encode([]), b""], "length >= 1"),
+        ([encode([]), b""], NO_BUNDLE),
         ([encode([HELLO])], "1 frames; a bundle has two"),
         ([encode([HELLO]), b"", b""], "3 frames; a bundle has two"),
-        ([encode([HELLO] * (wire.MAX_BUNDLE + 1)), b""], "length <= 256"),
-        ([b"\xdd\xff\xff\xff\xff" + encode(HELLO), b""], "length <= 256"),
-        ([b"\xdc\x00\x02" + encode(HELLO), b""], "truncated"),
-        ([encode([HELLO]) + b"\x80", b""], "trailing"),
-        ([encode([HELLO])[:-1], b""], "truncated"),
-        ([encode([HELLO, 5]), b""], "Expected `object`"),
-        ([encode([[HELLO]]), b""], "Expected `object`"),
-        ([b"\x91" * 16_000, b""], "Expected `object`"),
-        ([b"\x91\x82\xa1v\x01\xa1x" + b"\x91" * 10_000, b""], "not a msgpack array of maps"),
-        ([b"\x91\x82\xa1v\x01\xa2op\xa2\xff\xfe", b""], "utf-8"),
+        ([encode([HELLO] * (wire.MAX_BUNDLE + 1)), b""], NO_BUNDLE),
+        ([b"\xdd\xff\xff\xff\xff" + encode(HELLO), b""], NO_BUNDLE),
+        ([b"\xdc\x00\x02" + encode(HELLO), b""], NO_BUNDLE),
+        ([encode([HELLO]) + b"\x80", b""], NO_BUNDLE),
+        ([encode([HELLO])[:-1], b""], NO_BUNDLE),
+        ([encode([HELLO, 5]), b""], NO_BUNDLE),
+        ([encode([[HELLO]]), b""], NO_BUNDLE),
+        ([b"\x91" * 16_000, b""], NO_BUNDLE),
+        ([b"\x91\x82\xa1v\x01\xa1x" + b"\x91" * 10_000, b""], NO_BUNDLE),
+        ([b"\x91\x82\xa1v\x01\xa2op\xa2\xff\xfe", b""], NO_BUNDLE),
         ([encode([HELLO, {**HELLO, "v": 2}]), b""], "version 2"),
         ([encode([HELLO, {**HELLO, "v": 2, "new": 1}]), b""], "version 2"),
-        ([encode([HELLO, {**HELLO, "sequence_edn": True}]), b""], r"`sequence_edn` - at `\$\[1\]`"),
-        ([encode([HELLO, {"op": "hello"}]), b""], "missing required field `v`"),
+        ([encode([HELLO, {**HELLO, "sequence_edn": True}]), b""], NO_BUNDLE),
+        ([encode([HELLO, {"op": "hello"}]), b""], NO_BUNDLE),
         ([encode([HELLO]), b"x"], "take 0 bytes, but their frame has 1"),
         ([encode([tensor(1, 2)]), bytes(9)], "take 8 bytes, but their frame has 9"),
         ([encode([tensor(1, 2)]), bytes(7)], "takes 8 bytes, but its frame has 7"),
         ([encode([tensor(1), tensor(1)]), bytes(4)], "takes 4 bytes, but its frame has 0"),
         ([encode([tensor(2), tensor(0)]), bytes(4)], "takes 8 bytes, but its frame has 4"),
         ([encode([{**FEED, "inputs": tensor(1)["inputs"] * 2}]), bytes(8)], "named twice: 'x'"),
-        ([encode([tensor(1, name="")]), bytes(4)], "length >= 1"),
-        ([encode([tensor(-1)]), bytes(4)], ">= 0"),
+        ([encode([tensor(1, name="")]), bytes(4)], NO_BUNDLE),
+        ([encode([tensor(-1)]), bytes(4)], NO_BUNDLE),
     ],
 )  # fmt: skip
 def test_what_is_no_bundle(frames: list[bytes], words: str) -> None:

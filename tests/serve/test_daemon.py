@@ -166,6 +166,34 @@ def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_
     thread.join(10)
 
 
+def test_a_full_server_closes_no_stream_whose_request_may_wait_in_the_socket(
+    daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_PENDING", 4)
+    monkeypatch.setattr(protocol, "ROOM", 0)
+    inner = engine.feed_many
+
+    def feed_many(pairs: Any) -> Any:
+        if len(engine.batches) == 1:
+            assert sent.wait(10)
+            time.sleep(0.5)  # libzmq reads the requests meanwhile
+            daemon._server.idle_seconds = 0.3  # from here on "b" is idle, but for its request
+        return inner(pairs)
+
+    sent = threading.Event()
+    with dealer(daemon.address) as sock:
+        for name in ("a", "b"):
+            assert code(ask(sock, "open", name)) == "ok"
+        engine.feed_many = feed_many  # type: ignore[method-assign]
+        for i in range(100):
+            sock.send_multipart(feed("a", i))
+        sock.send_multipart(feed("b", 1))
+        sent.set()
+        while (reply := reply_of(sock)).sequence_id != "b":
+            assert code(reply) == "ok"
+        assert (reply.op, code(reply)) == ("feed", "ok")
+
+
 def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

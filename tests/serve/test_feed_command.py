@@ -134,13 +134,8 @@ def test_a_signal_leaves_no_file_and_no_stream(
 ) -> None:
     path, out = tmp_path / "in.npy", tmp_path / "out.npy"
     np.save(path, np.zeros((100_000, 2), "float32"))  # 1000 s at 100 Hz
-    front = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from runnel.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", front, "feed", daemon.address, path, "-o", out, "--realtime", "--quiet"]
-    )
+    command = [sys.executable, "-m", "runnel.cli.main", "feed", daemon.address, path, "-o", out]
+    process = subprocess.Popen([*command, "--realtime", "--quiet"])
     try:
         deadline = time.monotonic() + 30
         while not (engine.streams and any(s.seq for s in engine.streams.values())):

