@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from .settings import Settings
 
+MOST_FILES: Final = 2**20  # descriptors: what Linux allows a process unless it is told otherwise
+
 _PROC: Final = Path("/proc/self")
 
 # Objects made before the collector looks, and looks of each kind before it looks deeper. A chunk's way makes
@@ -46,6 +48,21 @@ def _settle() -> None:
     gc.set_threshold(*_COLLECT)
 
 
+def max_files() -> int:
+    """File descriptors that this process may have open; `MOST_FILES` if there is no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
+
+
+def open_files() -> int:
+    """File descriptors that are open. 0 where the system does not tell."""
+    folder = _PROC / "fd"
+    try:
+        return folder.stat().st_size or len(os.listdir(folder))  # Linux 6.2 tells the number as the size
+    except OSError:
+        return 0
+
+
 def gauges() -> dict[str, float]:
     """Bytes, processor seconds, descriptors. What this system does not tell is left out."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -57,7 +74,7 @@ def gauges() -> dict[str, float]:
         virtual, resident = (_PROC / "statm").read_text().split()[:2]
         found["virtual_bytes"] = int(virtual) * resource.getpagesize()
         found["resident_bytes"] = int(resident) * resource.getpagesize()
-        found["open_files"] = len(os.listdir(_PROC / "fd"))
+        found["open_files"] = open_files()
         # The 22nd field of stat, in clock ticks since the machine was started; the name before it, in
         # brackets, may hold anything.
         ticks = int((_PROC / "stat").read_text().rpartition(")")[2].split()[19])
