@@ -147,7 +147,7 @@ def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextMan
 
 
 def _allow_files() -> None:
-    """Raise the soft limit on open files to the hard one: libzmq aborts when an ipc socket meets it."""
+    """Raise the soft limit on open files to the hard one: each client takes one or two."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

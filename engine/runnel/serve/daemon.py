@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from ..errors import AccessError, LimitError, RunnelError, UsageError
+from ..errors import AccessError, LimitError, RunnelError
 from . import process, wire
 from .address import parse
 from .curve import Guard

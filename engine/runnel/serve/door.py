@@ -15,7 +15,6 @@ client tries again, with back-off.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import struct
@@ -30,12 +29,12 @@ from . import process, socketfile
 from .address import Address
 from .logs import Log
 
-MAX_BACKLOG: Final = 128  # connections that wait in the kernel
+MAX_BACKLOG: Final = 128  # connections that wait in the kernel for an ipc socket
 MAX_RESERVED: Final = 64  # descriptors for the daemon's own files, and for its HTTP pages
 SLACK: Final = 8  # descriptors: the sockets themselves, and who had looked up the name before it was taken
 FULL_SECONDS: Final = 0.25  # between two counts while there is no room: each may list the open files
 SETTLED_SECONDS: Final = 2.0  # after that libzmq has told of all whom it accepted from a socket
-LEAST_CLIENTS: Final = 8  # a limit that leaves room for fewer is a mistake
+LEAST_CLIENTS: Final = 16  # a limit that leaves room for fewer is a mistake
 
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event's number, and its value
 
@@ -80,7 +79,7 @@ class Door:
         self._room = 0  # connections to accept before the descriptors are counted again
         if not self._has_room(max(LEAST_CLIENTS, self._backlog + 1 + SLACK)):
             raise UsageError(
-                f"the limit of open files, {limit}, leaves no room for clients: raise it (LimitNOFILE= of the "
+                f"the limit of open files, {limit}, leaves no room for clients: raise it (LimitNOFILE= of a "
                 "service, ulimit -n)"
             )
         self._events: zmq.Socket[bytes] = router.context.socket(zmq.PAIR)
@@ -89,6 +88,8 @@ class Door:
         told = f"inproc://door.{id(self)}"
         router.monitor(told, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._events.connect(told)
+        for _ in self._heard():  # from the first look on, the descriptor tells of each event
+            pass
         self._gate = select.epoll()
         self._gate.register(self._events.FD, select.EPOLLIN)
         self.descriptor: int = self._gate.fileno()
@@ -228,7 +229,6 @@ class _TcpDoor(Door):
     def __init__(self, router: zmq.Socket[bytes], text: str) -> None:
         super().__init__(router)
         router.setsockopt(zmq.IPV6, int("[" in text))
-        router.setsockopt(zmq.BACKLOG, self._backlog)
         try:
             router.bind(text)
         except BaseException:
@@ -255,9 +255,13 @@ class _TcpDoor(Door):
 
     def _refuse(self, descriptor: int) -> None:
         """Close a connection, unless it is another's by now."""
-        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-            if connection.getsockname()[1] == self._port:
-                connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # libzmq has closed it meanwhile
+            connection = socket.socket(fileno=descriptor)
+            try:
+                if connection.getsockname()[1] == self._port:
+                    connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                connection.detach()  # it is libzmq's to close; a duplicate would need a descriptor
 
 
 def _readable(descriptor: int) -> bool:
