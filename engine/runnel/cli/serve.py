@@ -89,11 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
-    from ..serve import logs
+    from ..serve import logs, process
     from ..serve.address import parse
     from ..serve.settings import FLAGS, Source
     from ..serve.systemd import Notifier
 
+    process.hold_standard_files()
     _allow_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()

@@ -130,7 +130,8 @@ class Door:
         """Log that new connections are taken, or not, where that has changed."""
         if full and not self._full:
             log.warning(
-                f"open files at their limit: new connections {what}",
+                "open files at their limit",
+                new_connections=what,
                 limit=process.max_files(),
                 reserved=self._reserved,
             )

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from . import logs
+
 if TYPE_CHECKING:
     from ..engine import Engine
     from .settings import Settings
@@ -48,6 +50,18 @@ def _settle() -> None:
     gc.set_threshold(*_COLLECT)
 
 
+def hold_standard_files() -> None:
+    """Open what is closed of standard input, output and error, so that no socket gets its number.
+
+    Libraries write to standard error whatever it is.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
 def max_files() -> int:
     """File descriptors that this process may have open; `MOST_FILES` if there is no limit."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -64,10 +78,11 @@ def open_files() -> int:
 
 
 def gauges() -> dict[str, float]:
-    """Bytes, processor seconds, descriptors. What this system does not tell is left out."""
+    """Bytes, processor seconds, descriptors, log lines lost. What this system does not tell is left out."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     found: dict[str, float] = {
         "cpu_seconds": used.ru_utime + used.ru_stime,
+        "log_lost": logs.lost_lines(),
         "max_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
     try:
