@@ -23,6 +23,7 @@ PURE = (
     "health",
     "figures",
     "container",
+    "regular",
     "tables",
     "pipeline",
     "place",

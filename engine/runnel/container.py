@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import regular
 from .errors import ModelError
 
 KEY = "runnel"  # the metadata entry that holds the document
@@ -25,17 +26,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | Path) -> bytes:
-    """The file's bytes; ModelError where it is missing, empty or too large."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise ModelError(f"{path}: {size} bytes; an ONNX file holds at most {MAX_FILE}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from None
-    except ValueError as error:  # a path that no file can have
-        raise ModelError(f"{str(path)!r}: cannot read the model: {error}") from None
+    """The file's bytes; ModelError if it is missing, empty, too large, or no file."""
+    data = regular.read(path, MAX_FILE, "the model", ModelError)
     if not data:
         raise ModelError(f"{path}: the file is empty")
     return data

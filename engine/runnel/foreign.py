@@ -17,6 +17,7 @@ from .spec import (
     ModelSpec,
     ModelState,
     ModelTensor,
+    bounded,
     check,
     dtype_of,
     initial_row,
@@ -54,7 +55,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
             raise PipelineError(
                 f"{place}: {name} is {dtypes[name]} in the model, not {value!r:.80}"
             ) from None
-    states = []
+    states: list[ModelState] = []
     for i, entry in enumerate(tables.tables(part, "state", where)):
         place = f"{tables.within(where, 'state')} number {i + 1}"
         tables.known(entry, _STATE, place)
@@ -73,6 +74,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, where: str)
                 name, output, dtype, shape, initial_row(entry.get("initial", 0), row_shape, dtype, place)
             )
         )
+        bounded(states, tables.within(where, "state"))
     framing = None
     if "window" in part or "hop" in part:
         framing = Framing(tables.whole(part, "window", where), tables.whole(part, "hop", where))
