@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-
 if TYPE_CHECKING:
     from ..serve.settings import Settings, Source
     from ..serve.systemd import Notifier
@@ -90,23 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
     from ..serve import logs, process
-    from ..serve.address import parse
     from ..serve.settings import FLAGS, Source
     from ..serve.systemd import Notifier
+    from ..serve.vetting import vet
 
     process.hold_standard_files()
     _allow_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
-    if not settings.bind:
-        raise UsageError(
-            f"where is {args.pipeline} to be served? --bind ipc:///path/to.sock, or bind in its [serve] table"
-        )
-    parse(settings.bind, keyed=bool(settings.keys))  # a bad address is told before a large model is loaded
-    if settings.metrics:
-        from ..serve.metrics import parse as parse_metrics
-
-        parse_metrics(settings.metrics)
+    vet(settings, args.pipeline)  # what is wrong is told before a large model is loaded
     with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
         if settings.workers > 1:
             answered = _many(args, settings, source, notifier)

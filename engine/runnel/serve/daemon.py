@@ -219,10 +219,8 @@ class Daemon:
             return
         reloads = told.count(signal.SIGHUP)
         self._stops += len(told) - reloads
-        if reloads and not self._stops:
-            self._keeper.reload(self._server)
-            if self._guard is not None:
-                self._guard.reload()
+        if reloads and not self._stops and self._keeper.reload(self._server) and self._guard is not None:
+            self._guard.reload()
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
