@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "inspect",
     "run": "run",
     "plot": "plot",
+    "check": "check",
     "serve": "serve",
     "feed": "feed",
     "bench": "bench",

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from ..serve.vetting import vet
 
     process.hold_standard_files()
-    _allow_files()
+    process.raise_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
     vet(settings, args.pipeline)  # what is wrong is told before a large model is loaded
@@ -135,11 +135,3 @@ def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextMan
 
     keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
     return metrics.serve(settings.metrics, addresses, keys)
-
-
-def _allow_files() -> None:
-    """Raise the soft limit on open files to the hard one: each client takes one or two."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -61,6 +61,11 @@ def parse(text: str) -> tuple[str, int]:
         ) from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host that `parse` returned."""
+    return ip_address(host).is_loopback
+
+
 @contextmanager
 def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | None = None) -> Iterator[str]:
     """Within it the pages are served at `http_address`; yields it with the port that it has.
@@ -75,7 +80,7 @@ def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | Non
             server = _Server((host, port), _Fresh(watcher))
         except OSError as error:
             raise UsageError(f"cannot serve metrics on {http_address}: {error.strerror}") from None
-        if not ip_address(host).is_loopback:
+        if not is_loopback(host):
             log.warning("metrics are readable by whoever reaches them", address=http_address)
         try:
             exposition.encoder("")

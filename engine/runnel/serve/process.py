@@ -68,6 +68,18 @@ def max_files() -> int:
     return MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
 
 
+def most_files() -> int:
+    """The same once the process has raised its limit as far as it may."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
+
+
+def raise_files() -> None:
+    """Raise the limit of open files as far as this process may: each client takes one or two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def open_files() -> int:
     """File descriptors that are open. 0 where the system does not tell."""
     folder = _PROC / "fd"

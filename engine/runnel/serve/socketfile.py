@@ -142,11 +142,16 @@ def _lock(path: Path) -> int:
             time.sleep(0.01)
 
 
-def _make_way(path: Path) -> None:
+def taken(path: Path) -> bool:
+    """Whether somebody serves there. Raises UsageError if no socket can be put there."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot bind ipc://{path}: {path.parent} is no folder") from None
+        return False
+    except OSError as error:
+        raise UsageError(f"cannot bind ipc://{path}: {error.strerror}") from None
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"cannot bind ipc://{path}: a file that is no socket is there; it was left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -154,8 +159,13 @@ def _make_way(path: Path) -> None:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()  # left by a daemon that was killed
-            return
+            return False  # left by a daemon that was killed
         except OSError:
             pass  # not allowed to connect, or its backlog is full: somebody is there
-    raise UsageError(f"cannot bind ipc://{path}: another daemon is serving there; choose another address")
+    return True
+
+
+def _make_way(path: Path) -> None:
+    if taken(path):
+        raise UsageError(f"cannot bind ipc://{path}: another daemon is serving there; choose another address")
+    path.unlink(missing_ok=True)
