@@ -22,6 +22,22 @@ MAX_FILE = 2**31 - 1  # bytes: protobuf's own limit for one message
 MAX_DOCUMENT = 16 * 2**20  # bytes of JSON
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: StringStringEntryProto {1: key, 2: value}
+MAX_DEPTH = 100  # messages within messages; protobuf's own parsers take as many
+
+_Kind = str
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _FUNCTION, _SPARSE, _TENSOR = (
+    "model", "graph", "node", "attribute", "function", "sparse tensor", "tensor",
+)  # fmt: skip
+# Where tensors are: the fields of a message that hold one, or a message that may. Training is not run.
+_INNER: Mapping[_Kind, Mapping[int, _Kind]] = {
+    _MODEL: {7: _GRAPH, 25: _FUNCTION},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+}
+_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14  # of a TensorProto; location 0: in this file
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -48,6 +64,44 @@ def document(data: bytes, where: str) -> dict[str, Any] | None:
                 raise ModelError(f"{where}: its description is not a JSON object: the file is damaged")
             return found
     return None
+
+
+def refuse_external(data: bytes, where: str) -> None:
+    """Raise ModelError if any tensor's numbers are in another file.
+
+    The hash does not cover that file, and its path is the model's to choose.
+    """
+    for found in _tensors(memoryview(data), _MODEL, where, 0):
+        name, place, external = "", "", False
+        for field, wire, start, end in _fields(found, where):
+            if (field, wire) == (_NAME, _BYTES):
+                name = bytes(found[start:end]).decode(errors="replace")
+            elif (field, wire) == (_EXTERNAL_DATA, _BYTES):
+                entry = found[start:end]
+                parts = {f: bytes(entry[s:e]) for f, w, s, e in _fields(entry, where) if w == _BYTES}
+                external = True
+                if parts.get(1) == b"location":
+                    place = parts.get(2, b"").decode(errors="replace")
+            elif (field, wire) == (_DATA_LOCATION, _VARINT):
+                external = external or any(found[start:end])
+        if external:
+            raise ModelError(
+                f"{where}: the numbers of tensor {name!r:.80} are in another file, {place!r:.80}, which no "
+                "certificate covers: save the model in one file (onnx.load, then onnx.save without "
+                "save_as_external_data; torch.onnx.export with external_data=False)"
+            )
+
+
+def _tensors(part: memoryview, kind: _Kind, where: str, depth: int) -> Iterator[memoryview]:
+    """Each TensorProto in a message, those of sub-graphs too."""
+    if depth > MAX_DEPTH:
+        raise ModelError(f"{where}: graphs within graphs, more than {MAX_DEPTH} messages deep")
+    for field, wire, start, end in _fields(part, where):
+        inner = _INNER[kind].get(field) if wire == _BYTES else None
+        if inner == _TENSOR:
+            yield part[start:end]
+        elif inner is not None:
+            yield from _tensors(part[start:end], inner, where, depth + 1)
 
 
 def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
@@ -99,7 +153,7 @@ def _entry(payload: bytes, where: str) -> bytes | None:
     return parts.get(2, b"") if parts.get(1) == KEY.encode() else None
 
 
-def _fields(data: bytes, where: str) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: bytes | memoryview, where: str) -> Iterator[tuple[int, int, int, int]]:
     """(field number, wire type, start, end of the payload) of a message's outermost fields."""
     at, size = 0, len(data)
     while at < size:
@@ -120,7 +174,7 @@ def _fields(data: bytes, where: str) -> Iterator[tuple[int, int, int, int]]:
         at = end
 
 
-def _read_varint(data: bytes, at: int, where: str) -> tuple[int, int]:
+def _read_varint(data: bytes | memoryview, at: int, where: str) -> tuple[int, int]:
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]

@@ -81,8 +81,8 @@ async def main():
 asyncio.run(main())
 """
 
-# For each number of descriptors that are left: the first use of libzmq in a process. It aborts if it meets the
-# limit at the wrong place.
+# The first use of libzmq in a process, for each number of descriptors that are left: it aborts where it meets
+# the limit at the wrong place.
 FIRST = """
 import os, resource, sys
 import runnel
