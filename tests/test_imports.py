@@ -26,6 +26,7 @@ PURE = (
     "onnxgraph",
     "identity",
     "recurrence",
+    "regular",
     "tables",
     "pipeline",
     "place",
@@ -90,7 +91,7 @@ def test_one_importer_each() -> None:
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
     assert importers["onnxruntime"] == {"model.py"}
-    zmq = ("connection", "curve", "daemon", "sender", "watch")
+    zmq = ("connection", "curve", "daemon", "door", "sender", "watch")
     assert importers["zmq"] == {"load/remote.py", *(f"serve/{name}.py" for name in zmq)}
     assert importers["torch"] == set()
     assert importers["prometheus_client"] == {"serve/exposition.py"}

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import regular
 from .errors import ModelError
 
 KEY = "runnel"  # the metadata entry that holds the document
@@ -24,21 +25,28 @@ _METADATA_PROPS = 14  # ModelProto.metadata_props: StringStringEntryProto {1: ke
 # ModelProto's fields that compute nothing: producer_name, producer_version, domain, model_version,
 # doc_string, metadata_props.
 _ABOUT = (2, 3, 4, 5, 6, _METADATA_PROPS)
+MAX_DEPTH = 100  # messages within messages; protobuf's own parsers take as many
+
+_Kind = str
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _FUNCTION, _SPARSE, _TENSOR = (
+    "model", "graph", "node", "attribute", "function", "sparse tensor", "tensor",
+)  # fmt: skip
+# Where tensors are: the fields of a message that hold one, or a message that may. Training is not run.
+_INNER: Mapping[_Kind, Mapping[int, _Kind]] = {
+    _MODEL: {7: _GRAPH, 25: _FUNCTION},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+}
+_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14  # of a TensorProto; location 0: in this file
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | Path) -> bytes:
-    """The file's bytes; ModelError where it is missing, empty or too large."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise ModelError(f"{path}: {size} bytes; an ONNX file holds at most {MAX_FILE}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from None
-    except ValueError as error:  # a path that no file can have
-        raise ModelError(f"{str(path)!r}: cannot read the model: {error}") from None
+    """The file's bytes; ModelError if it is missing, empty, too large, or no file."""
+    data = regular.read(path, MAX_FILE, "the model", ModelError)
     if not data:
         raise ModelError(f"{path}: the file is empty")
     return data
@@ -59,6 +67,44 @@ def document(data: bytes, where: str) -> dict[str, Any] | None:
                 raise ModelError(f"{where}: its description is not a JSON object: the file is damaged")
             return found
     return None
+
+
+def refuse_external(data: bytes, where: str) -> None:
+    """Raise ModelError if any tensor's numbers are in another file.
+
+    The hash does not cover that file, and its path is the model's to choose.
+    """
+    for found in _tensors(memoryview(data), _MODEL, where, 0):
+        name, place, external = "", "", False
+        for field, wire, start, end in fields(found, where):
+            if (field, wire) == (_NAME, _BYTES):
+                name = bytes(found[start:end]).decode(errors="replace")
+            elif (field, wire) == (_EXTERNAL_DATA, _BYTES):
+                entry = found[start:end]
+                parts = {f: bytes(entry[s:e]) for f, w, s, e in fields(entry, where) if w == _BYTES}
+                external = True
+                if parts.get(1) == b"location":
+                    place = parts.get(2, b"").decode(errors="replace")
+            elif (field, wire) == (_DATA_LOCATION, _VARINT):
+                external = external or any(found[start:end])
+        if external:
+            raise ModelError(
+                f"{where}: the numbers of tensor {name!r:.80} are in another file, {place!r:.80}, which no "
+                "certificate covers: save the model in one file (onnx.load, then onnx.save without "
+                "save_as_external_data; torch.onnx.export with external_data=False)"
+            )
+
+
+def _tensors(part: memoryview, kind: _Kind, where: str, depth: int) -> Iterator[memoryview]:
+    """Each TensorProto in a message, those of sub-graphs too."""
+    if depth > MAX_DEPTH:
+        raise ModelError(f"{where}: graphs within graphs, more than {MAX_DEPTH} messages deep")
+    for field, wire, start, end in fields(part, where):
+        inner = _INNER[kind].get(field) if wire == _BYTES else None
+        if inner == _TENSOR:
+            yield part[start:end]
+        elif inner is not None:
+            yield from _tensors(part[start:end], inner, where, depth + 1)
 
 
 def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:

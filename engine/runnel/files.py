@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO, cast
 
 from .errors import UsageError
+from .shown import for_data
 
 STDIO: Final = "-"
 MAX_LINE: Final = 2**20  # characters: a row of a table with a hundred thousand columns
@@ -198,12 +199,15 @@ class OutputFile:
 
 
 class OutputText:
-    """A text in UTF-8, to an `OutputFile` or to standard output: `text` takes it."""
+    """A text in UTF-8, to an `OutputFile` or, if `stdio`, to standard output: `text` takes it."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None if is_stdio(path) else OutputFile(cast(Path, path))
+        self.stdio = self._file is None
         self.text: TextIO = (
-            sys.stdout if self._file is None else TextIOWrapper(self._file.file, "utf-8", newline="")
+            for_data(sys.stdout)
+            if self._file is None
+            else TextIOWrapper(self._file.file, "utf-8", newline="")
         )
 
     def close(self, whole: bool) -> None:

@@ -17,6 +17,7 @@ from .spec import (
     ModelSpec,
     ModelState,
     ModelTensor,
+    bounded,
     check,
     dtype_of,
     initial_row,
@@ -56,7 +57,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
             raise PipelineError(
                 f"{place}: {name} is {dtypes[name]} in the model, not {value!r:.80}"
             ) from None
-    states = []
+    states: list[ModelState] = []
     for i, entry in enumerate(tables.tables(part, "state", where)):
         place = f"{tables.within(where, 'state')} number {i + 1}"
         tables.known(entry, _STATE, place)
@@ -75,6 +76,7 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
                 name, output, dtype, shape, initial_row(entry.get("initial", 0), row_shape, dtype, place)
             )
         )
+        bounded(states, tables.within(where, "state"))
     framing = None
     if "window" in part or "hop" in part:
         framing = Framing(tables.whole(part, "window", where), tables.whole(part, "hop", where))

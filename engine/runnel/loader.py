@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from . import feedback, health, tables
+from . import feedback, health, regular, tables
 from .errors import ModelError, PipelineError, nearest
 from .identity import Part, digest
 from .look import tap
@@ -304,12 +304,7 @@ def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
 def _digest(file: Path, place: str) -> str:
     """SHA-256 of a file that an option names."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_OPTION_FILE + 1)
-    except (OSError, ValueError) as error:
-        raise PipelineError(
-            f"{place}: cannot read {file}: {getattr(error, 'strerror', '') or error}"
-        ) from None
-    if len(data) > MAX_OPTION_FILE:
-        raise PipelineError(f"{place}: {file} has more than {MAX_OPTION_FILE} bytes")
+        data = regular.read(file, MAX_OPTION_FILE, "a file that an option names", PipelineError)
+    except PipelineError as error:
+        raise PipelineError(f"{place}: {error.message}") from None
     return hashlib.sha256(data).hexdigest()

@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from .batch import Batch, Done
+from .briefly import briefly
 from .errors import (
     ChunkError,
     ModelError,
@@ -476,7 +477,12 @@ def output_shapes(
     def shapes(slots: int, ticks: int) -> list[tuple[int, ...]]:
         feeds = {t.name: np.zeros(t.sized(slots, ticks), t.dtype) for t in spec.inputs}
         feeds |= {s.input: np.zeros(s.sized(slots), s.dtype) for s in spec.states}
-        found = session.run([*names, *(s.output for s in spec.states)], {**feeds, **spec.constants})
+        outputs = [*names, *(s.output for s in spec.states)]
+        options = ort.RunOptions()  # onnxruntime looks at it between two operations, in a loop's body too
+        found = briefly(
+            lambda: session.run(outputs, {**feeds, **spec.constants}, options),
+            lambda: setattr(options, "terminate", True),
+        )
         for state, value in zip(spec.states, found[len(names) :], strict=True):
             if value.shape != state.sized(slots) or value.dtype != state.dtype:
                 raise ModelError(

@@ -93,6 +93,7 @@ def read_model(
         raise PipelineError(f'{where} needs path = "….onnx"')
     file = folder / tables.text(part, "path", where)
     data = container.read(file)
+    container.refuse_external(data, str(file))
     described = container.document(data, str(file))
     if described is None and not in_toml:
         raise ModelError(
@@ -121,6 +122,7 @@ def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
     """The probe that stands beside a model. Raises ModelError where it is none, or another model's."""
     found = probes.beside(file)
     data = container.read(found)
+    container.refuse_external(data, str(found))
     described = container.document(data, str(found)) or {}
     seen = from_document(described, str(found)) if described else None
     again = f"export {file.name} again with --probe gates, or take {found.name} away"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ TIME, SLOT = "time", "slot"
 MAX_RANK = 8
 MAX_STATES = 1024
 MAX_RATE = sys.float_info.max  # Hz: a whole number may be larger, and then no float
-MAX_STATE_BYTES = 2**28  # of one state of one stream: far beyond any recurrent layer
+MAX_STATE_BYTES = 2**28  # of one stream's states in one model: far beyond any recurrent layer
 MAX_WINDOW = 2**16  # ticks of a block and its lookahead: they wait in memory, and are one call of the model
 DTYPES = (
     "float32", "float16", "float64", "int8", "int16", "int32", "int64",
@@ -248,6 +248,21 @@ def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) 
     return row
 
 
+def bounded(states: Iterable[ModelState], where: str) -> tuple[ModelState, ...]:
+    """The states, made one after another. Raises ModelError once they have too many bytes together."""
+    made: list[ModelState] = []
+    size = 0
+    for state in states:
+        size += state.row_bytes
+        if size > MAX_STATE_BYTES:
+            raise ModelError(
+                f"{where}: the first {len(made) + 1} states take {size} bytes a stream; at most "
+                f"{MAX_STATE_BYTES} in one model"
+            )
+        made.append(state)
+    return tuple(made)
+
+
 def to_document(spec: ModelSpec) -> dict[str, Any]:
     """The JSON document of design format 1. Inverse of `from_document`."""
 
@@ -321,7 +336,8 @@ def from_document(document: Any, where: str) -> ModelSpec:
         )
     inputs = tuple(_tensor(t, f"{where}: inputs[{i}]") for i, t in enumerate(_items(doc, "inputs", where)))
     outputs = tuple(_tensor(t, f"{where}: outputs[{i}]") for i, t in enumerate(_items(doc, "outputs", where)))
-    states = tuple(_state(s, f"{where}: states[{i}]") for i, s in enumerate(_items(doc, "states", where)))
+    found = (_state(s, f"{where}: states[{i}]") for i, s in enumerate(_items(doc, "states", where)))
+    states = bounded(found, where)
     framing = None
     if doc.get("framing") is not None:
         part = _mapping(doc["framing"], f"{where}: framing")

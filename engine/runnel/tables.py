@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import regular
 from .errors import PipelineError, nearest
 
 MAX_PIPELINE_FILE = 2**20  # bytes: it is written by hand
+MAX_KEY_PARTS = 32  # of a dotted key: the parser's time grows with their square
 MAX_NAME = 256  # characters of a tensor's: as many as a message may name one with
+
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DEEP = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS}}}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    data = regular.read(path, MAX_PIPELINE_FILE, "the pipeline", PipelineError)
     try:
-        if path.stat().st_size > MAX_PIPELINE_FILE:
-            raise PipelineError(f"{path}: a pipeline file has at most {MAX_PIPELINE_FILE} bytes")
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot read the pipeline: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: not TOML: {error}") from None
-    except ValueError as error:  # a path that no file can have
-        raise PipelineError(f"{str(path)!r}: cannot read the pipeline: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises ValueError or RecursionError for a text that is none."""
+    deep = _DEEP.search(text)
+    if deep is not None:
+        line = text.count("\n", 0, deep.start()) + 1
+        raise ValueError(f"a key of more than {MAX_KEY_PARTS} parts (at line {line})")
+    return tomllib.loads(text)
 
 
 def known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:

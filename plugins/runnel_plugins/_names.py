@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runnel import regular
 from runnel.errors import PipelineError
 
 MAX_BYTES = 2**24  # of a file of names: a vocabulary of a million words has fewer
@@ -22,12 +23,9 @@ def given(stage: str, what: str, names: list[str] | str | None, file: Path | Non
 def lines(stage: str, file: Path) -> tuple[str, ...]:
     """The lines of a UTF-8 file, without their ends. An empty line is an empty name."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise PipelineError(f"{stage}: {file} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise PipelineError(f"{stage}: {file} has more than {MAX_BYTES} bytes: is it a list of names?")
+        data = regular.read(file, MAX_BYTES, "a list of names", PipelineError)
+    except PipelineError as error:
+        raise PipelineError(f"{stage}: {error.message}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ import pytest
 
 from runnel import health
 from runnel.cli.main import COMMANDS
-from runnel.serve import daemon, intake, logs, metrics, outbox, process, sender, sequences, workers
+from runnel.serve import daemon, door, intake, logs, metrics, outbox, process, sender, sequences, workers
 from runnel.serve.exposition import encoder
 from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
@@ -69,7 +69,7 @@ def test_every_error_on_the_wire_has_its_row() -> None:
 
 def logged() -> dict[str, str]:
     """Event and level of each line that the daemon can write above debug."""
-    found = {"suppressed": "info"}  # written by the log itself
+    found = {"suppressed": "info", "log lines were lost": "warning"}  # written by the log itself
     for path in (ROOT / "engine" / "runnel" / "serve").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
@@ -120,7 +120,9 @@ BOUNDS = [
     ),
     ("ends of closed", [f"{sequences.MAX_PARTED:,}", f"{sequences.KEPT_SECONDS:g} s"]),
     ("a connection without a handshake", [f"{daemon.HANDSHAKE_MS / 1000:g} s"]),
-    ("log lines", [f"{logs.BURST:g} at once", f"{logs.PER_SECOND:g} a second"]),
+    ("log lines that wait", [f"{logs.MAX_WAITING:,}"]),
+    ("open files", [str(door.MAX_RESERVED), f"{door.LEAST_CLIENTS} clients"]),
+    ("log lines of one kind", [f"{logs.BURST:g} at once", f"{logs.PER_SECOND:g} a second"]),
     ("HTTP connections", [str(metrics.MAX_CONNECTIONS)]),
 ]
 

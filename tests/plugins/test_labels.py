@@ -99,9 +99,9 @@ def test_other_arrays_pass():
         (signal(4), {"k": 0}, r"k must be in 1\.\.4, the number of classes, not 0"),
         (signal(4), {"k": 5}, "not 5"),
         (signal(4), {"names": ["a"]}, "1 names are given for 4 classes"),
-        (signal(4), {"names_file": "none.txt"}, "none.txt cannot be read: No such file"),
+        (signal(4), {"names_file": "none.txt"}, "none.txt: cannot read a list of names: No such file"),
         (signal(4), {"names_file": "bad.txt"}, "bad.txt is not UTF-8: byte 1"),
-        (signal(4), {"names_file": "big.txt"}, "big.txt has more than 16777216 bytes"),
+        (signal(4), {"names_file": "big.txt"}, "a list of names has at most 16777216"),
         (signal(4), {"names_file": "none.txt", "names": NAMES}, "names and names_file are both given"),
         (
             Signal((TensorSpec("x", "float32", (4,)), TensorSpec("score", "int64"))),

@@ -13,12 +13,19 @@ from runnel.serve.settings import Settings
 from .logfmt import parsed
 
 
+def command(*words: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return _started([sys.executable, "-m", "runnel.cli.main", "serve", *words])
+
+
+def limited(files: int, *words: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """The same, with a limit of open files."""
+    shell = f'ulimit -n {files}; exec "$0" -m runnel.cli.main serve "$@"'
+    return _started(["sh", "-c", shell, sys.executable, *words])
+
+
 @contextmanager
-def command(*words: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runnel.cli.main", "serve", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def _started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

@@ -104,7 +104,7 @@ def test_a_list_that_others_could_write_is_refused(tmp_path: Path) -> None:
         (f"secret = {BOB}", "not TOML"),
         ("\0", "not TOML"),
         ("a = " + "[" * 100_000, "not TOML"),
-        ("# " + "x" * keys.MAX_FILE, "more than 1048576 bytes"),
+        ("# " + "x" * keys.MAX_FILE, "at most 1048576"),
     ],
 )
 def test_a_bad_secret_file(text: str, message: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -226,22 +226,50 @@ def test_a_request_that_does_not_end_is_given_up(two: list[Worker], monkeypatch:
             assert connection.recv(100) == b""
 
 
-def test_connections_are_bounded_and_free_again(two: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_too_many_costs_the_slowest_its_place(
+    two: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(metrics, "REQUEST_SECONDS", 60.0)
     with pages(*two) as address:
         host, _, port = address.rpartition(":")
-        idle = [socket.create_connection((host, int(port)), timeout=30) for _ in range(2)]
-        with socket.create_connection((host, int(port)), timeout=30) as third:
-            assert b" 503 " in third.makefile("rb").readline()
-        for connection in idle:
-            connection.close()
-        while True:  # until the server has seen that they are gone
-            try:
-                if get(address, "/healthz")[0] == 200:
-                    break
-            except (http.client.HTTPException, OSError):
-                continue
+        first, second = (socket.create_connection((host, int(port)), timeout=30) for _ in range(2))
+        second.sendall(b"GET /healthz HTTP/1.0\r\nX: ")
+        assert get(address, "/healthz")[0] == 200
+        assert first.recv(1) == b"", "it came first, and has asked nothing"
+        for _ in range(5):
+            assert get(address, "/healthz")[0] == 200
+        second.sendall(b"y\r\n\r\n")
+        assert b" 200 " in second.makefile("rb").readline()
+        first.close()
+        second.close()
+
+
+def test_probes_are_answered_while_others_hold_all_the_connections_that_they_can(two: list[Worker]) -> None:
+    stop = threading.Event()
+
+    def hold(host: str, port: int) -> None:
+        while not stop.is_set():
+            with suppress(OSError), socket.create_connection((host, port), timeout=5) as slow:
+                slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+                while not stop.is_set() and slow.recv(100):
+                    pass
+            stop.wait(0.05)
+
+    with pages(*two) as address:
+        host, _, port = address.rpartition(":")
+        crowd = [
+            threading.Thread(target=hold, args=(host, int(port))) for _ in range(2 * metrics.MAX_CONNECTIONS)
+        ]
+        for one in crowd:
+            one.start()
+        try:
+            answers = [get(address, "/healthz")[0] for _ in range(20)]
+        finally:
+            stop.set()
+        assert answers == [200] * 20
+    for one in crowd:
+        one.join(30)
 
 
 def test_it_stops_with_nothing_left_even_when_a_connection_is_open(two: list[Worker]) -> None:

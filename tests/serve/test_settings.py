@@ -44,7 +44,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("bind", ""), ("bind", 3),
+        ("bind", ""), ("bind", -3),
         ("max_streams", 0), ("max_streams", 1.5), ("max_streams", True), ("max_streams", "8"),
         ("user_streams", -1), ("user_streams", 0.5),
         ("idle_seconds", -1), ("idle_seconds", float("inf")), ("idle_seconds", float("nan")),
@@ -54,7 +54,7 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
         ("threads", 0),
         ("providers", "CPU"), ("providers", []), ("providers", [1]), ("providers", ["x"] * 17),
         ("log_level", "loud"), ("log_level", 3),
-        ("log_format", "xml"), ("metrics", ""), ("metrics", 9464),
+        ("log_format", "xml"), ("metrics", ""), ("metrics", 94640),
     ],
 )  # fmt: skip
 def test_a_value_that_is_none_is_refused_wherever_it_comes_from(name: str, value: Any) -> None:

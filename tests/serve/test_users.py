@@ -238,7 +238,10 @@ def test_a_daemon_with_keys_by_its_settings(site: Site, tmp_path: Path, workers:
     ("words", "message"),
     [
         (["--keys", "daemon.key"], "keys and authorised go together"),
-        (["--keys", "none.key", "--authorised", "users"], "none.key: No such file"),
+        (
+            ["--keys", "none.key", "--authorised", "users"],
+            "none.key: cannot read a file of keys: No such file",
+        ),
         (["--keys", "daemon.pub", "--authorised", "users"], "others can read this secret key"),
         ([], "without keys anyone could use it"),
     ],

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from ..errors import UsageError
+from ..shown import bare
 
 if TYPE_CHECKING:
     from ..load.trial import Plan, Result, Target
@@ -253,7 +254,7 @@ class _Meter:
     """Progress on standard error: a line that is rewritten on a terminal, one a trial elsewhere."""
 
     def __init__(self, quiet: bool, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = bare(stream or sys.stderr)  # nothing but numbers is written here
         self._tty = self._stream.isatty() and not quiet
         self._quiet = quiet
         self._shown = 0.0

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Protocol, cast
 
-from .. import __version__
+from .. import __version__, shown
 from ..errors import RunnelError, nearest
 
 # Each command's module has HELP (one line), add_arguments(parser) and run(args) -> exit status, and
@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "inspect",
     "run": "run",
     "plot": "plot",
+    "check": "check",
     "serve": "serve",
     "feed": "feed",
     "bench": "bench",
@@ -59,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     came from). Any other exception is a fault in the program and keeps its traceback. SIGTERM leaves as
     SystemExit, so that files and streams are closed on the way.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with shown.guarded():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in COMMANDS:
         print(f"runnel: no command {name!r}{nearest(name, list(COMMANDS))}", file=sys.stderr)
@@ -77,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunnelError as error:
         if args.traceback:
             traceback.print_exc()
-        print(f"runnel: {error}", file=sys.stderr)
+        told = str(error).replace("\n", "\n  ")  # no line of it can pass for one of ours
+        print(f"runnel: {told}", file=sys.stderr)
         return _EXIT_ERROR
     except KeyboardInterrupt as stop:
         print(", ".join(["runnel: stopped", *map(str, stop.args)]), file=sys.stderr)

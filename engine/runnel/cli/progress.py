@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from ..shown import bare
+
 _EVERY_TTY = 0.1  # seconds between two updates: the eye sees no more
 _EVERY_LOG = 5.0  # of a file or a pipe: enough to see that it goes on
 _BAR = 30  # characters
@@ -99,5 +101,7 @@ class Progress:
 
     def _show(self, text: str, end: str) -> None:
         # On a terminal: back to the line's start, and clear what stood there.
-        self.stream.write(("\r\x1b[K" if self._tty else "") + text + end)
+        if self._tty:
+            bare(self.stream).write("\r\x1b[K")
+        self.stream.write(text + end)
         self.stream.flush()

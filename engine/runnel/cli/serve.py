@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-
 if TYPE_CHECKING:
     from ..serve.settings import Settings, Source
     from ..serve.systemd import Notifier
@@ -95,23 +93,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
-    from ..serve import logs
-    from ..serve.address import parse
+    from ..serve import logs, process
     from ..serve.settings import FLAGS, Source
     from ..serve.systemd import Notifier
+    from ..serve.vetting import vet
 
-    _allow_files()
+    process.hold_standard_files()
+    process.raise_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
-    if not settings.bind:
-        raise UsageError(
-            f"where is {args.pipeline} to be served? --bind ipc:///path/to.sock, or bind in its [serve] table"
-        )
-    parse(settings.bind, keyed=bool(settings.keys))  # a bad address is told before a large model is loaded
-    if settings.metrics:
-        from ..serve.metrics import parse as parse_metrics
-
-        parse_metrics(settings.metrics)
+    vet(settings, args.pipeline)  # what is wrong is told before a large model is loaded
     with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
         if settings.workers > 1:
             answered = _many(args, settings, source, notifier)
@@ -157,11 +148,3 @@ def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextMan
 
     keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
     return metrics.serve(settings.metrics, addresses, keys)
-
-
-def _allow_files() -> None:
-    """Raise the soft limit on open files to the hard one: libzmq aborts when an ipc socket meets it."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -12,6 +12,8 @@ import tty
 from collections.abc import Sequence
 from typing import Final, TextIO
 
+from ..shown import bare
+
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
@@ -27,7 +29,7 @@ class Screen:
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
+        self._out = bare(out or sys.stdout)
         self._keys = sys.stdin.fileno()
         self._before = termios.tcgetattr(self._keys)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..probe import ProbeLayer
+from ..shown import one_line
 from ..spec import ModelSpec, ModelState, ModelTensor, to_document
 
 Row = tuple[str, str]
@@ -17,7 +18,7 @@ def aligned(rows: Iterable[Row]) -> str:
     width = max((len(key) for key, _ in rows), default=0)
     lines, before = [], ""
     for key, value in rows:
-        lines.append(f"{'' if key == before else key:<{width}}  {value}".rstrip())
+        lines.append(f"{'' if key == before else key:<{width}}  {one_line(value)}".rstrip())
         before = key or before
     return "\n".join(lines)
 

@@ -11,6 +11,8 @@ call on the socket has seen it, a `send` too. So `turn` before waiting, and afte
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import select
 from collections.abc import Mapping
@@ -20,12 +22,14 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from ..errors import LimitError
 from . import wire
 from .conversation import Conversation, Ticket
 from .curve import connect_as
 from .keys import Secret
 from .remote import random_epoch
 
+FILES: Final = 20  # descriptors that the first connection of a process takes, libzmq's threads included: 17
 QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
 BUNDLE_BYTES: Final = 256 * 1024  # of the requests in one message: larger ones gain nothing
 RECONNECT_MS: Final = 50  # before the first attempt; doubled at each ...
@@ -44,13 +48,24 @@ class Connection:
     """The way to one worker, from the first use until `close`."""
 
     def __init__(self, address: str, keys: Secret | None = None) -> None:
+        """Raises LimitError if the process has no descriptors left for it; nothing is left behind then."""
         self.address = address
         self.talk = Conversation(secrets.token_hex(4), random_epoch)
         self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
         self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last one may pass it
         self.connections = 0  # made so far
         self._up = False  # there is one, as far as was told
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket = opened(zmq.DEALER, address)
+        try:
+            self._connect(keys)
+        except BaseException as error:
+            self._socket.close(linger=0)
+            if isinstance(error, zmq.ZMQError) and error.errno == errno.EMFILE:
+                raise no_room(address) from None
+            raise
+
+    def _connect(self, keys: Secret | None) -> None:
+        address = self.address
         _configure(self._socket, address)
         if keys is not None:
             connect_as(self._socket, keys)
@@ -145,6 +160,36 @@ class Connection:
                 made = made or self._up
         except zmq.Again:
             return made
+
+
+def opened(kind: int, address: str) -> zmq.Socket[bytes]:
+    """A socket for a way to `address`. Raises LimitError if the process has too few descriptors for it.
+
+    libzmq aborts the process if it meets the limit when its threads start; and what it meets later, nobody is
+    told. So it is looked at before.
+    """
+    held: list[int] = []
+    try:
+        held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        held.extend(os.dup(held[0]) for _ in range(FILES - 1))
+    except OSError as error:
+        raise no_room(address, error) from None
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    try:
+        return zmq.Context.instance().socket(kind)
+    except zmq.ZMQError as error:
+        raise no_room(address, error) from None
+
+
+def no_room(address: str, error: OSError | zmq.ZMQError | None = None) -> LimitError:
+    """The error of a process that can have no more descriptors or sockets."""
+    why = (error.strerror if error is not None else "") or "Too many open files"
+    return LimitError(
+        f"no connection to {address} can be made: {why} in this process. Close clients that are not used any "
+        "more, use one client for many streams, or raise the limit (ulimit -n)"
+    )
 
 
 def _configure(dealer: zmq.Socket[bytes], address: str) -> None:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from ..errors import AccessError, LimitError, RunnelError, UsageError
-from . import process, socketfile, wire
-from .address import Address, parse
+from ..errors import AccessError, LimitError, RunnelError
+from . import process, wire
+from .address import parse
 from .attention import Attention
 from .curve import Guard
+from .door import opened
 from .intake import MAX_PENDING_PER_PEER
 from .keeper import Keeper
 from .logs import Log
@@ -126,7 +127,8 @@ class Daemon:
         ):
             _configure(router)
             guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
-            with guarded, _bind(router, self._bound) as self.address:
+            with guarded, opened(router, self._bound) as self._door:
+                self.address = self._door.address
                 place = self._keeper.meet(self.address)
                 # Another start, other epochs: one that a client remembers from before is nobody's.
                 first_epoch = secrets.randbits(30) << 32
@@ -154,6 +156,7 @@ class Daemon:
                 # In this order: replies leave before the socket file does, and before the context ends.
                 if self._guard is not None:
                     self._guard.close()
+                self._door.detach()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
         log.info("stopped", **self.stats.summary())
@@ -164,6 +167,7 @@ class Daemon:
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
         poller.register(self._told, zmq.POLLIN)
+        poller.register(self._door.descriptor, zmq.POLLIN)
         if self._guard is not None:
             poller.register(self._guard.socket, zmq.POLLIN)
         while not self._stops:
@@ -177,7 +181,8 @@ class Daemon:
         if self._server.pending and not self._server.stalled:
             self._attention.until(now, now)
             return 0
-        dues = [due for due in (self._server.due, self._outbox.due) if due is not None]
+        known = self._server.due, self._outbox.due, self._door.due
+        dues = [due for due in known if due is not None]
         if self._keeper.beat_seconds:
             dues.append(self._next_beat)
         if self._server.pending:
@@ -221,6 +226,8 @@ class Daemon:
                 self._guard.answer()
         self._take(router)
         now = time.monotonic()
+        if told or ((due := self._door.due) is not None and due <= now):
+            self._door.turn(now)
         # Before the batch, which may take long: a stream whose request arrived is not idle. Where the server
         # has its fill, such requests may wait in the socket.
         if not server.full and (due := server.due) is not None and due <= now:
@@ -243,11 +250,9 @@ class Daemon:
             return
         reloads = told.count(signal.SIGHUP)
         self._stops += len(told) - reloads
-        if reloads and not self._stops:
-            self._keeper.reload(self._server)
-            if self._guard is not None:
-                self._guard.reload()
-                self._server.expect(self._guard.users)
+        if reloads and not self._stops and self._keeper.reload(self._server) and self._guard is not None:
+            self._guard.reload()
+            self._server.expect(self._guard.users)
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
@@ -313,26 +318,6 @@ def _configure(router: zmq.Socket[bytes]) -> None:
     router.setsockopt(zmq.RCVHWM, QUEUED_REQUESTS)
     router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     router.setsockopt(zmq.LINGER, 0)
-
-
-@contextmanager
-def _bind(router: zmq.Socket[bytes], address: Address) -> Iterator[str]:
-    """The address as bound; its socket file is removed afterwards."""
-    try:
-        if address.path is None:
-            router.setsockopt(zmq.IPV6, int("[" in address.text))
-            router.bind(address.text)
-            yield router.getsockopt(zmq.LAST_ENDPOINT).decode()  # type: ignore[union-attr]
-            return
-        with socketfile.claim(address.path):
-            router.bind(address.text)
-            ours = socketfile.identity(address.path)
-    except zmq.ZMQError as error:
-        raise UsageError(f"cannot bind {address}: {error.strerror}") from None
-    try:
-        yield address.text
-    finally:
-        socketfile.remove(address.path, ours)
 
 
 def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] | None:

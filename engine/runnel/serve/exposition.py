@@ -29,6 +29,7 @@ _COUNTERS: Final = (
     ("dropped_peers", "runnel_dropped_peers", "Peers let go because they did not read."),
     ("looks", "runnel_looks", "Looks at the states of streams."),
     ("look_failures", "runnel_look_failures", "Looks that failed themselves."),
+    ("log_lost", "runnel_log_lines_lost", "Log lines that could not be written."),
     ("cpu_seconds", "process_cpu_seconds", "User and system processor time."),
 )
 _LABELLED: Final = (

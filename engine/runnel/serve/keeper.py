@@ -16,6 +16,7 @@ from . import logs, systemd
 from .logs import Log
 from .placement import Place
 from .settings import Settings, Source, renewed
+from .vetting import vet
 
 if TYPE_CHECKING:
     from .protocol import Server
@@ -40,8 +41,9 @@ class Keeper:
     def beat(self) -> None:
         """Its loop turns."""
 
-    def reload(self, server: Server) -> None:
-        """It was told to read its settings again."""
+    def reload(self, server: Server) -> bool:
+        """It was told to read its settings again. False: something is wrong, and nothing is to change."""
+        return True
 
     def stopping(self) -> None:
         """It was told to stop, and answers what has arrived."""
@@ -76,26 +78,32 @@ class Service(Keeper):
     def beat(self) -> None:
         self._notifier.send(systemd.WATCHDOG)
 
-    def reload(self, server: Server) -> None:
+    def reload(self, server: Server) -> bool:
         self._notifier.send(systemd.reloading(time.monotonic()))
-        self._settings = reread(self._source, self._settings)
-        apply(self._settings, server)
+        settings = reread(self._source, self._settings)
+        if settings is not None:
+            self._settings = settings
+            apply(settings, server)
         self._notifier.send(systemd.READY)
+        return settings is not None
 
     def stopping(self) -> None:
         self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
 
 
-def reread(source: Source, now: Settings) -> Settings:
-    """The settings after a new reading, what is found logged; the same where the file cannot be read."""
-    if source.path.suffix != ".toml":
-        log.info("nothing to reload: a model has no settings", path=source.path)
-        return now
+def reread(source: Source, now: Settings) -> Settings | None:
+    """The settings after a new reading, what is found logged. None if anything in them is wrong."""
     try:
+        if source.path.suffix != ".toml":
+            vet(now, str(source.path))
+            log.info("nothing to reload: a model has no settings", path=source.path)
+            return now
         read, other_pipeline = source.read()
+        vet(read, str(source.path))
+        vet(now, str(source.path))  # its list of users is the one that will be read again
     except RunnelError as error:
         log.error("reload failed: nothing was changed", path=source.path, error=error.message)
-        return now
+        return None
     after, changed, fixed = renewed(now, read)
     for name in changed:
         log.info("setting changed", name=name, value=getattr(after, name))

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from .. import regular
 from ..errors import UsageError, nearest
+from ..tables import parse_toml
 
 MAX_FILE: Final = 2**20  # bytes: 10,000 users with long names
 MAX_USERS: Final = 10_000  # keys in all: the list is in memory, and read whole at each reload
@@ -171,17 +171,10 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(path: Path, forbidden: int, why: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+    data, mode = regular.read_with_mode(path, MAX_FILE, "a file of keys", UsageError)
     if mode & forbidden:
         raise UsageError(f"{path} has mode {mode:04o}: {why}")
-    if len(data) > MAX_FILE:
-        raise UsageError(f"{path}: more than {MAX_FILE} bytes: this is no file of keys")
     try:
-        return tomllib.loads(data.decode())
+        return parse_toml(data.decode())
     except (ValueError, RecursionError):  # its text could repeat a line of a secret key's file
         raise UsageError(f'{path}: not TOML; expected lines such as name = "key"') from None

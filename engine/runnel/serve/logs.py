@@ -5,7 +5,8 @@
 
 The event is a constant and makes the line's kind; what differs from time to time goes into fields. What
 comes from a client is escaped and cut off, so that a stream's name can neither forge a line nor fill the
-disk. Nothing here blocks but the write itself.
+disk. A thread of its own writes the lines: a log that nobody reads, or a full disk, costs lines and stops
+nobody. What was lost is counted, and told once lines can be written again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import queue
 import re
+import select
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +32,8 @@ MAX_TRACE: Final = 4000  # characters of a traceback; its end says most
 MAX_KINDS: Final = 256  # of events, each with a budget of its own; the rest share one
 BURST: Final = 20  # lines of a kind at once
 PER_SECOND: Final = 1.0  # lines of a kind after that
+MAX_WAITING: Final = 1024  # lines that nobody has read yet: some MiB at most
+LAST_SECONDS: Final = 2.0  # for the last lines, when the process ends
 
 
 _MOST: Final = {"event": MAX_REASON, "error": MAX_REASON, "why": MAX_REASON, "trace": MAX_TRACE}
@@ -141,24 +148,126 @@ class Lines(logging.Formatter):
         return " ".join(f"{_key(key)}={_text(value)}" for key, value in fields.items())
 
 
+class Writer(logging.Handler):
+    """Writes records to a stream from a thread of its own; `emit` never waits.
+
+    At most `MAX_WAITING` lines wait. Past that, and where writing fails, lines are lost: `lost` counts them.
+    `stream` None: there is none, and each line is lost. Never writes to the stream but through its
+    descriptor, if it has one: a thread that hangs in there would hold the lock of a Python stream.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._refused = 0  # lines, each counted by the one thread that may: those that emit, under a lock,
+        self._failed = 0  # and the one that writes
+        self._told = 0  # of both, told of
+        self._stream = stream
+        self._descriptor = _descriptor(stream)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="runnel-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Lines that were not written."""
+        return self._refused + self._failed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._lines.qsize() >= MAX_WAITING:
+            self._refused += 1
+            return
+        try:
+            self._lines.put(self.format(record))
+        except Exception:  # a field whose text cannot be made; nobody could be told
+            self._refused += 1
+
+    def close(self) -> None:
+        """Write what waits, for `LAST_SECONDS` at most. If nobody reads, then nobody else waits either."""
+        if self._thread.is_alive():
+            self._lines.put(None)
+            self._thread.join(LAST_SECONDS)
+            if self._thread.is_alive() and self._descriptor is not None:
+                # What the interpreter, or a library, writes there at the end would wait for ever.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._descriptor)
+                os.close(nowhere)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            lost = self.lost - self._told
+            if lost and self._write(self.format(_lost(lost))):
+                self._told += lost
+            if not self._write(line):
+                self._failed += 1
+        if (lost := self.lost - self._told) and self._write(self.format(_lost(lost))):
+            self._told += lost
+
+    def _write(self, line: str) -> bool:
+        """Whether it was written."""
+        try:
+            if self._descriptor is not None:
+                _write_whole(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
+            elif self._stream is not None:
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+            else:
+                return False
+        except (OSError, ValueError):  # full, gone, or closed
+            return False
+        return True
+
+
+def lost_lines() -> int:
+    """Lines that this process could not write."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Writer))
+
+
+def _descriptor(stream: TextIO | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # somebody made it so
+            select.select([], [descriptor], [])
+
+
+def _lost(lines: int) -> logging.LogRecord:
+    extra = {"fields": {"lines": lines}}
+    return logging.getLogger().makeRecord(
+        "runnel", logging.WARNING, "", 0, "log lines were lost", (), None, extra=extra
+    )
+
+
 @contextmanager
-def written(stream: TextIO, format: str = "text", level: str = "info", **common: object) -> Iterator[None]:
+def written(
+    stream: TextIO | None, format: str = "text", level: str = "info", **common: object
+) -> Iterator[None]:
     """Within it what is logged anywhere goes to `stream`; on the way out what was suppressed is told.
 
     `format`: `text` or `json`; `common`: fields of every line.
-    `level` is that of runnel's own loggers; of others only warnings and worse are written.
+    `level` is that of runnel's own loggers; of others, and of Python's warnings, only warnings and worse are
+    written.
     """
     root = logging.getLogger()
-    handler = logging.StreamHandler(stream)
+    handler = Writer(stream)
     handler.setFormatter(Lines(format, common))
     limit = RateLimit()
     handler.addFilter(limit)
     before = logging.getLogger("runnel").level
     root.addHandler(handler)
     set_level(level)
+    logging.captureWarnings(True)
     try:
         yield
     finally:
+        logging.captureWarnings(False)
         for kind, owed in limit.budget.settle().items():
             fields = {"fields": {"kind": kind, "suppressed": owed}}
             handler.emit(root.makeRecord("runnel", logging.INFO, "", 0, "suppressed", (), None, extra=fields))

@@ -4,8 +4,10 @@ It is a client of the daemon as any other, in threads of its own: nothing is sha
 watches, and an answer proves that the loop turns. It reads no secrets and changes nothing; whoever can
 reach its address can read it, so that is loopback unless another is named.
 
-Bounded: connections at once, bytes of a request, time for it. Answers are at most `FRESH` seconds old, so
-that any number of probes costs the daemon a few questions a second.
+Bounded: connections at once, bytes of a request, time for it. Where there are too many connections, the one
+that has taken longest to send its request is closed, so that no number of slow ones keeps a probe out.
+Answers are at most `FRESH` seconds old, so that any number of probes costs the daemon a few questions a
+second.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -30,7 +32,7 @@ from .keys import Secret
 from .logs import Log
 from .watch import Seen, Watcher
 
-MAX_CONNECTIONS: Final = 16  # at once: a scraper and a few probes; the next is told 503
+MAX_CONNECTIONS: Final = 32  # at once, a thread each: a scraper and a few probes are there for milliseconds
 MAX_HEAD: Final = 8 * 1024  # bytes of a request's line and headers
 REQUEST_SECONDS: Final = 5.0  # to send a request, and to take its answer
 ANSWER_SECONDS: Final = 3.0  # for each worker's loop: a batch takes milliseconds
@@ -59,6 +61,11 @@ def parse(text: str) -> tuple[str, int]:
         ) from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host that `parse` returned."""
+    return ip_address(host).is_loopback
+
+
 @contextmanager
 def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | None = None) -> Iterator[str]:
     """Within it the pages are served at `http_address`; yields it with the port that it has.
@@ -73,7 +80,7 @@ def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | Non
             server = _Server((host, port), _Fresh(watcher))
         except OSError as error:
             raise UsageError(f"cannot serve metrics on {http_address}: {error.strerror}") from None
-        if not ip_address(host).is_loopback:
+        if not is_loopback(host):
             log.warning("metrics are readable by whoever reaches them", address=http_address)
         try:
             exposition.encoder("")
@@ -126,46 +133,59 @@ def _judged(workers: Sequence[tuple[bool, Seen]]) -> tuple[bool, str]:
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """One thread a connection, and no more of them than `MAX_CONNECTIONS`."""
+    """One thread a connection, and no more connections than `MAX_CONNECTIONS`: see the module."""
 
     allow_reuse_address = True
-    request_queue_size = MAX_CONNECTIONS
+    request_queue_size = 128  # as many as may come at once while one thread accepts them
     daemon_threads = False  # so that closing waits for them
 
     def __init__(self, address: tuple[str, int], fresh: _Fresh) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.fresh = fresh
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, bool] = {}  # whether its request has come; the oldest first
         super().__init__(address, _Handler)
 
     @property
     def port(self) -> int:
         return int(self.server_address[1])
 
+    def asked(self, request: socket.socket) -> None:
+        """A connection's request has come."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = True
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            request.settimeout(0)
-            _refuse(request, HTTPStatus.SERVICE_UNAVAILABLE)
-            self.shutdown_request(request)
-            return
-        self._open.add(request)
-        super().process_request(request, client_address)
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                slowest = next(
+                    (one for one, asked in self._open.items() if not asked), next(iter(self._open))
+                )
+                del self._open[slowest]
+                _end(slowest)
+            self._open[request] = False
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread for it
+            self._forget(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._open.discard(request)
-            self._free.release()
+            self._forget(request)
 
     def server_close(self) -> None:
-        for request in list(self._open):  # whoever is slow is not waited for
-            try:
-                request.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed meanwhile
+        with self._lock:
+            for request in self._open:  # whoever is slow is not waited for
+                _end(request)
         super().server_close()
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a connection failed", peer=client_address, why=sys.exception())
@@ -185,6 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             _refuse(self.connection, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return
+        self.server.asked(self.connection)
         self.rfile.close()
         self.rfile = BytesIO(head)
         self.connection.settimeout(REQUEST_SECONDS)
@@ -242,6 +263,12 @@ def _head(connection: socket.socket) -> bytes:
         if len(head) > MAX_HEAD:
             raise ValueError("too large")
     return head
+
+
+def _end(connection: socket.socket) -> None:
+    """Have the connection's thread find that it is at its end."""
+    with suppress(OSError):  # closed meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _refuse(connection: socket.socket, status: HTTPStatus) -> None:

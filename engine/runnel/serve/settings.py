@@ -17,6 +17,7 @@ from ..errors import UsageError, nearest
 
 MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
 MAX_PROVIDERS: Final = 16
+MAX_PORT: Final = 65535
 LEAST_SECONDS: Final = 0.001  # below a clock's steps a stream in use would be idle
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
@@ -129,6 +130,21 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
+def _address(value: Any, where: str) -> str:
+    """What is said of an address. A port alone, as a number or a text, is one on this machine."""
+    text = _port(value, where)
+    return f"tcp://127.0.0.1:{text}" if text.isascii() and text.isdigit() else text
+
+
+def _port(value: Any, where: str) -> str:
+    """A text; a number stands for a port."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= MAX_PORT:
+            raise UsageError(f"{where}: a port is at most {MAX_PORT}, not {value}")
+        return str(value)
+    return _text(value, where)
+
+
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_PROVIDERS:
         raise UsageError(f"{where} must be a list of 1 to {MAX_PROVIDERS} names, not {value!r:.80}")
@@ -145,7 +161,7 @@ def _among(known: tuple[str, ...]) -> Check:
 
 
 _CHECKS: Final[Mapping[str, Check]] = {
-    "bind": _text,  # `address.parse` knows what an address is
+    "bind": _address,  # `address.parse` knows what an address is
     "max_streams": _whole(1, 10_000_000),
     "user_streams": _whole(0, 10_000_000),
     "idle_seconds": _seconds,
@@ -156,7 +172,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "providers": _texts,
     "log_level": _among(LEVELS),
     "log_format": _among(FORMATS),
-    "metrics": _text,  # `metrics.parse` knows what an address is
+    "metrics": _port,  # `metrics.parse` knows what an address is
     "metrics_keys": _text,
 }
 

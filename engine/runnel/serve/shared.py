@@ -22,7 +22,7 @@ from typing import Protocol
 
 from . import wire
 from .attention import overslept
-from .connection import Connection
+from .connection import Connection, no_room
 from .conversation import Conversation, Line, Ticket
 from .keys import Secret
 from .remote import HELD, closed, silence
@@ -58,7 +58,11 @@ class SharedLink:
         self._leads: Awaited | None = None  # what the leader waits for, while it sleeps
         self._followers: dict[threading.Condition, Awaited] = {}
         self._closed = False
-        self._ear, self._bell = socket.socketpair()
+        try:
+            self._ear, self._bell = socket.socketpair()
+        except OSError as error:
+            self.link.close()
+            raise no_room(address, error) from None
         self._ear.setblocking(False)
         self._bell.setblocking(False)
         self._ear_descriptor = self._ear.fileno()

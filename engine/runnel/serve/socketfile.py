@@ -2,12 +2,18 @@
 
 libzmq's bind replaces whatever is at the path, a live daemon's socket and a user's file included, and
 does not remove the file that it made: seen with libzmq 4.3. So both are done here.
+
+A listening socket is bound beside the path, and renamed to it: whoever looks finds the old one or the new
+one, never none.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import itertools
 import os
+import secrets
 import socket
 import stat
 import time
@@ -19,12 +25,13 @@ from typing import Final
 from ..errors import UsageError
 
 LOCK_SECONDS: Final = 2.0  # a start holds the folder for milliseconds
-_PRIVATE: Final = 0o177  # umask: the owner reads and writes, nobody else connects
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PRIVATE: Final = 0o600  # the owner reads and writes, nobody else connects
 
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Within it the path is free to bind, and what is bound there is the owner's alone.
+    """Within it the path is free to bind.
 
     A socket that nobody listens on is removed. Raises UsageError where a live daemon, or something that
     is no socket, is in the way. The folder is locked meanwhile: of two starts at once one is refused.
@@ -32,11 +39,7 @@ def claim(path: Path) -> Iterator[None]:
     folder = _lock(path)
     try:
         _make_way(path)
-        before = os.umask(_PRIVATE)
-        try:
-            yield
-        finally:
-            os.umask(before)
+        yield
     finally:
         os.close(folder)
 
@@ -71,22 +74,88 @@ def _there(path: Path) -> bool:
     return True
 
 
-def identity(path: Path) -> tuple[int, int]:
+class SocketFile:
+    """A listening Unix socket at a path, which only its owner may connect to, and those that follow it there.
+
+    Each is bound under a name of its own beside the path, and then renamed: whoever looks at the path finds
+    the old socket or the new one, and never none. A socket at the path that nobody listens on is replaced.
+    Raises UsageError if a live daemon, or something that is no socket, is in the way; OSError if the folder
+    takes no socket.
+    """
+
+    def __init__(self, path: Path, backlog: int) -> None:
+        self._path = path
+        self._backlog = backlog
+        self._name = f".{secrets.token_hex(4)}"
+        self._count = itertools.count()
+        with claim(path):
+            self._folder = os.open(path.parent, _FOLDER)
+            try:
+                self.public = self._made(None)  # the one that new clients reach
+                self._ours = _identity(path.lstat())
+            except BaseException:
+                os.close(self._folder)
+                raise
+
+    def following(self) -> socket.socket:
+        """Make another socket, and put it under the path, with the mode and the owner that the file has now.
+
+        Clients who wait at the public one stay with it. Raises OSError; then all is as it was.
+        """
+        now = self._path.lstat()
+        if _identity(now) != self._ours:
+            raise FileExistsError(errno.EEXIST, "the file is gone, or another's")
+        made = self._made(now)
+        self._ours = _identity(self._path.lstat())
+        return made
+
+    def hand_over(self, following: socket.socket) -> int:
+        """The public socket's descriptor, which is the caller's from now on; the following one is public."""
+        descriptor = self.public.detach()
+        self.public = following
+        return descriptor
+
+    def close(self) -> None:
+        """Close the public socket, and remove the file if it still is ours."""
+        self.public.close()
+        os.close(self._folder)
+        with suppress(FileNotFoundError):
+            if _identity(self._path.lstat()) == self._ours:
+                self._path.unlink()
+
+    def _made(self, like: os.stat_result | None) -> socket.socket:
+        # Relative to the folder, however long its path is: a socket's address has room for 107 bytes.
+        name = f"{self._name}.{next(self._count)}"
+        beside = Path(f"/proc/self/fd/{self._folder}/{name}")
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            made.bind(str(beside))
+            try:
+                # Before it listens: until then nobody can connect.
+                if like is not None and (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+                    with suppress(OSError):  # an owner that only root could give again
+                        os.chown(beside, like.st_uid, like.st_gid)
+                beside.chmod(_PRIVATE if like is None else stat.S_IMODE(like.st_mode))
+                made.listen(self._backlog)
+                beside.rename(self._path)
+            except BaseException:
+                beside.unlink()
+                raise
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
     """Which file it is, whatever its name."""
-    found = path.stat()
     return found.st_dev, found.st_ino
-
-
-def remove(path: Path, ours: tuple[int, int]) -> None:
-    """Remove the socket file if it still is the one that we bound."""
-    with suppress(FileNotFoundError):
-        if identity(path) == ours:
-            path.unlink()
 
 
 def _lock(path: Path) -> int:
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.open(path.parent, _FOLDER)
     except OSError as error:
         raise UsageError(f"cannot bind ipc://{path}: {path.parent}: {error.strerror}") from None
     deadline = time.monotonic() + LOCK_SECONDS
@@ -103,11 +172,16 @@ def _lock(path: Path) -> int:
             time.sleep(0.01)
 
 
-def _make_way(path: Path) -> None:
+def taken(path: Path) -> bool:
+    """Whether somebody serves there. Raises UsageError if no socket can be put there."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot bind ipc://{path}: {path.parent} is no folder") from None
+        return False
+    except OSError as error:
+        raise UsageError(f"cannot bind ipc://{path}: {error.strerror}") from None
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"cannot bind ipc://{path}: a file that is no socket is there; it was left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -115,8 +189,13 @@ def _make_way(path: Path) -> None:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()  # left by a daemon that was killed
-            return
+            return False  # left by a daemon that was killed
         except OSError:
             pass  # not allowed to connect, or its backlog is full: somebody is there
-    raise UsageError(f"cannot bind ipc://{path}: another daemon is serving there; choose another address")
+    return True
+
+
+def _make_way(path: Path) -> None:
+    if taken(path):
+        raise UsageError(f"cannot bind ipc://{path}: another daemon is serving there; choose another address")
+    path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import zmq
 from ..errors import RunnelError, UsageError
 from . import wire
 from .address import beside, parse
+from .connection import opened
 from .curve import connect_as
 from .keys import Secret
 
@@ -139,7 +140,7 @@ class Watcher:
 
     def _connected(self, address: str) -> zmq.Socket[bytes]:
         if address not in self._sockets:
-            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+            socket = opened(zmq.DEALER, address)
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, UNANSWERED)
             socket.setsockopt(zmq.RCVHWM, UNANSWERED)

@@ -62,8 +62,9 @@ class _Steered(Keeper):
     def beat(self) -> None:
         link.send(self._link, {"beat": True})
 
-    def reload(self, server: Server) -> None:
+    def reload(self, server: Server) -> bool:
         apply(self._settings, server)
+        return True
 
     def _steer(self) -> None:
         """Hand on what the supervisor says, until it is gone."""

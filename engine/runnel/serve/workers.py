@@ -187,11 +187,13 @@ class Supervisor:
 
     def _reload(self) -> None:
         self._notifier.send(systemd.reloading(time.monotonic()))
-        self._settings = reread(self._source, self._settings)
-        logs.set_level(self._settings.log_level)
-        for worker in self._workers:
-            if worker.link:
-                link.send(worker.link, {"settings": asdict(self._settings)})
+        settings = reread(self._source, self._settings)
+        if settings is not None:
+            self._settings = settings
+            logs.set_level(settings.log_level)
+            for worker in self._workers:
+                if worker.link:
+                    link.send(worker.link, {"settings": asdict(settings)})
         self._notifier.send(systemd.READY)
 
     def _finish(self, told: socket.socket) -> bool:

@@ -22,6 +22,7 @@ from runnel.columns import columns_of, flat
 from runnel.errors import UsageError, nearest
 from runnel.files import library
 from runnel.hookspecs import SinkFactory
+from runnel.shown import bare, visible
 from runnel.spec import Array
 from runnel.stage import Chunk
 
@@ -59,7 +60,7 @@ class Plot(Sink):
         self._keep = max(2, min(MAX_POINTS, math.ceil(seconds * signal.rate) if signal.rate else _ROWS))
         self._parts: deque[Array] = deque()
         self._kept = self._rows = 0
-        self._out: TextIO = sys.stdout
+        self._out: TextIO = bare(sys.stdout)  # it moves the cursor
         self._live = self._out.isatty()
         self._drawn = -math.inf
         self._clock: Callable[[], float] = time.monotonic
@@ -86,13 +87,13 @@ class Plot(Sink):
             self._show(first=self._drawn == -math.inf)
         else:
             height = _PLAIN_HEIGHT * min(len(self._places), MAX_PANELS)
-            self._out.write("\n".join(self.picture(80, height)) + "\n")
+            self._out.write("\n".join(map(visible, self.picture(80, height))) + "\n")
         self._out.flush()
 
     def _show(self, first: bool) -> None:
         size = shutil.get_terminal_size()
         lines = self.picture(size.columns, size.lines - 1)  # the last one is for the progress
-        body = "".join(line + _REST_OF_LINE + "\n" for line in lines)
+        body = "".join(visible(line) + _REST_OF_LINE + "\n" for line in lines)
         self._out.write((_CLEAR if first else "") + _HOME + body + _REST)
         self._out.flush()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -99,7 +98,7 @@ class TextSink(Sink):
     def close(self, whole: bool) -> None:
         if whole:
             self._out.text.write(self._decoder.decode(b"", final=True))
-        if whole and self._out.text is sys.stdout:
+        if whole and self._out.stdio:
             self._out.text.write("\n")  # a prompt, or the next command's, is not to stand in the last line
         self._out.close(whole)
 
