@@ -161,7 +161,7 @@ def test_export_one_step_with_state(source: str, tmp_path: Path, capsys) -> None
     ("words", "says"),
     [
         (["{}:Taggre"], "did you mean 'Tagger'"),
-        (["{}"], "FILE.py:NAME"),
+        (["{}"], "nets.py:Tagger"),
         (["nowhere.py:X"], "no such file"),
         (["no_such_package:X"], "no module"),
         (["{}:Tagger"], "--args"),

@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from runnel_export.kinds import explain_target
+
+    explain_target(args.target)  # before torch, which takes seconds, is imported
     try:
         from runnel_export import export, target
     except ImportError as error:
