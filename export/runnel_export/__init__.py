@@ -7,11 +7,12 @@ if TYPE_CHECKING:
     from .certificate import Certificate
     from .exporter import export
     from .verifier import verify
+    from .weights import load_weights
 
-__all__ = ["Certificate", "export", "verify"]
+__all__ = ["Certificate", "export", "load_weights", "verify"]
 
 # Loaded when first named: `verify` runs where torch is not installed (PEP 562).
-_HOMES = {"Certificate": "certificate", "export": "exporter", "verify": "verifier"}
+_HOMES = {"Certificate": "certificate", "export": "exporter", "load_weights": "weights", "verify": "verifier"}
 
 
 def __getattr__(name: str) -> Any:

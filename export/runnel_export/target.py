@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import math
-import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,6 @@ from runnel.errors import UsageError, nearest
 
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
-_PICKLED = re.compile(r"GLOBAL (\S+)")  # in torch's refusal to load what is not plain tensors
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST = 2**26  # elements of an example
 
@@ -79,51 +77,6 @@ def _import(place: str) -> Any:
     sys.modules[file.stem] = module
     spec.loader.exec_module(module)
     return module
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a .safetensors file, or a .pt file without code in it; raises UsageError."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
-    except ImportError:
-        raise UsageError("a .safetensors file needs: pip install safetensors") from None
-    except Exception as error:  # each format's reader has errors of its own
-        held = _PICKLED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if held:
-            raise UsageError(
-                f"{path}: it holds a pickled module or other object ({held[1]}), which is not loaded: save "
-                "module.state_dict() instead"
-            ) from error
-        raise UsageError(
-            f"{path}: not a file of weights (.safetensors, or .pt without code in it), or damaged"
-        ) from error
-    if isinstance(weights, Mapping):
-        weights = weights.get("state_dict", weights)
-    if not isinstance(weights, Mapping):
-        raise UsageError(
-            f"{path}: it holds a {type(weights).__name__}, expected what module.state_dict() gives"
-        )
-    if weights and _all_wrapped(weights) and not _all_wrapped(module.state_dict()):
-        raise UsageError(
-            f"{path}: all its keys start with 'module.': they were saved from DataParallel or the like; save "
-            "model.module.state_dict() instead"
-        )
-    try:
-        module.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines())
-        raise UsageError(f"{path}: these weights do not fit {type(module).__name__}: {lines}") from error
-
-
-def _all_wrapped(weights: Mapping[str, Any]) -> bool:
-    return all(str(key).startswith("module.") for key in weights)
 
 
 def unloaded(module: nn.Module, target: str) -> list[str]:

@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="keyword arguments for what makes the module",
     )
-    add("--weights", type=Path, help="a .safetensors or .pt file to load into the module")
+    add(
+        "--weights",
+        metavar="FILE[:KEY]",
+        help="a .safetensors or .pt file to load into the module; KEY says where in a trainer's checkpoint "
+        "they are, which is found by itself if only one place fits",
+    )
     add("--data", type=Path, help="real data to try besides: .npy, or .npz by "
         "input names, of shape (batch, time, features...)")  # fmt: skip
     add(
@@ -70,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
     explain_target(args.target)  # before torch, which takes seconds, is imported
     try:
-        from runnel_export import export, target
+        from runnel_export import export, target, weights
     except ImportError as error:
         raise UsageError(f"export needs {error.name}: pip install 'runnel[export]'") from error
     module = target.load_module(args.target, args.args, args.seed)
-    if args.weights is not None:
-        target.load_weights(module, args.weights)
-
-    notes = [] if args.weights is not None else target.unloaded(module, args.target)
+    if args.weights is None:
+        notes = target.unloaded(module, args.target)
+    else:
+        notes = weights.load_weights(module, *weights.split_key(args.weights))
 
     def report(line: str) -> None:
         print(line, file=sys.stderr)
