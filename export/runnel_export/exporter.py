@@ -32,6 +32,7 @@ from .original import Original
 from .pairing import parameter_order
 from .proofs import Prover, prove
 from .quantize import quantize_int8
+from .rehearsal import without_batch
 from .revealed import recomposed, same
 from .samples import Source, source, weak_spots
 from .trials import Trials, make_trials
@@ -139,6 +140,10 @@ def export(
     given = None if data is None else _named(module, data, "data")
     _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
+    if any(t.dim() < 2 for t in inputs.values()) and time_axis is not None:
+        told = without_batch(module, inputs)
+        if told:
+            raise ExportError(told)
     call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
     if state:
         inputs, state = told_apart(module, inputs, call)
