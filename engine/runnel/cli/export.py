@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
         probe=args.probe,
         tolerance=args.tolerance,
         data=target.data(args.data) if args.data is not None else None,
-        progress=None if args.quiet else report,
+        # A line that is rewritten on a terminal; in a log, a line for each stage.
+        progress=False if args.quiet else None if sys.stderr.isatty() else report,
         seed=args.seed,
         notes=notes,
     )
