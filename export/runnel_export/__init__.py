@@ -13,11 +13,19 @@ __all__ = ["Certificate", "export", "load_weights", "verify"]
 
 # Loaded when first named: `verify` runs where torch is not installed (PEP 562).
 _HOMES = {"Certificate": "certificate", "export": "exporter", "load_weights": "weights", "verify": "verifier"}
+_MODULES = ("nn",)  # public: the layers that torch lacks
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'runnel_export' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """What is public. The modules behind it become attributes when they are imported, and are not."""
+    return sorted([*(name for name in globals() if name.startswith("__")), *__all__, *_MODULES])

@@ -55,7 +55,8 @@ def _of_one_size(module: nn.Module, prepared: Prepared) -> str:
         found = failure(module, changed)
         if not found:
             continue
-        size, help = "the batch size", "a stream is stepped in batches of any size"
+        size = "the batch size, maybe that of a state on self (pass it as state=),"
+        help = "a stream is stepped in batches of any size"
         if axis == prepared.time_axis:
             size = "the sequence's length"
             help = (
