@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -377,10 +378,27 @@ def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ExportError(
                 f"{what}: {name!r} is a {type(value).__name__}, expected a tensor (batch, time, ...)"
+                f"{_instead(module, value)}"
             )
         if not value.numel():
             raise ExportError(f"{what}: {name!r} has shape {tuple(value.shape)}, which holds nothing")
     return named
+
+
+def _instead(module: nn.Module, value: Any) -> str:
+    """What people give in a tensor's place, and what to give instead."""
+    if isinstance(value, np.ndarray):
+        return ": torch.from_numpy(...)"
+    if isinstance(value, Mapping):
+        names = ", ".join(map(str, value))
+        return f": wrap the module in one whose forward({names}) makes that dict"
+    if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
+        return f": torch.randn{tuple(value)}"
+    if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+        names = list(inspect.signature(module.forward).parameters)[: len(value)]
+        form = ", ".join(f"{name!r}: ..." for name in names)
+        return f": several inputs are a dict by forward's parameters, {{{form}}}"
+    return ""
 
 
 def _batch(

@@ -182,8 +182,14 @@ def _by_parameter(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> 
         )
     for name in example:
         if name not in parameters:
+            wrap = ""
+            if len(example) > 1 and len(parameters) == 1:
+                wrap = (
+                    f"; if forward takes a dict or a tuple, wrap it in a module whose "
+                    f"forward({', '.join(example)}) makes that"
+                )
             raise ExportError(
-                f"{type(module).__name__}.forward has no parameter {name!r}{nearest(name, parameters)}"
+                f"{type(module).__name__}.forward has no parameter {name!r}{nearest(name, parameters)}{wrap}"
             )
     return dict(example)
 

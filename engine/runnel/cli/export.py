@@ -18,10 +18,11 @@ HELP = "turn a PyTorch module into a certified step model"
 
 _EXAMPLE = """\
 examples:
-  runnel export model.py:Tagger -o tagger.onnx --input float32[1,50,80] --weights tagger.safetensors
-  runnel export model.py:Tagger -o tagger.onnx --input float32[1,50,80] --probe gates
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --weights tagger.safetensors
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --weights last.ckpt:state_dict
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --probe gates
   runnel export my.package:build --args '{"hidden": 32}' -o lm.onnx --input 'tokens=int64[1,50]<1000'
-  runnel export cells.py:Cell -o cell.onnx --time-axis none --input float32[1,8] --state h=1,32
+  runnel export cells.py:Cell -o cell.onnx --time-axis none --input 'float32[1,8]' --state h=1,32
 
 Shapes are those that forward takes: (batch, time, features...) unless --time-axis says otherwise.
 The module's code is imported and run."""
@@ -152,7 +153,10 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        raise argparse.ArgumentTypeError(
+            f"not JSON ({error}): names are in double quotes, and all of it in single ones for the shell: "
+            "'{\"hidden\": 32}'"
+        ) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError('expected an object, such as {"hidden": 32}')
     return value
