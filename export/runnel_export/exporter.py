@@ -395,8 +395,8 @@ def _instead(module: nn.Module, value: Any) -> str:
     if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
         return f": torch.randn{tuple(value)}"
     if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
-        names = list(inspect.signature(module.forward).parameters)[: len(value)]
-        form = ", ".join(f"{name!r}: ..." for name in names)
+        parameters = list(inspect.signature(module.forward).parameters)[: len(value)]
+        form = ", ".join(f"{name!r}: ..." for name in parameters)
         return f": several inputs are a dict by forward's parameters, {{{form}}}"
     return ""
 

@@ -6,7 +6,6 @@ import ast
 import io
 import json
 import pickletools
-import struct
 import zipfile
 import zlib
 from enum import Enum
@@ -189,7 +188,7 @@ def _is_object(pickle: bytes) -> bool:
 
 def _fits(head: bytes, path: Path) -> bool:
     """Whether the first eight bytes are the length of a header that lies within the file."""
-    return 2 <= struct.unpack("<Q", head[:8])[0] <= path.stat().st_size - 8
+    return 2 <= int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def _notebook(head: bytes) -> bool:

@@ -79,8 +79,8 @@ def _users_code(what: str) -> Iterator[None]:
         raise
     except SystemExit as error:
         raise UsageError(
-            f"{what}: its code ends the program ({_where(error) or 'sys.exit'}) when it is imported: put what "
-            'a script does under if __name__ == "__main__":'
+            f"{what}: its code ends the program ({_where(error) or 'sys.exit'}) when it is imported: put "
+            'what a script does under if __name__ == "__main__":'
         ) from error
     except Exception as error:
         help = "--traceback shows more"
