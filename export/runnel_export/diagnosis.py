@@ -55,16 +55,16 @@ def _of_one_size(module: nn.Module, prepared: Prepared) -> str:
         found = failure(module, changed)
         if not found:
             continue
-        size = "the batch size, maybe that of a state on self (pass it as state=),"
+        likely = "the batch size is written into the module, or into a state on self (pass that as state=)"
         help = "a stream is stepped in batches of any size"
         if axis == prepared.time_axis:
-            size = "the sequence's length"
+            likely = "the sequence's length is written into the module"
             help = (
                 "a stream has no length. What sees a window of fixed length is a causal convolution, or state"
             )
         return (
             f"{type(module).__name__}: forward runs on the example you gave ({described(given)}), but not "
-            f"with one {where} ({described(changed)}): {found}. Likely {size} is written into the module. "
+            f"with one {where} ({described(changed)}): {found}. Likely {likely}. "
             f"What would help: take it from {name}.shape[{axis}]; {help}"
         )
     return ""
