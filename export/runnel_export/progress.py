@@ -91,9 +91,9 @@ class Line:
         detail = "" if text == self._stage else f": {text}"
         share = self.share
         full = int(share * _BAR)
-        self._show(
-            f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}  {self._stage}{detail}{self._left(share)}"
-        )
+        bar = f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}"
+        # What is cut off in a narrow terminal is the detail.
+        self._show(f"{bar}{self._left(share)}  {self._stage}{detail}")
 
     @property
     def share(self) -> float:
@@ -112,7 +112,7 @@ class Line:
         elapsed = self._clock() - self._began
         if elapsed < _SOON or share < _KNOWN:
             return ""
-        return f" (about {max(1, round(elapsed * (1 - share) / share))} s left)"
+        return f", about {max(1, round(elapsed * (1 - share) / share))} s left"
 
     def _show(self, text: str) -> None:
         # Spaces, since a notebook knows no escape sequence that clears a line. It must not wrap.

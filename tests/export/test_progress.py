@@ -86,7 +86,8 @@ def test_the_time_left_is_said_as_soon_as_it_can_be_told() -> None:
         line(text)
     share = line.share
     assert 0.25 < share < 1
-    assert err.getvalue().rstrip().endswith(f"(about {round(10 * (1 - share) / share)} s left)")
+    last = err.getvalue().split("\r")[-1]
+    assert f"{share:.0%}, about {round(10 * (1 - share) / share)} s left" in last
 
 
 @pytest.mark.parametrize("quantize", [False, True])
