@@ -205,3 +205,20 @@ def test_every_public_name_is_there() -> None:
     assert set(runnel.__all__) <= set(dir(runnel))
     with pytest.raises(AttributeError, match="no attribute 'Enigne'"):
         runnel.Enigne  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("package", "modules", "loads"),
+    [("runnel", {"checks", "errors"}, "Engine"), ("runnel_export", {"nn"}, "export")],
+)
+def test_tab_completion_shows_what_is_public_and_nothing_else(
+    package: str, modules: set[str], loads: str
+) -> None:
+    """Also after the submodules were imported, which makes each an attribute."""
+    code = (
+        f"import {package} as p; p.{loads}; shown = {{n for n in dir(p) if not n.startswith('__')}}; "
+        f"assert shown == set(p.__all__) | {modules}, shown; assert all(hasattr(p, n) for n in shown); "
+        "import pydoc; text = pydoc.plain(pydoc.render_doc(p)); assert 'import_module' not in text"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -61,9 +61,12 @@ _HOMES = {
     "TensorSpec": "spec",
     "hookimpl": "plugins",
 }
+_MODULES = ("checks", "errors")  # public too: what authors of plugins and callers name
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'runnel' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -72,4 +75,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """What is public. The modules behind it become attributes when they are imported, and are not."""
+    return sorted([*(name for name in globals() if name.startswith("__")), *__all__, *_MODULES])

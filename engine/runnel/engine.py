@@ -19,7 +19,7 @@ from .health import Health, Settings
 from .notices import Notices
 from .passage import Passage, advance
 from .pipeline import Pipeline, States
-from .spec import Array
+from .spec import Array, brief
 from .stage import Chunk, Steps
 from .stream import Stream
 
@@ -90,6 +90,10 @@ class Engine:
             return cls(pipeline, max_streams, notices, health)
         except PipelineError as error:  # what [health] says does not fit the pipeline
             raise PipelineError(f"{file}: {error.message}") from None
+
+    def __repr__(self) -> str:
+        signals = f"{brief(self.pipeline.inputs)} -> {brief(self.pipeline.outputs)}"
+        return f"<Engine {signals}, {len(self._streams)} of {self.max_streams} streams open>"
 
     @property
     def streams(self) -> Mapping[str, Stream]:

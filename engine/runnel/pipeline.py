@@ -19,7 +19,7 @@ from .batch import Batch, Done, stack
 from .errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
 from .identity import Part, differences, fingerprint
 from .place import Place
-from .spec import MAX_RANK, Array, ModelSpec, Signal
+from .spec import MAX_RANK, Array, ModelSpec, Signal, brief
 from .stage import Arrays, Chunk, Stage, State, Steps, as_error
 
 MAX_ROW_BYTES = 2**26  # of one time step of one array: several times what a message may hold
@@ -73,6 +73,11 @@ class Pipeline:
         self.tick_name = self._only_in.name if self._only_in else ""
         self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
         self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
+
+    def __repr__(self) -> str:
+        names = brief(", ".join(stage.name for stage in self.unrolled.stages))
+        signals = f"{brief(self.inputs)} -> {brief(self.outputs)}"
+        return f"<Pipeline {names}: {signals}, latency {self.latency}>"
 
     @property
     def unrolled(self) -> Pipeline:

@@ -6,13 +6,15 @@ Only what a pipeline names is imported, so that a broken package breaks only the
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -150,9 +152,21 @@ def offers(name: str) -> list[Plugin]:
             if name in factories:
                 found.append(_plugin(name, kind, package, version, factories[name], where))
     if not found:
-        hint = nearest(name, named) if named else " (does it have a hook marked @runnel.hookimpl?)"
+        hint = " (does it have a hook marked @runnel.hookimpl?)"
+        if named:
+            near = nearest(name, named)
+            hint = (near if "did you mean" in near else "") + f"; {_declare(sorted(named), entry.value)}"
         raise PluginError(f"{where}: its module {entry.value} hands over nothing of that name{hint}")
     return found
+
+
+def _declare(names: Sequence[str], module: str) -> str:
+    """How a package declares what its module hands over."""
+    lines = ", ".join(f'{name} = "{module}"' for name in names)
+    return (
+        f"it hands over {', '.join(map(repr, names))}. Each needs a line of its own in the package's "
+        f"pyproject.toml, under [project.entry-points.{GROUP}]: {lines}; then install the package again"
+    )
 
 
 def _missing(error: BaseException, own: str, package: str) -> str:
@@ -276,13 +290,40 @@ def _read(text: str, kind: Any) -> Any:
 def _entry(name: str) -> importlib.metadata.EntryPoint:
     entries = [entry for entry in _entries() if entry.name == name]
     if not entries:
-        raise PluginError(f"no plugin {name!r} is installed{nearest(name, installed())}")
+        raise PluginError(f"no plugin {name!r} is installed{_undeclared(name) or nearest(name, installed())}")
     # An editable install beside its source can list one distribution's entry twice.
     origins = sorted({_origin(entry) for entry in entries})
     if len({package for package, _ in origins}) > 1:
         both = " and ".join(f"{package} {version}" for package, version in origins)
         raise PluginError(f"plugin {name!r} is offered by {both}: uninstall one of them")
     return entries[0]
+
+
+def _undeclared(name: str) -> str:
+    """Which package has a plugin of that name that no entry point names. Read, not imported; "" for none."""
+    for module, entry in {entry.value.partition(":")[0]: entry for entry in _entries()}.items():
+        package, version = _origin(entry)
+        if package != GROUP and name in _keys(module):
+            return (
+                f", but {package} {version} has it in its module {module}, and does not declare it: its "
+                f'pyproject.toml needs the line {name} = "{module}" under [project.entry-points.{GROUP}]; '
+                "then install it again"
+            )
+    return ""
+
+
+def _keys(module: str) -> set[str]:
+    """The texts that are keys of dicts in a module's source: what its hooks hand over is named so."""
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            return set()
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except Exception:  # a package around it may fail in any way when it is imported
+        return set()
+    dicts = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    keys = (key for node in dicts for key in node.keys)
+    return {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
 def _entries() -> list[importlib.metadata.EntryPoint]:

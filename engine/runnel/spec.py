@@ -208,6 +208,10 @@ class ModelSpec:
     blocks: Blocks | None = None
     probe: Probe | None = None  # where some outputs show the inside of layers
 
+    def __repr__(self) -> str:
+        takes, gives = (brief(", ".join(map(str, tensors))) for tensors in (self.fed, self.given))
+        return f"<ModelSpec {takes} -> {gives}; {len(self.states)} states, {self.state_bytes} bytes a stream>"
+
     @property
     def state_bytes(self) -> int:
         return sum(s.row_bytes for s in self.states)
@@ -229,6 +233,12 @@ class ModelSpec:
         """One time step of what a stream gives."""
         inner, own = (1, self.blocks.kept) if self.blocks else (0, None)
         return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.outputs if t.name != own)
+
+
+def brief(text: object, most: int = 60) -> str:
+    """The beginning of a text, for a line that an interactive session shows."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) -> Array:

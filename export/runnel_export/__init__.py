@@ -7,16 +7,25 @@ if TYPE_CHECKING:
     from .certificate import Certificate
     from .exporter import export
     from .verifier import verify
+    from .weights import load_weights
 
-__all__ = ["Certificate", "export", "verify"]
+__all__ = ["Certificate", "export", "load_weights", "verify"]
 
 # Loaded when first named: `verify` runs where torch is not installed (PEP 562).
-_HOMES = {"Certificate": "certificate", "export": "exporter", "verify": "verifier"}
+_HOMES = {"Certificate": "certificate", "export": "exporter", "load_weights": "weights", "verify": "verifier"}
+_MODULES = ("nn",)  # public: the layers that torch lacks
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'runnel_export' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """What is public. The modules behind it become attributes when they are imported, and are not."""
+    return sorted([*(name for name in globals() if name.startswith("__")), *__all__, *_MODULES])

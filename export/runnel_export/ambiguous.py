@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .call import Call, results
-from .trace import resample
+from .rehearsal import resample
 
 TRIED = 16  # combinations of axes
 

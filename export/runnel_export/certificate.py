@@ -159,6 +159,11 @@ class Certificate:
                 "export the model again"
             ) from None
 
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        many = f"{len(self.checks)} checks, {len(self.alive)} states alive"
+        return f"<Certificate {verdict}: error {self.error:.1e} of {self.tolerance:g} allowed, {many}>"
+
     def __str__(self) -> str:
         lines = [check.row() for check in self.checks]
         for name, error in self.errors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from runnel.errors import CertificateError, ExportError
 from runnel.probe import Probe, beside
 from runnel.spec import MAX_STATES, Array, ModelSpec, check, to_document
 
+from . import progress as stages
 from . import vectors
 from .ambiguous import told_apart
 from .arguments import check_example, check_file, check_module, check_options, counted_axes
@@ -32,6 +34,7 @@ from .original import Original
 from .pairing import parameter_order
 from .proofs import Prover, prove
 from .quantize import quantize_int8
+from .rehearsal import without_batch
 from .revealed import recomposed, same
 from .samples import Source, source, weak_spots
 from .trials import Trials, make_trials
@@ -73,7 +76,7 @@ def export(
     tolerance: float | None = None,
     output_names: Sequence[str] | None = None,
     data: Example | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool | None = None,
     seed: int = 0,
     notes: Sequence[str] = (),
 ) -> Certificate:
@@ -108,7 +111,8 @@ def export(
         output_names: names for the outputs, in order.
         data: real data in the example's layout, tried besides random data. For ``time_axis=None`` it
             has a time axis after the batch's.
-        progress: called with a line of text as the work goes on.
+        progress: by default one line with percent, on a terminal and in a notebook and nowhere else. False
+            for none; a function is called with each line of text instead.
         seed: of the random data.
         notes: what else the certificate is to say to whoever reads it.
 
@@ -118,7 +122,7 @@ def export(
     cannot be lifted, or whose step model differs by more than the tolerance, or for arguments that do
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
-    path, say = Path(path), progress or (lambda _: None)
+    path = Path(path)
     check_module(module)
     check_file(path)
     shown = beside(path)
@@ -139,66 +143,76 @@ def export(
     given = None if data is None else _named(module, data, "data")
     _check_layout(given or {}, inputs, time_axis, batch_axis)
     given_state = parameter_order(module, state or {})
+    if any(t.dim() < 2 for t in inputs.values()) and time_axis is not None:
+        told = without_batch(module, inputs)
+        if told:
+            raise ExportError(told)
     call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
     if state:
         inputs, state = told_apart(module, inputs, call)
         call = replace(call, batch=_batch(inputs, time_axis, batch_axis), state=state)
 
-    say("lifting the state out of the module")
-    lifted = lift(
-        module,
-        inputs,
-        time_axis=time_axis,
-        batch_axis=batch_axis,
-        state=state,
-        output_names=output_names,
-        blocks=blocks,
-        probe=probe is not None,
-    )
-    if probe is not None and lifted.probe is None:
-        raise ExportError(_NOTHING_INSIDE)
-    if lifted.probe and (count := len(lifted.spec.outputs) + len(lifted.probe.outputs)) > MAX_STATES:
-        raise ExportError(f"probe='gates': that is {count} outputs, of {MAX_STATES} that a model may have")
-    spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
-    check(spec, str(path))
-    say("running the original")
-    subject = _subject(module, lifted, spec, call, inputs, given, seed)
+    plan = stages.stages(quantize is not None, probe is not None)
+    with stages.shown(progress, plan) as say:
+        say(stages.LIFTING)
+        lifted = lift(
+            module,
+            inputs,
+            time_axis=time_axis,
+            batch_axis=batch_axis,
+            state=state,
+            output_names=output_names,
+            blocks=blocks,
+            probe=probe is not None,
+        )
+        if probe is not None and lifted.probe is None:
+            raise ExportError(_NOTHING_INSIDE)
+        if lifted.probe and (count := len(lifted.spec.outputs) + len(lifted.probe.outputs)) > MAX_STATES:
+            raise ExportError(
+                f"probe='gates': that is {count} outputs, of {MAX_STATES} that a model may have"
+            )
+        spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
+        check(spec, str(path))
+        say(stages.RUNNING)
+        subject = _subject(module, lifted, spec, call, inputs, given, seed, say)
 
-    limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
-    with _scratch(path) as scratch, _scratch(shown) as second:
-        say("proving the float32 model")
-        model, account = lifted.model, None
-        proof = _prove(scratch, model, spec, subject, limits, say)
-        _accept(path, proof, limits)
-        if quantize:
-            say("proving the int8 model")
-            limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
-            model, account = quantize_int8(lifted.model)
-            # FLOPs and parameters are the module's own, whatever their format.
-            graph = {**describe(lifted.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
-            spec = replace(spec, graph=graph)
-            full, proof = proof, _prove(scratch, model, spec, subject, limits, say)
-            proof = replace(proof, checks=(*proof.checks, _drift(full, proof)))
+        limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
+        with _scratch(path) as scratch, _scratch(shown) as second:
+            say(stages.PROVING)
+            model, account = lifted.model, None
+            proof = _prove(scratch, model, spec, subject, limits, say)
             _accept(path, proof, limits)
-        notes = (*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else []))
-        certificate = _certificate(proof, spec, subject, limits, account, notes)
-        say("verifying the file as it is written")
-        certificate = _seal(scratch, path, model, spec, certificate)
-        if lifted.probe:
-            say("proving the probe")
-            layers = Probe(certificate.hash, lifted.probe.layers)
-            graph = describe(lifted.probe.model)
-            spec = replace(spec, outputs=(*spec.outputs, *lifted.probe.outputs), graph=graph, probe=layers)
-            proof = _prove(second, lifted.probe.model, spec, subject, limits, say)
-            say("whether it shows the model's own inside")
-            proof = replace(proof, checks=(*proof.checks, *_shown(scratch, second, subject, limits)))
-            _accept(shown, proof, limits)
-            say("verifying the probe as it is written")
-            its = _certificate(proof, spec, subject, limits, None, notes)
-            _seal(second, shown, lifted.probe.model, spec, its)
-            _rename([(second, shown), (scratch, path)])
-        else:
-            _rename([(scratch, path)])
+            if quantize:
+                say(stages.PROVING_INT8)
+                limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
+                model, account = quantize_int8(lifted.model)
+                # FLOPs and parameters are the module's own, whatever their format.
+                graph = {**describe(lifted.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
+                spec = replace(spec, graph=graph)
+                full, proof = proof, _prove(scratch, model, spec, subject, limits, say)
+                proof = replace(proof, checks=(*proof.checks, _drift(full, proof)))
+                _accept(path, proof, limits)
+            notes = (*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else []))
+            certificate = _certificate(proof, spec, subject, limits, account, notes)
+            say(stages.SEALING)
+            certificate = _seal(scratch, path, model, spec, certificate)
+            if lifted.probe:
+                say(stages.PROVING_PROBE)
+                layers = Probe(certificate.hash, lifted.probe.layers)
+                graph = describe(lifted.probe.model)
+                spec = replace(
+                    spec, outputs=(*spec.outputs, *lifted.probe.outputs), graph=graph, probe=layers
+                )
+                proof = _prove(second, lifted.probe.model, spec, subject, limits, say)
+                say("whether it shows the model's own inside")
+                proof = replace(proof, checks=(*proof.checks, *_shown(scratch, second, subject, limits)))
+                _accept(shown, proof, limits)
+                say(stages.SEALING_PROBE)
+                its = _certificate(proof, spec, subject, limits, None, notes)
+                _seal(second, shown, lifted.probe.model, spec, its)
+                _rename([(second, shown), (scratch, path)])
+            else:
+                _rename([(scratch, path)])
     return certificate
 
 
@@ -230,6 +244,7 @@ def _subject(
     example: Mapping[str, Tensor],
     data: Mapping[str, Tensor] | None,
     seed: int,
+    say: stages.Say,
 ) -> _Subject:
     original, single = Original(module, spec, call), Original(module, spec, call, double=False)
     # A one-step module's example has no time axis; data for it has one, after the batch's.
@@ -247,7 +262,7 @@ def _subject(
         given = _chunks(data, timed, spec.framing)
         _check_data(given, sources)
     rng = np.random.default_rng(seed)
-    trials = make_trials(original, single, spec, sources, given, lifted.remembered, rng, FLOAT32)
+    trials = make_trials(original, single, spec, sources, given, lifted.remembered, rng, FLOAT32, say)
     return _Subject(original.reference, sources, trials, (*notes, *trials.notes), seed)
 
 
@@ -363,10 +378,27 @@ def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ExportError(
                 f"{what}: {name!r} is a {type(value).__name__}, expected a tensor (batch, time, ...)"
+                f"{_instead(module, value)}"
             )
         if not value.numel():
             raise ExportError(f"{what}: {name!r} has shape {tuple(value.shape)}, which holds nothing")
     return named
+
+
+def _instead(module: nn.Module, value: Any) -> str:
+    """What people give in a tensor's place, and what to give instead."""
+    if isinstance(value, np.ndarray):
+        return ": torch.from_numpy(...)"
+    if isinstance(value, Mapping):
+        names = ", ".join(map(str, value))
+        return f": wrap the module in one whose forward({names}) makes that dict"
+    if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
+        return f": torch.randn{tuple(value)}"
+    if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+        parameters = list(inspect.signature(module.forward).parameters)[: len(value)]
+        form = ", ".join(f"{name!r}: ..." for name in parameters)
+        return f": several inputs are a dict by forward's parameters, {{{form}}}"
+    return ""
 
 
 def _batch(

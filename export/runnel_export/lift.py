@@ -16,12 +16,13 @@ from runnel.spec import TIME as TIME_WORD
 from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, initial_row
 
 from . import inside, interpret
+from .diagnosis import in_users_terms
 from .graph import NUMPY_OF, Port
 from .inside import Probed
 from .lowering import Lowering, State
 from .ops.sequence import feature_slice, select
 from .pairing import check_slots
-from .trace import Trace, trace
+from .trace import Prepared, Trace, prepare, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 
 
@@ -64,19 +65,35 @@ def lift(
     absolute time, and ExportError where there is no translation; both name the layer and what would help.
     """
     names = list(output_names) if output_names is not None else None
+    prepared = prepare(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state)
+
+    def attempt(order: Sequence[int]) -> Lifted:
+        return _twice(module, prepared, order, names, blocks, probe)
+
+    try:
+        return attempt((0, 1))
+    except ExportError as error:
+        raise in_users_terms(error, module, prepared, lambda: attempt((1, 0))) from error
+
+
+def _twice(
+    module: nn.Module,
+    prepared: Prepared,
+    order: Sequence[int],
+    names: list[str] | None,
+    blocks: Blocks | None,
+    probe: bool,
+) -> Lifted:
+    """The step model, made at two pairs of sizes: none of them may stay in it. `order`: of the pairs."""
 
     def traces(one_tick: bool) -> list[Trace]:
-        return [
-            trace(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state,
-                  one_tick=one_tick, sizes=sizes)
-            for sizes in (0, 1)
-        ]  # fmt: skip
+        return [trace(module, prepared, one_tick=one_tick, sizes=sizes) for sizes in order]
 
     over_time = traces(one_tick=False)
     try:
         lifted, again = (_Lift(module, traced, names, blocks=blocks).finish(probe) for traced in over_time)
     except ExportError as error:
-        if not state or time_axis is None:
+        if not prepared.state or prepared.time_axis is None:
             raise
         # Whatever the module does with its state, one tick at a time is its own definition of a step.
         axes = time_axes(over_time[0])

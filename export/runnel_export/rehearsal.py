@@ -37,10 +37,51 @@ def rehearse(module: nn.Module, inputs: Mapping[str, Tensor], state: Mapping[str
         with torch.no_grad():
             other(**feed)
     except Exception as error:  # the user's code raises of every kind
-        shown = ", ".join(f"{n}: {str(t.dtype)[6:]} {tuple(t.shape)}" for n, t in _tensors(given))
+        told = without_batch(module, inputs) if not state else ""
         raise ExportError(
-            f"{name}: forward fails on the example you gave ({shown}): {first_line(error)}"
+            told or f"{name}: forward fails on the example you gave ({described(given)}): {first_line(error)}"
         ) from error
+
+
+def described(given: Mapping[str, Any]) -> str:
+    """``x: float32 (1, 50, 3), h: float32 (1, 1, 8)``."""
+    return ", ".join(f"{n}: {str(t.dtype)[6:]} {tuple(t.shape)}" for n, t in _tensors(given))
+
+
+def without_batch(module: nn.Module, inputs: Mapping[str, Tensor]) -> str:
+    """What to do with an example that lacks a batch axis; "" where it has one, or it cannot be told.
+
+    With the axis put in front, or second for layers with batch_first=False, forward must run, also on two
+    rows and on one tick more.
+    """
+    first = next((m for m in module.modules() if isinstance(m, nn.RNNBase)), None)
+    time_first = first is not None and not first.batch_first
+    batch, time = (1, 0) if time_first else (0, 1)
+    # (with three axes one of them is the batch, or forward takes it for one)
+    added = {name: value.unsqueeze(batch) for name, value in inputs.items() if value.dim() in (1, 2)}
+    if len(added) < len(inputs):
+        return ""
+    one_more = (
+        {name: resample(v, axis, v.shape[axis] + 1) for name, v in added.items()} for axis in (batch, time)
+    )
+    if any(failure(module, given) for given in (added, *one_more)):
+        return ""
+    index, axes = ("[:, None]", " and time_axis=0 (--time-axis 0)") if time_first else ("[None]", "")
+    return (
+        f"{type(module).__name__}: the example has no batch axis: it is {described(inputs)}. "
+        f"Give example{index}, that is {described(added)}{axes}"
+    )
+
+
+def failure(module: nn.Module, given: Mapping[str, Any]) -> str:
+    """What a copy of the module raises on these arguments; "" where it runs."""
+    feed = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, dict(given))
+    try:
+        with torch.no_grad():
+            copied(module)(**feed)
+    except Exception as error:  # the user's code raises of every kind
+        return first_line(error)
+    return ""
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -54,6 +95,11 @@ def copied(module: nn.Module) -> nn.Module:
         raise ExportError(
             f"{type(module).__name__}: cannot be copied, and so not be compared with: {error}"
         ) from error
+
+
+def resample(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """The tensor with another size on one axis, from its own entries."""
+    return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
 
 
 def first_line(error: Exception) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import math
-import pickle
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runnel.errors import UsageError, nearest
+from runnel.errors import RunnelError, UsageError, nearest
+
+from .rehearsal import first_line
 
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
-_PICKLED = re.compile(r"GLOBAL (\S+)")  # in torch's refusal to load what is not plain tensors
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST = 2**26  # elements of an example
 
@@ -36,25 +39,86 @@ def load_module(target: str, kwargs: Mapping[str, Any], seed: int) -> nn.Module:
     place, colon, name = target.rpartition(":")
     if not colon or not name:
         raise UsageError(f"{target!r}: write FILE.py:NAME or package.module:NAME")
-    found: Any = _import(place)
+    with _users_code(place):
+        found: Any = _import(place)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise UsageError(
-                f"{place} has no {part!r}{nearest(part, [n for n in dir(found) if n[0] != '_'])}"
-            )
+            near = nearest(part, [n for n in dir(found) if n[0] != "_"])
+            raise UsageError(f"{place} has no {part!r}{_guarded(place, part) or near}")
         found = getattr(found, part)
     if not isinstance(found, nn.Module):
         if not callable(found):
             raise UsageError(f"{target}: a {type(found).__name__}, expected an nn.Module or what makes one")
-        try:
+        _check_arguments(found, kwargs, target)
+        with _users_code(target):
             found = found(**kwargs)
-        except TypeError as error:
-            raise UsageError(f"{target}: {error}; give its arguments with --args '{{...}}'") from error
     elif kwargs:
         raise UsageError(f"{target} is a module already: --args is for a class or a function that makes one")
     if not isinstance(found, nn.Module):
         raise UsageError(f"{target} made a {type(found).__name__}, expected an nn.Module")
     return found
+
+
+def _check_arguments(make: Any, kwargs: Mapping[str, Any], target: str) -> None:
+    try:
+        inspect.signature(make).bind(**kwargs)
+    except TypeError as error:
+        shown = f"{target.rpartition(':')[2]}{inspect.signature(make)}"
+        raise UsageError(f"{target}: {shown}: {error}; give its arguments with --args '{{...}}'") from error
+    except ValueError:  # made in C, without a signature
+        return
+
+
+@contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """Within it the user's code runs: what it raises is an error of theirs, with the line in their code."""
+    argv, sys.argv = sys.argv, [what.rpartition(":")[0] or what]  # (a script may read a command line)
+    try:
+        yield
+    except (RunnelError, KeyboardInterrupt):
+        raise
+    except SystemExit as error:
+        raise UsageError(
+            f"{what}: its code ends the program ({_where(error) or 'sys.exit'}) when it is imported: put "
+            'what a script does under if __name__ == "__main__":'
+        ) from error
+    except Exception as error:
+        help = "--traceback shows more"
+        if isinstance(error, ModuleNotFoundError):
+            help = f"install the package that has {error.name!r} where runnel is installed ({sys.prefix})"
+        at = _where(error)
+        raise UsageError(
+            f"{what}: its code fails{' at ' + at if at else ''}: {first_line(error)} ({help})"
+        ) from error
+    finally:
+        sys.argv = argv
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the user's code that an error came through: ``nets.py, line 5``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    ours = Path(__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[:1] != "<"]
+    theirs = [f for f in frames if Path(f.filename) != ours and "site-packages" not in Path(f.filename).parts]
+    own = [f for f in theirs if not Path(f.filename).is_relative_to(Path(inspect.__file__).parent)]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def _guarded(place: str, name: str) -> str:
+    """What to say of a name that a file gives a value only when it is run as a program."""
+    try:
+        tree = ast.parse(Path(place).read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    guards = [n for n in tree.body if isinstance(n, ast.If) and "__name__" in ast.unparse(n.test)]
+    within = (part for guard in guards for part in ast.walk(guard))
+    if any(isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.id == name for n in within):
+        return (
+            ' when it is imported: it is made under if __name__ == "__main__". Name the class, or a function '
+            "that returns the module"
+        )
+    return ""
 
 
 def _import(place: str) -> Any:
@@ -81,51 +145,6 @@ def _import(place: str) -> Any:
     return module
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a .safetensors file, or a .pt file without code in it; raises UsageError."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
-    except ImportError:
-        raise UsageError("a .safetensors file needs: pip install safetensors") from None
-    except Exception as error:  # each format's reader has errors of its own
-        held = _PICKLED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if held:
-            raise UsageError(
-                f"{path}: it holds a pickled module or other object ({held[1]}), which is not loaded: save "
-                "module.state_dict() instead"
-            ) from error
-        raise UsageError(
-            f"{path}: not a file of weights (.safetensors, or .pt without code in it), or damaged"
-        ) from error
-    if isinstance(weights, Mapping):
-        weights = weights.get("state_dict", weights)
-    if not isinstance(weights, Mapping):
-        raise UsageError(
-            f"{path}: it holds a {type(weights).__name__}, expected what module.state_dict() gives"
-        )
-    if weights and _all_wrapped(weights) and not _all_wrapped(module.state_dict()):
-        raise UsageError(
-            f"{path}: all its keys start with 'module.': they were saved from DataParallel or the like; save "
-            "model.module.state_dict() instead"
-        )
-    try:
-        module.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines())
-        raise UsageError(f"{path}: these weights do not fit {type(module).__name__}: {lines}") from error
-
-
-def _all_wrapped(weights: Mapping[str, Any]) -> bool:
-    return all(str(key).startswith("module.") for key in weights)
-
-
 def unloaded(module: nn.Module, target: str) -> list[str]:
     """What to say of a module that no weights were loaded into; nothing where it has none."""
     if not module.state_dict():
@@ -140,7 +159,7 @@ def example(module: nn.Module, texts: Sequence[str]) -> Tensor | dict[str, Tenso
     if not texts:
         raise UsageError(
             f"say what forward{inspect.signature(module.forward)} takes: --input [NAME=]DTYPE[SHAPE], "
-            "for example --input float32[1,50,80] for a batch of one, 50 ticks, 80 features"
+            "for example --input 'float32[1,50,80]' for a batch of one, 50 ticks, 80 features"
         )
     inputs = [_input(text) for text in texts]
     if len(inputs) == 1 and not inputs[0][0]:

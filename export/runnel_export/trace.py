@@ -8,10 +8,11 @@ batch or the time, and an axis of their product is the two merged.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from .arguments import counted_axes
 from .call import named_leaves, output_names
 from .marks import lifting
 from .pairing import pair, parameter_order, positions_note
-from .rehearsal import first_line, rehearse
+from .rehearsal import first_line, rehearse, resample
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
@@ -62,22 +63,33 @@ class Trace:
     notes: tuple[str, ...]
 
 
-def trace(
+class UntraceableError(ExportError):
+    """torch.export failed; the message holds sizes that are the exporter's own. `lift` replaces it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `lift` was given, checked, and run once by forward."""
+
+    inputs: Mapping[str, Tensor]
+    state: Mapping[str, Any] | None  # in the order of forward's parameters
+    given: Mapping[str, Tensor]  # the leaves of `state` by name
+    time_axis: int | None
+    batch_axis: int
+    axes: Mapping[str, tuple[int, int | None]]  # of each input: batch, time
+    states_at: Mapping[str, int]  # the batch axis of each leaf
+    sizes: Sequence[tuple[int, int]]  # two pairs for batch and time
+
+
+def prepare(
     module: nn.Module,
     example: Tensor | Mapping[str, Tensor],
     *,
     time_axis: int | None,
     batch_axis: int,
     state: Mapping[str, Any] | None,
-    one_tick: bool = False,
-    sizes: int = 0,
-) -> Trace:
-    """Trace `module` in eval mode; its own modes are put back.
-
-    `one_tick`: a time axis of size 1. `sizes` chooses among pairs of sizes for batch and time.
-
-    Raises ExportError where torch cannot trace it or the arguments do not fit it.
-    """
+) -> Prepared:
+    """Check the arguments, and run forward on them. Raises ExportError where they do not fit the module."""
     inputs = _by_parameter(module, example)
     time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
     if time_axis is not None and time_axis == batch_axis:
@@ -91,9 +103,22 @@ def trace(
         raise ExportError(f"the examples have different batch sizes: {sorted(rows_given)}")
     _ordered(module, {**inputs, **(state or {})})  # (names that forward has)
     states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
-    if not one_tick and sizes == 0:  # (the first trace of a module)
-        rehearse(module, inputs, state or {})
-    batch, ticks = _primes(module, inputs, axes, given)[sizes]
+    rehearse(module, inputs, state or {})
+    sizes = _primes(module, inputs, axes, given)
+    return Prepared(inputs, state, given, time_axis, batch_axis, axes, states_at, sizes)
+
+
+def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, sizes: int = 0) -> Trace:
+    """Trace `module` in eval mode; its own modes are put back.
+
+    `one_tick`: a time axis of size 1. `sizes` chooses among pairs of sizes for batch and time.
+
+    Raises UntraceableError where torch cannot trace it.
+    """
+    inputs, state, given = prepared.inputs, prepared.state, prepared.given
+    time_axis, batch_axis = prepared.time_axis, prepared.batch_axis
+    axes, states_at = prepared.axes, prepared.states_at
+    batch, ticks = prepared.sizes[sizes]
     frames = 1 if one_tick else ticks
 
     feed: dict[str, Any] = {}
@@ -157,8 +182,14 @@ def _by_parameter(module: nn.Module, example: Tensor | Mapping[str, Tensor]) -> 
         )
     for name in example:
         if name not in parameters:
+            wrap = ""
+            if len(example) > 1 and len(parameters) == 1:
+                wrap = (
+                    f"; if forward takes a dict or a tuple, wrap it in a module whose "
+                    f"forward({', '.join(example)}) makes that"
+                )
             raise ExportError(
-                f"{type(module).__name__}.forward has no parameter {name!r}{nearest(name, parameters)}"
+                f"{type(module).__name__}.forward has no parameter {name!r}{nearest(name, parameters)}{wrap}"
             )
     return dict(example)
 
@@ -250,11 +281,6 @@ def _primes(
     return [(free[0], free[1]), (free[2], free[3])]
 
 
-def resample(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """The tensor with another size on one axis, from its own entries."""
-    return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
-
-
 def _ordered(module: nn.Module, feed: Mapping[str, Any]) -> dict[str, Any]:
     order = list(inspect.signature(module.forward).parameters)
     unknown = [name for name in feed if name not in order]
@@ -285,14 +311,20 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
     level = quiet.level
     try:
         quiet.setLevel(logging.CRITICAL)
-        with evaluating(module), torch.no_grad(), warnings.catch_warnings():
+        # (torch writes the graph to standard error where forward branches on data)
+        with (
+            evaluating(module),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
             return _known(program.run_decompositions({}))
     except RunnelError:  # (a layer of ours says what is wrong with it)
         raise
     except Exception as error:  # torch raises of every kind here
-        raise ExportError(
+        raise UntraceableError(
             f"torch.export cannot trace {type(module).__name__} ({first_line(error)}). Likely: "
             "the batch or time size is written into the module, forward branches on the data, time_axis= "
             "or batch_axis= is not this module's, or it keeps state on self: pass that as state="

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,6 +66,7 @@ def make_trials(
     remembered: int,
     rng: np.random.Generator,
     limits: Limits,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Trials:
     """Run the original on random and given data. `single` is the module in float32; `remembered` is how
     many ticks its convolutions and delays remember.
@@ -77,6 +78,7 @@ def make_trials(
     ticks = min(MAX_TICKS, remembered + (TICKS if original.streams_all else TICKS_BY_PREFIX))
     chunks = [draw(sources, rng, (ticks - 3 * i) * unit) for i in range(STREAMS)]
     exact = replace(limits, tolerance=_EXACT) if original.doubled else limits
+    report(f"on {STREAMS} sequences of about {ticks} ticks")
     random = [_case(original, single, chunks[0], None)]
     # Each of these is believed before the next, which would only say the same less clearly.
     checks = [_believed(_repeatable(original, random[0]), exact)]
@@ -88,7 +90,9 @@ def make_trials(
             random.append(_case(original, single, chunk, start))
     checks.append(_believed(_unmixed(original, sources, rng, unit), limits))
     long_ticks = min(MAX_LONG, 2 * remembered + _long(original, spec, chunks[0], ticks))
+    report(f"on one of {long_ticks} ticks")
     long, notes = _long_case(original, single, draw(sources, rng, long_ticks * unit), unit, limits, rng)
+    report("whether its past depends on its future")
     covered, kept = [], random[-1].trial
     if spec.blocks:
         checks.append(_lookahead(original, random, limits))

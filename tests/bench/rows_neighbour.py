@@ -102,8 +102,8 @@ ROWS = (
     Row(
         "neighbour",
         f"one tick at {HZ} Hz beside one client that asks for as much as it may: the worst p99, {LARGE}",
-        "`runnel serve` over ipc. In brackets: p50 and the longest wait of that worst case. Memory: the peak of "
-        f"the daemon above what it had at rest, at most {MEMORY} MiB. `/healthz` is asked once a second.",
+        "`runnel serve` over ipc. In brackets: p50 and the longest wait of that worst case. Memory: the "
+        f"daemon's peak above what it had at rest, at most {MEMORY} MiB. `/healthz` is asked once a second.",
         _neighbour,
         20,
         "ms",

@@ -288,3 +288,39 @@ def test_only_what_is_named_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+KIT = """
+    import runnel
+
+    def make(**options):
+        raise AssertionError("not asked for")
+
+    @runnel.hookimpl
+    def runnel_sinks():
+        return {"meter": lambda signal: None, "gauge": lambda signal: None}
+"""
+
+
+def test_what_a_package_has_and_does_not_declare_is_said(install):
+    """One entry point for a module of several, as newcomers write it: named for the package."""
+    install("acme_kit", KIT, name="kit", package="acme-kit", version="2.0")
+    with pytest.raises(PluginError) as found:
+        plugins.load("gauge", "sink")
+    assert "acme-kit 2.0 has it in its module acme_kit" in found.value.message
+    assert 'gauge = "acme_kit" under [project.entry-points.runnel]' in found.value.message
+    with pytest.raises(PluginError) as found:
+        plugins.load("kit", "sink")
+    assert "hands over 'gauge', 'meter'" in found.value.message
+    assert 'gauge = "acme_kit", meter = "acme_kit"' in found.value.message
+    with pytest.raises(
+        PluginError, match=r"no plugin 'gague' is installed \(known|no plugin 'gague' is installed"
+    ):
+        plugins.load("gague", "sink")
+
+
+def test_looking_for_what_is_not_declared_imports_nothing(install, tmp_path):
+    install("acme_kit", f"open({str(tmp_path / 'ran')!r}, 'w')\nx = {{'gauge': 1}}\n", name="kit")
+    with pytest.raises(PluginError, match="has it in its module acme_kit"):
+        plugins.load("gauge")
+    assert not (tmp_path / "ran").exists()

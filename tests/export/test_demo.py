@@ -10,7 +10,7 @@ import soundfile
 
 from runnel import Engine
 from runnel_export import export
-from runnel_export.demo import oracle, picture, silero
+from runnel_export.demo import oracle, picture, show, silero
 from tests import recordings
 from tests import silero as vendor
 
@@ -117,3 +117,40 @@ def test_the_envelope_holds_every_peak() -> None:
     assert low.min() == samples.min()
     assert high.max() == samples.max()
     assert times[-1] <= 10.001
+
+
+def test_the_demos_files_are_the_packages_own(tmp_path: Path) -> None:
+    """The README's files come from what is installed: the vendor's model, and the clip as a WAV."""
+    done = demo("--files", ".", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0].split()[0] == "silero_vad.onnx"
+    assert (tmp_path / "silero_vad.onnx").read_bytes() == vendor.model("silero_vad").read_bytes()
+    heard, rate = soundfile.read(tmp_path / "speech.wav", dtype="float32")
+    clip, _ = soundfile.read(Path(show.__file__).with_name("clip.ogg"), dtype="float32")
+    assert rate == silero.RATE
+    np.testing.assert_allclose(heard, clip, atol=1 / 2**15)  # a WAV of 16 bits
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["silero_vad.onnx", "speech.wav"]
+
+
+def test_the_demos_files_overwrite_nothing_and_may_be_asked_for_again(tmp_path: Path) -> None:
+    assert demo("--files", ".", folder=tmp_path).returncode == 0
+    assert demo("--files", ".", "-q", folder=tmp_path).stdout == ""
+    (tmp_path / "speech.wav").write_bytes(b"mine")
+    (tmp_path / "silero_vad.onnx").unlink()
+    done = demo("--files", ".", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "speech.wav" in done.stderr
+    assert (tmp_path / "speech.wav").read_bytes() == b"mine"
+    assert not (tmp_path / "silero_vad.onnx").exists(), "all of them, or none"
+
+
+def test_the_demos_files_need_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; "
+        "from runnel.cli.main import main; sys.exit(main(['demo', '--files', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "no")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no folder" in done.stderr

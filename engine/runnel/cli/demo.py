@@ -21,10 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="listen for at most this long (%(default)s)"
     )
+    parser.add_argument(
+        "--files",
+        type=Path,
+        metavar="DIR",
+        help="only put the silero_vad.onnx of the package silero-vad, and speech.wav, into this folder",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing if all is well")
     parser.epilog = (
         "Takes Silero VAD's trained weights, exports a certified step model, holds it against the\n"
         "vendor's ONNX file, starts the daemon, and streams speech to it in real time.\n\n"
-        "Example: runnel demo --input my.wav"
+        "examples:\n  runnel demo\n  runnel demo --input my.wav\n  runnel demo --files ."
     )
 
 
@@ -34,7 +41,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.seconds > 0:
         raise UsageError(f"--seconds must be positive, not {args.seconds:g}")
     try:
-        from runnel_export.demo.show import show
+        if args.files is not None:
+            from runnel_export.demo.files import put
+        else:
+            from runnel_export.demo.show import show
     except ImportError as error:
         raise UsageError(f"the demo needs more packages ({error.name}): pip install 'runnel[demo]'") from None
-    return show(args.input, args.out, args.microphones, args.seconds)
+    if args.files is None:
+        return show(args.input, args.out, args.microphones, args.seconds, args.quiet)
+    for path, about in put(args.files):
+        if not args.quiet:
+            print(f"{path}  {about}")
+    return 0

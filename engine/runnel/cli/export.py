@@ -19,6 +19,7 @@ HELP = "turn a PyTorch module into a certified step model"
 _EXAMPLE = """\
 examples:
   runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --weights tagger.safetensors
+  runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --weights last.ckpt:state_dict
   runnel export model.py:Tagger -o tagger.onnx --input 'float32[1,50,80]' --probe gates
   runnel export my.package:build --args '{"hidden": 32}' -o lm.onnx --input 'tokens=int64[1,50]<1000'
   runnel export cells.py:Cell -o cell.onnx --time-axis none --input 'float32[1,8]' --state h=1,32
@@ -41,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="keyword arguments for what makes the module",
     )
-    add("--weights", type=Path, help="a .safetensors or .pt file to load into the module")
+    add(
+        "--weights",
+        metavar="FILE[:KEY]",
+        help="a .safetensors or .pt file to load into the module; KEY says where in a trainer's checkpoint "
+        "they are, which is found by itself if only one place fits",
+    )
     add("--data", type=Path, help="real data to try besides: .npy, or .npz by "
         "input names, of shape (batch, time, features...)")  # fmt: skip
     add(
@@ -66,15 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from runnel_export.kinds import explain_target
+
+    explain_target(args.target)  # before torch, which takes seconds, is imported
     try:
-        from runnel_export import export, target
+        from runnel_export import export, target, weights
     except ImportError as error:
         raise UsageError(f"export needs {error.name}: pip install 'runnel[export]'") from error
     module = target.load_module(args.target, args.args, args.seed)
-    if args.weights is not None:
-        target.load_weights(module, args.weights)
-
-    notes = [] if args.weights is not None else target.unloaded(module, args.target)
+    if args.weights is None:
+        notes = target.unloaded(module, args.target)
+    else:
+        notes = weights.load_weights(module, *weights.split_key(args.weights))
 
     def report(line: str) -> None:
         print(line, file=sys.stderr)
@@ -96,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         probe=args.probe,
         tolerance=args.tolerance,
         data=target.data(args.data) if args.data is not None else None,
-        progress=None if args.quiet else report,
+        # A line that is rewritten on a terminal; in a log, a line for each stage.
+        progress=False if args.quiet else None if sys.stderr.isatty() else report,
         seed=args.seed,
         notes=notes,
     )
@@ -143,7 +153,10 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        raise argparse.ArgumentTypeError(
+            f"not JSON ({error}): names are in double quotes, and all of it in single ones for the shell: "
+            "'{\"hidden\": 32}'"
+        ) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError('expected an object, such as {"hidden": 32}')
     return value

@@ -22,19 +22,10 @@ def write(name: str, kind: str, into: Path) -> str:
 
     Raises UsageError, with nothing written, for a name that cannot be one, or where the folder is there.
     """
-    _check_name(name)
     module, package = f"runnel_{name}", f"runnel-{name.replace('_', '-')}"
+    check_name(name, module)
     folder = into / package
-    camel = "".join(part.capitalize() for part in name.split("_"))
-    words = {
-        "name": name,
-        # With its kind, so that it is none of the names that the module imports.
-        "Name": camel if camel.endswith(kind.capitalize()) else camel + kind.capitalize(),
-        "module": module,
-        "package": package,
-        "kind": kind,
-        "entry": _ENTRIES[kind].replace("$name", name),
-    }
+    words = _words(name, kind, module) | {"package": package}
     files = {
         "pyproject.toml": _PROJECT,
         "README.md": _README,
@@ -62,7 +53,27 @@ def write(name: str, kind: str, into: Path) -> str:
     )
 
 
-def _check_name(name: str) -> None:
+def filled(name: str, kind: str, module: str) -> tuple[str, str, str]:
+    """A plugin's module, the module's test, and how a pipeline names the plugin."""
+    words = _words(name, kind, module)
+    source, test = (Template(text[kind]).substitute(words).lstrip("\n") for text in (_MODULES, _TESTS))
+    return source, test, words["entry"]
+
+
+def _words(name: str, kind: str, module: str) -> dict[str, str]:
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    return {
+        "name": name,
+        # With its kind, so that it is none of the names that the module imports.
+        "Name": camel if camel.endswith(kind.capitalize()) else camel + kind.capitalize(),
+        "module": module,
+        "kind": kind,
+        "entry": _ENTRIES[kind].replace("$name", name),
+    }
+
+
+def check_name(name: str, module: str | None) -> None:
+    """Raise UsageError for a name that no plugin, or no top-level `module`, can have here."""
     if not _NAME.match(name) or len(name) > MAX_NAME:
         near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
         hint = f": {near!r}, say" if _NAME.match(near) else ""
@@ -78,8 +89,8 @@ def _check_name(name: str) -> None:
             f"a plugin {name!r} is installed already, of {' '.join(distribution(name))}; with two of one "
             "name neither can be used: choose another name"
         )
-    if importlib.util.find_spec(f"runnel_{name}"):
-        raise UsageError(f"there is a module runnel_{name} already: choose another name")
+    if module and importlib.util.find_spec(module):
+        raise UsageError(f"there is a module {module} already: choose another name")
 
 
 _PROJECT = """

@@ -24,6 +24,7 @@ _EXAMPLE = """examples:
   runnel plugins --kind sink
   runnel plugins new my_stage
   runnel plugins new my_sensor --kind source --into ~/src
+  runnel plugins new my_alarm --kind sink --package ~/src/runnel-my-sensor
 """
 
 _LEAST_DOC = 24  # characters of a line's last column, however narrow the terminal is
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=list(KINDS), help="only these; of a new one, what it is (stage)")
     parser.add_argument("--json", action="store_true", help="for programs: all of it as one JSON list")
     parser.add_argument("--into", type=Path, metavar="DIR", help="where a new package's folder goes (.)")
+    parser.add_argument(
+        "--package", type=Path, metavar="DIR", help="a package that is there, to get a further plugin"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,14 +57,13 @@ def run(args: argparse.Namespace) -> int:
     Raises PluginError for an unknown name, UsageError for a new one that cannot be.
     """
     if args.name[:1] == ["new"]:
-        from .new_plugin import write
-
         if len(args.name) != 2 or args.json:
             raise UsageError("runnel plugins new takes one name, as in: runnel plugins new my_stage")
-        print(write(args.name[1], args.kind or "stage", args.into or Path()))
+        print(_new(args.name[1], args.kind or "stage", args.into, args.package))
         return 0
-    if args.into is not None:
-        raise UsageError("--into is for `runnel plugins new NAME`")
+    for flag, given in (("--into", args.into), ("--package", args.package)):
+        if given is not None:
+            raise UsageError(f"{flag} is for `runnel plugins new NAME`")
     names = installed()
     for name in args.name:
         if name not in names:
@@ -79,6 +82,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(table(found, width)))
     return 0
+
+
+def _new(name: str, kind: str, into: Path | None, package: Path | None) -> str:
+    from .add_plugin import add
+    from .new_plugin import write
+
+    if package is None:
+        return write(name, kind, into or Path())
+    if into is not None:
+        raise UsageError("--into is for a new package, --package for one that is there: give one of them")
+    return add(name, kind, package)
 
 
 @dataclass(frozen=True, slots=True)

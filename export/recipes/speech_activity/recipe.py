@@ -15,6 +15,7 @@ from runnel.spec import Array
 from runnel_export.certificate import Certificate
 from runnel_export.demo import oracle, silero
 from runnel_export.demo.daemon import daemon
+from runnel_export.demo.files import vendor_file
 from runnel_export.demo.live import Heard, Microphones
 
 from . import picture, recordings, streaming
@@ -105,7 +106,7 @@ def _trainings(out: Path, folder: Path, say: Say) -> list[Weights]:
     other.write_bytes(oracle.vendor_graph(tensors))
     found = []
     for name, file, module, graph in (
-        ("ONNX file", "silero.onnx", shipped, silero.vendor_file("silero_vad.onnx")),
+        ("ONNX file", "silero.onnx", shipped, vendor_file("silero_vad.onnx")),
         ("safetensors", "silero_safetensors.onnx", tensors, other),
     ):
         say(f"export with the weights of the vendor's {name}, with its certificate")

@@ -17,7 +17,8 @@ from torch import Tensor
 from runnel.errors import UsageError
 from runnel.spec import Array
 
-from .silero import FRAMING, RATE, SileroVAD, vendor_file
+from .files import vendor_file
+from .silero import FRAMING, RATE, SileroVAD
 
 GRAPH = "silero_vad_16k_op15.onnx"  # of the vendor's files, the one whose weights are plain initializers
 _NAMES = {

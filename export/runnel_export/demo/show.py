@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import sys
 import time
-from importlib.resources import as_file, files
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from runnel.spec import Array
 from ..exporter import export
 from . import picture, silero
 from .daemon import daemon
+from .files import clip
 from .live import Heard, Microphones, Segment
 from .oracle import probabilities, vendor_graph
 
@@ -27,8 +29,18 @@ _STATUS_EVERY = 2.0  # seconds
 _AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
 
 
-def show(source: Path | None, out: Path, microphones: int, seconds: float) -> int:
-    """Run the demo; 0 when every step did what it should. Raises errors of the tree."""
+def show(source: Path | None, out: Path, microphones: int, seconds: float, quiet: bool = False) -> int:
+    """Run the demo; 0 when every step did what it should. `quiet`: print nothing.
+
+    Raises errors of the tree.
+    """
+    if quiet:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            return _show(source, out, microphones, seconds, "--log-level", "warning")
+    return _show(source, out, microphones, seconds)
+
+
+def _show(source: Path | None, out: Path, microphones: int, seconds: float, *flags: str) -> int:
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     samples, rate, title = _sound(source, seconds)
@@ -50,7 +62,7 @@ def show(source: Path | None, out: Path, microphones: int, seconds: float) -> in
     _compare(module, model, samples, rate)
 
     _step(4, "Start the daemon")
-    with daemon(pipeline) as address:
+    with daemon(pipeline, *flags) as address:
         _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
         # Each begins elsewhere in the sound: a mix-up of two streams could not stay hidden.
         sounds = [np.roll(samples, -i * len(samples) // microphones) for i in range(microphones)]
@@ -84,7 +96,7 @@ def _step(number: int, text: str) -> None:
 def _sound(source: Path | None, seconds: float) -> tuple[Array, int, str]:
     """(samples (n,) float32, rate in Hz, name) of the user's file or of the clip made with espeak-ng."""
     if source is None:
-        samples, rate = _clip()
+        samples, rate = clip()
         return samples[: int(seconds * rate)], rate, "the demo clip"
     try:
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
@@ -95,13 +107,6 @@ def _sound(source: Path | None, seconds: float) -> tuple[Array, int, str]:
     if len(samples) > seconds * rate:
         print(f"{source}: listening to the first {seconds:g} of {len(samples) / rate:.0f} s (--seconds)")
     return samples[: int(seconds * rate)].mean(axis=1), rate, source.name
-
-
-def _clip() -> tuple[Array, int]:
-    """Twelve seconds at 16 kHz that espeak-ng spoke for this project, with a little noise."""
-    with as_file(files("runnel_export.demo") / "clip.ogg") as path:
-        samples, rate = soundfile.read(path, dtype="float32")
-    return samples, rate
 
 
 def _hop(rate: int) -> int:
@@ -126,7 +131,7 @@ def _pipeline(out: Path, model: Path, rate: int) -> Path:
 def _compare(module: silero.SileroVAD, model: Path, samples: Array, rate: int) -> None:
     """Our step model and the vendor's graph on the same sound."""
     if rate != silero.RATE:  # the vendor's graph takes 16 kHz only
-        samples = _clip()[0]
+        samples = clip()[0]
     with Engine.load(model) as engine, engine.open() as stream:
         ours = np.concatenate([stream.feed(samples), stream.flush()])[:, 0]
     same = float(np.abs(ours - probabilities(vendor_graph(module), samples)).max())

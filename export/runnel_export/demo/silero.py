@@ -7,15 +7,13 @@ convolutions, an `nn.LSTM` over the windows, and a probability for each. Nothing
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from runnel import Framing
-from runnel.errors import UsageError
+
+from .files import vendor_file
 
 RATE = 16000  # Hz
 FRAMING = Framing(window=576, hop=512)  # 64 samples of context before each 32 ms
@@ -58,20 +56,6 @@ def _convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
     stop, stride = x.shape[1] - 2, conv.stride[0]
     taps = torch.cat([x[:, i : i + stop : stride] for i in range(3)], -1)
     return functional.linear(taps, conv.weight.transpose(1, 2).flatten(1), conv.bias)
-
-
-def vendor_file(name: str) -> Path:
-    """A file among the data of the installed package silero-vad; UsageError where it is not installed."""
-    try:
-        path = Path(str(distribution("silero-vad").locate_file(f"silero_vad/data/{name}")))
-    except PackageNotFoundError:
-        raise UsageError(
-            "the package silero-vad, which holds the trained weights, is not installed: "
-            "pip install 'runnel[demo]'"
-        ) from None
-    if not path.exists():
-        raise UsageError(f"{path} is not in the installed silero-vad: runnel[demo] asks for version 6")
-    return path
 
 
 def load() -> SileroVAD:

@@ -47,12 +47,13 @@ def check_layout(low: Lowering, axes: Sequence[Axis], batch_first: bool) -> tupl
     """(sequence axis, batch axis) of a layer's input."""
     seq, batch = (1, 0) if batch_first else (0, 1)
     if axes[seq] == BATCH or axes[seq] in MERGED or axes[batch] == TIME:
+        flags = "time_axis={0} (--time-axis {0})"
         raise low.refusal(
             f"the layer runs over the batch axis: batch_first={batch_first}, but its input is "
             f"({', '.join(map(str, axes))})",
-            "set batch_first=True, or pass (time, batch, features)"
-            if not batch_first
-            else "set batch_first=False, or pass (batch, time, features)",
+            f"if the example is (batch, time, ...): {flags.format(1)}; else set batch_first=False"
+            if batch_first
+            else f"if the example is (time, batch, ...): {flags.format(0)}; else set batch_first=True",
         )
     return seq, batch
 

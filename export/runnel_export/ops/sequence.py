@@ -68,7 +68,11 @@ def _without_first(low: Lowering, part: Value | Carry) -> Value | Carry:
 
 def _no_batch(low: Lowering, label: Axis) -> None:
     if label == BATCH or label in MERGED:
-        raise low.refusal("takes some rows of the batch", "streams are alike: keep the whole batch")
+        raise low.refusal(
+            "takes some rows of the batch",
+            "streams are alike: keep the whole batch; or, if the example is (time, batch, ...): time_axis=0 "
+            "(--time-axis 0)",
+        )
 
 
 @handles("aten::slice", "aten::narrow_slice", lazy=True)
