@@ -18,11 +18,14 @@ from .notices import Notices
 class Calls:
     """Whether a call is inside of an engine, and what to do after one that was interrupted."""
 
-    __slots__ = ("_mend", "busy", "torn")
+    __slots__ = ("_mend", "busy", "made", "torn")
 
     def __init__(self, mend: Callable[[], None]) -> None:
         """`mend`: gives back the places that no open stream has."""
         self.busy = False
+        self.made: object = (
+            None  # the stream that the call inside opens: nobody has it if that is interrupted
+        )
         self.torn = False  # a call was interrupted, and `mend` has not run to its end since
         self._mend = mend
 
@@ -64,7 +67,7 @@ def alone(
         calls = self._calls
         if calls.busy:
             calls.refuse()
-        calls.busy = True
+        calls.busy, calls.made = True, None
         try:
             if calls.torn:
                 calls.mend()

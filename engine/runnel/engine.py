@@ -46,7 +46,7 @@ class Engine:
         looked at."""
         self.pipeline = pipeline
         self.max_streams = max_streams
-        self.notices = notices or Notices()
+        self._notices = notices or Notices()
         self.health = Health(pipeline, health or Settings())
         self._streams: dict[str, Stream] = {}
         self._calls = Calls(self._mend)
@@ -94,6 +94,15 @@ class Engine:
     def __repr__(self) -> str:
         signals = f"{brief(self.pipeline.inputs)} -> {brief(self.pipeline.outputs)}"
         return f"<Engine {signals}, {len(self._streams)} of {self.max_streams} streams open>"
+
+    @property
+    def notices(self) -> Notices:
+        """The listeners to what happens to the streams."""
+        return self._notices
+
+    @notices.setter
+    def notices(self, notices: Notices) -> None:
+        self._notices = notices
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -264,12 +273,8 @@ class Engine:
     def close(self) -> None:
         """Close every stream: each is evicted, since its owner did not close it."""
         for stream in list(self._streams.values()):
-            self.notices("evicted", stream.id, stream.seq, "the engine is closed")
+            self._notices("evicted", stream.id, stream.seq, "the engine is closed")
             stream.close("evicted")
-
-    @property
-    def _notices(self) -> Notices:
-        return self.notices
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise StreamError(
@@ -298,10 +303,11 @@ class Engine:
         while id is None or id in self._streams:
             id = f"stream-{next(self._numbers)}"
         stream = Stream(
-            self.pipeline, id, states, self._calls, self._forget, self.notices, self.health, seq, ended
+            self.pipeline, id, states, self._calls, self._forget, self._notices, self.health, seq, ended
         )
-        self.notices.queue("opened", id, seq, reason)
-        self._streams[id] = stream  # last: an interrupt before it leaves no stream
+        self._calls.made = stream
+        self._notices.queue("opened", id, seq, reason)
+        self._streams[id] = stream
         return stream
 
     def _forget(self, stream: Stream) -> None:
@@ -313,6 +319,9 @@ class Engine:
     def _mend(self) -> None:
         """Give back what an interrupted call took, or had not given back yet."""
         for stream in list(self._streams.values()):
+            if stream is self._calls.made:
+                stream._closed = True
+                self._notices.queue("closed", stream.id, stream.seq, "interrupted")
             if stream._closed:
                 self._streams.pop(stream.id, None)
         open_ones = [stream._states for stream in self._streams.values()]

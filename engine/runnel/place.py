@@ -212,6 +212,9 @@ class Place:
         """Raise StageError unless the state's names, dtypes and ranks are those of `initial`."""
         try:
             initial = self.stage.initial()
+        except Exception:  # that is reported where a stream is opened or reset
+            return
+        try:
             fit(self.label, state, initial)
         except SnapshotError as error:
             text = error.message.removeprefix(f"stage {self.label!r}: ")
@@ -219,8 +222,6 @@ class Place:
                 f"stage {self.label!r}: its next state is not as its `initial` makes it, so that no snapshot "
                 f"of it could be restored: {text}"
             ) from None
-        except Exception as error:
-            raise self._error(error) from error
         self.like = {name: (array.dtype, array.ndim) for name, array in initial.items()}
 
     # How much

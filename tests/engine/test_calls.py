@@ -395,6 +395,8 @@ def test_an_interrupt_at_every_instant(tmp_path: Path, act: str, loop: bool) -> 
         except Interrupt:
             pass
         world.check()
+        if interrupted:
+            assert "new" not in world.engine.streams, "nobody has it"
         for stream in list(world.engine.streams.values()):
             stream.close()
         world.check()
