@@ -33,7 +33,7 @@ MAX_BACKLOG: Final = 128  # connections that wait in the kernel for an ipc socke
 MAX_RESERVED: Final = 64  # descriptors for the daemon's own files, and for its HTTP pages
 SLACK: Final = 8  # descriptors: the sockets themselves, and who had looked up the name before it was taken
 FULL_SECONDS: Final = 0.25  # between two counts while there is no room: each may list the open files
-SETTLED_SECONDS: Final = 2.0  # after that libzmq has told of all whom it accepted from a socket
+SETTLED_SECONDS: Final = 0.5  # after that libzmq has told of all whom it accepted from a socket
 LEAST_CLIENTS: Final = 16  # a limit that leaves room for fewer is a mistake
 
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event's number, and its value
@@ -162,21 +162,25 @@ class _IpcDoor(Door):
             self.close()
             raise
         self._given: dict[bytes, _Given] = {}  # by what libzmq calls them
+        self._again: float | None = None  # when to look whether there is room again
         self._gate.register(self._file.public, select.EPOLLIN)
 
     def turn(self, now: float) -> None:
         self._account()
-        if self.due is not None:
-            if now < self.due:
-                return
-            self.due = None
+        settles = self._take_back(now)
+        if self._again is not None and now >= self._again:
+            self._again = None
             self._gate.register(self._file.public, select.EPOLLIN)
+        if self._again is None:
+            self._let_in(now)
+        self.due = min((due for due in (settles, self._again) if due is not None), default=None)
+
+    def _let_in(self, now: float) -> None:
         if not _readable(self._file.public.fileno()):
             return
         latest = next(reversed(self._given.values()), None)
         if latest is not None and _readable(latest.descriptor):
             return  # libzmq has not yet accepted all of those before
-        self._take_back(now)
         needed = self._backlog + 1 + SLACK
         full = not self._has_room(needed)
         self._tell(full, "wait")
@@ -213,17 +217,24 @@ class _IpcDoor(Door):
         self._router.bind(name)  # the descriptor is libzmq's from now on
         self._given[name.encode()] = _Given(descriptor, now)
 
-    def _take_back(self, now: float) -> None:
-        """Close the sockets that nobody is connected through any more."""
+    def _take_back(self, now: float) -> float | None:
+        """Close the sockets that nobody is connected through any more; when to look for the next."""
+        settles = []
         for name, given in list(self._given.items()):
-            if given.clients <= 0 and now - given.since > SETTLED_SECONDS and not _readable(given.descriptor):
+            if given.clients > 0:
+                continue
+            settled = given.since + SETTLED_SECONDS
+            if now < settled or _readable(given.descriptor):
+                settles.append(max(settled, now + FULL_SECONDS))
+            else:
                 self._router.unbind(name)
                 del self._given[name]
+        return min(settles, default=None)
 
     def _pause(self, now: float) -> None:
-        """Do not look before some time is over."""
+        """Let nobody in before some time is over."""
         self._gate.unregister(self._file.public)
-        self.due = now + FULL_SECONDS
+        self._again = now + FULL_SECONDS
 
 
 class _TcpDoor(Door):
