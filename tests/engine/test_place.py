@@ -416,7 +416,8 @@ def test_a_state_of_ever_more_arrays_is_refused():
     [refused] = engine.feed_many([(stream, tick(1))])
     assert isinstance(refused, StageError)
     assert "not as its `initial` makes it" in refused.message
-    assert (len(refused.message), stream.seq) == (2000, 0)
+    assert len(refused.message) <= 2000
+    assert stream.seq == 0
 
 
 def test_a_state_of_another_mapping_is_read_only_too():

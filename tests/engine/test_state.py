@@ -85,7 +85,7 @@ def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
     ("blob", "words"),
     [
         (made_up(b"[" * 100_000), "makes no sense"),
-        (made_up(b'{"a":' * 100_000), "makes no sense"),
+        (made_up(b'{"a":' * 50_000), "makes no sense"),
         (made_up(b" " * (MAX_HEADER + 1)), "header has 262145 bytes"),
         (made_up(b"9" * 5000), "makes no sense"),
         (made_up(b"\xff"), "makes no sense"),

@@ -169,6 +169,9 @@ def test_states_that_a_pipeline_declares_are_bounded_together(tmp_path: Path) ->
         Engine.load(foreign(tmp_path, graph, declared))
 
 
+STATE = '[[model.state]]\ninput = "s"\noutput = "t"\nshape = ["slot", 4]\n'
+
+
 def endless(grows: bool) -> onnx.GraphProto:
     """A loop without an end, which may collect a MiB each time round."""
     kept = [value("out", 2**18)] if grows else []
@@ -187,9 +190,10 @@ def endless(grows: bool) -> onnx.GraphProto:
         ],
         [helper.make_tensor_value_info("still", TensorProto.BOOL, []), value("w", "n", 4), *kept],
     )
-    loop = helper.make_node("Loop", ["", "true", "x"], ["y", *(["all"] if grows else [])], body=body)
+    loop = helper.make_node("Loop", ["", "true", "s"], ["t", *(["all"] if grows else [])], body=body)
     return helper.make_graph(
-        [loop], "g", [value("x", "n", 4)], [value("y", "n", 4)],
+        [loop, helper.make_node("Add", ["x", "t"], ["y"])], "g",
+        [value("x", "n", 4), value("s", "n", 4)], [value("y", "n", 4), value("t", "n", 4)],
         [
             helper.make_tensor("true", TensorProto.BOOL, [], [True]),
             helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
@@ -205,5 +209,5 @@ def test_a_loop_without_an_end_is_given_up_at_load(
     monkeypatch.setattr(briefly, "MAX_SECONDS", 60.0 if grows else 0.5)
     monkeypatch.setattr(briefly, "MAX_BYTES", 2**26)
     with pytest.raises(ModelError, match=said):
-        Engine.load(foreign(tmp_path, endless(grows)))
+        Engine.load(foreign(tmp_path, endless(grows), STATE))
     assert not [thread for thread in threading.enumerate() if thread.name == "runnel-trial"]
