@@ -117,6 +117,7 @@ class Daemon:
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
+            sender = Sender(router)  # its bound on a peer's queue holds for what is bound after it
             guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
             with guarded, opened(router, self._bound) as self._door:
                 self.address = self._door.address
@@ -127,7 +128,7 @@ class Daemon:
                     self._engine, secrets.token_hex(8), first_epoch, self._idle_seconds, place
                 )
                 self._server.gauges = process.gauges
-                self._outbox = Outbox(Sender(router), self._server.stats)
+                self._outbox = Outbox(sender, self._server.stats)
                 log.info("serving", address=self.address, **self._about)
                 self.started.set()
                 self._keeper.ready(self.address)
