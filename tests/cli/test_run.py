@@ -290,9 +290,7 @@ def test_two_inputs_need_their_names(tmp_path):
         read_all(write_csv(tmp_path / "in.csv", ["a", "b", "c"], [(1, 2, 3)]), TWO)
 
 
-@pytest.mark.parametrize(
-    ("cell", "says"), [("2.5", "not a whole number"), (str(2**70), r"rows \d to 2: .*token: int64")]
-)
+@pytest.mark.parametrize(("cell", "says"), [("2.5", "not a whole number"), (str(2**70), "token: int64")])
 def test_a_cell_that_is_no_int64(tmp_path, cell, says):
     source = write_csv(tmp_path / "in.csv", ["token", "v.0", "v.1"], [(1, 2, 3), (cell, 2, 3)])
     with pytest.raises(UsageError, match=says):

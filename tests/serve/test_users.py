@@ -242,7 +242,7 @@ def test_a_daemon_with_keys_by_its_settings(site: Site, tmp_path: Path, workers:
             ["--keys", "none.key", "--authorised", "users"],
             "none.key: cannot read a file of keys: No such file",
         ),
-        (["--keys", "daemon.pub", "--authorised", "users"], "others can read this secret key"),
+        (["--keys", "daemon.pub", "--authorised", "users"], "that is the public half of the pair"),
         ([], "without keys anyone could use it"),
     ],
 )

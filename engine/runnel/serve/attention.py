@@ -41,7 +41,8 @@ class Attention:
         """Look again; returns by how many seconds all deadlines are to be put off, 0.0 without a pause."""
         looked, self._looked = self._looked, now
         worked, self._ran = ran - self._ran, ran
-        return now - looked + SHORTLY if now - self._asked - worked > LATE else 0.0
+        asked, self._asked = self._asked, now
+        return now - looked + SHORTLY if now - asked - worked > LATE else 0.0
 
 
 def overslept(deadline: float, now: float) -> float:

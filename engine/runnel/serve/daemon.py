@@ -126,6 +126,7 @@ class Daemon:
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
+            sender = Sender(router)  # its bound on a peer's queue holds for what is bound after it
             guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
             with guarded, opened(router, self._bound) as self._door:
                 self.address = self._door.address
@@ -144,7 +145,6 @@ class Daemon:
                 if self._guard is not None:
                     self._server.expect(self._guard.users)
                 self._server.gauges = process.gauges
-                sender = Sender(router)
                 self._outbox = Outbox(sender, self._server.stats, sender.held)
                 self._server.heed(self._outbox.unread)
                 self._attention = Attention(time.monotonic(), time.thread_time())
@@ -190,12 +190,14 @@ class Daemon:
         until = self._attention.until(min(dues, default=None), now)
         return None if until is None else min(MAX_PATIENCE_MS, math.ceil((until - now) * 1000))
 
-    def _look(self) -> None:
-        """Put off all deadlines if the process was paused: then nobody was silent."""
-        paused = self._attention.look(time.monotonic(), time.thread_time())
+    def _look(self) -> float:
+        """Put off all deadlines if the process was paused: then nobody was silent. Returns the time."""
+        now = time.monotonic()
+        paused = self._attention.look(now, time.thread_time())
         if paused:
             self._server.postpone(paused)
             self._outbox.postpone(paused)
+        return now
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
         """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
@@ -230,13 +232,16 @@ class Daemon:
             self._door.turn(now)
         # Before the batch, which may take long: a stream whose request arrived is not idle. Where the server
         # has its fill, such requests may wait in the socket.
-        if not server.full and (due := server.due) is not None and due <= now:
-            self._send(server.tick(now), now)
+        if not server.full and _due(server.due, now):
+            now = self._look()  # a pause since the poll is nobody's silence either
+            if _due(server.due, now):
+                self._send(server.tick(now), now)
         if server.pending:
             self._send(server.run(now), now)
             now = time.monotonic()
             server.done(now)
-        if (due := outbox.due) is not None and due <= now:
+        if _due(outbox.due, now):
+            now = self._look()
             outbox.retry(now)
         if self._keeper.beat_seconds and self._next_beat <= now:
             self._keeper.beat()
@@ -292,6 +297,10 @@ class Daemon:
         post = self._outbox.post
         for peer, frames in replies:
             post(peer, frames, now)
+
+
+def _due(deadline: float | None, now: float) -> bool:
+    return deadline is not None and deadline <= now
 
 
 @contextmanager

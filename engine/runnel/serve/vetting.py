@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
-from . import metrics
 from .keys import client_keys, read_secret, read_users
 from .settings import Settings
 
@@ -23,6 +22,8 @@ def vet(settings: Settings, what: str) -> None:
         )
     addresses(settings.bind, settings.workers, keyed=bool(settings.keys))
     if settings.metrics:
+        from . import metrics  # an HTTP server's libraries take 5 MB
+
         metrics.parse(settings.metrics)
     if settings.keys:
         read_secret(Path(settings.keys))
