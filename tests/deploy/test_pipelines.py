@@ -115,7 +115,7 @@ def test_host_runs_as_it_says(
     pytest.importorskip("psutil")
     pytest.importorskip("plotext")
     path = beside("host.toml", tmp_path)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((80, 24)))
     assert main(["run", str(path), "--steps", "3", "--quiet"]) == 0
     drawn = capsys.readouterr().out
     assert "sensors.0  " in drawn

@@ -169,8 +169,8 @@ def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_
 def test_a_full_server_closes_no_stream_whose_request_may_wait_in_the_socket(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_PENDING", 4)
-    monkeypatch.setattr(protocol, "ROOM", 0)
+    monkeypatch.setattr(intake, "MAX_PENDING", 4)
+    monkeypatch.setattr(intake, "ROOM", 0)
     inner = engine.feed_many
 
     def feed_many(pairs: Any) -> Any:
