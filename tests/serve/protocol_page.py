@@ -125,6 +125,7 @@ STATS = {
     "cpu_seconds, started": "of the process: user and system time; its start, in seconds since 1970",
     "resident_bytes, virtual_bytes": "its memory",
     "open_files, max_files": "its descriptors, and the most that it may have",
+    "log_lost": "lines of its log that could not be written",
 }
 """What a stats document tells: the process's own where the system tells it."""
 
