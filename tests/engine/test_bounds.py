@@ -70,6 +70,8 @@ def test_one_call_has_so_many_ticks_and_streams_at_most(
             assert isinstance(one, np.ndarray)
             assert isinstance(other, np.ndarray)
             np.testing.assert_allclose(np.concatenate([one, other]), expected, atol=1e-6)
+        streams[0].reset()
+        np.testing.assert_allclose(streams[0].feed(chunk), expected, atol=1e-6)
     assert max(ticks for _, ticks in cells) <= 8
     assert max(slots * ticks for slots, ticks in cells) <= 16
 
