@@ -73,7 +73,7 @@ $(VENV)/%.stamp: pyproject.toml $(wildcard locks/*.txt) $(if $(OLDEST),$(UV)) $(
 ifdef LATEST
 	$(PIP) install --upgrade --upgrade-strategy eager $(TORCH) -e '.[$*]'
 else ifdef OLDEST
-	$(UV) pip install --quiet --python $(BIN)/python --resolution lowest-direct $(TORCH) -e '.[$*]'
+	$(UV) pip install --quiet --upgrade --python $(BIN)/python --resolution lowest-direct $(TORCH) -e '.[$*]'
 else
 	$(PIP) install --no-deps --require-hashes $(LOCKS_$*:%=-r locks/%.txt)
 	$(PIP) install $(TORCH)

@@ -61,7 +61,7 @@ def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
             )
         value = entry.get("initial", 0)
         initial = initial_row(value, target.shape, target.dtype, place)
-        if initial.dtype.kind != "f" and (initial != np.asarray(value)).any():
+        if initial.dtype.kind != "f" and np.any(initial != np.asarray(value)):
             raise PipelineError(f"{place}: initial must be {target.dtype}, not {value!r:.80}")
         backs.append(Back(target, source.name, initial))
     try:

@@ -13,7 +13,7 @@ import zmq
 
 import runnel
 from runnel import errors
-from runnel.serve import remote, wire
+from runnel.serve import protocol, remote, wire
 from runnel.serve.client import Client
 from runnel.serve.conversation import failure
 from runnel.serve.daemon import Daemon
@@ -96,6 +96,17 @@ def test_errors_come_as_the_engines_classes(client: Client) -> None:
         client.open()
     with pytest.raises(errors.LimitError, match="64 streams are open"):
         client.open()
+
+
+def test_no_more_requests_are_on_their_way_than_the_daemon_takes_of_one_client(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)
+    with Client(daemon.address, timeout=10.0) as client:
+        streams = [client.open() for _ in range(40)]
+        for made in client.feed_many([(stream, rows(1, 2)) for stream in streams]):
+            assert isinstance(made, np.ndarray), made
+            assert made[:, 0].tolist() == [1]
 
 
 def test_a_code_that_is_not_known_here_is_still_an_error() -> None:

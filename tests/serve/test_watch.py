@@ -9,7 +9,7 @@ import pytest
 from runnel.errors import UsageError
 from runnel.serve.daemon import Daemon
 from runnel.serve.placement import Place
-from runnel.serve.watch import UNANSWERED, Watcher
+from runnel.serve.watch import MAX_WORKERS, UNANSWERED, Watcher
 
 from .peers import ask, dealer
 from .workers import Worker, workers
@@ -102,6 +102,23 @@ def test_questions_to_nobody_are_bounded(tmp_path: Path) -> None:
         answered = worker.server.stats.requests.total()
         worker.end()
     assert answered <= UNANSWERED + 2
+
+
+@pytest.mark.parametrize("count", [MAX_WORKERS, MAX_WORKERS + 1])
+def test_a_daemon_that_names_too_many_workers_is_not_watched(tmp_path: Path, count: int) -> None:
+    addresses = [f"ipc://{tmp_path}/{i}.sock" for i in range(count)]
+    worker = Worker(addresses[0], Place(0, addresses), "a")
+    try:
+        with Watcher(addresses[:1], 10) as watcher:
+            if count == MAX_WORKERS:
+                watcher.timeout = 0.5  # for those that are not there
+                while len(watcher.look()) < count:
+                    pass
+            else:
+                with pytest.raises(UsageError, match=f"at most {MAX_WORKERS} are watched"):
+                    watcher.look()
+    finally:
+        worker.end()
 
 
 @pytest.mark.parametrize("address", ["somewhere", "tcp://127.0.0.1:*"])

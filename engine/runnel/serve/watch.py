@@ -21,7 +21,9 @@ from .connection import opened
 from .curve import connect_as
 from .keys import Secret
 
-MAX_WORKERS: Final = 1024  # that a HELLO may name: a connection is opened to each
+MAX_WORKERS: Final = (
+    256  # that a HELLO may name, as many as serve starts: each takes one of libzmq's 1023 sockets
+)
 UNANSWERED: Final = 16  # questions that libzmq holds for a worker that does not read: then it begins anew
 MAX_TIMEOUT: Final = 86400.0  # seconds: a day
 LARGEST_ANSWER: Final = 2**20  # bytes of a frame: a description and its stats are some kilobytes
