@@ -85,6 +85,7 @@ def test_a_clean_install_serves_and_streams_without_torch(wheel: Path, tmp_path:
     listed = run(runnel, "plugins", "resample", "speech_segments", cwd=work).stdout
     assert f"resample  (runnel {version})" in listed
     assert f"speech_segments  (runnel {version})" in listed
+    (work / "a.py").write_text("B = None\n")
     for command, extra in ((["export", "a.py:B", "-o", "b.onnx"], "export"), (["demo"], "demo")):
         assert f"pip install 'runnel[{extra}]'" in run(runnel, *command, cwd=work, status=2).stderr
 
