@@ -13,12 +13,27 @@ import pytest
 
 from runnel import health
 from runnel.cli.main import COMMANDS
-from runnel.serve import daemon, door, intake, logs, metrics, outbox, process, sender, sequences, workers
+from runnel.serve import (
+    daemon,
+    door,
+    intake,
+    logs,
+    metrics,
+    outbox,
+    pace,
+    process,
+    runner,
+    sender,
+    sequences,
+    workers,
+    works,
+)
 from runnel.serve.exposition import encoder
 from runnel.serve.placement import Place
 from runnel.serve.protocol import Server
 from runnel.serve.settings import RELOADABLE, Settings
 from runnel.serve.watch import Seen
+from runnel.stage import MAX_PASSAGES
 from tests.serve.protocol_page import CODES
 from tests.serve.support import Peer, tally_engine
 
@@ -104,7 +119,12 @@ def mib(value: int) -> str:
 
 
 BOUNDS = [
-    ("requests of one client", [f"{intake.MAX_PENDING_PER_PEER:,}"]),
+    ("requests of one client", [f"{intake.MAX_PENDING_PER_PEER:,}", mib(intake.MAX_PEER_BYTES)]),
+    ("one turn of the loop", [f"{pace.TURN_SECONDS * 1000:g} ms", mib(pace.TURN_BYTES)]),
+    ("a chunk done at once", [f"{pace.SLICE_SECONDS * 1000:g} ms", mib(pace.SLICE_BYTES)]),
+    ("chunks in slices", [str(MAX_PASSAGES), f"one client {runner.MAX_JOBS_PER_PEER}"]),
+    ("a reply's tensors", [mib(works.MAX_REPLY_BYTES)]),
+    ("large replies", [mib(runner.MAX_UNREAD_BYTES)]),
     ("requests of all", [f"{intake.MAX_PENDING:,}", mib(intake.MAX_PENDING_BYTES)]),
     ("replies that a client has not read", [f"{sender.QUEUED_REPLIES:,}", mib(sender.MAX_HELD)]),
     ("replies that a client has not read", [f"{outbox.MAX_BACKLOG:,}", mib(outbox.MAX_BACKLOG_BYTES)]),
