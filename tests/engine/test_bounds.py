@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from runnel import Engine, errors, model, pipeline, tables
+from runnel import Engine, container, errors, model, pipeline, state, tables
 from runnel.loader import MAX_LISTENERS, MAX_STAGES
 from tests import models
 
@@ -115,3 +115,24 @@ def test_bytes_of_a_time_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             continue
         with pytest.raises(errors.PipelineError, match="is 404 bytes a time step; at most 400"):
             Engine.load(path)
+
+
+def test_bytes_of_a_snapshot_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is made that would not be taken back."""
+    snapshot = state.Snapshot("p", 0, False, (("s", {"x": np.zeros(100, np.float32)}),))
+    size = len(state.encode(snapshot))
+    monkeypatch.setattr(state, "MAX_SNAPSHOT", size)
+    assert state.decode(state.encode(snapshot)).pipeline == "p"
+    monkeypatch.setattr(state, "MAX_SNAPSHOT", size - 1)
+    with pytest.raises(errors.SnapshotError, match=f"a snapshot holds {size - 1}"):
+        state.encode(snapshot)
+
+
+def test_bytes_of_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    description = {"format": 1, "graph": "x" * 100}
+    size = len('{"format":1,"graph":""}') + 100
+    monkeypatch.setattr(container, "MAX_DOCUMENT", size)
+    assert container.document(container.seal(b"", description), "m") == description
+    monkeypatch.setattr(container, "MAX_DOCUMENT", size - 1)
+    with pytest.raises(errors.ModelError, match=f"takes {size} bytes; at most {size - 1}"):
+        container.seal(b"", description)
