@@ -159,7 +159,7 @@ def test_bad_vocabularies_are_refused(tmp_path, lines, options, message):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(PipelineError, match="cannot be read"):
+    with pytest.raises(PipelineError, match="cannot read"):
         tokens(TEXT, vocabulary=tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_bytes(b"\xff")
     with pytest.raises(PipelineError, match="is not UTF-8"):

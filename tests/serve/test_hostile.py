@@ -72,11 +72,14 @@ def witness(daemon: Daemon) -> Iterator[Witness]:
 
 @pytest.fixture
 def _nothing_left(witness: Witness) -> Iterator[None]:
-    """Descriptors and threads return to what they were."""
+    """No more descriptors and threads than before, once all is quiet.
+
+    There may be fewer: a listening socket is taken back when the last client that came through it has left.
+    """
     witness.check()
-    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     yield
-    until(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before)
+    until(lambda: len(os.listdir("/proc/self/fd")) <= files and threading.active_count() <= threads)
 
 
 # Below the messages
