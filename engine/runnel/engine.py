@@ -124,7 +124,7 @@ class Engine:
         `checked`: its checksum was found to be right (`runnel.state.Checksum`). Raises SnapshotError for
         damaged bytes or another pipeline's snapshot, and as `open` does; then no stream is opened.
         """
-        snapshot = snapshots.decode(blob, self.pipeline.admit, checked)
+        snapshot = snapshots.decode(blob, self.pipeline.admit, checked, self.pipeline.most_header)
         states = self._claim(id)
         try:
             loaded = self.pipeline.load(states, snapshot)

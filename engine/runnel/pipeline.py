@@ -6,9 +6,11 @@ never change the one that they were given; the caller commits by keeping it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +24,7 @@ from .place import Place
 from .spec import MAX_RANK, Array, ModelSpec, Signal, brief
 from .stage import Arrays, Chunk, Stage, State, Steps, as_error
 
+HEADER_BYTES = 16 * 1024  # of a snapshot's header: read to say how a foreign pipeline differs
 MAX_ROW_BYTES = 2**26  # of one time step of one array: several times what a message may hold
 
 States = tuple[State, ...]
@@ -245,6 +248,15 @@ class Pipeline:
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
         """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
         return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
+
+    @cached_property
+    def most_header(self) -> int:
+        """Bytes that the header of a snapshot of this pipeline has at most, and some more for others' names."""
+        stages = []
+        for name, stage in zip(self.stage_names, self.stages, strict=True):
+            arrays = stage.initial()
+            stages.append([name, [[key, a.dtype.name, [2**40] * a.ndim] for key, a in arrays.items()]])
+        return max(HEADER_BYTES, len(json.dumps([stages, [list(part) for part in self.parts]])) + 1024)
 
     def admit(self, claim: snapshots.Claim) -> None:
         """Raise SnapshotError unless a snapshot that says this of itself can be of this pipeline."""

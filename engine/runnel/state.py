@@ -83,11 +83,17 @@ class Claim(NamedTuple):
     stages: tuple[tuple[str, tuple[str, ...]], ...]  # (stage name, its states' names)
 
 
-def decode(blob: bytes, admit: Callable[[Claim], None] | None = None, checked: bool = False) -> Snapshot:
+def decode(
+    blob: bytes,
+    admit: Callable[[Claim], None] | None = None,
+    checked: bool = False,
+    most_header: int = MAX_HEADER,
+) -> Snapshot:
     """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one.
 
     `admit` is asked before any array is made, and may raise: a foreign snapshot then costs next to nothing.
-    `checked`: the caller has found the checksum to be right.
+    `checked`: the caller has found the checksum to be right. `most_header`: bytes of a header that is worth
+    reading; a longer one cannot be of the caller's pipeline.
 
     The checksum finds damage, not malice: whoever may restore may have written these bytes. What comes
     back is well-formed; whether it is a state of the stage is for the stage to see, in `Stage.load`.
@@ -102,6 +108,10 @@ def decode(blob: bytes, admit: Callable[[Claim], None] | None = None, checked: b
         raise SnapshotError(f"snapshot format {version}; this version of runnel reads format {FORMAT}")
     if length > MAX_HEADER:
         raise SnapshotError(f"the snapshot's header has {length} bytes; at most {MAX_HEADER}")
+    if length > most_header:
+        raise SnapshotError(
+            f"the snapshot is of another pipeline: its header has {length} bytes, at most {most_header} here"
+        )
     body = data[:-_DIGEST]
     if not checked:
         check = Checksum()

@@ -161,7 +161,7 @@ class Stream:
         Raises SnapshotError for damaged bytes or another pipeline's; the stream is then as it was.
         """
         self._check_open()
-        snapshot = states.decode(blob, self._pipeline.admit)
+        snapshot = states.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
         self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
             self._health.look(self)

@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from runnel import Engine
 from runnel.errors import LimitError, NonFiniteError, SnapshotError
 from runnel.slots import Arena
 from runnel.spec import DTYPES
 from runnel.state import MAX_HEADER, Snapshot, decode, encode
+from tests import models
 from tests.models import state
 
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -244,3 +246,22 @@ def test_equal_states_give_equal_bytes() -> None:
     assert len(blobs) == 1
     [blob] = blobs
     assert encode(decode(blob)) == blob
+
+
+def test_a_header_that_cannot_be_of_the_pipeline_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends many of them takes a check of their length, and no more."""
+    engine = Engine.load(models.lstm(tmp_path / "m.onnx").path)
+    stream = engine.open()
+    blob = stream.snapshot()
+    header = len(blob) - 16 - sum(array.nbytes for array in stream.state.values())
+    assert header < engine.pipeline.most_header <= MAX_HEADER
+    foreign = made_up(
+        {"pipeline": "x", "seq": 0, "ended": False, "stages": [["a", [["k", "bool", [0, 1]]] * 4000]]}
+    )
+    monkeypatch.setattr("runnel.state.json.loads", lambda text: pytest.fail("it was read"))
+    with pytest.raises(SnapshotError, match="another pipeline"):
+        engine.restore(foreign)
+    with pytest.raises(SnapshotError, match="another pipeline"):
+        stream.rewind(foreign)
