@@ -251,7 +251,7 @@ class Pipeline:
 
     @cached_property
     def most_header(self) -> int:
-        """Bytes that the header of a snapshot of this pipeline has at most, and some more for others' names."""
+        """Bytes that a snapshot's header has at most, if it is of this pipeline, with some room."""
         stages = []
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             arrays = stage.initial()
