@@ -93,7 +93,8 @@ class Sizes:
             row = _row_bytes(stage.outputs)
             widest = max(widest, scale * row)
         self.slice_steps = max(1, math.floor(SLICE_BYTES / widest))  # time steps of a slice, by its bytes
-        self._widest = widest
+        self._widest = widest.numerator, widest.denominator
+        self._ratio = scale.numerator, scale.denominator
         # What a stage held back comes with what follows it.
         self._more = int(any(stage.ratio != (1, 1) or stage.latency for stage in stages))
         self._scale = scale
@@ -101,11 +102,13 @@ class Sizes:
 
     def made(self, steps: int) -> int:
         """Bytes of output that this many time steps are expected to make."""
-        return (math.ceil(steps * self._scale) + self._more) * self._row
+        up, down = self._ratio  # whole numbers: a fraction takes microseconds of each request
+        return (-(-steps * up // down) + self._more) * self._row
 
     def held(self, steps: int) -> int:
         """Bytes that this many time steps become in the widest stage."""
-        return math.ceil(steps * self._widest)
+        up, down = self._widest
+        return -(-steps * up // down)
 
     def steps_within(self, nbytes: int) -> int:
         """Time steps whose output fits into so many bytes, 0 where not even one does."""
