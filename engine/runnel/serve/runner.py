@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size waits for no other to be read
 MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's replies, not yet read, before more are made
 MAX_SNAPSHOT_BYTES: Final = wire.MAX_MESSAGE_BYTES - 2 * wire.MAX_HEADER  # what a restore can bring back
+FULL_BATCH: Final = 256  # streams: single time steps up to this go together, which is what makes them cheap
 MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of what goes on from turn to turn
 
 Outputs = Mapping[str, Array]
@@ -197,7 +198,8 @@ class Runner:
         except Exception as error:
             begun = as_error("engine", error)
         if isinstance(begun, _Feed):
-            turn.expect(self._pace.estimate(begun.steps))
+            if begun.steps > 1 or len(batch) >= FULL_BATCH:
+                turn.expect(self._pace.estimate(begun.steps))
             turn.holds(max(need, self._sizes.held(begun.steps)))
             self._made[peer] = self._made.get(peer, 0) + need
             batch.append(begun)
