@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from runnel.cli import run as command
 from runnel.cli.main import main
 from runnel.cli.pace import chunk_steps
 from runnel.errors import ModelError, NonFiniteError, UsageError
+from runnel.files import OutputFile
 from tests.cli.support import open_sink, open_source
 
 STATE = """
@@ -463,6 +465,45 @@ def test_a_signal_leaves_no_half_file_and_what_was_there(pipeline, tmp_path, num
     assert (process.returncode, errors) == (status, says)
     assert (tmp_path / "out.csv").read_text() == "what was there\n"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("stop", "says"), [(KeyboardInterrupt, "nothing written"), (SystemExit, "")])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "npy"])
+def test_a_signal_while_the_outputs_are_opened_leaves_no_half_file(
+    pipeline, tmp_path, monkeypatch, suffix, stop, says
+):
+    np.save(tmp_path / "in.npy", np.zeros((4, 2), np.float32))
+    opened = OutputFile.__init__
+
+    def interrupted(self, *args, **options):
+        opened(self, *args, **options)
+        raise stop
+
+    monkeypatch.setattr(OutputFile, "__init__", interrupted)
+    with pytest.raises(stop) as caught:
+        runnel_run(pipeline, tmp_path / "in.npy", "-o", tmp_path / f"out.{suffix}", "--quiet")
+    assert " ".join(caught.value.args) == says
+    del caught
+    gc.collect()
+    assert not list(tmp_path.glob("*out*"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_output_that_nobody_closes_leaves_nothing(tmp_path):
+    program = "import pathlib, sys; from runnel.files import OutputFile; out = OutputFile(pathlib.Path('out'))"
+    subprocess.run([sys.executable, "-c", program + "; sys.exit(3)"], cwd=tmp_path, timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_keeps_the_part_of_another(tmp_path):
+    first = OutputFile(tmp_path / "out")
+    with pytest.raises(UsageError, match="cannot write it"):
+        OutputFile(tmp_path / "out")
+    gc.collect()
+    first.file.write(b"whole")
+    first.close(True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"whole"
 
 
 def test_an_output_that_is_a_device_is_written_and_not_replaced(pipeline, tmp_path, x):
