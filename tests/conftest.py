@@ -1,7 +1,8 @@
-"""What all tests share: hypothesis profiles, one thread a process, and Ctrl-C as a terminal delivers it."""
+"""What all tests share: profiles of hypothesis, a folder, one thread each, Ctrl-C as a terminal has it."""
 
 import os
 import signal
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start their pools
 
@@ -16,6 +17,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 # A shell starts its background jobs with SIGINT ignored, and every child process inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "RUNNEL_TEST_FILES" not in os.environ:  # else this is a worker: what one has made, all have
+        folder = tempfile.TemporaryDirectory(prefix="runnel-test-files-")
+        os.environ["RUNNEL_TEST_FILES"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -320,7 +321,9 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
         ):
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (), dict(feed), strict=False)
-            return _known(program.run_decompositions({}))
+            program.graph.eliminate_dead_code()
+            # (this writes it without changes in place, and takes longer than all the rest)
+            return _known(program if _plain(program) else program.run_decompositions({}))
     except RunnelError:  # (a layer of ours says what is wrong with it)
         raise
     except Exception as error:  # torch raises of every kind here
@@ -331,6 +334,18 @@ def _export(module: nn.Module, feed: Mapping[str, Any]) -> torch.export.Exported
         ) from error
     finally:
         quiet.setLevel(level)
+
+
+def _plain(program: torch.export.ExportedProgram) -> bool:
+    """Whether nothing in it is changed in place, and every operation on data has a translation."""
+    for node in program.graph.nodes:
+        target = node.target
+        if node.op == "call_function" and not (
+            target is operator.getitem
+            or (isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable)
+        ):
+            return False
+    return not _strange(program)
 
 
 def _known(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -6,9 +6,9 @@ exporter's numbers are tested over all of them.
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import functools
-import tempfile
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -513,15 +513,11 @@ ZOO: dict[str, Case] = {
 
 
 @functools.cache
-def _folder() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="runnel-zoo-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
-
-
-@functools.cache
 def exported(name: str) -> Path:
-    """The case's model file: exported, and so certified, once a session. Not to be changed."""
-    case, path = ZOO[name], _folder() / f"{name}.onnx"
-    runnel_export.export(case.module(), dict(case.example), path, **case.options)
+    """The case's model file: exported, and so certified, once a session of all workers. Not to be changed."""
+    case, path = ZOO[name], Path(os.environ["RUNNEL_TEST_FILES"]) / f"{name}.onnx"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            runnel_export.export(case.module(), dict(case.example), path, **case.options)
     return path
