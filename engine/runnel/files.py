@@ -167,8 +167,8 @@ class OutputFile:
     """A file that takes its name when it is whole; until then it stands beside it, hidden.
 
     What stood under the name before stands there until then, and for good where the run fails. One that is
-    not closed goes without having been there. A pipe or a device is written as it is. Raises UsageError where it cannot be written, and with `seek` where nothing
-    once written could be changed.
+    not closed goes without having been there. A pipe or a device is written as it is. Raises UsageError where
+    it cannot be written, and with `seek` where nothing once written could be changed.
     """
 
     def __init__(self, path: Path, seek: bool = False) -> None:

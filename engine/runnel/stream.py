@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -21,13 +21,8 @@ from .stage import Chunk, Steps
 Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
 
 
-class Mark(NamedTuple):
-    """Where a stream stands."""
-
-    states: States
-    seq: int
-    ended: bool
-    due: int
+Mark = tuple[States, int, bool, int]
+"""Where a stream stands: its states, `seq`, whether it ended, and the `seq` of its next look."""
 
 
 class Stream:
@@ -195,7 +190,7 @@ class Stream:
 
     def mark(self) -> Mark:
         """Where the stream stands, for `back`: valid until its next step but one."""
-        return Mark(self._states, self.seq, self._ended, self._due)
+        return self._states, self.seq, self._ended, self._due
 
     def back(self, mark: Mark) -> None:
         """Undo the step since the mark, since its output cannot be delivered. Of a closed stream: nothing."""

@@ -97,7 +97,7 @@ def test_a_turn_ends_by_time_by_work_ahead_and_by_bytes() -> None:
     turn.expect(TURN_SECONDS)
     assert turn.over
     turn = Turn(lambda: now)
-    turn.holds(TURN_BYTES - 1)
+    turn.bytes -= TURN_BYTES - 1
     assert not turn.over
-    turn.holds(1)
+    turn.bytes -= 1
     assert turn.over

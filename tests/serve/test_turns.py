@@ -137,6 +137,7 @@ def test_nobody_waits_for_many_dear_calls(op: str) -> None:
         site.tell(b"greedy", op, "s" if op != "open" else f"o{i}")
     assert canary_waits(site, 60) <= BOUND
     site.run()
+    assert max(site.turns) <= pace.TURN_SECONDS + 3 * A_CALL
     assert site.codes(b"greedy") == ["ok"] * 1001
 
 

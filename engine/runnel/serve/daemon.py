@@ -46,7 +46,8 @@ FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
 MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 bits
 
 SHARED_FRAME: Final = 256 * 1024  # bytes: from here on a frame is not copied out of libzmq's memory
-TAKE_SECONDS: Final = 0.002  # a turn spends on taking requests, beside what it spends on running them
+LEAST_TAKEN: Final = 256  # messages a turn, however long it takes: together they are a batch, and cheap
+TAKE_SECONDS: Final = 0.002  # a turn spends on taking any beyond them, beside what it spends on running
 STALL_SECONDS: Final = 0.002  # until it is looked again whether a client has read what it must read first
 
 _NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
@@ -266,8 +267,8 @@ class Daemon:
         told = 0  # bytes
         until = clock() + TAKE_SECONDS
         now = 0.0
-        for _ in range(MAX_TAKEN):
-            if server.full or told > MAX_TOLD or now > until:
+        for taken in range(MAX_TAKEN):
+            if server.full or told > MAX_TOLD or (taken >= LEAST_TAKEN and now > until):
                 return
             message = _receive(router)
             if message is None:

@@ -22,6 +22,7 @@ MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
 MAX_PEER_BYTES: Final = 2 * wire.MAX_MESSAGE_BYTES  # one client's share of them
 ROOM: Final = wire.MAX_BUNDLE - 1  # of these are kept free: a message is taken whole, or waits outside
 ROOM_BYTES: Final = wire.MAX_MESSAGE_BYTES - 1
+_NONE: Final = (0, 0)
 
 
 class Pending(Struct, eq=False, gc=False):
@@ -35,6 +36,9 @@ class Pending(Struct, eq=False, gc=False):
     nbytes: int
     arrived: float
     bundled: bool  # then so is its reply
+    steps: int = 0  # time steps of a feed, as it states them
+    need: int = 0  # bytes of reply that a feed is expected to make
+    held: int = 0  # bytes that it takes until it is answered
     digest: int = 0  # of its event and payload, once it is run
 
 
@@ -47,6 +51,7 @@ class Intake:
         self._of: dict[Peer, tuple[int, int]] = {}  # requests and bytes of each client
         self._requests = Places(MAX_PENDING - ROOM)  # what is taken until it is `full`
         self._bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
+        self._apart = False  # users are told apart; until then all is the one user's, and counted once
 
     @property
     def full(self) -> bool:
@@ -60,23 +65,19 @@ class Intake:
 
     def expect(self, users: int) -> None:
         """So many users may come; each can count on a share."""
+        if users > 1:
+            self._tell_apart()
         self._requests.users = self._bytes.users = users
 
     def of(self, peer: Peer) -> tuple[int, int]:
         """The client's requests that wait, and the bytes of their tensors."""
-        return self._of.get(peer, (0, 0))
+        return self._of.get(peer, _NONE)
 
-    def check(self, peer: Peer, user: str, nbytes: int) -> None:
-        """Raise LimitError unless there is room for one request more, with tensors of so many bytes."""
+    def take(self, peer: Peer, user: str, nbytes: int) -> None:
+        """Count one request more, with tensors of so many bytes. Raises LimitError where there is no room."""
         if self.count >= MAX_PENDING or self.nbytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self.count} requests wait already, {self.nbytes} bytes: try later")
-        if self._requests.users > 1 and not (self._requests.room(user) and self._bytes.room(user, nbytes)):
-            raise LimitError(
-                f"{self._requests.held(user)} requests of this user wait already, "
-                f"{self._bytes.held(user)} bytes, and the room left is kept free for other users: "
-                "read replies first"
-            )
-        waiting, held = self.of(peer)
+        waiting, held = self._of.get(peer, _NONE)
         if waiting >= MAX_PENDING_PER_PEER:
             raise LimitError(
                 f"{MAX_PENDING_PER_PEER} of this client's requests wait already: read replies first"
@@ -86,22 +87,39 @@ class Intake:
                 f"{held} bytes of this client's requests wait already, at most {MAX_PEER_BYTES} may: "
                 "read replies first"
             )
-
-    def add(self, pending: Pending) -> None:
-        """Count a request that was taken."""
-        waiting, held = self.of(pending.peer)
-        self._of[pending.peer] = waiting + 1, held + pending.nbytes
-        self._requests.take(pending.user)
-        self._bytes.take(pending.user, pending.nbytes)
+        if user or self._apart:
+            self._take_of(user, nbytes)
+        self._of[peer] = waiting + 1, held + nbytes
         self.count += 1
-        self.nbytes += pending.nbytes
+        self.nbytes += nbytes
 
-    def remove(self, pending: Pending) -> None:
-        """The request is done."""
+    def give(self, peer: Peer, user: str, nbytes: int) -> None:
+        """Such a request is done."""
         self.count -= 1
-        self.nbytes -= pending.nbytes
-        self._requests.give(pending.user)
-        self._bytes.give(pending.user, pending.nbytes)
-        waiting, held = self._of.pop(pending.peer)
+        self.nbytes -= nbytes
+        if self._apart:
+            self._requests.give(user)
+            self._bytes.give(user, nbytes)
+        waiting, held = self._of[peer]
         if waiting > 1:
-            self._of[pending.peer] = waiting - 1, held - pending.nbytes
+            self._of[peer] = waiting - 1, held - nbytes
+        else:
+            del self._of[peer]
+
+    def _take_of(self, user: str, nbytes: int) -> None:
+        """Count it for the user too. Raises LimitError where what is left is kept free for others."""
+        self._tell_apart()
+        requests, held = self._requests, self._bytes
+        if requests.users > 1 and not (requests.room(user) and held.room(user, nbytes)):
+            raise LimitError(
+                f"{requests.held(user)} requests of this user wait already, {held.held(user)} bytes, "
+                "and the room left is kept free for other users: read replies first"
+            )
+        requests.take(user)
+        held.take(user, nbytes)
+
+    def _tell_apart(self) -> None:
+        if not self._apart:
+            self._apart = True
+            self._requests.take("", self.count)
+            self._bytes.take("", self.nbytes)

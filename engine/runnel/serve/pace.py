@@ -47,14 +47,20 @@ class Pace:
         return steps * self._seconds[_index(steps)]
 
     def saw(self, lengths: Sequence[int], seconds: float) -> None:
-        """Chunks of these lengths took `seconds` together, as one batch."""
-        expected = sum(map(self.estimate, lengths))
+        """Chunks of these lengths, one at least, took `seconds` together, as one batch."""
+        first = lengths[0]
+        if lengths.count(first) == len(lengths):  # as nearly always
+            expected = len(lengths) * self.estimate(first)
+            indices = {_index(first)}
+        else:
+            expected = sum(map(self.estimate, lengths))
+            indices = {_index(steps) for steps in lengths}
         if expected <= 0:
             return
         # By halves on a logarithmic scale: one step that the system interrupted is soon forgotten.
         factor = min(2.0, max(0.5, seconds / expected)) ** 0.5
         figures = self._seconds
-        for i in {_index(steps) for steps in lengths}:
+        for i in indices:
             self._longest = max(self._longest, i)
             figures[i] = figure = max(_LEAST, figures[i] * factor)
             for j in range(i + 1, _LENGTHS):
@@ -97,8 +103,8 @@ class Sizes:
         self._ratio = scale.numerator, scale.denominator
         # What a stage held back comes with what follows it.
         self._more = int(any(stage.ratio != (1, 1) or stage.latency for stage in stages))
-        self._scale = scale
         self._row = row
+        self.one = self.made(1), self.held(1)  # what nearly all requests ask for
 
     def made(self, steps: int) -> int:
         """Bytes of output that this many time steps are expected to make."""
@@ -106,14 +112,17 @@ class Sizes:
         return (-(-steps * up // down) + self._more) * self._row
 
     def held(self, steps: int) -> int:
-        """Bytes that this many time steps become in the widest stage."""
+        """Bytes that this many time steps become in the widest stage, or in the reply."""
         up, down = self._widest
-        return -(-steps * up // down)
+        held = -(-steps * up // down)
+        made = self.made(steps)
+        return held if held > made else made
 
     def steps_within(self, nbytes: int) -> int:
         """Time steps whose output fits into so many bytes, 0 where not even one does."""
         rows = nbytes // self._row - self._more
-        return max(0, math.floor(rows / self._scale))
+        up, down = self._ratio
+        return max(0, rows * down // up)
 
 
 def _row_bytes(signal: Signal) -> int:
@@ -121,22 +130,18 @@ def _row_bytes(signal: Signal) -> int:
 
 
 class Turn:
-    """What is left of one turn."""
+    """What is left of one turn. `bytes`: that the work begun in it may still take, its replies among them."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._until = clock() + TURN_SECONDS
-        self._bytes = TURN_BYTES
+        self.bytes = TURN_BYTES
 
     @property
     def over(self) -> bool:
         """Whether nothing more is to be begun."""
-        return self._bytes <= 0 or self._clock() >= self._until
+        return self.bytes <= 0 or self._clock() >= self._until
 
     def expect(self, seconds: float) -> None:
         """Work of about this many seconds will be done at the end of the turn."""
         self._until -= seconds
-
-    def holds(self, nbytes: int) -> None:
-        """Work that was begun in it takes this many bytes, its replies among them."""
-        self._bytes -= nbytes

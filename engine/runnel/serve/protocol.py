@@ -250,7 +250,6 @@ class Server:
     ) -> None:
         event = event_of(request)
         nbytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        self._intake.check(peer, user, nbytes)
         name = request.sequence_id or self._new_name()
         place = self._place
         if len(place.addresses) > 1 and not place.owns(name):
@@ -258,11 +257,14 @@ class Server:
                 f"stream {name!r} belongs to another worker than {place.index} of {len(place.addresses)}: "
                 "its address is in the answer to hello, workers[crc32(name) % len(workers)]"
             )
-        key = f"{user}/{name}" if user else name
-        named = self._register.find(key) or self._register.add(key, name, user)
-        pending = Pending(peer, user, request, buffers, event, nbytes, now, bundled)
-        self._intake.add(pending)
-        self._runner.add(named, pending)
+        self._intake.take(peer, user, nbytes)
+        try:
+            key = f"{user}/{name}" if user else name
+            named = self._register.find(key) or self._register.add(key, name, user)
+            self._runner.add(named, Pending(peer, user, request, buffers, event, nbytes, now, bundled))
+        except Exception:
+            self._intake.give(peer, user, nbytes)
+            raise
 
     def _new_name(self) -> str:
         """A name for a stream that was opened without one: this worker's, and not met after a restart."""
@@ -276,23 +278,24 @@ class Server:
 
     def _answer(self, named: Named, pending: Pending, result: Body | RunnelError) -> None:
         """The runner is done with a request."""
-        self._intake.remove(pending)
+        self._intake.give(pending.peer, pending.user, pending.nbytes)
         self._answered.append(pending.arrived)
-        if frames := self._frames(named, pending, result):
+        try:
+            frames = self._reply(named, pending, result)
+        except Exception as error:  # the request itself is done, or is not: said again, it gets its answer
+            frames = self._short_of(pending.request, error)
+        if frames:
             self._replies.add(pending.peer, pending.bundled, frames)
 
-    def _frames(self, named: Named, pending: Pending, result: Body | RunnelError) -> list[bytes]:
-        """The frames of the reply to a request that was taken; none where there is no memory for any."""
-        try:
-            return self._reply(named, pending, result)
-        except Exception as error:  # the request itself is done, or is not: said again, it gets its answer
-            with suppress(Exception):
-                short = wire.ErrorInfo("LIMIT", f"the reply failed: {type(error).__name__}; ask again", True)
-                op, id = pending.request.op, pending.request.id
-                return wire.encode_reply(wire.Reply(v=wire.VERSION, op=op, id=id, error=short))
-            return []
+    def _short_of(self, request: wire.Request, error: Exception) -> list[bytes]:
+        """The frames of the reply in place of one that failed; none where there is no memory for any."""
+        with suppress(Exception):
+            short = wire.ErrorInfo("LIMIT", f"the reply failed: {type(error).__name__}; ask again", True)
+            return wire.encode_reply(wire.Reply(v=wire.VERSION, op=request.op, id=request.id, error=short))
+        return []
 
     def _reply(self, named: Named, pending: Pending, result: Body | RunnelError) -> list[bytes]:
+        """The frames of the reply to a request that was taken."""
         request = pending.request
         if isinstance(result, RunnelError):
             # Where it stands is told to those alone who may speak for it.

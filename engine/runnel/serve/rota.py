@@ -18,10 +18,7 @@ class Rota(Generic[P, T]):
 
     def __init__(self) -> None:
         self._peers: OrderedDict[P, deque[T]] = OrderedDict()  # whose turn is next comes first
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.count = 0  # items that are ready
 
     def add(self, peer: P, item: T) -> None:
         """The item is ready; it comes behind the peer's others."""
@@ -30,7 +27,7 @@ class Rota(Generic[P, T]):
             self._peers[peer] = deque((item,))
         else:
             queue.append(item)
-        self._count += 1
+        self.count += 1
 
     def take(self) -> tuple[P, T]:
         """The next peer's next item; KeyError where none is ready."""
@@ -38,5 +35,5 @@ class Rota(Generic[P, T]):
         item = queue.popleft()
         if queue:
             self._peers[peer] = queue  # behind the other peers
-        self._count -= 1
+        self.count -= 1
         return peer, item

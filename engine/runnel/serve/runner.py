@@ -60,7 +60,6 @@ class _Feed(Struct, eq=False, gc=False):
     stream: Stream
     pending: Pending
     chunk: Outputs
-    steps: int  # time steps
 
 
 class _Job(Struct, eq=False, gc=False):
@@ -108,6 +107,15 @@ class Runner:
 
     def add(self, named: Named, pending: Pending) -> None:
         """Put a request into its stream's queue."""
+        if pending.event in FEEDS:
+            request = pending.request
+            if request.steps:
+                pending.steps = request.steps
+            elif request.inputs and (shape := request.inputs[0].shape):
+                pending.steps = shape[0]
+            sizes, steps = self._sizes, pending.steps
+            made, pending.held = sizes.one if steps == 1 else (sizes.made(steps), sizes.held(steps))
+            pending.need = made if made < MAX_REPLY_BYTES else MAX_REPLY_BYTES
         if named.queue is None:
             named.queue = deque((pending,))
             self._rota.add(pending.peer, named)
@@ -117,50 +125,77 @@ class Runner:
     def turn(self, now: float) -> None:
         """Run what one turn may take; every request that it ends is answered."""
         self._now = now
-        self.ran = []
+        ran: list[Named] = []
+        self.ran, jobs, rota = ran, self._jobs, self._rota
         turn = Turn(self._clock)
         batch: list[_Feed] = []
         slices: list[_Job] = []
         passed_over: list[tuple[Peer, Named]] = []
-        while self._rota and not (self.ran and turn.over):
-            peer, named = self._rota.take()
-            job = self._jobs.get(named)
-            if job is None and not self._may_begin(peer, named):
-                passed_over.append((peer, named))
-                continue
-            self.ran.append(named)
+        while rota.count and not (ran and turn.over):
+            peer, named = rota.take()
+            job = jobs.get(named) if jobs else None
             if job is None:
-                self._begin(named, turn, batch)
+                if not self._begun(peer, named, turn, batch):
+                    passed_over.append((peer, named))
+                    continue
             elif job.passage is None:
                 self._go_on(job, None)
             else:
                 if not slices:
                     turn.expect(SLICE_SECONDS)
                 slices.append(job)
+            ran.append(named)
         if batch:
             self._run_batch(batch)
         if slices:
             self._run_slices(slices)
         for peer, named in passed_over:
-            self._rota.add(peer, named)
+            rota.add(peer, named)
         self.stalled = not self.ran
         self._made.clear()
 
-    # What may begin.
+    # Doing a request.
 
-    def _may_begin(self, peer: Peer, named: Named) -> bool:
-        """Whether the stream's next request may begin now: its peer has read enough, and there is room."""
+    def _begun(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
+        """Do the stream's next request, or put it into the batch, or make a job of it.
+
+        False: not yet. The peer must read first, or there is no room for one job more.
+        """
         assert named.queue is not None
         pending: Pending = named.queue[0]
-        if self._takes_long(pending) and (
-            len(self._jobs) >= MAX_PASSAGES or self._jobs_of.get(peer, 0) >= MAX_JOBS_PER_PEER
-        ):
+        long = self._takes_long(pending)
+        if long and (len(self._jobs) >= MAX_PASSAGES or self._jobs_of.get(peer, 0) >= MAX_JOBS_PER_PEER):
             return False
-        need = self._need(named, pending)
-        if need <= SMALL_REPLY:
+        need = pending.need or self._state_bytes(named, pending)
+        made = self._made.get(peer, 0)
+        if need > SMALL_REPLY:
+            waiting = made + self._reserved.get(peer, 0) + self.unread(peer)
+            if waiting and waiting + need > MAX_UNREAD_BYTES:
+                return False
+        named.queue.popleft()
+        begun: _Feed | Work | Body | RunnelError
+        try:
+            begun = self._prepare(named, pending, long)
+        except Exception as error:
+            begun = as_error("engine", error)
+        if isinstance(begun, _Feed):
+            steps = pending.steps
+            if steps > 1 or len(batch) >= FULL_BATCH:
+                turn.expect(self._pace.estimate(steps))
+            turn.bytes -= pending.held
+            self._made[peer] = made + need
+            batch.append(begun)
             return True
-        waiting = self._made.get(peer, 0) + self._reserved.get(peer, 0) + self.unread(peer)
-        return not waiting or waiting + need <= MAX_UNREAD_BYTES
+        turn.bytes -= need
+        if isinstance(begun, Generator):
+            self._jobs[named] = job = _Job(named, pending, begun, need)
+            self._jobs_of[peer] = self._jobs_of.get(peer, 0) + 1
+            self._reserved[peer] = self._reserved.get(peer, 0) + need
+            self._go_on(job, None)
+        else:
+            self._made[peer] = made + need
+            self._finish(named, pending, begun)
+        return True
 
     def _takes_long(self, pending: Pending) -> bool:
         """Whether the request is done in pieces, from turn to turn."""
@@ -168,53 +203,19 @@ class Runner:
             return True
         if pending.event not in FEEDS:
             return False
-        steps = _steps(pending.request)
-        return (
-            pending.request.sequence_end  # the flush must be undone with the chunk, if it fails
-            or steps > self._sizes.slice_steps
-            or self._pace.estimate(steps) > SLICE_SECONDS
-        )
+        if pending.request.sequence_end:  # the flush must be undone with the chunk, if it fails
+            return True
+        steps = pending.steps
+        return steps > 1 and (steps > self._sizes.slice_steps or self._pace.estimate(steps) > SLICE_SECONDS)
 
-    def _need(self, named: Named, pending: Pending) -> int:
-        """Bytes of reply that a request is expected to make; 0 where it makes next to nothing."""
-        if pending.event in FEEDS:
-            return min(self._sizes.made(_steps(pending.request)), MAX_REPLY_BYTES)
+    def _state_bytes(self, named: Named, pending: Pending) -> int:
+        """Bytes of reply that a request for the stream's state makes; 0 for any other."""
         if pending.event in TELLS_STATE and named.stream is not None:
             with suppress(Exception):  # a stage that cannot lay its state open: the request itself will fail
                 return named.stream.state_bytes
         return 0
 
-    # Doing a request.
-
-    def _begin(self, named: Named, turn: Turn, batch: list[_Feed]) -> None:
-        """Do the stream's next request; or put it into the batch; or make a job of it."""
-        assert named.queue is not None
-        pending: Pending = named.queue.popleft()
-        peer = pending.peer
-        need = self._need(named, pending)
-        begun: _Feed | Work | Body | RunnelError
-        try:
-            begun = self._prepare(named, pending)
-        except Exception as error:
-            begun = as_error("engine", error)
-        if isinstance(begun, _Feed):
-            if begun.steps > 1 or len(batch) >= FULL_BATCH:
-                turn.expect(self._pace.estimate(begun.steps))
-            turn.holds(max(need, self._sizes.held(begun.steps)))
-            self._made[peer] = self._made.get(peer, 0) + need
-            batch.append(begun)
-            return
-        turn.holds(need)
-        if isinstance(begun, Generator):
-            self._jobs[named] = job = _Job(named, pending, begun, need)
-            self._jobs_of[peer] = self._jobs_of.get(peer, 0) + 1
-            self._reserved[peer] = self._reserved.get(peer, 0) + need
-            self._go_on(job, None)
-            return
-        self._made[peer] = self._made.get(peer, 0) + need
-        self._finish(named, pending, begun)
-
-    def _prepare(self, named: Named, pending: Pending) -> _Feed | Work | Body:
+    def _prepare(self, named: Named, pending: Pending, long: bool) -> _Feed | Work | Body:
         """Do a short request, make a work of a long one. Raises what the tables and the engine say."""
         if pending.nbytes > BLOCK:
             return self._work(named, pending)
@@ -226,10 +227,10 @@ class Runner:
         if event not in FEEDS:
             return self._call(named, pending)
         chunk = self._chunk(pending)
-        if self._takes_long(pending):
+        if long:
             return self._feed_work(named, pending, chunk)
         stream = self._lives.open(named) if request.sequence_start else _open(named)
-        return _Feed(named, stream, pending, chunk, _steps(request))
+        return _Feed(named, stream, pending, chunk)
 
     def _admitted(self, named: Named, pending: Pending) -> Body | None:
         """None: the request is to be done. Else the answer to one that was done before."""
@@ -242,10 +243,8 @@ class Runner:
 
     def _chunk(self, pending: Pending) -> Any:
         """The feed's chunk. Raises ChunkError; TooLargeError where its reply would be too large."""
-        request = pending.request
-        steps = _steps(request)
-        nbytes = self._sizes.made(steps)
-        if nbytes > MAX_REPLY_BYTES:
+        request, steps = pending.request, pending.steps
+        if pending.need >= MAX_REPLY_BYTES and (nbytes := self._sizes.made(steps)) > MAX_REPLY_BYTES:
             raise too_large(nbytes, steps, self._sizes.steps_within(MAX_REPLY_BYTES))
         return Steps(steps) if request.steps else unpack(request.inputs, pending.buffers)
 
@@ -393,7 +392,7 @@ class Runner:
             for feed, mark in zip(batch, marks, strict=True):
                 feed.stream.back(mark)
             results = [as_error("engine", error)] * len(batch)
-        self._pace.saw([feed.steps for feed in batch], self._clock() - began)
+        self._pace.saw([feed.pending.steps for feed in batch], self._clock() - began)
         for feed, mark, result in zip(batch, marks, results, strict=True):
             outcome: Body | RunnelError
             try:
@@ -409,8 +408,9 @@ class Runner:
     def _commit(self, feed: _Feed, outputs: Outputs) -> Body:
         """The step is done: its seq is applied, and its reply kept."""
         body = pack(outputs)
-        if sum(map(len, body[1])) > MAX_REPLY_BYTES:
-            raise too_large(sum(map(len, body[1])))
+        nbytes = sum(map(len, body[1]))
+        if nbytes > MAX_REPLY_BYTES:
+            raise too_large(nbytes)
         self._lives.applied(feed.named, feed.stream, feed.pending, body, self._now)
         return body
 
@@ -442,14 +442,6 @@ def _snapshot(stream: Stream) -> Body:
         )
     blob = stream.snapshot()
     return [wire.TensorInfo("snapshot", "UINT8", [len(blob)])], [blob]
-
-
-def _steps(request: wire.Request) -> int:
-    """Time steps of a feed, as it states them."""
-    if request.steps:
-        return request.steps
-    shape = request.inputs[0].shape if request.inputs else ()
-    return shape[0] if shape else 0
 
 
 def _open(named: Named) -> Stream:

@@ -28,6 +28,7 @@ class Remembered(Generic[T]):
     def __init__(self) -> None:
         self.weight = 0
         self._all: OrderedDict[T, None] = OrderedDict()  # oldest first
+        self._apart = False  # users are told apart, once one of them has a name
         self._of: dict[str, OrderedDict[T, None]] = {}
         self._weights: dict[str, int] = {}
         self._ranked: list[tuple[int, str]] = []  # each user's weight, sorted
@@ -40,21 +41,27 @@ class Remembered(Generic[T]):
 
     def add(self, user: str, item: T, weight: int) -> None:
         """Remember one thing more, as the youngest."""
+        if user and not self._apart:
+            self._tell_apart()
         self._all[item] = None
-        mine = self._of.get(user)
-        if mine is None:
-            mine = self._of[user] = OrderedDict()
-        mine[item] = None
-        self._weigh(user, weight)
+        self.weight += weight
+        if self._apart:
+            mine = self._of.get(user)
+            if mine is None:
+                mine = self._of[user] = OrderedDict()
+            mine[item] = None
+            self._weigh(user, weight)
 
     def remove(self, user: str, item: T, weight: int) -> None:
         """Forget one."""
         del self._all[item]
-        mine = self._of[user]
-        del mine[item]
-        self._weigh(user, -weight)
-        if not mine:
-            del self._of[user]
+        self.weight -= weight
+        if self._apart:
+            mine = self._of[user]
+            del mine[item]
+            self._weigh(user, -weight)
+            if not mine:
+                del self._of[user]
 
     def oldest(self) -> T | None:
         """The oldest of all."""
@@ -62,11 +69,18 @@ class Remembered(Generic[T]):
 
     def excess(self) -> T:
         """What to forget when the whole is too much: the oldest of the user who holds the most."""
+        if not self._apart:
+            return next(iter(self._all))
         _, user = self._ranked[-1]
         return next(iter(self._of[user]))
 
+    def _tell_apart(self) -> None:
+        self._apart = True
+        if self._all:
+            self._of[""] = self._all.copy()
+            self._weigh("", self.weight)
+
     def _weigh(self, user: str, more: int) -> None:
-        self.weight += more
         before = self._weights.get(user, 0)
         after = before + more
         if before:
@@ -134,9 +148,12 @@ class Places:
         if not more:
             return
         held = self._of.get(user, 0)
-        self._of[user] = held + more
+        self._of[user] = after = held + more
         self.taken += more
-        self._within += min(held + more, self.part) - min(held, self.part)
+        if after <= self.part:
+            self._within += more
+        elif held < self.part:
+            self._within += self.part - held
         if len(self._of) > self._users:
             self.users = len(self._of)
 
@@ -145,9 +162,13 @@ class Places:
         if not less:
             return
         held = self._of[user]
+        after = held - less
         self.taken -= less
-        self._within -= min(held, self.part) - min(held - less, self.part)
-        if held > less:
-            self._of[user] = held - less
+        if held <= self.part:
+            self._within -= less
+        elif after < self.part:
+            self._within -= self.part - after
+        if after:
+            self._of[user] = after
         else:
             del self._of[user]
