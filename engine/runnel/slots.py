@@ -23,8 +23,8 @@ _ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
 class Slots:
     """Which of the slots `first` to ``first + count - 1`` are held.
 
-    The flags of held slots alone decide. A slot is held by one assignment, the last thing that its taker does, so that an
-    interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
+    The flags of held slots alone decide. A slot is held by one assignment, the last thing that its taker
+    does, so that an interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
     """
 
     def __init__(self, first: int, count: int) -> None:
