@@ -30,7 +30,7 @@ LOCKS_recipes := demo recipes
 LOCKS_test := demo recipes test
 LOCKS_fuzz := demo recipes test fuzz
 
-.PHONY: run recipe test soak mutants fuzz bench lint lock recordings clean always
+.PHONY: run recipe test soak mutants fuzz bench lint check lock recordings clean always
 
 run: $(VENV)/demo.stamp ## the main job: export, certify, serve and stream a trained model
 	$(BIN)/runnel demo
@@ -60,6 +60,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/mypy export/recipes
+
+check: lint ## before a commit: formatter, linter, types, prose and links
+	$(BIN)/python -m pytest -q tests/test_prose.py tests/test_docs.py
 
 lock: $(UV) ## writes locks/: the newest versions that pyproject.toml allows, for all Pythons
 	sh locks/make.sh $(UV)

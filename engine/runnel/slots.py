@@ -23,39 +23,56 @@ _ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
 class Slots:
     """Which of the slots `first` to ``first + count - 1`` are held.
 
-    `held` alone decides. A slot is held by one assignment, the last thing that its taker does, so that an
-    interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
+    The flags of held slots alone decide. A slot is held by one assignment, the last thing that its taker
+    does, so that an interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
     """
 
     def __init__(self, first: int, count: int) -> None:
         self.first, self.count = first, count
-        self.held: dict[int, bool] = {}
+        self._held = bytearray(count)  # 1: held. A byte a slot: a set of numbers takes sixty
         self._fresh = first  # slots below were used before
         self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
+
+    @property
+    def held(self) -> int:
+        """How many are held."""
+        return self._held.count(1)
 
     def find(self) -> int | None:
         """The lowest slot that was used before and is free, else a new slot. None: all are held."""
         while self._free:
             slot = heapq.heappop(self._free)
-            if slot not in self.held:
+            if not self._held[slot - self.first]:
                 return slot
         if self._fresh < self.first + self.count:
             self._fresh += 1
             return self._fresh - 1
-        if len(self.held) == self.count:
+        if self.held == self.count:
             return None
-        self.keep(self.held)
+        self._find_free()  # an interrupt lost one
         return heapq.heappop(self._free)
+
+    def hold(self, slot: int) -> None:
+        """The slot that was found is held from here on."""
+        self._held[slot - self.first] = 1
 
     def give(self, slot: int) -> None:
         """The slot is free again. Nothing happens to one that is free: a failure may give a slot twice."""
-        if self.held.pop(slot, False):
+        if self._held[slot - self.first]:
+            self._held[slot - self.first] = 0
             heapq.heappush(self._free, slot)
 
     def keep(self, slots: Iterable[int]) -> None:
         """Hold these slots and no others."""
-        self.held = dict.fromkeys(slots, True)
-        self._free = [slot for slot in range(self.first, self._fresh) if slot not in self.held]
+        held = bytearray(self.count)
+        for slot in slots:
+            held[slot - self.first] = 1
+        self._held = held
+        self._find_free()
+
+    def _find_free(self) -> None:
+        held = self._held
+        self._free = [slot for slot in range(self.first, self._fresh) if not held[slot - self.first]]
 
 
 class Arena:
@@ -97,12 +114,12 @@ class Arena:
     @property
     def used(self) -> int:
         """Slots that streams hold."""
-        return len(self._streams.held)
+        return self._streams.held
 
     @property
     def forked(self) -> int:
         """Slots that forks hold."""
-        return len(self._forks.held)
+        return self._forks.held
 
     def take(self) -> int:
         """A slot's first row, holding the initial state. LimitError when all slots are taken.
@@ -118,7 +135,7 @@ class Arena:
             )
         self.write(2 * slot + 1, self._initial)
         self.write(2 * slot, self._initial)
-        self._streams.held[slot] = True
+        self._streams.hold(slot)
         return 2 * slot
 
     def fork(self, row: int) -> int:
@@ -130,7 +147,7 @@ class Arena:
                 "streams, or shorter chunks, at once"
             )
         self.copy(row, 2 * slot)
-        self._forks.held[slot] = True
+        self._forks.hold(slot)
         return 2 * slot
 
     def give(self, row: int) -> None:

@@ -11,7 +11,7 @@ from tests.serve.support import rows
 
 from .target import DIGEST, Item, Tape, fuzzed_engine
 
-PAGE = Path(__file__).parents[2] / "engine" / "README.md"
+PAGE = Path(__file__).parents[2] / "engine" / "protocol.md"
 _BLOCK = re.compile(r"^→.*?(?=^←|^```)", re.M | re.S)
 _FRAME = re.compile(r"^ +(?:header|tensor) ([0-9a-f]+(?:\n +[0-9a-f]+$)*)", re.M)
 

@@ -1,6 +1,6 @@
 """Makes the parts of the protocol page that must not go stale: `python -m tests.serve.protocol_page`.
 
-Each part stands in engine/README.md between two comments that name it. A test compares.
+Each part stands in engine/protocol.md between two comments that name it. A test compares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runnel.spec import Array
 from .support import rows, tally_engine
 
 SHOWN = 8  # entries of a list that is shown whole
-PAGE = Path(__file__).parents[2] / "engine" / "README.md"
+PAGE = Path(__file__).parents[2] / "engine" / "protocol.md"
 
 
 def transitions() -> str:

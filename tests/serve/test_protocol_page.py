@@ -1,4 +1,4 @@
-"""The protocol page in engine/README.md: its tables and bytes are those of the code, and a client that
+"""The protocol page in engine/protocol.md: its tables and bytes are those of the code, and a client that
 was written from it alone, with pyzmq and msgpack, works."""
 
 from __future__ import annotations

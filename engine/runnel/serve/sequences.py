@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -51,10 +52,18 @@ def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[byte
 
     Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
     """
+    if not inputs:
+        return _bare_digest(event, steps)
     if len(inputs) == 1:
         info = inputs[0]
         return hash((event, info.name, info.datatype, *info.shape, buffers[0]))
     return hash((event, steps, *((t.name, t.datatype, *t.shape) for t in inputs), *buffers))
+
+
+@lru_cache(maxsize=64)
+def _bare_digest(event: Event, steps: int) -> int:
+    """One number for all streams that were opened alike: each would keep its own."""
+    return hash((event, steps))
 
 
 class Named:
@@ -144,7 +153,8 @@ class Register:
 
     def touch(self, named: Named, peer: bytes, now: float) -> None:
         """The stream was spoken for."""
-        named.peer, named.used = peer, now - self._paused
+        # Without a pause, all streams of a turn share the turn's number.
+        named.peer, named.used = peer, now - self._paused if self._paused else now
         if named.stream is not None:
             self._open.move_to_end(named)
 
