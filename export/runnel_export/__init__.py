@@ -4,15 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .certificate import Certificate
+    from .certify.certificate import Certificate
+    from .certify.verify import verify
     from .exporter import export
-    from .verifier import verify
     from .weights import load_weights
 
 __all__ = ["Certificate", "export", "load_weights", "verify"]
 
 # Loaded when first named: `verify` runs where torch is not installed (PEP 562).
-_HOMES = {"Certificate": "certificate", "export": "exporter", "load_weights": "weights", "verify": "verifier"}
+_HOMES = {
+    "Certificate": "certify.certificate",
+    "export": "exporter",
+    "load_weights": "weights",
+    "verify": "certify.verify",
+}
 _MODULES = ("nn",)  # public: the layers that torch lacks
 
 

@@ -22,23 +22,23 @@ from runnel.probe import Probe, beside
 from runnel.spec import MAX_STATES, Array, ModelSpec, check, to_document
 
 from . import progress as stages
-from . import vectors
-from .ambiguous import told_apart
 from .arguments import check_example, check_file, check_module, check_options, counted_axes
 from .call import Call, first_parameter
-from .certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
+from .certify import vectors
+from .certify.certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
+from .certify.checks import Prover, prove
+from .certify.errors import Tally, informed, judge
+from .certify.probe import recomposed, same
+from .certify.reference import Original
+from .certify.reference_runs import Trials, make_trials
+from .certify.samples import Source, source, weak_spots
+from .certify.verify import verify
 from .describe import describe
-from .figures import Tally, informed, judge
-from .lift import Lifted, lift
-from .original import Original
+from .dry_run import without_batch
+from .lift.batch_axis import told_apart
+from .lift.lift import Lifted, lift
 from .pairing import parameter_order
-from .proofs import Prover, prove
 from .quantize import quantize_int8
-from .rehearsal import without_batch
-from .revealed import recomposed, same
-from .samples import Source, source, weak_spots
-from .trials import Trials, make_trials
-from .verifier import verify
 
 Example = Tensor | Mapping[str, Tensor]
 

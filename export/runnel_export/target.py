@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from runnel.errors import RunnelError, UsageError, nearest
 
-from .rehearsal import first_line
+from .dry_run import first_line
 
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")

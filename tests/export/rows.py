@@ -69,7 +69,7 @@ def prove(
     """All of the above; the certificate, for what is particular to a row. The file is `folder`/m.onnx."""
     before, after = train(module)
     assert after < 0.9 * before, f"it does not learn: {before} to {after}"
-    monkeypatch.setattr("runnel_export.trials.LONG", LONG)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG", LONG)
     path = folder / "m.onnx"
     certificate = runnel_export.export(module, torch.randn(2, 9, FEATURES), path, **options)
     assert certificate.passed

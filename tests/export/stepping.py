@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from runnel_export.lift import Lifted, lift
+from runnel_export.lift.lift import Lifted, lift
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TICKS, STREAMS = 9, 3

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from runnel.spec import ModelSpec, ModelState, ModelTensor, initial_row
-from runnel_export.lift import Lifted
+from runnel_export.lift.lift import Lifted
 
 FEATURES, HIDDEN, OUT = 5, 8, 3
 

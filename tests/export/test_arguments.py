@@ -13,7 +13,7 @@ import runnel_export
 from runnel.errors import ExportError, UsageError
 from runnel_export import target
 from runnel_export.arguments import counted_axes
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 
 X = torch.randn(2, 5, 3)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import runnel_export
 from runnel.errors import ExportError, NotStreamableError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, PeepholeLSTM, Recurrent
 
 from .stepping import assert_streams, op_types
@@ -31,7 +31,7 @@ LSTMS: list[Kind] = [PeepholeLSTM, full, CoupledLSTM, LayerNormLSTM]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr("runnel_export.trials.LONG", 120)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG", 120)
 
 
 class Loop(nn.Module):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import runnel_export
 from runnel.errors import ExportError
 from runnel_export import exporter
-from runnel_export.lift import Lifted, lift
+from runnel_export.lift.lift import Lifted, lift
 from runnel_export.nn import CoupledLSTM, LayerNormLSTM, PeepholeLSTM, Recurrent
 
-from .test_faults import frozen, initial, weight
+from .certify.test_faults import frozen, initial, weight
 
 IN, WIDTH = 4, 6
 Kind = Callable[..., Recurrent]
@@ -35,7 +35,7 @@ LSTMS: list[Kind] = [PeepholeLSTM, full, CoupledLSTM, LayerNormLSTM]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr("runnel_export.trials.LONG", 120)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG", 120)
 
 
 class Learned(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import runnel_export
 from runnel.errors import ExportError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, PeepholeLSTM, Recurrent
 
 from .stepping import assert_streams, op_types
@@ -34,8 +34,8 @@ WRITTEN: list[Kind] = [full, LayerNormLSTM]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr("runnel_export.trials.LONG", 120)
-    monkeypatch.setattr("runnel_export.trials.LONG_OF_STEPS", 60)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG", 120)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG_OF_STEPS", 60)
 
 
 class Explicit(nn.Module):

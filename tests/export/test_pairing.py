@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import runnel_export
 from runnel import Engine
 from runnel.errors import ExportError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.pairing import pair
 
 WIDTH = 5

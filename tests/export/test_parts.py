@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runnel.errors import ModelError
 from runnel.spec import Framing, ModelSpec, ModelTensor, TensorSpec
-from runnel_export import vectors
-from runnel_export.certificate import FLOAT32, INT8, Error
+from runnel_export.certify import vectors
+from runnel_export.certify.certificate import FLOAT32, INT8, Error
+from runnel_export.certify.checks import Trial
+from runnel_export.certify.errors import Finding, Tally, judge
+from runnel_export.certify.samples import Source, draw, source, weak_spots
 from runnel_export.describe import describe, flops
-from runnel_export.figures import Finding, Tally, judge
-from runnel_export.proofs import Trial
-from runnel_export.samples import Source, draw, source, weak_spots
 
 from .steps import FEATURES, HIDDEN, OUT, Recurrent, lifted
 from .zoo import exported

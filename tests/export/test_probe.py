@@ -22,12 +22,12 @@ from runnel import Blocks, Engine, container
 from runnel.errors import ExportError
 from runnel.probe import Probe, beside
 from runnel.spec import to_document
-from runnel_export.certificate import FLOAT32
-from runnel_export.figures import judge
-from runnel_export.lift import Lifted, lift
+from runnel_export.certify.certificate import FLOAT32
+from runnel_export.certify.checks import Prover, Trial
+from runnel_export.certify.errors import judge
+from runnel_export.certify.probe import recomposed
+from runnel_export.lift.lift import Lifted, lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, MinGRU, PeepholeLSTM, Recurrent
-from runnel_export.proofs import Prover, Trial
-from runnel_export.revealed import recomposed
 
 from . import insides
 from .stepping import stepped
@@ -485,7 +485,7 @@ def test_both_directions_of_bidirectional_layers(blocks: Blocks, tmp_path: Path)
 
 @pytest.mark.soak
 def test_a_bidirectional_models_probe_is_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runnel_export.trials.LONG_IF_SLOW", 50)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG_IF_SLOW", 50)
     path = tmp_path / "m.onnx"
     runnel_export.export(Bidirectional(), torch.randn(1, 9, IN), path, probe="gates", blocks=Blocks(3, 4))
     assert runnel_export.verify(beside(path)).passed

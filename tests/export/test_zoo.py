@@ -10,7 +10,7 @@ import pytest
 
 import runnel_export
 from runnel import Engine
-from runnel_export import trace
+from runnel_export.lift import trace
 
 from .zoo import ZOO, exported
 

@@ -9,5 +9,5 @@ import pytest
 def _a_short_long_trial(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("-m"):  # soak: as it is
-            patch.setattr("runnel_export.trials.LONG", 250)
+            patch.setattr("runnel_export.certify.reference_runs.LONG", 250)
         yield

@@ -11,7 +11,7 @@ from measured import Say, Table
 
 from runnel.errors import RunnelError
 from runnel.spec import Array
-from runnel_export.certificate import Certificate
+from runnel_export.certify.certificate import Certificate
 
 from . import picture, streaming, texts
 from .baseline import BagOfWords, commonest, regress

@@ -12,7 +12,7 @@ import torch
 from runnel import Client, Engine
 from runnel.spec import Array
 from runnel_export import export
-from runnel_export.certificate import Certificate
+from runnel_export.certify.certificate import Certificate
 from runnel_export.demo.daemon import daemon
 
 from .texts import LABELS

@@ -12,7 +12,7 @@ from measured import Say, Table
 
 from runnel.errors import RunnelError
 from runnel.spec import Array
-from runnel_export.certificate import Certificate
+from runnel_export.certify.certificate import Certificate
 from runnel_export.demo import oracle, silero
 from runnel_export.demo.daemon import daemon
 from runnel_export.demo.files import vendor_file

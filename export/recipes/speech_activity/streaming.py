@@ -10,7 +10,7 @@ import numpy as np
 from runnel import Engine
 from runnel.spec import Array
 from runnel_export import export
-from runnel_export.certificate import Certificate
+from runnel_export.certify.certificate import Certificate
 from runnel_export.demo import silero
 
 from .vendor import Found, Segment

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .. import marks
+from . import marks
 from .recurrent import Gated, States
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import marks
+from . import marks
 from .scan import linear_scan
 
 

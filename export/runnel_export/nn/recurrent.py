@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runnel.errors import ExportError
 from runnel.probe import MEANING
 
-from .. import marks
+from . import marks
 
 States = tuple[Tensor, ...]
 

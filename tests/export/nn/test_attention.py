@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runnel.errors import ExportError, NotStreamableError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.nn import WindowAttention
 from tests.export.stepping import Apply, assert_streams, op_types
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from runnel.errors import ExportError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.nn import MinGRU, linear_scan
 from tests.export.stepping import Apply, assert_streams, op_types
 

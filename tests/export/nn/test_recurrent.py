@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import runnel_export
 from runnel.errors import ExportError
-from runnel_export.lift import lift
+from runnel_export.lift.lift import lift
 from runnel_export.nn import PeepholeLSTM, Recurrent
 
 from ..stepping import assert_streams
@@ -21,7 +21,7 @@ IN, WIDTH = 4, 6
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr("runnel_export.trials.LONG", 120)
+    monkeypatch.setattr("runnel_export.certify.reference_runs.LONG", 120)
 
 
 class Leaky(Recurrent):

@@ -1,0 +1,1 @@
+"""Compare the step model with the module. It never imports `lift`."""

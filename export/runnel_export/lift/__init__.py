@@ -1,0 +1,1 @@
+"""From a module to a step graph. It never imports `certify`."""
