@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 
 from runnel import Blocks, Engine, Framing, container
 from runnel.errors import CertificateError, ExportError
-from runnel.probe import Probe, beside
+from runnel.probe import Probe
 from runnel.spec import MAX_STATES, Array, ModelSpec, check, to_document
 
 from . import progress as stages
-from .arguments import check_example, check_file, check_module, check_options, counted_axes
-from .call import Call, first_parameter
+from .arguments import Example, Options, Request, batch_size, check_arguments
+from .call import Call
 from .certify import vectors
 from .certify.certificate import FLOAT32, INT8, Certificate, Check, Error, Limits, totals, versions
 from .certify.checks import Prover, prove
@@ -34,13 +33,10 @@ from .certify.reference_runs import Trials, make_trials
 from .certify.samples import Source, source, weak_spots
 from .certify.verify import verify
 from .describe import describe
-from .dry_run import without_batch
 from .lift.batch_axis import told_apart
 from .lift.lift import Lifted, lift
-from .pairing import parameter_order
+from .lift.probe import Probed
 from .quantize import quantize_int8
-
-Example = Tensor | Mapping[str, Tensor]
 
 # onnxruntime takes one scale for the activations of a whole call.
 _SHARED_SCALE = (
@@ -122,98 +118,26 @@ def export(
     cannot be lifted, or whose step model differs by more than the tolerance, or for arguments that do
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
-    path = Path(path)
-    check_module(module)
-    check_file(path)
-    shown = beside(path)
-    check_options(
+    options = Options(
         time_axis=time_axis,
         batch_axis=batch_axis,
         state=state,
-        output_names=output_names,
+        framing=framing,
+        blocks=blocks,
+        rate=rate,
+        quantize=quantize,
+        probe=probe,
         tolerance=tolerance,
+        output_names=output_names,
+        data=data,
         seed=seed,
     )
-    inputs = _named(module, example, "example")
-    check_example(inputs)
-    time_axis, batch_axis = counted_axes(inputs, time_axis, batch_axis)
-    _check_arguments(inputs, framing, rate, quantize)
-    _check_blocks(blocks, framing, state, time_axis)
-    _check_probe(probe, shown, quantize)
-    given = None if data is None else _named(module, data, "data")
-    _check_layout(given or {}, inputs, time_axis, batch_axis)
-    given_state = parameter_order(module, state or {})
-    if any(t.dim() < 2 for t in inputs.values()) and time_axis is not None:
-        told = without_batch(module, inputs)
-        if told:
-            raise ExportError(told)
-    call = Call(time_axis, batch_axis, _batch(inputs, time_axis, batch_axis), given_state, output_names)
-    if state:
-        inputs, state = told_apart(module, inputs, call)
-        call = replace(call, batch=_batch(inputs, time_axis, batch_axis), state=state)
-
-    plan = stages.stages(quantize is not None, probe is not None)
-    with stages.shown(progress, plan) as say:
-        say(stages.LIFTING)
-        lifted = lift(
-            module,
-            inputs,
-            time_axis=time_axis,
-            batch_axis=batch_axis,
-            state=state,
-            output_names=output_names,
-            blocks=blocks,
-            probe=probe is not None,
-        )
-        if probe is not None and lifted.probe is None:
-            raise ExportError(_NOTHING_INSIDE)
-        if lifted.probe and (count := len(lifted.spec.outputs) + len(lifted.probe.outputs)) > MAX_STATES:
-            raise ExportError(
-                f"probe='gates': that is {count} outputs, of {MAX_STATES} that a model may have"
-            )
-        spec = replace(lifted.spec, framing=framing, rate=rate, graph=describe(lifted.model))
-        check(spec, str(path))
+    request = _with_batch_axes(module, check_arguments(module, example, Path(path), options))
+    with stages.shown(progress, stages.stages(quantize is not None, probe is not None)) as say:
+        lifted, spec = _lift(module, request, say)
         say(stages.RUNNING)
-        subject = _subject(module, lifted, spec, call, inputs, given, seed, say)
-
-        limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
-        with _scratch(path) as scratch, _scratch(shown) as second:
-            say(stages.PROVING)
-            model, account = lifted.model, None
-            proof = _prove(scratch, model, spec, subject, limits, say)
-            _accept(path, proof, limits)
-            if quantize:
-                say(stages.PROVING_INT8)
-                limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
-                model, account = quantize_int8(lifted.model)
-                # FLOPs and parameters are the module's own, whatever their format.
-                graph = {**describe(lifted.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
-                spec = replace(spec, graph=graph)
-                full, proof = proof, _prove(scratch, model, spec, subject, limits, say)
-                proof = replace(proof, checks=(*proof.checks, _drift(full, proof)))
-                _accept(path, proof, limits)
-            notes = (*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else []))
-            certificate = _certificate(proof, spec, subject, limits, account, notes)
-            say(stages.SEALING)
-            certificate = _seal(scratch, path, model, spec, certificate)
-            if lifted.probe:
-                say(stages.PROVING_PROBE)
-                layers = Probe(certificate.hash, lifted.probe.layers)
-                graph = describe(lifted.probe.model)
-                spec = replace(
-                    spec, outputs=(*spec.outputs, *lifted.probe.outputs), graph=graph, probe=layers
-                )
-                proof = _prove(second, lifted.probe.model, spec, subject, limits, say)
-                say("whether it shows the model's own inside")
-                proof = replace(proof, checks=(*proof.checks, *_shown(scratch, second, subject, limits)))
-                _accept(shown, proof, limits)
-                say(stages.SEALING_PROBE)
-                its = _certificate(proof, spec, subject, limits, None, notes)
-                _seal(second, shown, lifted.probe.model, spec, its)
-                _rename([(second, shown), (scratch, path)])
-            else:
-                _rename([(scratch, path)])
-    return certificate
+        subject = _subject(module, lifted, spec, request, say)
+        return _prove_and_write(request, lifted, spec, subject, notes, say)
 
 
 @dataclass(frozen=True)
@@ -236,20 +160,138 @@ class _Proof:
     states: tuple[Mapping[str, Array], ...]
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A step model that passed every check."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    proof: _Proof
+    limits: Limits
+    account: Mapping[str, Any] | None  # of the quantization
+
+
+def _with_batch_axes(module: nn.Module, request: Request) -> Request:
+    """Find the batch axis of each given state. If two axes fit, the example may get another batch size."""
+    if not request.state:
+        return request
+    inputs, state = told_apart(module, request.inputs, request.call)
+    batch = batch_size(inputs, request.call.time_axis, request.call.batch_axis)
+    call = replace(request.call, batch=batch, state=state)
+    return replace(request, inputs=inputs, state=state, call=call)
+
+
+def _lift(module: nn.Module, request: Request, say: stages.Say) -> tuple[Lifted, ModelSpec]:
+    """Lift the module, and complete the spec of its step model."""
+    options = request.options
+    say(stages.LIFTING)
+    lifted = lift(
+        module,
+        request.inputs,
+        time_axis=request.call.time_axis,
+        batch_axis=request.call.batch_axis,
+        state=request.state,
+        output_names=options.output_names,
+        blocks=options.blocks,
+        probe=options.probe is not None,
+    )
+    if options.probe is not None and lifted.probe is None:
+        raise ExportError(_NOTHING_INSIDE)
+    if lifted.probe and (count := len(lifted.spec.outputs) + len(lifted.probe.outputs)) > MAX_STATES:
+        raise ExportError(f"probe='gates': that is {count} outputs, of {MAX_STATES} that a model may have")
+    spec = replace(lifted.spec, framing=options.framing, rate=options.rate, graph=describe(lifted.model))
+    check(spec, str(request.path))
+    return lifted, spec
+
+
+def _prove_and_write(
+    request: Request,
+    lifted: Lifted,
+    spec: ModelSpec,
+    subject: _Subject,
+    notes: Sequence[str],
+    say: stages.Say,
+) -> Certificate:
+    """Prove the model, its int8 form, its probe; give the files their names after all have passed."""
+    path, quantize = request.path, request.options.quantize
+    with _scratch(path) as scratch, _scratch(request.shown) as second:
+        made = _make_float32(scratch, request, lifted, spec, subject, say)
+        if quantize:
+            made = _make_int8(scratch, request, made, subject, say)
+        notes = (*notes, *lifted.notes, *subject.notes, *([_SHARED_SCALE] if quantize else []))
+        certificate = _certificate(made, subject, notes)
+        say(stages.SEALING)
+        certificate = _seal(scratch, path, made.model, made.spec, certificate)
+        files = [(scratch, path)]
+        if lifted.probe:
+            say(stages.PROVING_PROBE)
+            layers = Probe(certificate.hash, lifted.probe.layers)
+            made = _make_probe((scratch, second), request, lifted.probe, layers, made, subject, say)
+            say(stages.SEALING_PROBE)
+            its = _certificate(made, subject, notes)
+            _seal(second, request.shown, made.model, made.spec, its)
+            files.insert(0, (second, request.shown))
+        _rename(files)
+    return certificate
+
+
+def _make_float32(
+    scratch: Path, request: Request, lifted: Lifted, spec: ModelSpec, subject: _Subject, say: stages.Say
+) -> _Made:
+    tolerance, quantize = request.options.tolerance, request.options.quantize
+    limits = FLOAT32 if tolerance is None or quantize else replace(FLOAT32, tolerance=tolerance)
+    say(stages.PROVING)
+    proof = _prove(scratch, lifted.model, spec, subject, limits, say)
+    _accept(request.path, proof, limits)
+    return _Made(lifted.model, spec, proof, limits, None)
+
+
+def _make_int8(scratch: Path, request: Request, full: _Made, subject: _Subject, say: stages.Say) -> _Made:
+    tolerance = request.options.tolerance
+    say(stages.PROVING_INT8)
+    limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
+    model, account = quantize_int8(full.model)
+    # FLOPs and parameters are the module's own, whatever their format.
+    graph = {**describe(full.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
+    spec = replace(full.spec, graph=graph)
+    proof = _prove(scratch, model, spec, subject, limits, say)
+    proof = replace(proof, checks=(*proof.checks, _drift(full.proof, proof)))
+    _accept(request.path, proof, limits)
+    return _Made(model, spec, proof, limits, account)
+
+
+def _make_probe(
+    files: tuple[Path, Path],
+    request: Request,
+    probed: Probed,
+    layers: Probe,
+    full: _Made,
+    subject: _Subject,
+    say: stages.Say,
+) -> _Made:
+    """The probe, proved. `files`: the sealed model, and the probe's scratch."""
+    scratch, second = files
+    outputs = (*full.spec.outputs, *probed.outputs)
+    spec = replace(full.spec, outputs=outputs, graph=describe(probed.model), probe=layers)
+    proof = _prove(second, probed.model, spec, subject, full.limits, say)
+    say("whether it shows the model's own inside")
+    proof = replace(proof, checks=(*proof.checks, *_shown(scratch, second, subject, full.limits)))
+    _accept(request.shown, proof, full.limits)
+    return _Made(probed.model, spec, proof, full.limits, None)
+
+
 def _subject(
     module: nn.Module,
     lifted: Lifted,
     spec: ModelSpec,
-    call: Call,
-    example: Mapping[str, Tensor],
-    data: Mapping[str, Tensor] | None,
-    seed: int,
+    request: Request,
     say: stages.Say,
 ) -> _Subject:
+    call, data, seed = request.call, request.data, request.options.seed
     original, single = Original(module, spec, call), Original(module, spec, call, double=False)
     # A one-step module's example has no time axis; data for it has one, after the batch's.
     timed = replace(call, time_axis=call.batch_axis + 1 if call.time_axis is None else call.time_axis)
-    chunks = _chunks(example, call, spec.framing)
+    chunks = _chunks(request.inputs, call, spec.framing)
     sources = tuple(source(t, np.concatenate([c[t.name] for c in chunks])) for t in spec.fed)
     notes = weak_spots(sources)
     if not original.doubled:
@@ -258,7 +300,7 @@ def _subject(
         notes.append("exported in eval mode: no dropout, batch norm with its running statistics")
     given = [c for c in chunks if _usable(c)]
     if data is not None:
-        _batch(data, timed.time_axis, timed.batch_axis, "data")
+        batch_size(data, timed.time_axis, timed.batch_axis, "data")
         given = _chunks(data, timed, spec.framing)
         _check_data(given, sources)
     rng = np.random.default_rng(seed)
@@ -299,18 +341,12 @@ def _shown(model: Path, probe: Path, subject: _Subject, limits: Limits) -> tuple
         return judge([same(ours, its, trials)], close) + judge([recomposed(its, trials)], limits)
 
 
-def _certificate(
-    proof: _Proof,
-    spec: ModelSpec,
-    subject: _Subject,
-    limits: Limits,
-    account: Mapping[str, Any] | None,
-    notes: Sequence[str],
-) -> Certificate:
-    """What is to be kept in a file that passed."""
+def _certificate(made: _Made, subject: _Subject, notes: Sequence[str]) -> Certificate:
+    """Certificate of a model that passed, without the file's hash."""
+    proof, spec = made.proof, made.spec
     return Certificate(
         errors=_output_errors(proof.checks, spec),
-        tolerance=limits.tolerance,
+        tolerance=made.limits.tolerance,
         reference=subject.reference,
         checks=(*subject.trials.checks, *proof.checks),
         alive=proof.alive,
@@ -322,7 +358,7 @@ def _certificate(
         vectors=vectors.to_json(subject.trials.kept, spec.framing.hop if spec.framing else 1),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        quantize=account,
+        quantize=made.account,
         notes=tuple(notes),
     )
 
@@ -368,79 +404,7 @@ def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]
     return {t.name: found[t.name] for t in spec.given if t.name not in inside}
 
 
-# Arguments
-
-
-def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
-    """By forward's parameter names; raises ExportError for anything but tensors."""
-    named = dict(example) if isinstance(example, Mapping) else {first_parameter(module): example}
-    for name, value in named.items():
-        if not isinstance(value, Tensor):
-            raise ExportError(
-                f"{what}: {name!r} is a {type(value).__name__}, expected a tensor (batch, time, ...)"
-                f"{_instead(module, value)}"
-            )
-        if not value.numel():
-            raise ExportError(f"{what}: {name!r} has shape {tuple(value.shape)}, which holds nothing")
-    return named
-
-
-def _instead(module: nn.Module, value: Any) -> str:
-    """What people give in a tensor's place, and what to give instead."""
-    if isinstance(value, np.ndarray):
-        return ": torch.from_numpy(...)"
-    if isinstance(value, Mapping):
-        names = ", ".join(map(str, value))
-        return f": wrap the module in one whose forward({names}) makes that dict"
-    if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
-        return f": torch.randn{tuple(value)}"
-    if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
-        parameters = list(inspect.signature(module.forward).parameters)[: len(value)]
-        form = ", ".join(f"{name!r}: ..." for name in parameters)
-        return f": several inputs are a dict by forward's parameters, {{{form}}}"
-    return ""
-
-
-def _batch(
-    inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int, what: str = "example"
-) -> int:
-    """The batch size; raises ExportError for an input that lacks an axis, or has another batch size."""
-    sizes, ticks = {}, {}
-    for name, value in inputs.items():
-        for axis, kind in ((batch_axis, "batch"), (time_axis, "time")):
-            if axis is not None and not -value.dim() <= axis < value.dim():
-                raise ExportError(
-                    f"{what}: {name!r} has shape {tuple(value.shape)}, so no axis {axis} for {kind}: "
-                    "expected (batch, time, ...), or say time_axis= and batch_axis="
-                )
-        sizes[name] = value.shape[batch_axis]
-        ticks[name] = 1 if time_axis is None else value.shape[time_axis]
-    if len(set(sizes.values())) > 1:
-        raise ExportError(f"{what}: the inputs differ in their batch: {sizes}")
-    if len(set(ticks.values())) > 1:
-        raise ExportError(
-            f"{what}: the inputs differ in their time steps: {ticks}; a stream has one tick of each at a time"
-        )
-    return next(iter(sizes.values()))
-
-
-def _check_layout(
-    data: Mapping[str, Tensor], inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int
-) -> None:
-    """Real data must have the example's axes, and a time axis where the example of one step has none."""
-    for name in data.keys() & inputs.keys():
-        wanted: list[str | int] = list(inputs[name].shape)
-        wanted[batch_axis] = "batch"
-        if time_axis is None:
-            wanted.insert(batch_axis % len(wanted) + 1, "time")
-        else:
-            wanted[time_axis] = "time"
-        if data[name].dim() != len(wanted):
-            missing = ": add a batch axis" if data[name].dim() == len(wanted) - 1 else ""
-            raise ExportError(
-                f"{name!r}: data has shape {tuple(data[name].shape)}; expected "
-                f"({', '.join(map(str, wanted))}){missing}"
-            )
+# Data
 
 
 def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]) -> None:
@@ -450,46 +414,6 @@ def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]
         found = {name: (array.dtype.name, array.shape[1:]) for name, array in chunk.items()}
         if found != wanted or len({len(array) for array in chunk.values()}) != 1:
             raise ExportError(f"data: one time step is {found}, expected as in the example: {wanted}")
-
-
-def _check_arguments(
-    inputs: Mapping[str, Tensor],
-    framing: Framing | None,
-    rate: float | None,
-    quantize: str | None,
-) -> None:
-    if quantize not in (None, "int8"):
-        raise ExportError(f"quantize={quantize!r}: None or 'int8'")
-    if framing and len(inputs) != 1:
-        raise ExportError(f"framing is for a module with one input, this one has {', '.join(inputs)}")
-    if rate is not None and not rate > 0:
-        raise ExportError(f"rate={rate!r}: a positive number of Hz")
-
-
-def _check_probe(probe: str | None, shown: Path, quantize: str | None) -> None:
-    if probe is None:
-        return
-    if probe != "gates":
-        raise ExportError(f"probe={probe!r}: None or 'gates'")
-    check_file(shown)
-    if quantize:
-        raise ExportError(
-            "probe= does not go together with quantize=: what is shown are the float32 model's gates, and an "
-            "int8 one has others. Export the probe without quantize=, to another file"
-        )
-
-
-def _check_blocks(
-    blocks: Blocks | None, framing: Framing | None, state: Mapping[str, Any] | None, time_axis: int | None
-) -> None:
-    if blocks is None:
-        return
-    if framing or state or time_axis is None:
-        other = "framing=" if framing else "state=" if state else "time_axis=None"
-        raise ExportError(
-            f"blocks= does not go together with {other}: it is for a module over whole sequences of ticks "
-            "that finds its state by itself"
-        )
 
 
 def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -> list[dict[str, Array]]:

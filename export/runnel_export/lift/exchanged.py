@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from runnel.errors import ExportError
 
+from ..pairing import HELP
 from .lowering import Lowering, State
-
-HELP = "are the returned states in the order of forward's parameters? return a dict to pair them by name"
 
 
 @dataclass(frozen=True)

@@ -116,26 +116,50 @@ def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, size
 
     Raises UntraceableError where torch cannot trace it.
     """
-    inputs, state, given = prepared.inputs, prepared.state, prepared.given
-    time_axis, batch_axis = prepared.time_axis, prepared.batch_axis
-    axes, states_at = prepared.axes, prepared.states_at
+    given, states_at = prepared.given, prepared.states_at
     batch, ticks = prepared.sizes[sizes]
-    frames = 1 if one_tick else ticks
-
-    feed: dict[str, Any] = {}
-    for name, tensor in inputs.items():
-        b, t = axes[name]
-        sized = resample(tensor, b, batch)
-        feed[name] = sized if t is None else resample(sized, t, frames)
+    over_time = None if one_tick or prepared.time_axis is None else ticks
+    feed = _ordered(module, _feed(prepared, batch, 1 if one_tick else ticks))
     rows = {name: h.select(states_at[name], 0).detach().clone() for name, h in given.items()}
-    leaves = [resample(h.detach().clone(), states_at[name], batch) for name, h in given.items()]
-    if state is not None:
-        spec = pytree.tree_flatten(dict(state))[1]
-        feed.update(pytree.tree_unflatten(leaves, spec))
-
-    over_time = None if one_tick or time_axis is None else ticks
     with lifting(batch, over_time):
-        program = _export(module, _ordered(module, feed))
+        program = _export(module, feed)
+    constants, placeholders = _placeholders(program)
+    by_name = dict(zip(_leaf_names(feed), placeholders, strict=True))
+    outputs, next_states, places = _results(program, tuple(given), module)
+    note = positions_note({n: tuple(h.shape) for n, h in given.items()}, places) if places else None
+    return Trace(
+        nodes=tuple(n for n in program.graph.nodes if n.op == "call_function"),
+        constants=constants,
+        inputs={by_name[name]: name for name in prepared.inputs},
+        states=tuple(StateIn(n, by_name[n], states_at[n], rows[n]) for n in given),
+        outputs=outputs,
+        next_states=next_states,
+        batch=batch,
+        ticks=over_time,
+        batch_axis=prepared.batch_axis,
+        time_axis=prepared.time_axis,
+        by_name=not places,
+        notes=(note,) if note else (),
+    )
+
+
+def _feed(prepared: Prepared, batch: int, ticks: int) -> dict[str, Any]:
+    """The example and the states, at the sizes that the trace is made with."""
+    feed: dict[str, Any] = {}
+    for name, tensor in prepared.inputs.items():
+        b, t = prepared.axes[name]
+        sized = resample(tensor, b, batch)
+        feed[name] = sized if t is None else resample(sized, t, ticks)
+    if prepared.state is not None:
+        at = prepared.states_at
+        leaves = [resample(h.detach().clone(), at[name], batch) for name, h in prepared.given.items()]
+        spec = pytree.tree_flatten(dict(prepared.state))[1]
+        feed.update(pytree.tree_unflatten(leaves, spec))
+    return feed
+
+
+def _placeholders(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor], list[str]]:
+    """(constants by placeholder, placeholders of forward's arguments)."""
     constants: dict[str, Tensor] = {}
     placeholders: list[str] = []
     for entry in program.graph_signature.input_specs:
@@ -147,24 +171,7 @@ def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, size
             constants[entry.arg.name] = held[entry.target].detach()
         else:
             raise ExportError(f"{entry.target!r} is a {entry.kind.name.lower()}: it has no ONNX form")
-    names = _leaf_names(_ordered(module, feed))
-    by_name = dict(zip(names, placeholders, strict=True))
-    outputs, next_states, places = _results(program, tuple(given), module)
-    note = positions_note({n: tuple(h.shape) for n, h in given.items()}, places) if places else None
-    return Trace(
-        nodes=tuple(n for n in program.graph.nodes if n.op == "call_function"),
-        constants=constants,
-        inputs={by_name[name]: name for name in inputs},
-        states=tuple(StateIn(n, by_name[n], states_at[n], rows[n]) for n in given),
-        outputs=outputs,
-        next_states=next_states,
-        batch=batch,
-        ticks=over_time,
-        batch_axis=batch_axis,
-        time_axis=time_axis,
-        by_name=not places,
-        notes=(note,) if note else (),
-    )
+    return constants, placeholders
 
 
 # ------------------------------------------------------------------ arguments
@@ -383,23 +390,26 @@ def _results(
     program: torch.export.ExportedProgram, states: tuple[str, ...], module: nn.Module
 ) -> tuple[dict[str, Node], dict[str, Node], dict[str, str]]:
     """(outputs, next states) by name; and where each state was returned, if position said so."""
-    found = next(n for n in program.graph.nodes if n.op == "output").args[0]
-    assert isinstance(found, tuple)
-    leaves: list[Any] = []
-    for node, spec in zip(found, program.graph_signature.output_specs, strict=True):
-        if spec.kind is OutputKind.BUFFER_MUTATION:
-            raise NotStreamableError(
-                f"{type(module).__name__}: forward changes its buffer {spec.target!r}, which is state that "
-                "streams would share; take it as an argument and return it: export(..., state={...})"
-            )
-        if spec.kind is OutputKind.USER_OUTPUT:
-            leaves.append(node)
-        elif spec.kind is not OutputKind.USER_INPUT_MUTATION:  # (an input changed in place is nobody's)
-            raise ExportError(f"{type(module).__name__}: a result of kind {spec.kind.name.lower()}")
+    leaves = _returned(program, module)
     assert program.call_spec.out_spec is not None
     tree = pytree.tree_unflatten(leaves, program.call_spec.out_spec)
     pairs = list(named_leaves(tree, Node))
     named = isinstance(tree, Mapping)  # (a dict gives its keys as names)
+    pairs, next_states, places = _parted(pairs, states, named, module)
+    if not pairs:
+        raise ExportError(f"{type(module).__name__} returns no tensor")
+    names = output_names(tree, [name for name, _ in pairs])
+    if len(set(names)) != len(names) or "" in names:
+        raise ExportError(
+            f"{type(module).__name__} returns a dict with the keys {names}: each must be a name of its own"
+        )
+    return dict(zip(names, (node for _, node in pairs), strict=True)), next_states, places
+
+
+def _parted(
+    pairs: list[tuple[str, Node]], states: tuple[str, ...], named: bool, module: nn.Module
+) -> tuple[list[tuple[str, Node]], dict[str, Node], dict[str, str]]:
+    """Part what forward returned: (outputs, next states, where each state was, if position said so)."""
     next_states: dict[str, Node] = {}
     places: dict[str, str] = {}
     if states and named:
@@ -422,11 +432,22 @@ def _results(
         next_states = {s: tail[i][1] for s, i in found_at.items()}
         places = {} if named_all else {s: tail[i][0].removeprefix("y") for s, i in found_at.items()}
         pairs = pairs[: -len(states)]
-    if not pairs:
-        raise ExportError(f"{type(module).__name__} returns no tensor")
-    names = output_names(tree, [name for name, _ in pairs])
-    if len(set(names)) != len(names) or "" in names:
-        raise ExportError(
-            f"{type(module).__name__} returns a dict with the keys {names}: each must be a name of its own"
-        )
-    return dict(zip(names, (node for _, node in pairs), strict=True)), next_states, places
+    return pairs, next_states, places
+
+
+def _returned(program: torch.export.ExportedProgram, module: nn.Module) -> list[Any]:
+    """What forward returned, flat. Raises NotStreamableError if it changed a buffer."""
+    found = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    assert isinstance(found, tuple)
+    leaves: list[Any] = []
+    for node, spec in zip(found, program.graph_signature.output_specs, strict=True):
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            raise NotStreamableError(
+                f"{type(module).__name__}: forward changes its buffer {spec.target!r}, which is state that "
+                "streams would share; take it as an argument and return it: export(..., state={...})"
+            )
+        if spec.kind is OutputKind.USER_OUTPUT:
+            leaves.append(node)
+        elif spec.kind is not OutputKind.USER_INPUT_MUTATION:  # (an input changed in place is nobody's)
+            raise ExportError(f"{type(module).__name__}: a result of kind {spec.kind.name.lower()}")
+    return leaves

@@ -29,8 +29,8 @@ from runnel_export.certify.probe import recomposed
 from runnel_export.lift.lift import Lifted, lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, MinGRU, PeepholeLSTM, Recurrent
 
-from . import insides
-from .stepping import stepped
+from .. import insides
+from ..stepping import stepped
 
 IN, WIDTH, OUT, TICKS, STREAMS = 4, 6, 3, 13, 3
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from runnel_export.nn import CoupledLSTM, LayerNormLSTM, PeepholeLSTM
 
-from .rows import FEATURES, HIDDEN, Model, prove
+from ..rows import FEATURES, HIDDEN, Model, prove
 
 
 def graph(folder: Path) -> onnx.GraphProto:

@@ -16,7 +16,7 @@ from runnel.errors import ExportError
 from runnel_export.lift.lift import lift
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, PeepholeLSTM, Recurrent
 
-from .stepping import assert_streams, op_types
+from ..stepping import assert_streams, op_types
 
 IN, WIDTH = 4, 6
 Kind = Callable[..., Recurrent]

@@ -19,7 +19,7 @@ from runnel_export import exporter
 from runnel_export.lift.lift import Lifted, lift
 from runnel_export.nn import CoupledLSTM, LayerNormLSTM, PeepholeLSTM, Recurrent
 
-from .certify.test_faults import frozen, initial, weight
+from ..certify.test_faults import frozen, initial, weight
 
 IN, WIDTH = 4, 6
 Kind = Callable[..., Recurrent]

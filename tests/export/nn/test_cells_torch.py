@@ -8,7 +8,7 @@ import onnx
 import pytest
 from torch import nn
 
-from .rows import FEATURES, HIDDEN, Model, prove
+from ..rows import FEATURES, HIDDEN, Model, prove
 
 
 def nodes(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runnel_export.nn import GRU, CoupledLSTM, LayerNormLSTM, PeepholeLSTM
 
-from .rows import FEATURES, HIDDEN, Model, prove
+from ..rows import FEATURES, HIDDEN, Model, prove
 
 
 @pytest.mark.parametrize(("reset", "flag"), [("before", 0), ("after", 1)])

@@ -20,8 +20,8 @@ from runnel_export.certify.errors import Finding, Tally, judge
 from runnel_export.certify.samples import Source, draw, source, weak_spots
 from runnel_export.describe import describe, flops
 
-from .steps import FEATURES, HIDDEN, OUT, Recurrent, lifted
-from .zoo import exported
+from ..steps import FEATURES, HIDDEN, OUT, Recurrent, lifted
+from ..zoo import exported
 
 # Random data
 
