@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runnel import Engine, Stream
 from runnel.errors import RunnelError
-from runnel.pipeline import Pipeline
+from runnel.pipeline.pipeline import Pipeline
 
 Chunk = Mapping[str, np.ndarray]
 

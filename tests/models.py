@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from runnel import container
+from runnel.loading import container
 from runnel.probe import Probe
 from runnel.spec import Framing, ModelSpec, ModelState, ModelTensor, initial_row, to_document
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from runnel import container
+from runnel.loading import container
 from runnel.probe import Probe, ProbeLayer, beside
 from runnel.spec import Framing
 

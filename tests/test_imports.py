@@ -10,49 +10,43 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ROOT / "engine" / "runnel"
-PURE = (
-    "errors",
-    "spec",
-    "state",
-    "stage",
-    "framing",
-    "blocks",
-    "slots",
-    "probe",
-    "histogram",
-    "health",
-    "figures",
-    "container",
-    "onnxgraph",
-    "identity",
-    "recurrence",
-    "regular",
-    "tables",
-    "pipeline",
-    "place",
-    "batch",
-    "feedback",
-    "ends",
-    "notices",
-    "calls",
-    "checks",
-    "laws",
-    "laws_many",
-    "laws_time",
-    "trial",
-    "columns",
-    "times",
-)
+SYSTEM = {"zmq", "socket", "selectors", "asyncio", "threading", "multiprocessing", "subprocess", "signal"}
+CLOCKS = {"time", "datetime", "random", "secrets"}
+PURE = ("model", "pipeline", "laws", "wire", "daemon/protocol")  # folders
+PURE_TOP = ("errors", "spec", "stage", "batch", "snapshot", "connectors", "notices", "columns")
+PURE_TOP += ("checks", "probe", "times")
+IMPURE = {  # what a module of a pure folder may import beyond that, and why
+    "model/session.py": {"onnxruntime"},  # the one that runs models
+    "model/briefly.py": SYSTEM | CLOCKS,  # it bounds a first try in time
+    "pipeline/stage_runner.py": {"time"},  # stages have a limit of seconds
+    "wire/curve.py": {"zmq"},  # keys on a socket
+}
+NEVER = [  # folder, what it never imports
+    ("client", "daemon"),
+    ("wire", "client"),
+    ("wire", "daemon"),
+    ("daemon/protocol", "client"),
+    ("model", "insight"),
+    ("pipeline", "insight"),
+    ("model", "pipeline"),
+    ("model", "loading"),
+    ("model", "daemon"),
+    ("pipeline", "daemon"),
+    ("loading", "daemon"),
+    ("insight", "daemon"),
+    ("laws", "loading"),
+    ("laws", "daemon"),
+    ("client", "loading"),
+    ("client", "pipeline"),
+    ("loadgen", "daemon"),
+]
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "zmq", "pluggy", "msgspec")
 
 
-def imports(path: Path) -> set[str]:
-    """Absolute names of everything that a module imports, wherever in it; not what only types need."""
-    package = (
-        ".".join(path.relative_to(ENGINE.parent).with_suffix("").parts[:-1]) if ENGINE in path.parents else ""
-    )
+def read(source: str, module: str) -> set[str]:
+    """Absolute names of all that a source imports, except what only types need. `module`: its own name."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
@@ -60,28 +54,80 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = package.split(".")
-                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
-            found |= (
-                {f"{base}.{a.name}" for a in node.names} if base in ("runnel", "runnel.serve") else {base}
-            )
+            base = module.split(".")[: -node.level] if node.level else []
+            full = ".".join([*base, *([node.module] if node.module else [])])
+            for a in node.names:
+                part = ENGINE.parent.joinpath(*full.split("."), a.name)
+                found.add(f"{full}.{a.name}" if part.is_dir() or part.with_suffix(".py").exists() else full)
     return found
+
+
+def imports(path: Path) -> set[str]:
+    """What a module imports."""
+    parts = path.relative_to(ENGINE.parent).with_suffix("").parts if ENGINE in path.parents else ()
+    return read(path.read_text(), ".".join(parts))
 
 
 def tops(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_pure_modules_import_numpy_and_pure_modules_only(name: str) -> None:
+def offences(names: set[str], forbidden: str) -> set[str]:
+    """Those of the names that lie in a forbidden folder of `runnel`."""
+    prefix = f"runnel.{forbidden.replace('/', '.')}"
+    return {name for name in names if name == prefix or name.startswith(f"{prefix}.")}
+
+
+@pytest.mark.parametrize(("folder", "forbidden"), NEVER)
+def test_a_folder_never_imports_another(folder: str, forbidden: str) -> None:
+    paths = list((ENGINE / folder).rglob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        assert not offences(imports(path), forbidden), path
+
+
+@pytest.mark.parametrize(
+    "offender",
+    [
+        "from ..daemon.loop import Daemon",
+        "from ..daemon import loop",
+        "from .. import daemon",
+        "from runnel.daemon.loop import Daemon",
+        "import runnel.daemon.loop",
+        "def f():\n    from ..daemon import loop",
+    ],
+)
+def test_an_import_that_breaks_a_rule_is_found(offender: str) -> None:
+    assert offences(read(offender, "runnel.client.client"), "daemon")
+    assert not offences(read(offender, "runnel.client.client"), "wire")
+
+
+@pytest.mark.parametrize("folder", PURE)
+def test_a_pure_folder_has_no_socket_thread_or_clock(folder: str) -> None:
+    for path in (ENGINE / folder).rglob("*.py"):
+        allowed = IMPURE.get(str(path.relative_to(ENGINE)), set())
+        assert not tops(path) & (SYSTEM | CLOCKS | {"onnxruntime"}) - allowed, path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*PURE_TOP, "client/protocol", "wire/attention", "daemon/settings", "cli/panel", "daemon/metrics/rates"],
+)
+def test_a_pure_module_has_no_socket_thread_or_clock(name: str) -> None:
+    assert not tops(ENGINE / f"{name}.py") & (SYSTEM | CLOCKS), name
+
+
+@pytest.mark.parametrize("name", PURE_TOP)
+def test_the_contract_imports_numpy_and_the_standard_library(name: str) -> None:
     for found in imports(ENGINE / f"{name}.py"):
-        top, *rest = found.split(".")
-        if top == "runnel":
-            assert set(rest[:1]) & set(PURE), f"{name} imports {found}"
-        else:
-            assert top in sys.stdlib_module_names or top == "numpy", f"{name} imports {found}"
+        top = found.split(".")[0]
+        assert top in sys.stdlib_module_names or top in ("numpy", "runnel"), f"{name} imports {found}"
+
+
+@pytest.mark.parametrize("name", ["keys"])
+def test_keys_are_judged_without_a_socket(name: str) -> None:
+    assert not tops(ENGINE / "wire" / f"{name}.py") & (SYSTEM | CLOCKS)
+    assert not tops(ENGINE / "daemon" / "zap.py") & (SYSTEM | CLOCKS)
 
 
 def test_one_importer_each() -> None:
@@ -90,58 +136,25 @@ def test_one_importer_each() -> None:
     for path in ENGINE.rglob("*.py"):
         for name in tops(path) & importers.keys():
             importers[name].add(str(path.relative_to(ENGINE)))
-    assert importers["onnxruntime"] == {"model.py"}
-    zmq = ("connection", "curve", "daemon", "door", "sender", "watch")
-    assert importers["zmq"] == {"load/remote.py", *(f"serve/{name}.py" for name in zmq)}
-    assert importers["torch"] == set()
-    assert importers["prometheus_client"] == {"serve/exposition.py"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "protocol",
-        "admission",
-        "shares",
-        "attention",
-        "replies",
-        "conversation",
-        "sequences",
-        "transitions",
-        "placement",
-        "stats",
-        "outbox",
-        "settings",
-    ],
-)
-def test_what_decides_has_no_socket_and_no_clock(name: str) -> None:
-    assert not tops(ENGINE / "serve" / f"{name}.py") & {
-        "zmq",
-        "time",
-        "socket",
-        "asyncio",
-        "threading",
-        "datetime",
-        "random",
-        "secrets",
+    assert importers["onnxruntime"] == {"model/session.py"}
+    assert importers["zmq"] == {
+        "client/connection.py",
+        "client/monitor.py",
+        "daemon/door.py",
+        "daemon/guard.py",
+        "daemon/loop.py",
+        "daemon/sender.py",
+        "loadgen/remote.py",
+        "wire/curve.py",
     }
+    assert importers["torch"] == set()
+    assert importers["prometheus_client"] == {"daemon/metrics/prometheus.py"}
 
 
-@pytest.mark.parametrize("name", ["serve/stats", "serve/reading", "cli/panel"])
-def test_what_is_counted_and_shown_is_pure(name: str) -> None:
-    clocks = {"zmq", "time", "socket", "threading", "datetime", "os", "sys"}
-    assert not tops(ENGINE / f"{name}.py") & clocks
-
-
-def test_wire_imports_only_errors_and_the_header_library() -> None:
-    for found in imports(ENGINE / "serve" / "wire.py"):
+def test_messages_import_only_errors_and_the_header_library() -> None:
+    for found in imports(ENGINE / "wire" / "messages.py"):
         top = found.split(".")[0]
         assert top in sys.stdlib_module_names or top == "msgspec" or found.startswith("runnel.errors"), found
-
-
-@pytest.mark.parametrize("name", ["keys", "zap"])
-def test_who_is_let_in_is_decided_without_a_socket(name: str) -> None:
-    assert not tops(ENGINE / "serve" / f"{name}.py") & {"zmq", "time", "socket", "threading"}
 
 
 def test_the_engine_never_imports_the_exporter() -> None:
@@ -151,15 +164,13 @@ def test_the_engine_never_imports_the_exporter() -> None:
 
 
 def test_plugins_use_only_public_names() -> None:
-    public = {"runnel", "runnel.stage", "runnel.errors", "runnel.spec", "runnel.checks"}
+    """A module at the top of `runnel` is public, a folder is private."""
     for path in (ROOT / "plugins" / "runnel_plugins").rglob("*.py"):
         for found in imports(path):
-            top = found.split(".")[0]
-            assert top != "runnel_export"
-            if top == "runnel":
-                assert found in public or ".".join(found.split(".")[:2]) in public or found.count(".") == 1, (
-                    found
-                )
+            assert found.split(".")[0] != "runnel_export"
+            if found.split(".")[0] == "runnel":
+                assert found.count(".") <= 1, f"{path.name} imports {found}"
+                assert found == "runnel" or not ENGINE.parent.joinpath(*found.split(".")).is_dir(), found
 
 
 def test_no_python_in_a_component_root() -> None:
@@ -186,7 +197,9 @@ def test_import_runnel_loads_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["runnel.model", "runnel_export.exporter", "runnel_export.demo.show"])
+@pytest.mark.parametrize(
+    "module", ["runnel.model.session", "runnel_export.exporter", "runnel_export.demo.show"]
+)
 def test_onnxruntime_writes_nothing_into_the_users_home(module: str, tmp_path: Path) -> None:
     """Its telemetry begins with a database there; onnxruntime 1.31 makes it when it is imported."""
     environment = os.environ | {"HOME": str(tmp_path)}

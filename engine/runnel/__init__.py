@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import RowStage, StackedStage
-    from .ends import Sink, Source
+    from .client.aclient import AsyncClient
+    from .client.client import Client
+    from .connectors import Sink, Source
     from .engine import Engine
     from .errors import RunnelError
+    from .loading.registry import hookimpl
     from .notices import Notice
-    from .plugins import hookimpl
-    from .serve.aclient import AsyncClient
-    from .serve.client import Client
     from .spec import Blocks, Framing, Signal, TensorSpec
     from .stage import Stage
     from .stream import Stream
@@ -44,22 +44,22 @@ __all__ = [
 
 # Loaded when first named, so that `import runnel` costs a device next to nothing (PEP 562).
 _HOMES = {
-    "AsyncClient": "serve.aclient",
+    "AsyncClient": "client.aclient",
     "Blocks": "spec",
-    "Client": "serve.client",
+    "Client": "client.client",
     "Engine": "engine",
     "Framing": "spec",
     "Notice": "notices",
     "RowStage": "batch",
     "RunnelError": "errors",
     "Signal": "spec",
-    "Sink": "ends",
-    "Source": "ends",
+    "Sink": "connectors",
+    "Source": "connectors",
     "StackedStage": "batch",
     "Stage": "stage",
     "Stream": "stream",
     "TensorSpec": "spec",
-    "hookimpl": "plugins",
+    "hookimpl": "loading.registry",
 }
 _MODULES = ("checks", "errors")  # public too: what authors of plugins and callers name
 

@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from . import laws, laws_many, laws_time
+from .laws import batched as laws_many
+from .laws import single as laws
+from .laws import timing as laws_time
+from .laws.trial import LawBroken, Trial, noise
 from .stage import Chunk, Stage
-from .trial import LawBroken, Trial, noise
 
 __all__ = ["LAWS", "LawBroken", "Trial", "check_stage"]
 

@@ -12,13 +12,13 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import state as snapshots
-from .calls import Calls, alone
+from . import snapshot as snapshots
 from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
-from .health import Health, Settings
+from .insight.health import Health, Settings
 from .notices import Notices
-from .passage import Passage, advance
-from .pipeline import Pipeline, States
+from .pipeline.calls import Calls, alone
+from .pipeline.passage import Passage, advance
+from .pipeline.pipeline import Pipeline, States
 from .spec import Array, brief
 from .stage import Chunk, Steps
 from .stream import Stream
@@ -78,7 +78,7 @@ class Engine:
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
         # Reads files and starts onnxruntime: not at import.
-        from .loader import load_health, load_notices, load_pipeline
+        from .loading.loader import load_health, load_notices, load_pipeline
 
         for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
             if not isinstance(value, int) or not 1 <= value <= most:
@@ -121,7 +121,7 @@ class Engine:
     def restore(self, blob: bytes, id: str | None = None, *, checked: bool = False) -> Stream:
         """A new stream that continues exactly where the snapshot was taken.
 
-        `checked`: its checksum was found to be right (`runnel.state.Checksum`). Raises SnapshotError for
+        `checked`: its checksum was found to be right (`runnel.snapshot.Checksum`). Raises SnapshotError for
         damaged bytes or another pipeline's snapshot, and as `open` does; then no stream is opened.
         """
         snapshot = snapshots.decode(blob, self.pipeline.admit, checked, self.pipeline.most_header)
@@ -261,7 +261,7 @@ class Engine:
 
     def placement(self) -> dict[str, Counter[str]]:
         """Which onnxruntime provider runs which operators of all models, counted."""
-        from .model import ModelStage, placement
+        from .model.session import ModelStage, placement
 
         placed: dict[str, Counter[str]] = {}
         for stage in self.pipeline.unrolled.stages:

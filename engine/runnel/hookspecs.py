@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 import pluggy
 
-from .ends import Sink, Source
+from .connectors import Sink, Source
 from .notices import Listener
 from .stage import Stage
 

@@ -8,13 +8,13 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import state as states
-from .calls import Calls, alone
+from . import snapshot as states
 from .errors import RunnelError, StreamClosedError, StreamEndedError, StreamError
-from .figures import StateHealth
-from .health import Condition, Health, Watch
+from .insight.health import Condition, Health, Watch
+from .insight.statistics import StateHealth
 from .notices import Notices
-from .pipeline import Pipeline, States
+from .pipeline.calls import Calls, alone
+from .pipeline.pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk, Steps
 
@@ -228,7 +228,7 @@ class Stream:
 
     @property
     def condition(self) -> Condition:
-        """What the last look found: "", "died" or "blown_up"; see `runnel.health`."""
+        """What the last look found: "", "died" or "blown_up"; see `runnel.insight.health`."""
         return self._watch.condition if self._watch is not None else ""
 
     @property

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from runnel import Blocks, Engine, Framing, container
+from runnel import Blocks, Engine, Framing
 from runnel.errors import CertificateError, ExportError
+from runnel.loading import container
 from runnel.probe import Probe
 from runnel.spec import MAX_STATES, Array, ModelSpec, check, to_document
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import runnel
-import runnel.state
+import runnel.snapshot
 from runnel.errors import NonFiniteError, PipelineError, SnapshotError
 from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
@@ -172,7 +172,7 @@ def reseeded(blob: bytes, seed: int) -> bytes:
     ``engine.restore(reseeded(stream.snapshot(), 7))`` is a stream that goes its own way from there. Raises
     SnapshotError for bytes that are no snapshot, or one of a pipeline without `sample`.
     """
-    snapshot = runnel.state.decode(blob)
+    snapshot = runnel.snapshot.decode(blob)
     if not 0 <= seed <= MAX_SEED:
         raise SnapshotError(f"seed must be in 0..{MAX_SEED}, not {seed}")
     found, stages = False, []
@@ -186,7 +186,7 @@ def reseeded(blob: bytes, seed: int) -> bytes:
         stages.append((name, after))
     if not found:
         raise SnapshotError("the snapshot is of a pipeline without a 'sample' stage: nothing to seed")
-    return runnel.state.encode(dataclasses.replace(snapshot, stages=tuple(stages)))
+    return runnel.snapshot.encode(dataclasses.replace(snapshot, stages=tuple(stages)))
 
 
 @runnel.hookimpl

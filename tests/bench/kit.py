@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import runnel_export
-from runnel import Engine, container
+from runnel import Engine
+from runnel.loading import container
 from runnel.spec import Array, ModelSpec, from_document
 from runnel_export.demo import silero as demo
 from runnel_export.demo.oracle import vendor_weights

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runnel import Signal, TensorSpec
-from runnel.pipeline import Pipeline
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array
 from runnel_plugins.log_mel import LogMel
 from runnel_plugins.resample import Resample

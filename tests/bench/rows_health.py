@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from runnel import Engine
-from runnel.health import EVERY, Settings
+from runnel.insight.health import EVERY, Settings
 
 from . import loops
 from .kit import LARGE, SMALL, File, Kit

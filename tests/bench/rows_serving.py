@@ -14,9 +14,9 @@ import numpy as np
 import zmq
 
 from runnel import Client, Engine
-from runnel.serve.protocol import Server
-from runnel.serve.wire import Request, encode_request
+from runnel.daemon.protocol.server import Server
 from runnel.spec import Array
+from runnel.wire.messages import Request, encode_request
 from tests import silero
 from tests.deploy import sizing
 

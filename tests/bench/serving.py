@@ -18,9 +18,9 @@ import zmq
 
 from runnel import Client
 from runnel.errors import TimeoutError
-from runnel.serve import wire
-from runnel.serve.tensors import pack
 from runnel.spec import Array
+from runnel.wire import messages as wire
+from runnel.wire.tensors import pack
 
 from .kit import Kit
 from .measure import Loop

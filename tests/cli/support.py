@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from runnel import Signal, Source
-from runnel.cli.ends import Outputs, source_of, written
+from runnel.cli.connectors import Outputs, source_of, written
 from runnel.stage import Chunk
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runnel.cli.main import main
-from runnel.serve.daemon import Daemon
+from runnel.daemon.loop import Daemon
 from tests.serve.support import UNLUCKY, SpyEngine, model_pipeline, tally_engine
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from runnel.cli.main import main
-from runnel.serve.daemon import Daemon
-from runnel.serve.settings import make
+from runnel.daemon.loop import Daemon
+from runnel.daemon.settings import make
 from tests.serve.conftest import daemon, engine  # noqa: F401 - fixtures
 from tests.serve.site import Site
 from tests.serve.support import model_pipeline

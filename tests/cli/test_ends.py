@@ -12,9 +12,9 @@ import pytest
 
 from runnel import Signal, TensorSpec
 from runnel.cli import run as command
-from runnel.cli.ends import Outputs, declared, opened, sinks_written, written
+from runnel.cli.connectors import Outputs, declared, opened, sinks_written, written
 from runnel.errors import PipelineError, PluginError, UsageError
-from runnel.plugins import Option, from_text
+from runnel.loading.registry import Option, from_text
 from tests.cli.support import read
 from tests.cli.test_run import STATE, leaky
 

@@ -9,7 +9,7 @@ import pytest
 
 from runnel import Engine
 from runnel.cli.main import main
-from runnel.serve.daemon import Daemon
+from runnel.daemon.loop import Daemon
 from tests.serve.peers import served
 
 DOUBLES = """

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from runnel import shown
 from runnel.cli.main import main
 from runnel.cli.text import aligned
-from runnel.serve.protocol import Server
+from runnel.daemon.protocol.server import Server
 from runnel.shown import one_line, visible
 from tests.serve.support import Peer, tally_engine
 

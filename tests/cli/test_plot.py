@@ -18,9 +18,9 @@ from torch import nn
 import runnel_export
 from runnel import Engine
 from runnel.cli.main import main
-from runnel.look import picture
-from runnel.look.record import Record
-from runnel.look.words import on_axis
+from runnel.insight import picture
+from runnel.insight.captions import on_axis
+from runnel.insight.recorder import Record
 from tests import models
 from tests.probes import LETTERS, lstm
 
@@ -205,7 +205,7 @@ def test_where_events_cannot_be_written_none_are(here: Path) -> None:
     words = ["plot", "m.onnx", "x.npy", "-o", "a.svg", "--tensorboard", "runs"]
     code = (
         "import resource, signal, sys; from runnel.cli.main import main; "
-        "import runnel.look.picture as picture; picture.draw = lambda *a: a[1].write(bytes(24)) and 1; "
+        "import runnel.insight.picture as picture; picture.draw = lambda *a: a[1].write(bytes(24)) and 1; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main({words!r}))"
     )

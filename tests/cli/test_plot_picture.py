@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from runnel.look import words
-from runnel.look.picture import MAX_CHARACTERS, Sheet, draw, envelope, heat
-from runnel.look.record import Axis, Record, Track
+from runnel.insight import captions as words
+from runnel.insight.picture import MAX_CHARACTERS, Sheet, draw, envelope, heat
+from runnel.insight.recorder import Axis, Record, Track
 
 
 def track(values: np.ndarray, kind: str = "input", letter: str = "", **more: object) -> Track:

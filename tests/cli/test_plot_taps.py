@@ -11,10 +11,10 @@ import pytest
 
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
-from runnel.loader import load_pipeline
-from runnel.look import picture
-from runnel.look.record import MAX_MAPS, MAX_UNITS, Record, Recorder
-from runnel.look.words import on_axis
+from runnel.insight import picture
+from runnel.insight.captions import on_axis
+from runnel.insight.recorder import MAX_MAPS, MAX_UNITS, Record, Recorder
+from runnel.loading.loader import load_pipeline
 from runnel.probe import beside
 from runnel.spec import Framing
 from tests import models

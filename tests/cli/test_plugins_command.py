@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from runnel.cli.main import main
-from runnel.plugins import installed
+from runnel.loading.registry import installed
 from tests.plugins.strangers import install
 
 __all__ = ["install"]  # a fixture

@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 from runnel.cli.main import main
 from runnel.cli.panel import _BARS, document, duration, frame, number, render, size, sparkline
-from runnel.serve.placement import Place
-from runnel.serve.stats import Stats
-from runnel.serve.watch import Seen
+from runnel.client.monitor import Seen
+from runnel.daemon.protocol.stats import Stats
+from runnel.wire.placement import Place
 from tests.serve.workers import Worker, workers
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runnel.cli import serve
 from runnel.cli.main import COMMANDS
-from runnel.serve.address import parse
+from runnel.wire.address import parse
 
 ROOT = Path(__file__).parents[2]
 KNOWN = ("FROM", "RUN", "ENV", "USER", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD")

@@ -11,29 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from runnel import health
 from runnel.cli.main import COMMANDS
-from runnel.serve import (
-    daemon,
-    door,
-    intake,
-    logs,
-    metrics,
-    outbox,
-    pace,
-    process,
-    runner,
-    sender,
-    sequences,
-    workers,
-    works,
-)
-from runnel.serve.exposition import encoder
-from runnel.serve.placement import Place
-from runnel.serve.protocol import Server
-from runnel.serve.settings import RELOADABLE, Settings
-from runnel.serve.watch import Seen
+from runnel.client.monitor import Seen
+from runnel.daemon import door, logs, process, sender
+from runnel.daemon import loop as daemon
+from runnel.daemon.metrics import http as metrics
+from runnel.daemon.metrics.prometheus import encoder
+from runnel.daemon.protocol import intake, outbox, pace, sequences, works
+from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.settings import RELOADABLE, Settings
+from runnel.daemon.supervision import supervisor as workers
+from runnel.insight import health
 from runnel.stage import MAX_PASSAGES
+from runnel.wire.placement import Place
 from tests.serve.protocol_page import CODES
 from tests.serve.support import Peer, tally_engine
 

@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 import runnel_export
 from runnel import Engine
 from runnel.cli.main import main
-from runnel.serve.settings import FLAGS, Settings, Source
+from runnel.daemon.settings import FLAGS, Settings, Source
 from runnel.spec import TensorSpec
 from tests import models, silero
 

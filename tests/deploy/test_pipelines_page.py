@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runnel import Engine, feedback, foreign, health, loader
+from runnel import Engine
+from runnel.insight import health
+from runnel.loading import declared as foreign
+from runnel.loading import loader
+from runnel.pipeline import feedback
 from tests import models
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "pipelines.md").read_text("utf-8")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runnel.load.inputs import random_chunks
-from runnel.load.remote import MAX_CONNECTIONS, STREAMS_PER_CONNECTION, RemoteTarget, hello
-from runnel.serve.tensors import undescribe
+from runnel.loadgen.inputs import random_chunks
+from runnel.loadgen.remote import MAX_CONNECTIONS, STREAMS_PER_CONNECTION, RemoteTarget, hello
+from runnel.wire.tensors import undescribe
 from tests import models
 from tests.growth import resident
 

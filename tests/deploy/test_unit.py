@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runnel.cli import serve
-from runnel.serve.address import parse
+from runnel.wire.address import parse
 
 UNIT = Path(__file__).parents[2] / "deploy" / "runnel.service"
 ANALYZE = shutil.which("systemd-analyze")
@@ -42,8 +42,8 @@ def test_it_starts_a_command_that_runnel_serve_knows() -> None:
 
 
 def test_it_waits_longer_than_the_daemon_takes_to_start_and_to_finish() -> None:
-    from runnel.serve.daemon import FINISH_SECONDS, LINGER_MS
-    from runnel.serve.workers import REAP_SECONDS, START_SECONDS, STOP_SECONDS
+    from runnel.daemon.loop import FINISH_SECONDS, LINGER_MS
+    from runnel.daemon.supervision.supervisor import REAP_SECONDS, START_SECONDS, STOP_SECONDS
 
     service = section("Service")
     longest = max(FINISH_SECONDS + 2 * LINGER_MS / 1000, STOP_SECONDS + REAP_SECONDS)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from runnel import Engine, container
-from runnel.blocks import Gather, Spread, outer
+from runnel import Engine
 from runnel.checks import LAWS, check_stage
 from runnel.errors import ModelError, NonFiniteError, SnapshotError
+from runnel.loading import container
+from runnel.model.blocks import Gather, Spread, outer
 from runnel.spec import (
     Blocks,
     ModelSpec,

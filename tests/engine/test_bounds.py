@@ -10,8 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from runnel import Engine, container, errors, model, pipeline, state, tables
-from runnel.loader import MAX_LISTENERS, MAX_STAGES
+from runnel import Engine, errors
+from runnel import snapshot as state
+from runnel.loading import container
+from runnel.loading import toml as tables
+from runnel.loading.loader import MAX_LISTENERS, MAX_STAGES
+from runnel.model import session as model
+from runnel.pipeline import pipeline
 from tests import models
 
 

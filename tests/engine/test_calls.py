@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from runnel import Engine, Notice, Signal, Stage, Stream, TensorSpec, errors, notices
-from runnel.feedback import Back, Feedback
-from runnel.loader import load_pipeline
-from runnel.model import ModelStage
+from runnel.loading.loader import load_pipeline
+from runnel.model.session import ModelStage
 from runnel.notices import Notices
-from runnel.pipeline import Pipeline
+from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Steps
 from tests import laws, models
 

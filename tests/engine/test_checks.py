@@ -10,8 +10,8 @@ import pytest
 
 from runnel import Engine, Framing, StackedStage, TensorSpec
 from runnel.checks import LAWS, LawBroken, Trial, check_stage
-from runnel.framing import Frame
-from runnel.trial import noise
+from runnel.laws.trial import noise
+from runnel.model.framing import Frame
 from tests import models
 from tests.engine.law_breakers import (
     MUTANTS,

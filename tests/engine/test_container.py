@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel import Engine, container, errors
+from runnel import Engine, errors
+from runnel.loading import container
 from tests import models
 
 

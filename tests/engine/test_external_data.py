@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runnel import Engine, container
+from runnel import Engine
 from runnel.errors import ModelError
+from runnel.loading import container
 from tests import models
 
 

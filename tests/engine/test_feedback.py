@@ -14,14 +14,14 @@ from torch import nn
 
 import runnel_export
 from runnel import Engine, Signal, TensorSpec, errors
-from runnel import state as snapshots
+from runnel import snapshot as snapshots
 from runnel.batch import RowStage, StackedStage
 from runnel.checks import check_stage
-from runnel.feedback import Back, Feedback, read
-from runnel.loader import load_pipeline
-from runnel.model import MAX_CELLS
-from runnel.modelfile import Running, read_model
-from runnel.pipeline import Pipeline
+from runnel.loading.loader import load_pipeline
+from runnel.loading.modelfile import Running, read_model
+from runnel.model.session import MAX_CELLS
+from runnel.pipeline.feedback import Back, Feedback, read
+from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_STEPS, Stage, Steps
 from tests import laws, models
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import ModelError, NonFiniteError, SnapshotError
-from runnel.framing import Frame
+from runnel.model.framing import Frame
 from runnel.spec import Framing, TensorSpec
 
 

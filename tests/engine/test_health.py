@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from runnel import Engine, Notice, Stream, figures, health
+from runnel import Engine, Notice, Stream
 from runnel.errors import NonFiniteError
-from runnel.health import PATIENCE, Settings
+from runnel.insight import health
+from runnel.insight import statistics as figures
+from runnel.insight.health import PATIENCE, Settings
 from runnel.notices import Notices
 from runnel.probe import Probe, ProbeLayer
 from runnel.spec import Framing

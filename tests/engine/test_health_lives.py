@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel import Engine, Notice, health
+from runnel import Engine, Notice
 from runnel.errors import ChunkError, NonFiniteError, PipelineError, RunnelError
-from runnel.health import PATIENCE, VARIED
+from runnel.insight import health
+from runnel.insight.health import PATIENCE, VARIED
 from runnel.spec import Framing
 
 from .test_health import WELL, Told, net, noise, relu_sum

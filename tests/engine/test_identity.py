@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from runnel import Engine, container, identity
-from runnel import state as snapshots
+from runnel import Engine
+from runnel import snapshot as snapshots
 from runnel.errors import SnapshotError
-from runnel.identity import Part
+from runnel.loading import container
+from runnel.pipeline import identity
+from runnel.pipeline.identity import Part
 from tests import models
 
 X = np.ones((3, 3), np.float32)

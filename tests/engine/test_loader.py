@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from runnel import Engine, errors, loader
+from runnel import Engine, errors
+from runnel.loading import loader
 from tests import models, silero
 
 GOOD = """

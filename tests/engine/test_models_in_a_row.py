@@ -12,10 +12,10 @@ from torch import nn
 
 import runnel_export
 from runnel import Engine, errors
-from runnel import state as snapshots
-from runnel.model import ModelStage
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel import snapshot as snapshots
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
+from runnel.model.session import ModelStage
 from tests import laws, models
 from tests.serve.peers import served
 

@@ -11,7 +11,7 @@ from runnel import Notice, RowStage, Signal, TensorSpec
 from runnel.engine import Engine
 from runnel.errors import RunnelError
 from runnel.notices import Notices
-from runnel.pipeline import Pipeline
+from runnel.pipeline.pipeline import Pipeline
 
 
 class Halve(RowStage):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runnel import errors
 from runnel.engine import Engine
-from runnel.passage import Passage
+from runnel.pipeline.passage import Passage
 from runnel.spec import Array
 from runnel.stage import MAX_PASSAGES, Steps
 from tests import models

@@ -9,12 +9,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec, place
+from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
 from runnel.batch import Batch, Done, stack
 from runnel.engine import Engine
 from runnel.errors import ChunkError, NonFiniteError, RunnelError, SlowStageError, StageError
-from runnel.pipeline import Pipeline
-from runnel.place import MAX_STATE_BYTES
+from runnel.pipeline import stage_runner as place
+from runnel.pipeline.pipeline import Pipeline
+from runnel.pipeline.stage_runner import MAX_STATE_BYTES
 
 X = Signal((TensorSpec("x", "float32", (2,)),), 10.0)
 

@@ -8,9 +8,10 @@ import textwrap
 
 import pytest
 
-from runnel import Signal, TensorSpec, plugins
+from runnel import Signal, TensorSpec
 from runnel.errors import PipelineError, PluginError
-from runnel.plugins import make_stage
+from runnel.loading import registry as plugins
+from runnel.loading.registry import make_stage
 
 SIGNAL = Signal((TensorSpec("x", "float32"),), 100.0)
 
@@ -280,8 +281,9 @@ def test_two_packages_that_offer_one_name_are_both_named(install):
 def test_only_what_is_named_is_imported():
     program = (
         "import sys, runnel\n"
-        "assert not {'pluggy', 'importlib.metadata', 'runnel.plugins'} & set(sys.modules), 'at import'\n"
-        "from runnel.plugins import load\n"
+        "late = {'pluggy', 'importlib.metadata', 'runnel.loading.registry'}\n"
+        "assert not late & set(sys.modules), 'at import'\n"
+        "from runnel.loading.registry import load\n"
         "load('resample')\n"
         "assert 'runnel_plugins.resample' in sys.modules\n"
         "assert 'runnel_plugins.speech_segments' not in sys.modules, 'not asked for'\n"

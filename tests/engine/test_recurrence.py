@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runnel import Engine, recurrence
+from runnel import Engine
 from runnel.errors import ModelError, PipelineError, RunnelError
+from runnel.loading import recurrence
 from runnel.spec import ModelSpec
 
 FEATURES, HIDDEN = 3, 4

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel import Engine, Signal, TensorSpec, errors, place
+from runnel import Engine, Signal, TensorSpec, errors
 from runnel.batch import Batch, Done, StackedStage
-from runnel.feedback import Back, Feedback
-from runnel.loader import load_pipeline
-from runnel.model import ModelStage
-from runnel.pipeline import Pipeline
-from runnel.slots import Arena
+from runnel.loading.loader import load_pipeline
+from runnel.model.arena import Arena
+from runnel.model.session import ModelStage
+from runnel.pipeline import stage_runner as place
+from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_PASSAGES, Stage, Steps
 from tests import laws, models
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from runnel.model import load_session
+from runnel.model.session import load_session
 from tests import models
 
 

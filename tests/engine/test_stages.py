@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runnel import Engine, errors
-from runnel.loader import load_pipeline
-from runnel.pipeline import Pipeline
+from runnel.loading.loader import load_pipeline
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Signal, TensorSpec
 from runnel.stage import Stage
 from tests import laws, models

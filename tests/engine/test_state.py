@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 from runnel import Engine
 from runnel.errors import LimitError, NonFiniteError, SnapshotError
-from runnel.slots import Arena
+from runnel.model.arena import Arena
+from runnel.snapshot import MAX_HEADER, Snapshot, decode, encode
 from runnel.spec import DTYPES
-from runnel.state import MAX_HEADER, Snapshot, decode, encode
 from tests import models
 from tests.models import state
 
@@ -260,7 +260,7 @@ def test_a_header_that_cannot_be_of_the_pipeline_is_not_read(
     foreign = made_up(
         {"pipeline": "x", "seq": 0, "ended": False, "stages": [["a", [["k", "bool", [0, 1]]] * 4000]]}
     )
-    monkeypatch.setattr("runnel.state.json.loads", lambda text: pytest.fail("it was read"))
+    monkeypatch.setattr("runnel.snapshot.json.loads", lambda text: pytest.fail("it was read"))
     with pytest.raises(SnapshotError, match="another pipeline"):
         engine.restore(foreign)
     with pytest.raises(SnapshotError, match="another pipeline"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runnel import Engine, errors
-from runnel import state as snapshots
+from runnel import snapshot as snapshots
 from tests import laws, models
 
 

@@ -12,9 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runnel import Engine, briefly, regular, spec, tables
+from runnel import Engine, regular, spec
 from runnel.errors import ModelError, PipelineError, RunnelError, UsageError
-from runnel.serve import keys
+from runnel.loading import toml as tables
+from runnel.model import briefly
+from runnel.wire import keys
 from runnel_plugins import _names
 
 KINDS = ("pipe", "zeros", "folder", "socket", "missing", "link to a pipe")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import runnel
 import runnel_export
 from runnel import Engine
-from runnel.serve.daemon import Daemon
+from runnel.daemon.loop import Daemon
 from runnel.spec import Array
 
 from ..serve.peers import served

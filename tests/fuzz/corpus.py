@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runnel.serve.tensors import pack
-from runnel.serve.wire import Request, TensorInfo, bundle, encode_request
+from runnel.wire.messages import Request, TensorInfo, bundle, encode_request
+from runnel.wire.tensors import pack
 from tests.serve.support import rows
 
 from .target import DIGEST, Item, Tape, fuzzed_engine

@@ -13,12 +13,12 @@ from functools import cache
 from typing import NamedTuple
 
 from runnel import errors
+from runnel.daemon.protocol.replies import Outgoing
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.serve import wire
-from runnel.serve.protocol import Server
-from runnel.serve.replies import Outgoing
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Signal, TensorSpec
+from runnel.wire import messages
 from runnel_plugins.resample import Resample
 from tests.serve.support import Tally, rows
 
@@ -86,7 +86,7 @@ class House:
         self.witness, self.before = witness, witness.snapshot()
 
     def send(self, peer: bytes, frames: list[bytes]) -> None:
-        self.sent[peer].update(wire.salvage_ids(frames))
+        self.sent[peer].update(messages.salvage_ids(frames))
         self.take(self.server.receive(peer, frames, self.now, "mallory"))
 
     def run(self) -> None:
@@ -100,7 +100,7 @@ class House:
 
     def tick(self) -> None:
         for _, frames in self.server.tick(self.now):
-            notice, _ = wire.decode_reply(frames)
+            notice, _ = messages.decode_reply(frames)
             assert (notice.op, notice.id, notice.error and notice.error.code) == (
                 "close",
                 "",
@@ -109,7 +109,11 @@ class House:
 
     def take(self, outgoing: Iterable[Outgoing]) -> None:
         for peer, frames in outgoing:
-            told = wire.decode_replies(frames) if wire.bundled(frames) else [wire.decode_reply(frames)]
+            told = (
+                messages.decode_replies(frames)
+                if messages.bundled(frames)
+                else [messages.decode_reply(frames)]
+            )
             for reply, _ in told:
                 assert reply.error is None or reply.error.code in CODES, reply
                 self.answered[peer][reply.id] += 1

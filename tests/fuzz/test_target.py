@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.serve.protocol import Server
-from runnel.serve.wire import bundled, decode_request, decode_requests
+from runnel.daemon.protocol.server import Server
+from runnel.wire.messages import bundled, decode_request, decode_requests
 
 from . import target
 from .corpus import messages, page_messages, tapes

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from runnel.errors import RunnelError
-from runnel.load.trial import Answer
+from runnel.loadgen.trial import Answer
 
 
 @dataclass

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import UsageError
-from runnel.load.inputs import MADE, MOST_BYTES, Playlist, random_chunks
+from runnel.loadgen.inputs import MADE, MOST_BYTES, Playlist, random_chunks
 from runnel.spec import Signal, TensorSpec
 
 DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int64", "bool")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.load.latency import BUCKETS, LEAST, MOST, PRECISION, Latencies
+from runnel.loadgen.latency import BUCKETS, LEAST, MOST, PRECISION, Latencies
 
 durations = st.lists(st.one_of(st.floats(LEAST, 10), st.floats(0, 1e-4)), min_size=1, max_size=300)
 

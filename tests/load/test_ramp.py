@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.load.ramp import ATTEMPTS, CLOSE, ramp
-from runnel.load.trial import Plan, Result
+from runnel.loadgen.ramp import ATTEMPTS, CLOSE, ramp
+from runnel.loadgen.trial import Plan, Result
 
 
 def result_of(streams: int) -> Result:

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from runnel.load import report
-from runnel.load.ramp import Capacity
-from runnel.load.trial import Plan, Result
+from runnel.loadgen import report
+from runnel.loadgen.ramp import Capacity
+from runnel.loadgen.trial import Plan, Result
 
 
 def result(latency: float = 0.002, lag: float = 1e-5, streams: int = 4) -> Result:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.load.schedule import Agenda, Arrival, arrivals
+from runnel.loadgen.schedule import Agenda, Arrival, arrivals
 
 streams = st.integers(1, 40)
 rates = st.floats(0.1, 1000)

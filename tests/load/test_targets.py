@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runnel.daemon.loop import Daemon
 from runnel.engine import Engine
 from runnel.errors import LimitError, TimeoutError, UsageError
-from runnel.load.local import LocalTarget
-from runnel.load.remote import OPENING, STREAMS_PER_CONNECTION, RemoteTarget, hello
-from runnel.load.trial import Plan, run
-from runnel.pipeline import Pipeline
-from runnel.serve.daemon import Daemon
+from runnel.loadgen.local import LocalTarget
+from runnel.loadgen.remote import OPENING, STREAMS_PER_CONNECTION, RemoteTarget, hello
+from runnel.loadgen.trial import Plan, run
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array
 from runnel.stage import Chunk, State
 from tests.serve.recorder import recording

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import LimitError
-from runnel.load.latency import Latencies
-from runnel.load.trial import LEAST_OUTSTANDING, Plan, Result, run
+from runnel.loadgen.latency import Latencies
+from runnel.loadgen.trial import LEAST_OUTSTANDING, Plan, Result, run
 
 from .fakes import OneAtATime
 

@@ -31,7 +31,7 @@ def test_no_promise_is_named_twice() -> None:
 def test_a_mutant_that_no_longer_applies_or_is_not_one_place_is_an_error() -> None:
     for text in ("no such text", "import"):
         with pytest.raises(ValueError, match="not once"):
-            Mutant("p", "engine/runnel/model.py", text, "pass", ("tests/engine",)).applied()
+            Mutant("p", "engine/runnel/model/session.py", text, "pass", ("tests/engine",)).applied()
 
 
 def test_a_row_with_a_column_too_few_is_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runnel.plugins import make_stage
+from runnel.loading.registry import make_stage
 from runnel.spec import Signal, TensorSpec
 
 Options = dict[str, Any]

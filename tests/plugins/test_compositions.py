@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runnel import Engine, plugins
+from runnel import Engine
 from runnel.errors import RunnelError
-from runnel.pipeline import Pipeline
-from runnel.trial import play
+from runnel.laws.trial import play
+from runnel.loading import registry as plugins
+from runnel.pipeline.pipeline import Pipeline
 from tests import laws
 from tests.plugins.compositions import Drawn, a_generator, a_loop, a_pipeline
 

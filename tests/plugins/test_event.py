@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
 from runnel.errors import PipelineError, SnapshotError
-from runnel.trial import play
+from runnel.laws.trial import play
 from runnel_plugins.event import Event
 
 

@@ -14,7 +14,7 @@ from scipy.signal import get_window
 from runnel import Framing, Signal, TensorSpec
 from runnel.checks import check_stage
 from runnel.errors import NonFiniteError, PipelineError, RunnelError, SnapshotError
-from runnel.framing import Frame as ModelFrame
+from runnel.model.framing import Frame as ModelFrame
 from runnel_plugins.frame import Frame
 
 SIGNAL = Signal((TensorSpec("x", "float32"),), 1000)

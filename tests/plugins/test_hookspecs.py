@@ -12,10 +12,11 @@ import tomllib
 import numpy as np
 import pytest
 
-from runnel import Engine, Signal, TensorSpec, hookspecs, plugins
+from runnel import Engine, Signal, TensorSpec, hookspecs
 from runnel.checks import check_stage
 from runnel.cli.main import main
 from runnel.errors import PipelineError, UsageError
+from runnel.loading import registry as plugins
 from runnel.notices import Notices
 from tests import models
 from tests.plugins.strangers import install

@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel import Engine, Signal, TensorSpec
-from runnel import state as snapshots
+from runnel import snapshot as snapshots
 from runnel.errors import RunnelError, SnapshotError, StageError
-from runnel.feedback import Back, Feedback
-from runnel.framing import Frame
-from runnel.loader import load_pipeline
-from runnel.pipeline import Pipeline
-from runnel.plugins import make_stage
+from runnel.loading.loader import load_pipeline
+from runnel.loading.registry import make_stage
+from runnel.model.framing import Frame
+from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Framing
 from tests import models
 

@@ -15,7 +15,7 @@ import pytest
 from runnel import Signal, TensorSpec
 from runnel.checks import LAWS, check_stage
 from runnel.cli.main import main
-from runnel.plugins import make_stage, offers
+from runnel.loading.registry import make_stage, offers
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "plugins" / "README.md"

@@ -12,9 +12,9 @@ from scipy.stats import chisquare, kstest
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
 from runnel.errors import NonFiniteError, PipelineError, SnapshotError
-from runnel.pipeline import Pipeline
-from runnel.state import Snapshot, decode, encode
-from runnel.trial import play
+from runnel.laws.trial import play
+from runnel.pipeline.pipeline import Pipeline
+from runnel.snapshot import Snapshot, decode, encode
 from runnel_plugins.sample import Sample, reseeded, uniform
 
 

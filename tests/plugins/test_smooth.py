@@ -12,7 +12,7 @@ from scipy.signal import lfilter
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
 from runnel.errors import NonFiniteError, PipelineError, SnapshotError
-from runnel.trial import play
+from runnel.laws.trial import play
 from runnel_plugins import smooth as module
 from runnel_plugins.smooth import smooth
 

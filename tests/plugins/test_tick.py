@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runnel import Signal, TensorSpec
 from runnel.checks import check_stage
 from runnel.errors import ChunkError, NonFiniteError, PipelineError, SnapshotError
-from runnel.plugins import make_stage
+from runnel.loading.registry import make_stage
 from runnel_plugins import tick as module
 from runnel_plugins.tick import Tick
 
@@ -83,7 +83,7 @@ def test_it_keeps_the_laws(options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_it_keeps_the_laws_that_can_be_tried_while_time_runs(options):
     from runnel.checks import LAWS
-    from runnel.trial import Trial
+    from runnel.laws.trial import Trial
 
     trial = Trial(lambda: Tick(TIMED, rate=10.0, **options), rows(irregular(100)), 0, 1e-6)
     for name in LAWS.keys() - {"isolation", "bounded"}:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.serve.protocol import Server
-from runnel.serve.tensors import pack
-from runnel.serve.wire import Request, decode_reply, encode_request
+from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Chunk, State
+from runnel.wire.messages import Request, decode_reply, encode_request
+from runnel.wire.tensors import pack
 from tests.growth import resident
 
 from .support import Tally

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
 
 from .support import SpyEngine, tally_engine
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import zmq
 
+from runnel.daemon.loop import Daemon
 from runnel.errors import RunnelError, UsageError
-from runnel.serve import wire
-from runnel.serve.daemon import Daemon
-from runnel.serve.tensors import pack
+from runnel.wire import messages
+from runnel.wire.tensors import pack
 
 from .support import SpyEngine, rows
 
@@ -36,30 +36,32 @@ def knock(sock: zmq.Socket[bytes], frames: list[bytes]) -> None:
         sock.send_multipart(frames, zmq.NOBLOCK)
 
 
-def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> wire.Reply:
+def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> messages.Reply:
     assert sock.poll(within), "no reply"
-    return wire.decode_reply(sock.recv_multipart())[0]
+    return messages.decode_reply(sock.recv_multipart())[0]
 
 
-def replies_of(sock: zmq.Socket[bytes], count: int, within: int = 10_000) -> list[wire.Reply]:
+def replies_of(sock: zmq.Socket[bytes], count: int, within: int = 10_000) -> list[messages.Reply]:
     """So many replies, in bundles or not."""
-    replies: list[wire.Reply] = []
+    replies: list[messages.Reply] = []
     while len(replies) < count:
         assert sock.poll(within), f"{len(replies)} replies of {count}"
         frames = sock.recv_multipart()
-        told = wire.decode_replies(frames) if wire.bundled(frames) else [wire.decode_reply(frames)]
+        told = (
+            messages.decode_replies(frames) if messages.bundled(frames) else [messages.decode_reply(frames)]
+        )
         replies += [reply for reply, _ in told]
     return replies
 
 
 def feed(stream: str, *values: float, **fields: Any) -> list[bytes]:
     infos, buffers = pack({"x": rows(*values)})
-    header = wire.Request(v=1, op="feed", sequence_id=stream, inputs=infos, **fields)
-    return wire.encode_request(header, buffers)
+    header = messages.Request(v=1, op="feed", sequence_id=stream, inputs=infos, **fields)
+    return messages.encode_request(header, buffers)
 
 
-def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> wire.Reply:
-    sock.send_multipart(wire.encode_request(wire.Request(v=1, op=op, sequence_id=stream)))
+def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> messages.Reply:
+    sock.send_multipart(messages.encode_request(messages.Request(v=1, op=op, sequence_id=stream)))
     return reply_of(sock)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from runnel.errors import SnapshotError
-from runnel.state import decode
+from runnel.snapshot import decode
 
 from .support import POISON, UNLUCKY
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from runnel.serve.settings import Settings
+from runnel.daemon.settings import Settings
 
 from .logfmt import parsed
 

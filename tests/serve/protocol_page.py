@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from runnel import errors
-from runnel.serve import intake, sequences, tensors, wire, works
-from runnel.serve.placement import Place
-from runnel.serve.protocol import Server
-from runnel.serve.transitions import TRANSITIONS, VERDICTS, Event, Phase
+from runnel.daemon.protocol import intake, sequences, works
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.transitions import TRANSITIONS, VERDICTS, Event, Phase
 from runnel.spec import Array
+from runnel.wire import messages, tensors
+from runnel.wire.placement import Place
 
 from .support import rows, tally_engine
 
@@ -45,16 +46,16 @@ def verdicts() -> str:
 
 def bounds() -> str:
     told = {
-        "bytes of the header": wire.MAX_HEADER,
-        "tensors in a message": wire.MAX_TENSORS,
-        "steps of a feed without input": wire.MAX_STEPS,
-        "axes of a tensor": wire.MAX_RANK,
-        "bytes of a tensor": wire.MAX_TENSOR_BYTES,
-        "bytes of a message": wire.MAX_MESSAGE_BYTES,
-        "requests in a bundle": wire.MAX_BUNDLE,
-        "bytes of a bundle's header": wire.MAX_BUNDLE_HEADER,
-        "characters of `id` and `sequence_id`": wire.MAX_ID,
-        "characters of a tensor's name": wire.MAX_NAME,
+        "bytes of the header": messages.MAX_HEADER,
+        "tensors in a message": messages.MAX_TENSORS,
+        "steps of a feed without input": messages.MAX_STEPS,
+        "axes of a tensor": messages.MAX_RANK,
+        "bytes of a tensor": messages.MAX_TENSOR_BYTES,
+        "bytes of a message": messages.MAX_MESSAGE_BYTES,
+        "requests in a bundle": messages.MAX_BUNDLE,
+        "bytes of a bundle's header": messages.MAX_BUNDLE_HEADER,
+        "characters of `id` and `sequence_id`": messages.MAX_ID,
+        "characters of a tensor's name": messages.MAX_NAME,
         "requests of one client that wait": intake.MAX_PENDING_PER_PEER,
         "requests of all clients that wait": intake.MAX_PENDING,
         "bytes of one client's tensors that wait": intake.MAX_PEER_BYTES,
@@ -141,7 +142,7 @@ def _quoted(names: str) -> str:
 
 def datatypes() -> str:
     lines = ["| datatype | bytes | numpy |", "|---|---|---|"]
-    lines += [f"| {d} | {wire.ITEM_BYTES[d]} | {name} |" for name, d in tensors.DATATYPES.items()]
+    lines += [f"| {d} | {messages.ITEM_BYTES[d]} | {name} |" for name, d in tensors.DATATYPES.items()]
     return "\n".join(lines)
 
 
@@ -188,15 +189,16 @@ def examples() -> str:
 
     def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> list[bytes]:
         infos, buffers = tensors.pack({"x": x}) if x is not None else ([], [])
-        return send(title, wire.Request(v=1, op=op, inputs=infos, **fields), buffers)
+        return send(title, messages.Request(v=1, op=op, inputs=infos, **fields), buffers)
 
     def clip(id: str, x: Array) -> list[bytes]:
         infos, buffers = tensors.pack({"x": x})
-        request = wire.Request(v=1, op="feed", id=id, sequence_start=True, sequence_end=True, inputs=infos)
-        return wire.encode_request(request, buffers)
+        whole = {"sequence_start": True, "sequence_end": True}
+        request = messages.Request(v=1, op="feed", id=id, inputs=infos, **whole)
+        return messages.encode_request(request, buffers)
 
-    def send(title: str, request: wire.Request, buffers: Sequence[bytes]) -> list[bytes]:
-        return exchange(title, wire.encode_request(request, buffers))
+    def send(title: str, request: messages.Request, buffers: Sequence[bytes]) -> list[bytes]:
+        return exchange(title, messages.encode_request(request, buffers))
 
     def exchange(title: str, frames: list[bytes]) -> list[bytes]:
         [reply] = server.receive(b"peer", frames, 0.0) or server.run(0.0)
@@ -236,9 +238,9 @@ def examples() -> str:
     say("**close**.", "close", id="10", sequence_id="mic", epoch=8, seq=4)
     send(
         "**restore**: a stream that goes on from the snapshot; its `applied_seq` is the snapshot's chunks.",
-        wire.Request(
+        messages.Request(
             v=1, op="restore", id="11", sequence_id="mic-2", epoch=6,
-            inputs=[wire.TensorInfo("snapshot", "UINT8", [len(taken[1])])],
+            inputs=[messages.TensorInfo("snapshot", "UINT8", [len(taken[1])])],
         ),
         [taken[1]],
     )  # fmt: skip
@@ -249,7 +251,7 @@ def examples() -> str:
     clips = (("13", rows(1)), ("14", rows(2)))
     exchange(
         "A **bundle**: two requests as one message, and so their replies.",
-        wire.bundle([clip(id, x) for id, x in clips]),
+        messages.bundle([clip(id, x) for id, x in clips]),
     )
     engine.pipeline.places[0].seconds = 0.000125  # the page is the same at each run
     say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")

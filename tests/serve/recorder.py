@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from runnel.serve.protocol import Server
+from runnel.daemon.protocol.server import Server
 
 from .support import tally_engine
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from runnel.daemon.guard import Guard
+from runnel.daemon.loop import Daemon
 from runnel.engine import Engine
-from runnel.serve.curve import Guard, new_pair
-from runnel.serve.daemon import Daemon
-from runnel.serve.keys import Secret, write
+from runnel.wire.curve import new_pair
+from runnel.wire.keys import Secret, write
 
 from .peers import served
 

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from runnel.daemon.protocol.replies import Outgoing
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.serve.protocol import Server
-from runnel.serve.replies import Outgoing
-from runnel.serve.tensors import pack, unpack
-from runnel.serve.wire import Reply, Request, TensorInfo, decode_reply, encode_request
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
+from runnel.wire.messages import Reply, Request, TensorInfo, decode_reply, encode_request
+from runnel.wire.tensors import pack, unpack
 
 UNLUCKY = -777.0  # a step on it fails
 POISON = 1e6  # a flush after it fails

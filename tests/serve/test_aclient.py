@@ -12,8 +12,8 @@ import pytest
 
 import runnel
 from runnel import AsyncClient, errors
-from runnel.serve.aclient import AsyncRemoteStream
-from runnel.serve.daemon import Daemon
+from runnel.client.aclient import AsyncRemoteStream
+from runnel.daemon.loop import Daemon
 from runnel.spec import Array
 
 from .peers import Gate

@@ -3,7 +3,7 @@
 import pytest
 
 from runnel.errors import UsageError
-from runnel.serve.address import beside, parse
+from runnel.wire.address import beside, parse
 
 HERE = ["tcp://127.0.0.1:7070", "tcp://127.8.9.1:*", "tcp://[::1]:1", "tcp://localhost:65535", "ipc:///run/x"]
 BEYOND = ["tcp://0.0.0.0:7070", "tcp://*:7070", "tcp://[::]:1", "tcp://eth0:7070", "tcp://example.org:7070"]

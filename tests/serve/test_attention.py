@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.serve import wire
-from runnel.serve.attention import LATE, SHORTLY, Attention, overslept
-from runnel.serve.outbox import SLOW_SECONDS, Fate, Outbox
-from runnel.serve.protocol import Server
-from runnel.serve.sequences import KEPT_SECONDS
-from runnel.serve.stats import Stats
+from runnel.daemon.protocol.outbox import SLOW_SECONDS, Fate, Outbox
+from runnel.daemon.protocol.sequences import KEPT_SECONDS
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.stats import Stats
+from runnel.wire import messages
+from runnel.wire.attention import LATE, SHORTLY, Attention, overslept
 
 from .peers import dealer, feed, reply_of
 from .support import Peer, code, model_pipeline, rows, tally_engine
@@ -49,8 +49,8 @@ class Process:
         return run + LAG if run > at else at
 
     def send(self, op: str, now: float) -> None:
-        request = wire.Request(v=1, op=op, sequence_id="a", epoch=5)  # type: ignore[arg-type]
-        self.server.receive(b"p", wire.encode_request(request), now)
+        request = messages.Request(v=1, op=op, sequence_id="a", epoch=5)  # type: ignore[arg-type]
+        self.server.receive(b"p", messages.encode_request(request), now)
 
     def live(self, arrivals: list[float], until: float, woken: float = math.inf) -> float | None:
         """Open a stream and reset it at each arrival. When it was closed as idle; None: never.

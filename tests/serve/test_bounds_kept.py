@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from runnel.serve import curve
-from runnel.serve.watch import Watcher
-from runnel.serve.zap import DOMAIN
+from runnel.client.monitor import Watcher
+from runnel.daemon import guard as curve
+from runnel.daemon.zap import DOMAIN
 
 from .processes import ready
 from .site import Site

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runnel.client.protocol import Conversation, Line, Ticket
+from runnel.daemon.protocol import intake, replies
+from runnel.daemon.protocol.server import Outgoing, Server
 from runnel.errors import RunnelError, TooLargeError, WireError
-from runnel.serve import intake, replies, wire
-from runnel.serve.conversation import Conversation, Line, Ticket
-from runnel.serve.protocol import Outgoing, Server
-from runnel.serve.tensors import pack
-from runnel.serve.wire import Request
+from runnel.wire import messages as wire
+from runnel.wire.messages import Request
+from runnel.wire.tensors import pack
 
 from .support import POISON, UNLUCKY, SpyEngine, code, rows, tally_engine
 from .test_wire import chunks

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from runnel import AsyncClient
-from runnel.serve import connection
-from runnel.serve.client import Client
-from runnel.serve.remote import HELD
+from runnel.client import connection
+from runnel.client.client import Client
+from runnel.client.common import HELD
 
 from .recorder import Recorder, recording
 from .support import plain_engine, rows

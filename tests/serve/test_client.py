@@ -13,10 +13,12 @@ import zmq
 
 import runnel
 from runnel import errors
-from runnel.serve import protocol, remote, wire
-from runnel.serve.client import Client
-from runnel.serve.conversation import failure
-from runnel.serve.daemon import Daemon
+from runnel.client import common as remote
+from runnel.client.client import Client
+from runnel.client.protocol import failure
+from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol import server as protocol
+from runnel.wire import messages
 
 from .support import UNLUCKY, SpyEngine, plain_engine, rows, tally_engine
 
@@ -110,7 +112,7 @@ def test_no_more_requests_are_on_their_way_than_the_daemon_takes_of_one_client(
 
 
 def test_a_code_that_is_not_known_here_is_still_an_error() -> None:
-    failed = failure(wire.ErrorInfo("BRAND_NEW", "something"))
+    failed = failure(messages.ErrorInfo("BRAND_NEW", "something"))
     assert type(failed) is errors.RunnelError
     assert failed.message == "BRAND_NEW: something"
 
@@ -190,24 +192,24 @@ class SlowDaemon:
         self.router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
         self.router.bind(self.address)
-        description = wire.Description(
+        description = messages.Description(
             version="9", boot_id="b", input_rate=0.0, output_rate=0.0, latency=0,
-            inputs=[wire.TensorMetadata("x", "FP32", [-1, 2])],
-            outputs=[wire.TensorMetadata("y", "FP32", [-1, 2])],
-            limits=wire.Limits(streams=1, pending_per_peer=8),
+            inputs=[messages.TensorMetadata("x", "FP32", [-1, 2])],
+            outputs=[messages.TensorMetadata("y", "FP32", [-1, 2])],
+            limits=messages.Limits(streams=1, pending_per_peer=8),
         )  # fmt: skip
         self.description = description
 
-    def answer(self, **fields: Any) -> wire.Request:
+    def answer(self, **fields: Any) -> messages.Request:
         assert self.router.poll(5000)
         peer, *frames = self.router.recv_multipart()
-        [(request, _)] = wire.decode_requests(frames)
+        [(request, _)] = messages.decode_requests(frames)
         if request.op == "hello":
             fields["server"] = self.description
-        reply = wire.Reply(
+        reply = messages.Reply(
             **{"v": 1, "op": request.op, "id": request.id, "sequence_id": request.sequence_id, **fields}
         )
-        self.router.send_multipart([peer, *wire.encode_reply(reply)])
+        self.router.send_multipart([peer, *messages.encode_reply(reply)])
         return request
 
 
@@ -233,8 +235,8 @@ def test_a_late_reply_is_not_taken_for_the_next_one(slow: SlowDaemon) -> None:
     with client:
         with pytest.raises(errors.TimeoutError):
             stream.feed(rows(1))
-        first = slow.answer(epoch=1, applied_seq=1, error=wire.ErrorInfo("STAGE_FAILED", "too late"))
-        seconds: list[wire.Request] = []
+        first = slow.answer(epoch=1, applied_seq=1, error=messages.ErrorInfo("STAGE_FAILED", "too late"))
+        seconds: list[messages.Request] = []
         answers = threading.Thread(target=lambda: seconds.append(slow.answer(epoch=1, applied_seq=1)))
         answers.start()
         assert stream.feed(rows(1)) == {}

@@ -86,8 +86,8 @@ asyncio.run(main())
 FIRST = """
 import os, resource, sys
 import runnel
-import runnel.serve.client, zmq
-from runnel.serve.watch import Watcher
+import runnel.client.client, zmq
+from runnel.client.monitor import Watcher
 address = sys.argv[1]
 held = len(os.listdir("/proc/self/fd")) - 1
 for left in range(26):

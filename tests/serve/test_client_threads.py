@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from runnel import errors
-from runnel.serve import connection as connection_module
-from runnel.serve.client import Client, RemoteStream
-from runnel.serve.daemon import Daemon
-from runnel.serve.remote import WINDOW
+from runnel.client import connection as connection_module
+from runnel.client.client import Client, RemoteStream
+from runnel.client.common import WINDOW
+from runnel.daemon.loop import Daemon
 from runnel.spec import Array
 
 from .peers import Gate

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from runnel import AsyncClient, errors
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
-from runnel.serve.keeper import Keeper
-from runnel.serve.placement import Place
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
+from runnel.daemon.supervision.lifecycle import Keeper
+from runnel.wire.placement import Place
 
 from .support import SpyEngine, rows, tally_engine
 

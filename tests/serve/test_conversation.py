@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel import errors
-from runnel.serve import wire
-from runnel.serve.conversation import MAX_UNHEARD, Conversation, Line, Ticket
-from runnel.serve.protocol import Server
-from runnel.serve.tensors import pack, unpack
+from runnel.client.protocol import MAX_UNHEARD, Conversation, Line, Ticket
+from runnel.daemon.protocol.server import Server
 from runnel.spec import Array
+from runnel.wire import messages
+from runnel.wire.tensors import pack, unpack
 
 from .support import UNLUCKY, SpyEngine, plain_engine, rows, tally_engine
 
@@ -271,7 +271,7 @@ def test_a_new_connection_says_again_only_what_was_not_answered(link: Link) -> N
     unanswered = [feed(link, line, rows(v)) for v in (2, 3)]
     link.cut(0, 0)
     link.hear()
-    said = [wire.decode_request(frames)[0] for frames in link.talk.outbox.values()]
+    said = [messages.decode_request(frames)[0] for frames in link.talk.outbox.values()]
     assert [(r.op, r.sequence_id, r.epoch) for r in said] == [("resume", "a", old)]
     link.finish()
     assert line.epoch != old
@@ -343,8 +343,9 @@ def test_a_notice_ends_the_stream_with_the_daemons_reason(link: Link) -> None:
 
 def test_a_notice_about_an_earlier_epoch_is_not_heeded(link: Link) -> None:
     line = opened(link, "a")
-    told = wire.ErrorInfo("UNKNOWN_STREAM", "gone")
-    link.talk.received(wire.encode_reply(wire.Reply(v=1, op="close", sequence_id="a", epoch=9, error=told)))
+    told = messages.ErrorInfo("UNKNOWN_STREAM", "gone")
+    notice = messages.Reply(v=1, op="close", sequence_id="a", epoch=9, error=told)
+    link.talk.received(messages.encode_reply(notice))
     assert line.lost is None
 
 
@@ -420,10 +421,10 @@ def test_openings_given_up_are_remembered_up_to_a_bound(link: Link) -> None:
 def test_a_reply_that_cannot_be_read_is_its_requests_error(link: Link) -> None:
     line = opened(link, "a")
     ticket = feed(link, line, rows(1))
-    header = wire._encode({"v": 1, "id": ticket.id, "op": 7})
+    header = messages._encode({"v": 1, "id": ticket.id, "op": 7})
     assert link.talk.received([header]) == [ticket]
     assert isinstance(ticket.error, errors.WireError)
-    for nonsense in ([], [b""], [b"\xc1"], [header], [wire._encode({"v": 9, "id": "?"})]):
+    for nonsense in ([], [b""], [b"\xc1"], [header], [messages._encode({"v": 9, "id": "?"})]):
         assert not link.talk.received(nonsense)
 
 

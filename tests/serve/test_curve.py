@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from runnel.daemon.guard import Guard
+from runnel.daemon.zap import DOMAIN, admit
 from runnel.errors import AccessError, UsageError
-from runnel.serve.curve import Guard, connect_as, new_pair
-from runnel.serve.keys import Secret, client_keys, write
-from runnel.serve.zap import DOMAIN, admit
+from runnel.wire.curve import connect_as, new_pair
+from runnel.wire.keys import Secret, client_keys, write
 
 from .peers import knock
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from runnel.serve import daemon as daemon_module
-from runnel.serve import intake, protocol, wire
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel.client.client import Client
+from runnel.daemon import loop as daemon_module
+from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol import intake
+from runnel.daemon.protocol import server as protocol
+from runnel.wire import messages
 
 from .peers import Gate, ask, dealer, feed, reply_of, run
 from .support import UNLUCKY, SpyEngine, code, rows
@@ -41,9 +43,9 @@ def test_what_arrives_during_a_batch_is_the_next_batch(daemon: Daemon, engine: S
         [b""],
         [b"", b"\x81\xa1v\x01"],
         [b"GET / HTTP/1.1"],
-        [b"x" * (wire.MAX_HEADER + 1)],
+        [b"x" * (messages.MAX_HEADER + 1)],
         [b"x"] * 500,
-        [bytes(wire.MAX_TENSOR_BYTES)] * 5,
+        [bytes(messages.MAX_TENSOR_BYTES)] * 5,
     ],
 )
 def test_any_message_gets_a_typed_error_and_the_daemon_lives(daemon: Daemon, frames: list[bytes]) -> None:
@@ -65,13 +67,13 @@ def test_of_frames_without_end_only_what_a_message_holds_is_kept(daemon: Daemon)
         patch.setattr(protocol.Server, "receive", spy)
         sock.send_multipart([b"x"] * 3000)
         assert code(reply_of(sock)) == "BAD_MESSAGE"
-        assert seen == [wire.MAX_TENSORS + 2]
+        assert seen == [messages.MAX_TENSORS + 2]
 
 
 def test_a_frame_past_the_bound_ends_its_connection_and_no_other(daemon: Daemon) -> None:
     with dealer(daemon.address) as good, dealer(daemon.address) as bad:
         assert code(ask(bad, "hello")) == "ok"
-        bad.send_multipart([b"x", bytes(wire.MAX_TENSOR_BYTES + 1)])
+        bad.send_multipart([b"x", bytes(messages.MAX_TENSOR_BYTES + 1)])
         assert not bad.poll(300)
         assert code(ask(good, "hello")) == "ok"
 
@@ -202,7 +204,7 @@ def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
     receive = protocol.Server.receive
 
     def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
-        answered.append("bundle" if wire.bundled(frames) else "other")
+        answered.append("bundle" if messages.bundled(frames) else "other")
         if answered == ["bundle"]:
             assert sent.wait(10)  # then all the others are there
             time.sleep(0.2)
@@ -212,9 +214,9 @@ def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
     with dealer(daemon.address) as other, dealer(daemon.address) as flood:
         assert code(ask(other, "open", "s")) == "ok"
         monkeypatch.setattr(protocol.Server, "receive", spy)
-        question = wire.encode_request(wire.Request(v=1, op="stats", id="q"))
+        question = messages.encode_request(messages.Request(v=1, op="stats", id="q"))
         for _ in range(bundles):
-            flood.send_multipart(wire.bundle([question] * wire.MAX_BUNDLE))
+            flood.send_multipart(messages.bundle([question] * messages.MAX_BUNDLE))
         other.send_multipart(feed("s", 1))
         sent.set()
         assert code(reply_of(other)) == "ok"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runnel.serve import daemon as daemon_module
-from runnel.serve.daemon import Daemon
+from runnel.daemon import loop as daemon_module
+from runnel.daemon.loop import Daemon
 
 from .peers import Gate, ask, dealer, feed, reply_of, run
 from .support import code, tally_engine

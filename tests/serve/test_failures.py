@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runnel.daemon.protocol import server as protocol
+from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol import works
+from runnel.daemon.protocol.sequences import Register
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.serve import protocol, runner, works
-from runnel.serve.protocol import Server
-from runnel.serve.sequences import Register
-from runnel.serve.tensors import pack, unpack
-from runnel.serve.wire import Request, TensorInfo, decode_reply, encode_request
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array
 from runnel.stage import Arrays, Chunk, State
+from runnel.wire.messages import Request, TensorInfo, decode_reply, encode_request
+from runnel.wire.tensors import pack, unpack
 
 from .support import Tally, rows
 

@@ -16,7 +16,7 @@ import pytest
 
 from runnel.cli.main import main
 from runnel.cli.there import await_socket
-from runnel.serve.daemon import Daemon
+from runnel.daemon.loop import Daemon
 
 from .support import SpyEngine
 

@@ -13,14 +13,14 @@ import pytest
 from runnel import AsyncClient, Engine, Signal, TensorSpec, errors, stage
 from runnel.batch import StackedStage
 from runnel.cli.main import main
-from runnel.feedback import Back, Feedback
-from runnel.pipeline import Pipeline
-from runnel.serve import tensors, wire
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
-from runnel.serve.protocol import Server
-from runnel.serve.tensors import describe, undescribe, unpack
-from runnel.serve.works import MAX_REPLY_BYTES
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.works import MAX_REPLY_BYTES
+from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.pipeline import Pipeline
+from runnel.wire import messages, tensors
+from runnel.wire.tensors import describe, undescribe, unpack
 
 from .peers import served
 from .proxy import Proxy
@@ -78,18 +78,18 @@ class Talk:
     def __init__(self, engine: Engine) -> None:
         self.server = Server(engine, "boot")
 
-    def ask(self, op: str, chunk: Any = None, **fields: Any) -> tuple[wire.Reply, dict[str, Any]]:
+    def ask(self, op: str, chunk: Any = None, **fields: Any) -> tuple[messages.Reply, dict[str, Any]]:
         infos, buffers = tensors.pack(chunk or {})
         frames = [msgspec.msgpack.encode({"v": 1, "op": op, "inputs": infos, "id": "i", **fields}), *buffers]
         told = self.server.receive(b"p", frames, 0.0)
         while self.server.pending:
             told += self.server.run(0.0)
         [out] = told
-        reply, payload = wire.decode_reply(out.frames)
+        reply, payload = messages.decode_reply(out.frames)
         return reply, unpack(reply.outputs, payload)
 
 
-def code(reply: wire.Reply) -> str:
+def code(reply: messages.Reply) -> str:
     return reply.error.code if reply.error else "ok"
 
 
@@ -120,7 +120,7 @@ def test_a_whole_stream_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"op": "feed", "steps": wire.MAX_STEPS + 1}, "BAD_MESSAGE"),
+        ({"op": "feed", "steps": messages.MAX_STEPS + 1}, "BAD_MESSAGE"),
         ({"op": "feed", "steps": -1}, "BAD_MESSAGE"),
         ({"op": "feed", "steps": 1.5}, "BAD_MESSAGE"),
         ({"op": "feed", "steps": "1"}, "BAD_MESSAGE"),
@@ -161,7 +161,7 @@ def test_a_pipeline_that_does_not_feed_itself() -> None:
 
 
 def test_the_bound_is_the_engines() -> None:
-    assert wire.MAX_STEPS == stage.MAX_STEPS
+    assert messages.MAX_STEPS == stage.MAX_STEPS
 
 
 # Clients
@@ -193,10 +193,10 @@ def test_a_client_generates(tmp_path: Path) -> None:
         assert stream.feed(np.array([0]))["n"].tolist() == [5]
         assert stream.generate(1)["n"].tolist() == [5 + 6]
         assert stream.seq == 3
-        for wrong in (0, wire.MAX_STEPS + 1, 1.5, None, True):
+        for wrong in (0, messages.MAX_STEPS + 1, 1.5, None, True):
             with pytest.raises(errors.ChunkError, match=r"a whole number in 1\.\."):
                 stream.generate(wrong)  # type: ignore[arg-type]
-        assert len(stream.generate(wire.MAX_STEPS)["n"]) == wire.MAX_STEPS
+        assert len(stream.generate(messages.MAX_STEPS)["n"]) == messages.MAX_STEPS
         copy = client.restore(stream.snapshot(), "copy")
         assert copy.generate(5)["n"].tolist() == stream.generate(5)["n"].tolist()
         stream.close()
@@ -250,14 +250,14 @@ def test_labels_are_told_and_read_back() -> None:
 
 def test_labels_that_are_too_many_are_not_told() -> None:
     """All of them, or none: a part would pass for the whole."""
-    for labels in (["a"] * (wire.MAX_LABELS + 1), ["a" * wire.MAX_LABEL_CHARACTERS, "b"]):
+    for labels in (["a"] * (messages.MAX_LABELS + 1), ["a" * messages.MAX_LABEL_CHARACTERS, "b"]):
         assert describe(signal(*labels))[0].labels == []
         assert len(describe(signal(*labels[:1]))[0].labels) == 1
 
 
 def test_an_older_daemon_tells_no_labels() -> None:
     old = {"name": "n", "datatype": "INT64", "shape": [-1], "from_the_future": 1}
-    read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=wire.TensorMetadata)
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=messages.TensorMetadata)
     assert undescribe([read], 0.0).tensors[0].labels == ()
 
 

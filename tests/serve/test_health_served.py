@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from runnel.cli.main import main
+from runnel.client.client import Client
 from runnel.errors import NonFiniteError
-from runnel.serve.client import Client
 from tests.engine.test_health import NEVER_ON, net, noise
 
 from .processes import command

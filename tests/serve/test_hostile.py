@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel import errors
-from runnel.serve import daemon as daemon_module
-from runnel.serve import wire
-from runnel.serve.daemon import Daemon
-from runnel.serve.tensors import unpack
+from runnel.daemon import loop as daemon_module
+from runnel.daemon.loop import Daemon
+from runnel.wire import messages as wire
+from runnel.wire.tensors import unpack
 
 from . import raw
 from .mutations import mutated

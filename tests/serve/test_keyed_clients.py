@@ -13,9 +13,9 @@ import pytest
 
 import runnel
 from runnel.cli.main import main
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
 from runnel.errors import AccessError, TimeoutError, UsageError
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
 
 from .processes import command, ready
 from .site import Site, guarded, here

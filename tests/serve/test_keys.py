@@ -15,8 +15,8 @@ from zmq.utils import z85
 
 from runnel.cli.main import main
 from runnel.errors import UsageError
-from runnel.serve import keys
-from runnel.serve.keys import Secret, client_keys, key_bytes, read_public, read_secret, read_users, write
+from runnel.wire import keys
+from runnel.wire.keys import Secret, client_keys, key_bytes, read_public, read_secret, read_users, write
 
 ALICE, BOB = (z85.encode(bytes([n]) * 32).decode() for n in (7, 9))
 TOMLISH = st.text(st.sampled_from("secret = [\"]'\n.#" + ALICE[:3]), max_size=80)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.serve import logs
-from runnel.serve.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
-from runnel.serve.protocol import Server
-from runnel.serve.settings import FORMATS
+from runnel.daemon import logs
+from runnel.daemon.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.settings import FORMATS
 
 from .logfmt import parsed
 from .support import UNLUCKY, Peer, rows, tally_engine

@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from runnel.daemon.loop import Daemon
+from runnel.daemon.metrics import http as metrics
 from runnel.errors import UsageError
-from runnel.serve import metrics
-from runnel.serve.daemon import Daemon
-from runnel.serve.placement import worker_of
+from runnel.wire.placement import worker_of
 
 from .peers import Gate, ask, dealer, feed, reply_of
 from .support import SpyEngine

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from runnel import Notice
+from runnel.daemon.protocol.server import Server
 from runnel.notices import Notices
-from runnel.serve.protocol import Server
 
 from .support import POISON, UNLUCKY, Peer, code, rows, tally_engine
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from runnel.serve import door, process
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel.client.client import Client
+from runnel.daemon import door, process
+from runnel.daemon.loop import Daemon
 
 from . import raw
 from .logfmt import events

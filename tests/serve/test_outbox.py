@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runnel.serve import outbox as module
-from runnel.serve.outbox import FIRST_RETRY, LAST_RETRY, MAX_BACKLOG, SLOW_SECONDS, Fate, Outbox
-from runnel.serve.stats import Stats
+from runnel.daemon.protocol import outbox as module
+from runnel.daemon.protocol.outbox import FIRST_RETRY, LAST_RETRY, MAX_BACKLOG, SLOW_SECONDS, Fate, Outbox
+from runnel.daemon.protocol.stats import Stats
 
 
 class Peers:

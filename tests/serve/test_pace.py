@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.serve.pace import SLICE_BYTES, SLICE_SECONDS, TURN_BYTES, TURN_SECONDS, Pace, Sizes, Turn
+from runnel.daemon.protocol.pace import (
+    SLICE_BYTES,
+    SLICE_SECONDS,
+    TURN_BYTES,
+    TURN_SECONDS,
+    Pace,
+    Sizes,
+    Turn,
+)
 from runnel.spec import Signal, TensorSpec
 from runnel.stage import Chunk, Stage, State
 

@@ -18,10 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from runnel.serve import lives, protocol, sequences, wire
-from runnel.serve.logs import Log
-from runnel.serve.protocol import Server
-from runnel.serve.tensors import pack, unpack
+from runnel.daemon.logs import Log
+from runnel.daemon.protocol import lives, sequences
+from runnel.daemon.protocol import server as protocol
+from runnel.daemon.protocol.server import Server
+from runnel.wire import messages
+from runnel.wire.tensors import pack, unpack
 
 from .plain import UNLUCKY, Answer, Message, Plain, sums_of
 from .support import POISON, rows, tally_engine
@@ -106,11 +108,11 @@ class World:
 
     def run(self, heard: bool) -> None:
         """All that has arrived is answered, and each answer is as the model says. `heard`: it gets there."""
-        said: dict[str, tuple[bytes, wire.Reply, tuple[float, ...]]] = {}
+        said: dict[str, tuple[bytes, messages.Reply, tuple[float, ...]]] = {}
         taken: dict[str, bytes] = {}
         while self.server.pending:
             for peer, reply_frames in self.server.run(self.now):
-                reply, buffers = wire.decode_reply(reply_frames)
+                reply, buffers = messages.decode_reply(reply_frames)
                 assert reply.id not in said, "answered twice"
                 outputs = unpack(reply.outputs, buffers)
                 if "snapshot" in outputs:
@@ -153,7 +155,7 @@ class World:
     def pass_time(self, seconds: float) -> None:
         self.run(heard=True)
         self.now += seconds
-        told = {wire.decode_reply(out.frames)[0].sequence_id for out in self.server.tick(self.now)}
+        told = {messages.decode_reply(out.frames)[0].sequence_id for out in self.server.tick(self.now)}
         assert told == self.model.tick(self.now)
         self.compare()
 
@@ -161,13 +163,13 @@ class World:
 def frames(message: Message, id: str) -> list[bytes]:
     infos, buffers = pack({"x": rows(*message.values)}) if message.op == "feed" else ([], [])
     if message.op == "restore":
-        infos, buffers = [wire.TensorInfo("snapshot", "UINT8", [len(message.blob)])], [message.blob]
-    header = wire.Request(
+        infos, buffers = [messages.TensorInfo("snapshot", "UINT8", [len(message.blob)])], [message.blob]
+    header = messages.Request(
         v=1, op=message.op, id=id, sequence_id=message.name, sequence_start=message.start,  # type: ignore[arg-type]
         sequence_end=message.end, epoch=message.epoch, new_epoch=message.new_epoch, seq=message.seq,
         inputs=infos,
     )  # fmt: skip
-    return wire.encode_request(header, buffers)
+    return messages.encode_request(header, buffers)
 
 
 OPS = ("open", "open", *["feed"] * 10, "flush", "reset", "reset", "close", "resume", "snapshot", "restore")

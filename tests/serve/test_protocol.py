@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runnel.daemon.protocol import intake
+from runnel.daemon.protocol.sequences import KEPT_SECONDS
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.transitions import TRANSITIONS, Event, Phase
 from runnel.errors import PipelineError
-from runnel.pipeline import Pipeline
-from runnel.serve import intake, wire
-from runnel.serve.protocol import Server
-from runnel.serve.sequences import KEPT_SECONDS
-from runnel.serve.transitions import TRANSITIONS, Event, Phase
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Signal, TensorSpec
+from runnel.wire import messages
 
 from .support import POISON, UNLUCKY, Peer, SpyEngine, Tally, code, rows, tally_engine
 
@@ -202,8 +203,8 @@ def test_hello_describes_the_pipeline() -> None:
     reply, _ = peer.ask("hello")
     server = reply.server
     assert server is not None
-    assert server.inputs == [wire.TensorMetadata("x", "FP32", [-1, 2])]
-    assert server.outputs == [wire.TensorMetadata("y", "FP32", [-1, 2])]
+    assert server.inputs == [messages.TensorMetadata("x", "FP32", [-1, 2])]
+    assert server.outputs == [messages.TensorMetadata("y", "FP32", [-1, 2])]
     assert (server.input_rate, server.latency, server.boot_id, server.limits.streams) == (100.0, 1, "boot", 7)
 
 
@@ -279,7 +280,7 @@ def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
         while not server.full and server._intake.of(crowd.name)[0] < intake.MAX_PENDING_PER_PEER:
             crowd.send("snapshot", "a")
     assert server.full
-    assert intake.MAX_PENDING - server.pending == wire.MAX_BUNDLE - 1
+    assert intake.MAX_PENDING - server.pending == messages.MAX_BUNDLE - 1
 
 
 def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
@@ -288,12 +289,13 @@ def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
     for i in range(intake.MAX_PENDING // intake.MAX_PENDING_PER_PEER):
         crowd = Peer(server, b"crowd%d" % i)
         for _ in range(intake.MAX_PENDING_PER_PEER):
-            if server.pending < intake.MAX_PENDING - wire.MAX_BUNDLE:
+            if server.pending < intake.MAX_PENDING - messages.MAX_BUNDLE:
                 crowd.send("snapshot", "a")
-    assert server.pending == intake.MAX_PENDING - wire.MAX_BUNDLE
+    assert server.pending == intake.MAX_PENDING - messages.MAX_BUNDLE
     assert not server.full
-    asked = [wire.Request(v=1, op="snapshot", id=str(i), sequence_id="a") for i in range(wire.MAX_BUNDLE)]
-    bundle = wire.bundle([wire.encode_request(request) for request in asked])
+    numbers = map(str, range(messages.MAX_BUNDLE))
+    asked = [messages.Request(v=1, op="snapshot", id=number, sequence_id="a") for number in numbers]
+    bundle = messages.bundle([messages.encode_request(request) for request in asked])
     assert server.receive(b"late", bundle, 0.0) == []  # nothing is refused
     assert server.pending == intake.MAX_PENDING
 
@@ -324,8 +326,8 @@ def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
 def test_latency_is_counted_from_arrival_until_the_reply_is_on_its_way() -> None:
     server = Server(tally_engine(), "boot")
     for k in range(2):
-        header = wire.Request(v=1, op="open", sequence_id=f"a{k}")
-        server.receive(b"p", wire.encode_request(header), 10.0 + k)
+        header = messages.Request(v=1, op="open", sequence_id=f"a{k}")
+        server.receive(b"p", messages.encode_request(header), 10.0 + k)
     server.run(12.0)
     server.done(12.5)
     server.done(99.0)
@@ -372,7 +374,7 @@ def test_stats_tell_what_was_done_and_how_things_stand() -> None:
 def test_fields_that_do_not_go_together(fields: dict[str, object]) -> None:
     server = Server(tally_engine(), "boot")
     [out] = server.receive(b"p", [msgspec.msgpack.encode({"v": 1, "id": "7", **fields})], 0.0)
-    reply, _ = wire.decode_reply(out.frames)
+    reply, _ = messages.decode_reply(out.frames)
     assert (code(reply), reply.id, reply.op) == ("BAD_MESSAGE", "7", fields["op"])
 
 
@@ -389,7 +391,7 @@ def test_any_frames_get_one_reply(frames: list[bytes]) -> None:
     _, server, peer = served()
     replies = server.receive(b"p", frames, 0.0) or server.run(0.0)
     assert len(replies) == 1
-    reply, _ = wire.decode_reply(replies[0].frames)
+    reply, _ = messages.decode_reply(replies[0].frames)
     assert reply.error is not None
     assert code(peer.ask("open", "a")[0]) == "ok"
 

@@ -17,9 +17,10 @@ import pytest
 import zmq
 
 from runnel import errors
-from runnel.serve import process, wire
-from runnel.serve.daemon import Daemon
-from runnel.serve.protocol import Server
+from runnel.daemon import process
+from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol.server import Server
+from runnel.wire import messages
 
 from . import protocol_page
 from .site import Site, guarded, here
@@ -41,8 +42,8 @@ def test_every_error_of_streams_chunks_and_messages_is_on_the_page() -> None:
 
 
 def test_every_field_of_a_description_is_on_the_page() -> None:
-    assert list(protocol_page.SERVER) == list(wire.Description.__struct_fields__)
-    for limit in wire.Limits.__struct_fields__:
+    assert list(protocol_page.SERVER) == list(messages.Description.__struct_fields__)
+    for limit in messages.Limits.__struct_fields__:
         assert f"`{limit}`" in protocol_page.SERVER["limits"]
 
 

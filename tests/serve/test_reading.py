@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runnel.serve.reading import percentile, reading, since, together
-from runnel.serve.stats import SECONDS, SIZES, Histogram, Stats
+from runnel.daemon.metrics.rates import percentile, reading, since, together
+from runnel.daemon.protocol.stats import SECONDS, SIZES, Histogram, Stats
 
 VALUES = st.lists(st.floats(0, 20), min_size=1, max_size=300)
 SHARES = st.sampled_from([0.0, 0.01, 0.25, 0.5, 0.9, 0.99, 1.0])

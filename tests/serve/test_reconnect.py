@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from runnel import AsyncClient, errors
-from runnel.serve import connection
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel.client import connection
+from runnel.client.client import Client
+from runnel.daemon.loop import Daemon
 from runnel.spec import Array
 
 from .peers import served

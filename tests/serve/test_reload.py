@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runnel.serve.client import Client
+from runnel.client.client import Client
 
 from .logfmt import parsed
 from .peers import ask

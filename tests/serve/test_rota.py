@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.serve.rota import Rota
+from runnel.daemon.protocol.rota import Rota
 
 
 @given(st.lists(st.one_of(st.integers(0, 4), st.none()), max_size=60))

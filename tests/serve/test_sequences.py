@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from runnel.serve import sequences, wire
-from runnel.serve.placement import Place, worker_of
-from runnel.serve.protocol import Server
-from runnel.serve.replies import Outgoing
-from runnel.serve.sequences import KEPT_REPLIES, KEPT_SECONDS
-from runnel.serve.wire import Reply, Request
+from runnel.daemon.protocol import sequences
+from runnel.daemon.protocol.replies import Outgoing
+from runnel.daemon.protocol.sequences import KEPT_REPLIES, KEPT_SECONDS
+from runnel.daemon.protocol.server import Server
+from runnel.wire import messages
+from runnel.wire.messages import Reply, Request
+from runnel.wire.placement import Place, worker_of
 
 from .support import POISON, UNLUCKY, Peer, code, plain_engine, rows, tally_engine
 
@@ -224,14 +225,14 @@ def test_the_memory_of_closed_streams_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 def notice(out: Outgoing) -> tuple[bytes, Reply]:
-    return out.peer, wire.decode_reply(out.frames)[0]
+    return out.peer, messages.decode_reply(out.frames)[0]
 
 
 def ask_at(server: Server, peer: bytes, now: float, **fields: object) -> Reply:
     header = Request(v=1, **fields)  # type: ignore[arg-type]
-    server.receive(peer, wire.encode_request(header), now)
+    server.receive(peer, messages.encode_request(header), now)
     [out] = server.run(now)
-    return wire.decode_reply(out.frames)[0]
+    return messages.decode_reply(out.frames)[0]
 
 
 def test_an_idle_stream_is_closed_and_who_spoke_for_it_last_is_told() -> None:
@@ -258,7 +259,7 @@ def test_a_stream_whose_request_waits_is_not_idle() -> None:
     engine = tally_engine()
     server = Server(engine, "boot", idle_seconds=10.0)
     ask_at(server, b"one", 0.0, op="open", sequence_id="a")
-    server.receive(b"one", wire.encode_request(Request(v=1, op="flush", sequence_id="a")), 9.0)
+    server.receive(b"one", messages.encode_request(Request(v=1, op="flush", sequence_id="a")), 9.0)
     assert server.tick(11.0) == []
     [out] = server.run(11.0)
     assert code(notice(out)[1]) == "ok"
@@ -358,9 +359,9 @@ def test_one_name_and_two_users_are_two_streams() -> None:
 
     def ask(user: str, **fields: object) -> Reply:
         header = Request(v=1, **fields)  # type: ignore[arg-type]
-        server.receive(b"p", wire.encode_request(header), 0.0, user)
+        server.receive(b"p", messages.encode_request(header), 0.0, user)
         [out] = server.run(0.0)
-        return wire.decode_reply(out.frames)[0]
+        return messages.decode_reply(out.frames)[0]
 
     assert [code(ask(u, op="open", sequence_id="mic")) for u in ("ann", "bob", "")] == ["ok"] * 3
     assert ask("ann", op="reset", sequence_id="mic").sequence_id == "mic"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runnel.client.client import Client
 from runnel.errors import UnknownStreamError
-from runnel.serve.client import Client
 from tests import models
 
 from .logfmt import events, parsed

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runnel.serve.client import Client
+from runnel.client.client import Client
 
 from .processes import children, command
 from .support import model_pipeline, rows

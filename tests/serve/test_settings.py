@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from runnel import Engine
+from runnel.daemon.settings import FLAGS, RELOADABLE, Settings, Source, make, renewed
+from runnel.daemon.supervision import control as link
 from runnel.errors import PipelineError, RunnelError, UsageError
-from runnel.serve import link
-from runnel.serve.settings import FLAGS, RELOADABLE, Settings, Source, make, renewed
 
 from .support import model_pipeline
 

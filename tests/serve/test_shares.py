@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.serve import intake, sequences, wire
-from runnel.serve.protocol import Server
-from runnel.serve.shares import Places, Remembered
-from runnel.serve.tensors import pack
-from runnel.serve.wire import Request
+from runnel.daemon.protocol import intake, sequences
+from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.shares import Places, Remembered
+from runnel.wire import messages
+from runnel.wire.messages import Request
+from runnel.wire.tensors import pack
 
 from .support import POISON, UNLUCKY, rows, tally_engine
 
@@ -34,7 +35,7 @@ class Site:
 
     def tell(self, user: str, request: dict[str, Any], x: Any) -> None:
         infos, buffers = pack({"x": x}) if x is not None else ([], [])
-        frames = wire.encode_request(Request(v=1, inputs=infos, **request), buffers)
+        frames = messages.encode_request(Request(v=1, inputs=infos, **request), buffers)
         self._hear(self.server.receive(user.encode(), frames, self.now, user))
 
     def run(self) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import zmq
 
-from runnel.serve import outbox, runner, sender, wire
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
+from runnel.client.client import Client
+from runnel.daemon import sender
+from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol import outbox
+from runnel.daemon.protocol import turn as runner
+from runnel.wire import messages
 
 from .peers import ask, dealer, feed, reply_of, run
 from .support import SpyEngine, code, rows
@@ -41,14 +44,14 @@ def served(engine: SpyEngine, address: str) -> Iterator[Daemon]:
 
 
 def hello(id: int) -> list[bytes]:
-    return wire.encode_request(wire.Request(v=1, op="hello", id=str(id)))
+    return messages.encode_request(messages.Request(v=1, op="hello", id=str(id)))
 
 
-def all_replies(sock: zmq.Socket[bytes], quiet: int = 1000) -> list[wire.Reply]:
+def all_replies(sock: zmq.Socket[bytes], quiet: int = 1000) -> list[messages.Reply]:
     """Until none has come for so many milliseconds."""
     replies = []
     while sock.poll(quiet):
-        replies.append(wire.decode_reply(sock.recv_multipart())[0])
+        replies.append(messages.decode_reply(sock.recv_multipart())[0])
     return replies
 
 
@@ -174,7 +177,7 @@ def test_large_replies_of_peers_that_are_gone_are_forgotten(
     monkeypatch.setattr(sender, "_FIRST_SWEEP", 4)
     made: list[sender.Sender] = []
     monkeypatch.setattr(
-        "runnel.serve.daemon.Sender", lambda router: made.append(sender.Sender(router)) or made[0]
+        "runnel.daemon.loop.Sender", lambda router: made.append(sender.Sender(router)) or made[0]
     )
     with served(engine, address) as daemon:
         for i in range(20):
@@ -190,7 +193,7 @@ def test_what_libzmq_holds_for_a_peer_is_given_back_when_it_is_gone(
 ) -> None:
     made: list[sender.Sender] = []
     monkeypatch.setattr(
-        "runnel.serve.daemon.Sender", lambda router: made.append(sender.Sender(router)) or made[0]
+        "runnel.daemon.loop.Sender", lambda router: made.append(sender.Sender(router)) or made[0]
     )
     with served(engine, address) as daemon:
         with dealer(daemon.address, queued=1) as deaf:

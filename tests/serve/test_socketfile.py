@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from runnel.client.client import Client
+from runnel.daemon import socketfile
+from runnel.daemon.loop import Daemon
 from runnel.errors import UsageError
-from runnel.serve import socketfile
-from runnel.serve.client import Client
-from runnel.serve.daemon import Daemon
 
 from .peers import refusal, run
 from .support import tally_engine

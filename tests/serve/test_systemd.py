@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from runnel.daemon.loop import Daemon
+from runnel.daemon.settings import Settings, Source
+from runnel.daemon.supervision import systemd
+from runnel.daemon.supervision.lifecycle import Service
+from runnel.daemon.supervision.systemd import Notifier
 from runnel.errors import UsageError
-from runnel.serve import systemd
-from runnel.serve.daemon import Daemon
-from runnel.serve.keeper import Service
-from runnel.serve.settings import Settings, Source
-from runnel.serve.systemd import Notifier
 
 from .peers import Gate, ask, dealer, feed, reply_of
 from .processes import children, command, observe_nothing

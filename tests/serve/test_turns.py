@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from runnel import errors
+from runnel.client.protocol import snapshot_parts
+from runnel.daemon.protocol import pace, works
+from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol.intake import MAX_PEER_BYTES
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
-from runnel.serve import pace, runner, works
-from runnel.serve.conversation import snapshot_parts
-from runnel.serve.intake import MAX_PEER_BYTES
-from runnel.serve.protocol import Server
-from runnel.serve.tensors import pack, unpack
-from runnel.serve.wire import MAX_TENSOR_BYTES, Request, decode_reply, encode_request
+from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, Stage, State
+from runnel.wire.messages import MAX_TENSOR_BYTES, Request, decode_reply, encode_request
+from runnel.wire.tensors import pack, unpack
 
 A_STEP = 30e-6  # made-up seconds that a time step takes
 A_CALL = 200e-6  # and that any other call takes

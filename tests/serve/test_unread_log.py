@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from runnel.serve import logs
-from runnel.serve.client import Client
-from runnel.serve.logs import MAX_WAITING, Log, written
-from runnel.serve.watch import Watcher
+from runnel.client.client import Client
+from runnel.client.monitor import Watcher
+from runnel.daemon import logs
+from runnel.daemon.logs import MAX_WAITING, Log, written
 
 from .peers import ask, dealer
 from .support import model_pipeline, rows
@@ -158,7 +158,7 @@ def test_an_error_at_the_end_does_not_wait_for_a_full_pipe(tmp_path: Path) -> No
     reader, writer = os.pipe()
     code = (
         "import sys, warnings\n"
-        "from runnel.serve import logs\n"
+        "from runnel.daemon import logs\n"
         "with logs.written(sys.stderr):\n"
         "    for _ in range(2000): logs.Log('runnel.x').info('e' * 200, n=_)\n"
         "    for _ in range(300): logs.Log('runnel.x').info('e%d' % _ * 200)\n"

@@ -13,13 +13,14 @@ import pytest
 import zmq
 
 from runnel.cli.main import main
+from runnel.client.monitor import Watcher
+from runnel.daemon import loop as daemon_module
+from runnel.daemon.loop import Daemon
+from runnel.daemon.metrics import http as metrics
 from runnel.errors import UsageError
-from runnel.serve import daemon as daemon_module
-from runnel.serve import metrics, wire
-from runnel.serve.curve import connect_as, new_pair
-from runnel.serve.daemon import Daemon
-from runnel.serve.keys import Secret
-from runnel.serve.watch import Watcher
+from runnel.wire import messages
+from runnel.wire.curve import connect_as, new_pair
+from runnel.wire.keys import Secret
 
 from . import raw
 from .peers import ask, dealer, feed, knock, reply_of
@@ -138,7 +139,7 @@ def test_a_key_struck_off_is_refused_at_once_and_let_in_again(
         assert code(ask(a, "flush", "mic")) == "ok"  # the stream was there all the while
 
 
-def until(sock: zmq.Socket[bytes], wanted: str) -> wire.Reply:
+def until(sock: zmq.Socket[bytes], wanted: str) -> messages.Reply:
     """Ask until the daemon has read its list."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from runnel.client.monitor import MAX_WORKERS, UNANSWERED, Watcher
+from runnel.daemon.loop import Daemon
 from runnel.errors import UsageError
-from runnel.serve.daemon import Daemon
-from runnel.serve.placement import Place
-from runnel.serve.watch import MAX_WORKERS, UNANSWERED, Watcher
+from runnel.wire.placement import Place
 
 from .peers import ask, dealer
 from .workers import Worker, workers

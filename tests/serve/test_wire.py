@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runnel.errors import ChunkError, RunnelError, TooLargeError, WireError
-from runnel.serve import tensors, wire
-from runnel.serve.wire import Request, TensorInfo
 from runnel.spec import DTYPES
+from runnel.wire import messages, tensors
+from runnel.wire.messages import Request, TensorInfo
 
 encode = msgspec.msgpack.encode
 
@@ -23,7 +23,7 @@ arrays = st.sampled_from(DTYPES).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 )
 chunks = st.dictionaries(st.text(min_size=1, max_size=8), arrays, max_size=4)
-counts = st.integers(0, wire.MAX_COUNT)
+counts = st.integers(0, messages.MAX_COUNT)
 
 
 @given(chunks, st.sampled_from(["open", "feed", "close"]), st.text(max_size=9), st.booleans(), counts, counts)
@@ -35,7 +35,7 @@ def test_a_request_comes_back_as_it_was(
     header = Request(
         v=1, op=op, id=id, sequence_id=id, sequence_start=start, seq=seq, epoch=epoch, inputs=infos
     )
-    read, read_buffers = wire.decode_request(wire.encode_request(header, buffers))
+    read, read_buffers = messages.decode_request(messages.encode_request(header, buffers))
     assert read == header
     back = tensors.unpack(read.inputs, read_buffers)
     assert list(back) == list(chunk)
@@ -56,7 +56,7 @@ def test_the_bytes_are_little_endian_and_in_c_order() -> None:
 def test_every_dtype_of_a_pipeline_has_a_datatype_of_its_size() -> None:
     assert set(tensors.DATATYPES) == set(DTYPES)
     for name, datatype in tensors.DATATYPES.items():
-        assert wire.ITEM_BYTES[datatype] == np.dtype(name).itemsize
+        assert messages.ITEM_BYTES[datatype] == np.dtype(name).itemsize
 
 
 @pytest.mark.parametrize("value", [[1.0], "text", np.zeros(3, "complex64"), np.array(["a"]), None])
@@ -91,7 +91,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_message_that_the_refused_ones_differ_from_is_good() -> None:
-    wire.decode_request([encode(GOOD), BODY])
+    messages.decode_request([encode(GOOD), BODY])
 
 
 @pytest.mark.parametrize(
@@ -133,47 +133,53 @@ def test_the_message_that_the_refused_ones_differ_from_is_good() -> None:
 )
 def test_what_is_no_message(frames: list[bytes], words: str) -> None:
     with pytest.raises(WireError, match=words) as caught:
-        wire.decode_request(frames)
+        messages.decode_request(frames)
     assert type(caught.value) is WireError
 
 
 @pytest.mark.parametrize(
     ("frames", "words"),
     [
-        ([bytes(wire.MAX_HEADER + 1)], "the header has 16385 bytes"),
+        ([bytes(messages.MAX_HEADER + 1)], "the header has 16385 bytes"),
         ([encode(tensor(shape=[2**40])), BODY], "too large"),
         ([encode(tensor(shape=[0, 2**62])), b""], "too large"),
         ([encode(tensor(shape=[2**62] * 9)), BODY], "too large"),
-        ([encode(GOOD), bytes(wire.MAX_MESSAGE_BYTES)], "the message has"),
-        ([encode(tensor(shape=[wire.MAX_TENSOR_BYTES // 4 + 1])), bytes(wire.MAX_TENSOR_BYTES + 4)], "large"),
+        ([encode(GOOD), bytes(messages.MAX_MESSAGE_BYTES)], "the message has"),
+        (
+            [
+                encode(tensor(shape=[messages.MAX_TENSOR_BYTES // 4 + 1])),
+                bytes(messages.MAX_TENSOR_BYTES + 4),
+            ],
+            "large",
+        ),
     ],
 )
 def test_what_passes_a_bound(frames: list[bytes], words: str) -> None:
     with pytest.raises(TooLargeError, match=words) as caught:
-        wire.decode_request(frames)
+        messages.decode_request(frames)
     assert len(caught.value.message) < 300
 
 
 def test_the_largest_tensor_is_taken() -> None:
-    header = encode(tensor(shape=[wire.MAX_TENSOR_BYTES // 4]))
-    wire.decode_request([header, bytes(wire.MAX_TENSOR_BYTES)])
+    header = encode(tensor(shape=[messages.MAX_TENSOR_BYTES // 4]))
+    messages.decode_request([header, bytes(messages.MAX_TENSOR_BYTES)])
 
 
 def test_a_sender_is_told_of_its_own_fault() -> None:
     header = Request(v=1, op="feed", sequence_id="a", inputs=[TensorInfo("x", "FP32", [2])])
     with pytest.raises(WireError, match="takes 8 bytes"):
-        wire.encode_request(header, [bytes(4)])
+        messages.encode_request(header, [bytes(4)])
     with pytest.raises(TooLargeError, match="smaller chunks"):
-        wire.encode_request(header, [bytes(wire.MAX_MESSAGE_BYTES + 1)])
+        messages.encode_request(header, [bytes(messages.MAX_MESSAGE_BYTES + 1)])
 
 
 def test_a_reply_of_a_newer_daemon_is_read_and_of_another_version_is_not() -> None:
-    reply, _ = wire.decode_reply([encode({"v": 1, "id": "7", "durable_seq": 4})])
+    reply, _ = messages.decode_reply([encode({"v": 1, "id": "7", "durable_seq": 4})])
     assert reply.id == "7"
     with pytest.raises(WireError, match="version 2"):
-        wire.decode_reply([encode({"v": 2, "id": "7"})])
+        messages.decode_reply([encode({"v": 2, "id": "7"})])
     with pytest.raises(WireError):
-        wire.decode_reply([])
+        messages.decode_reply([])
 
 
 @pytest.mark.parametrize(
@@ -184,17 +190,17 @@ def test_a_reply_of_a_newer_daemon_is_read_and_of_another_version_is_not() -> No
         ([encode({"id": "7", "v": "one", "x": [1]})], "7"),
         ([encode({"id": 7})], ""),
         ([encode({"id": "7" * 300})], ""),
-        ([encode({"id": "7", "pad": bytes(wire.MAX_HEADER)})], ""),
+        ([encode({"id": "7", "pad": bytes(messages.MAX_HEADER)})], ""),
     ],
 )
 def test_the_id_of_a_message_that_is_wrong(frames: list[bytes], id: str) -> None:
-    assert wire.salvage_ids(frames) == [id]
+    assert messages.salvage_ids(frames) == [id]
 
 
 def read_all(frames: list[bytes]) -> None:
     """Read frames in every way that a peer's bytes are read; only errors of the tree may come out."""
-    wire.salvage_ids(frames)
-    for decode in (wire.decode_request, wire.decode_reply):
+    messages.salvage_ids(frames)
+    for decode in (messages.decode_request, messages.decode_reply):
         with suppress(RunnelError):
             header, buffers = decode(frames)
             infos = header.inputs if isinstance(header, Request) else header.outputs

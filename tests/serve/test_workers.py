@@ -15,14 +15,23 @@ from typing import Any
 import pytest
 import zmq
 
+from runnel.daemon.settings import MAX_WORKERS, Settings, Source
+from runnel.daemon.supervision import control as link
+from runnel.daemon.supervision import supervisor as workers_module
+from runnel.daemon.supervision import worker
+from runnel.daemon.supervision.supervisor import (
+    FIRST_PAUSE,
+    LAST_PAUSE,
+    SOUND_SECONDS,
+    Backoff,
+    Supervisor,
+    addresses,
+)
+from runnel.daemon.supervision.systemd import Notifier
 from runnel.errors import RunnelError, UsageError
-from runnel.serve import link, wire, worker
-from runnel.serve import workers as workers_module
-from runnel.serve.address import MAX_PATH
-from runnel.serve.placement import worker_of
-from runnel.serve.settings import MAX_WORKERS, Settings, Source
-from runnel.serve.systemd import Notifier
-from runnel.serve.workers import FIRST_PAUSE, LAST_PAUSE, SOUND_SECONDS, Backoff, Supervisor, addresses
+from runnel.wire import messages
+from runnel.wire.address import MAX_PATH
+from runnel.wire.placement import worker_of
 
 from .logfmt import events
 from .peers import ask, dealer, feed, reply_of
@@ -35,7 +44,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_pipeline(tmp_path_factory.mktemp("model"))
 
 
-def hello(address: str) -> wire.Description:
+def hello(address: str) -> messages.Description:
     with dealer(address) as sock:
         reply = ask(sock, "hello")
         assert reply.server

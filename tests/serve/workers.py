@@ -10,9 +10,9 @@ from pathlib import Path
 
 import zmq
 
-from runnel.serve import process
-from runnel.serve.placement import Place
-from runnel.serve.protocol import Server
+from runnel.daemon import process
+from runnel.daemon.protocol.server import Server
+from runnel.wire.placement import Place
 
 from .support import tally_engine
 

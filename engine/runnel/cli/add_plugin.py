@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..plugins import GROUP
+from ..loading.registry import GROUP
 from .new_plugin import check_name, filled
 
 _HEADER = re.compile(

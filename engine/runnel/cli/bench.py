@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..shown import bare
 
 if TYPE_CHECKING:
-    from ..load.trial import Plan, Result, Target
+    from ..loadgen.trial import Plan, Result, Target
     from ..spec import Signal
     from ..stage import Chunk
 
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 when every chunk was answered, 1 otherwise. Raises UsageError, and as the target does."""
-    from ..load import report
+    from ..loadgen import report
 
     deadline = _check(args)
     with ExitStack() as stack:
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ramp(args: argparse.Namespace, bench: _Bench, plan: Plan, meter: _Meter, deadline: float) -> int:
-    from ..load import report
-    from ..load.ramp import ramp
+    from ..loadgen import report
+    from ..loadgen.ramp import ramp
 
     found = ramp(
         lambda streams: _trial(bench, replace(plan, streams=streams), meter),
@@ -130,9 +130,9 @@ class _Bench:
 
 def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
     if _ADDRESS.match(args.target):
-        from ..load.remote import RemoteTarget, hello
-        from ..serve.keys import client_keys
-        from ..serve.tensors import undescribe
+        from ..loadgen.remote import RemoteTarget, hello
+        from ..wire.keys import client_keys
+        from ..wire.tensors import undescribe
         from .there import await_socket
 
         await_socket(args.target, args.timeout, args.quiet)
@@ -145,7 +145,7 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
             lambda streams: RemoteTarget(args.target, served, chunks, streams, args.timeout, keys),
         )  # fmt: skip
     from ..engine import Engine
-    from ..load.local import LocalTarget
+    from ..loadgen.local import LocalTarget
 
     most = _MOST_LOCAL if args.ramp else args.streams or 1
     engine = stack.enter_context(Engine.load(args.target, max_streams=most, threads=args.threads))
@@ -156,8 +156,8 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
 
 def _chunks(args: argparse.Namespace, signal: Signal) -> list[Chunk]:
     """What is fed: read from the file, or random."""
-    from ..load.inputs import MOST_BYTES, random_chunks
-    from .ends import source_of, written
+    from ..loadgen.inputs import MOST_BYTES, random_chunks
+    from .connectors import source_of, written
 
     steps = _steps(args, signal)
     if args.input is None:
@@ -184,7 +184,7 @@ def _steps(args: argparse.Namespace, signal: Signal) -> int:
 
 
 def _plan(args: argparse.Namespace, signal: Signal, deadline: float | None) -> Plan:
-    from ..load.trial import Plan
+    from ..loadgen.trial import Plan
 
     rate = args.rate
     if rate is None:
@@ -229,7 +229,7 @@ def _duration(text: str) -> float:
 
 
 def _trial(bench: _Bench, plan: Plan, meter: _Meter) -> Result:
-    from ..load import trial
+    from ..loadgen import trial
 
     meter.begin(plan)
     with bench.target(plan.streams) as target, _without_collection():

@@ -12,8 +12,8 @@ from ..errors import UsageError
 from .text import Row, aligned, count
 
 if TYPE_CHECKING:
+    from ..daemon.settings import Settings
     from ..engine import Engine
-    from ..serve.settings import Settings
 
 HELP = "say what a daemon would do with a pipeline or a model, and what is wrong, without serving"
 
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0. Raises errors of the tree for what `serve` would refuse."""
-    from ..serve import process
-    from ..serve.settings import FLAGS, Source
-    from ..serve.vetting import vet
+    from ..daemon import process
+    from ..daemon.settings import FLAGS, Source
+    from ..daemon.vetting import vet
 
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 def document(pipeline: str, settings: Settings, engine: Engine) -> dict[str, Any]:
     """For programs: bytes and seconds; what is not wanted is null. Raises UsageError for a path in use."""
-    from ..serve import process
-    from ..serve.workers import addresses
+    from ..daemon import process
+    from ..daemon.supervision.supervisor import addresses
 
     keyed = bool(settings.keys)
     served = engine.pipeline
@@ -95,8 +95,8 @@ def document(pipeline: str, settings: Settings, engine: Engine) -> dict[str, Any
 
 
 def _in_the_way(address: str) -> list[str]:
-    from ..serve import socketfile
-    from ..serve.address import parse
+    from ..daemon import socketfile
+    from ..wire.address import parse
 
     path = parse(address, keyed=True).path
     if path is None or not socketfile.taken(path):
@@ -108,7 +108,7 @@ def _users(settings: Settings) -> list[str] | None:
     """The names of those who are let in; None: whoever reaches the address."""
     if not settings.keys:
         return None
-    from ..serve.keys import read_users
+    from ..wire.keys import read_users
 
     return sorted(set(read_users(Path(settings.authorised)).values()))
 
@@ -116,7 +116,8 @@ def _users(settings: Settings) -> list[str] | None:
 def _metrics(settings: Settings, warnings: list[str]) -> str | None:
     if not settings.metrics:
         return None
-    from ..serve import exposition, metrics
+    from ..daemon.metrics import http as metrics
+    from ..daemon.metrics import prometheus as exposition
 
     host, port = metrics.parse(settings.metrics)
     if not metrics.is_loopback(host):

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import container
 from ..errors import UsageError
+from ..loading import container
 from ..probe import beside
 from ..spec import Blocks, Framing, ModelSpec, from_document
 from .text import Row, aligned, model_rows, probe_rows, quantize_rows

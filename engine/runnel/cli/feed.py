@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
+from ..client.client import Client
 from ..errors import UsageError
-from ..serve.client import Client
 from ..spec import Array
 from ..stage import Chunk
-from .ends import (
+from .connectors import (
     INPUTS,
     Outputs,
     fit_together,

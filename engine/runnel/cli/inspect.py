@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import container
-from ..feedback import Feedback
+from ..loading import container
+from ..pipeline.feedback import Feedback
 from ..spec import ModelSpec
 from .text import Row, aligned, certificate_rows, count, counted, document, model_rows
 
@@ -84,7 +84,7 @@ def _show_file(path: Path, as_json: bool) -> None:
 
 def _models(engine: Engine) -> list[_Model]:
     """The models, in the order of the stages."""
-    from ..model import ModelStage, placement
+    from ..model.session import ModelStage, placement
 
     found = []
     for stage in engine.pipeline.unrolled.stages:

@@ -12,8 +12,8 @@ from ..errors import RunnelError
 from .text import Row, aligned, count
 
 if TYPE_CHECKING:
-    from ..serve.watch import Seen
-    from ..serve.wire import Description, TensorMetadata
+    from ..client.monitor import Seen
+    from ..wire.messages import Description, TensorMetadata
 
 
 def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
@@ -22,10 +22,10 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
     Raises UsageError where no socket is, TimeoutError where nobody answers, RunnelError for a daemon that is
     stopping.
     """
-    from ..serve.keys import client_keys
-    from ..serve.remote import silence
-    from ..serve.socketfile import require
-    from ..serve.watch import Watcher
+    from ..client.common import silence
+    from ..client.monitor import Watcher
+    from ..daemon.socketfile import require
+    from ..wire.keys import client_keys
 
     require(address)
     with Watcher([address], timeout, client_keys(keys) if keys else None) as watcher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..serve.keys import Secret, read_public, write
+from ..wire.keys import Secret, read_public, write
 
 HELP = "make a key pair for a daemon that is reached over a network, or for a client of one"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once both files are there. Raises UsageError; a file that is there is left alone."""
-    from ..serve.curve import new_pair
+    from ..wire.curve import new_pair
 
     server = read_public(args.server) if args.server else ""
     public, secret = new_pair()

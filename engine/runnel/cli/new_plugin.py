@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 
 from ..errors import UsageError
-from ..loader import MODEL
-from ..plugins import distribution, installed
+from ..loading.loader import MODEL
+from ..loading.registry import distribution, installed
 
 MAX_NAME = 40  # characters: it becomes a file's name, a module's and a package's
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..serve.reading import Document, Reading, reading, since, together
-from ..serve.watch import Seen
+from ..client.monitor import Seen
+from ..daemon.metrics.rates import Document, Reading, reading, since, together
 
 HISTORY: Final = 240  # intervals of steps/s that are kept: more than a terminal is wide
 _BARS: Final = "▁▂▃▄▅▆▇█"

@@ -15,13 +15,13 @@ from ..engine import Engine
 from ..errors import UsageError
 from ..files import OutputFile
 from ..stage import Chunk, Steps
-from .ends import INPUTS, End, declared, path_of, source_of
+from .connectors import INPUTS, End, declared, path_of, source_of
 from .pace import Stopper, chunk_steps, generated, most_steps, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_input_arguments, fed, input_of
 
 if TYPE_CHECKING:
-    from ..look.record import Axis, Record, Recorder
+    from ..insight.recorder import Axis, Record, Recorder
 
 _LEAST_CHUNK = 64  # time steps fed at once: more than what is drawn are not needed
 
@@ -79,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all is written. Raises errors of the tree; then no picture is."""
-    from ..loader import load_pipeline
-    from ..look.record import Recorder
+    from ..insight.recorder import Recorder
+    from ..loading.loader import load_pipeline
 
     format = _format(args)
     seconds, recorder = seconds_of(args.seconds), Recorder()
@@ -153,7 +153,8 @@ def _write(
     args: argparse.Namespace, record: Record, out: OutputFile | None, format: str, end: End | None
 ) -> str:
     """The picture and the events. Returns what was written, in words."""
-    from ..look import events, picture
+    from ..insight import picture
+    from ..insight import tensorboard as events
 
     read = "" if end is None else end.file.name if end.file else end.use
     title = f"{Path(args.pipeline).name}   {read}"
@@ -190,7 +191,7 @@ def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ende
 
 def _window(args: argparse.Namespace, seconds: float | None, axis: Axis, live: bool) -> tuple[int, int]:
     """The first time step that is drawn, and how many are: those of so many steps of the model."""
-    from ..look.record import DEFAULT_TICKS, MAX_TICKS
+    from ..insight.recorder import DEFAULT_TICKS, MAX_TICKS
 
     first = _first(args.first, axis)
     asked = most_steps(args.steps, seconds, axis.rate, live)
@@ -222,7 +223,8 @@ def _first(text: str | None, axis: Axis) -> int:
 
 def _format(args: argparse.Namespace) -> str:
     """Of the picture, by its name's ending; whether it can be made is told before anything is read."""
-    from ..look import events, picture
+    from ..insight import picture
+    from ..insight import tensorboard as events
 
     if args.output is None and args.tensorboard is None:
         raise UsageError("where to? -o FILE (.png, .svg or .pdf), --tensorboard DIR, or both")

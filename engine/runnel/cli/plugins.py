@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError, UsageError
-from ..plugins import KINDS, Option, Plugin, distribution, installed, load, offers
+from ..loading.registry import KINDS, Option, Plugin, distribution, installed, load, offers
 
 HELP = "list the stages, sources, sinks and listeners to streams that are installed; write a new one"
 

@@ -13,7 +13,7 @@ from ..files import warn
 from ..spec import Array
 from ..stage import Chunk, Steps
 from ..stream import Stream
-from .ends import (
+from .connectors import (
     INPUTS,
     End,
     Outputs,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..serve.settings import Settings, Source
-    from ..serve.systemd import Notifier
+    from ..daemon.settings import Settings, Source
+    from ..daemon.supervision.systemd import Notifier
 
 HELP = "serve a pipeline to clients"
 
@@ -93,10 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
-    from ..serve import logs, process
-    from ..serve.settings import FLAGS, Source
-    from ..serve.systemd import Notifier
-    from ..serve.vetting import vet
+    from ..daemon import logs, process
+    from ..daemon.settings import FLAGS, Source
+    from ..daemon.supervision.systemd import Notifier
+    from ..daemon.vetting import vet
 
     process.hold_standard_files()
     process.raise_files()
@@ -112,10 +112,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
-    from ..serve import process
-    from ..serve.curve import guard_of
-    from ..serve.daemon import Daemon
-    from ..serve.keeper import Service
+    from ..daemon import process
+    from ..daemon.guard import guard_of
+    from ..daemon.loop import Daemon
+    from ..daemon.supervision.lifecycle import Service
 
     guard = guard_of(settings)
     with process.load(args.pipeline, settings, args.trust) as engine:
@@ -133,7 +133,7 @@ def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier:
 
 
 def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
-    from ..serve.workers import Supervisor
+    from ..daemon.supervision.supervisor import Supervisor
 
     supervisor = Supervisor(args.pipeline, settings, source, notifier, _observe, trust=args.trust)
     return supervisor.serve(_SIGNALS)
@@ -143,8 +143,8 @@ def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextMan
     """What looks at the daemon from outside while it serves at the addresses."""
     if not settings.metrics:
         return nullcontext()
-    from ..serve import metrics
-    from ..serve.keys import client_keys
+    from ..daemon.metrics import http as metrics
+    from ..wire.keys import client_keys
 
     keys = client_keys(settings.metrics_keys) if settings.metrics_keys else None
     return metrics.serve(settings.metrics, addresses, keys)

@@ -12,8 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..ends import Source
-from ..pipeline import Pipeline
+from ..connectors import Source
+from ..pipeline.pipeline import Pipeline
 from ..spec import Array, Signal
 from ..stage import Chunk
 from .pace import rows_of

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Final
 
-from ..serve.socketfile import missing, require
+from ..daemon.socketfile import missing, require
 
 _LOOK: Final = 0.05  # seconds between two looks: a start takes a second
 

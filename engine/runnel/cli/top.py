@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..serve.watch import Seen, Watcher
+    from ..client.monitor import Seen, Watcher
     from .panel import Frame
 
 HELP = "watch a daemon live: streams, steps/s, latency, queue, memory, errors"
@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
-    from ..serve.keys import client_keys
-    from ..serve.socketfile import require
-    from ..serve.watch import Watcher
+    from ..client.monitor import Watcher
+    from ..daemon.socketfile import require
+    from ..wire.keys import client_keys
 
     if not MIN_INTERVAL <= args.interval <= MAX_INTERVAL:
         raise UsageError(
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(watcher: Watcher, address: str, interval: float) -> None:
-    from ..serve.remote import silence
+    from ..client.common import silence
     from .panel import frame, render
 
     before, began = watcher.look(), time.monotonic()

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from measured import Say, Table
 
-from runnel import Engine, container
+from runnel import Engine
 from runnel.cli.main import main
 from runnel.errors import ModelError, RunnelError
+from runnel.loading import container
 from runnel.probe import Probe
 from runnel.spec import Array, from_document
 

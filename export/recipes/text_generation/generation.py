@@ -14,8 +14,8 @@ import numpy as np
 from measured import Say
 
 from runnel import Client, Engine, Stream
+from runnel.client.client import RemoteStream
 from runnel.errors import RunnelError
-from runnel.serve.client import RemoteStream
 from runnel.spec import Array
 from runnel.stage import MAX_STEPS
 from runnel_export.demo.daemon import daemon

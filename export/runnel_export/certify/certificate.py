@@ -1,7 +1,7 @@
 """What an export proved, as a value that fits into the model file.
 
 A certificate says what was compared, how large the errors were and with which versions. It is stored
-as JSON in the file that it vouches for; `runnel.container.seal` adds the hash that ties the two.
+as JSON in the file that it vouches for; `runnel.loading.container.seal` adds the hash that ties the two.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Certificate:
         quantize: what became int8 and what stayed in float32; None for a float32 model.
         versions: of the packages that took part; date: ISO 8601, UTC.
         notes: what a user should know.
-        hash: of the file, as `runnel.container.digest` gives it; empty until the file is written.
+        hash: of the file, as `runnel.loading.container.digest` gives it; empty until the file is written.
     """
 
     errors: Mapping[str, Error]
@@ -138,7 +138,7 @@ class Certificate:
         return max((e.relative for e in self.errors.values()), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; the inverse of `from_json`. The hash is left to `runnel.container.seal`."""
+        """A JSON object; the inverse of `from_json`. The hash is left to `runnel.loading.container.seal`."""
         document = asdict(self)
         del document["hash"]
         return document

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from runnel import Engine, Stream
-from runnel import state as snapshots
+from runnel import snapshot as snapshots
 from runnel.errors import RunnelError
-from runnel.model import ModelStage
+from runnel.model.session import ModelStage
 from runnel.spec import Array
 
 from .certificate import Check, Limits

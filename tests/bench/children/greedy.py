@@ -17,8 +17,8 @@ import numpy as np
 import zmq
 
 from runnel import Client, RunnelError
-from runnel.serve import wire
-from runnel.serve.tensors import pack
+from runnel.wire import messages as wire
+from runnel.wire.tensors import pack
 
 MIB = 2**20
 

@@ -15,7 +15,7 @@ from tests.growth import MIB, grown, grows
 from tests.serve.churning import SAMPLES, Leaking, watched
 
 from runnel.engine import Engine
-from runnel.pipeline import Pipeline
+from runnel.pipeline.pipeline import Pipeline
 
 path, features, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from runnel.daemon.protocol.sequences import KEPT_SECONDS
+from runnel.daemon.protocol.server import Server
 from runnel.engine import Engine
-from runnel.serve.protocol import Server
-from runnel.serve.sequences import KEPT_SECONDS
-from runnel.serve.tensors import pack
-from runnel.serve.wire import Request, decode_reply, encode_request
+from runnel.wire.messages import Request, decode_reply, encode_request
+from runnel.wire.tensors import pack
 
 TOGETHER = 256  # requests in a batch
 SPREAD_SECONDS = 600.0  # of the server's time, in which all streams are fed once

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import runnel_export
-from runnel import Engine, container
+from runnel import Engine
 from runnel.errors import CertificateError, ExportError, ModelError, NotStreamableError
+from runnel.loading import container
 from runnel_export import exporter
 from runnel_export.certify.certificate import Certificate
 from runnel_export.lift.lift import Lifted

@@ -17,8 +17,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import runnel_export
-from runnel import Engine, container
+from runnel import Engine
 from runnel.errors import CertificateError, ExportError, ModelError
+from runnel.loading import container
 from runnel.probe import beside
 from runnel_export import exporter
 from runnel_export.certify.certificate import FLOAT32

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import runnel_export
-from runnel import Blocks, Engine, Framing, container
+from runnel import Blocks, Engine, Framing
 from runnel.errors import ExportError, NotStreamableError
+from runnel.loading import container
 from runnel.spec import ModelSpec, to_document
 from runnel_export.certify.bounded import Bounded
 from runnel_export.lift.lift import lift

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import runnel_export
-from runnel import Blocks, Engine, container
+from runnel import Blocks, Engine
 from runnel.errors import ExportError
+from runnel.loading import container
 from runnel.probe import Probe, beside
 from runnel.spec import to_document
 from runnel_export.certify.certificate import FLOAT32

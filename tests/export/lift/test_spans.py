@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import runnel
 import runnel_export
-from runnel import Blocks, Engine, container
-from runnel.serve.daemon import Daemon
+from runnel import Blocks, Engine
+from runnel.daemon.loop import Daemon
+from runnel.loading import container
 from runnel.spec import to_document
 from runnel_export.certify.bounded import Bounded, _one_way
 from runnel_export.lift.lift import lift

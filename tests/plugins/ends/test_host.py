@@ -13,7 +13,7 @@ import pytest
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
-from runnel_plugins.ends import host
+from runnel_plugins.connectors import host
 
 Times = namedtuple("Times", "user system idle iowait guest")
 Net = namedtuple("Net", "bytes_sent bytes_recv")

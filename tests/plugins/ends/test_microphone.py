@@ -13,7 +13,7 @@ import pytest
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
-from runnel_plugins.ends.microphone import Microphone
+from runnel_plugins.connectors.microphone import Microphone
 
 MONO = Signal((TensorSpec("x", "float32"),), 16000.0)
 

@@ -12,7 +12,7 @@ import pytest
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
-from runnel_plugins.ends import parquet as ours
+from runnel_plugins.connectors import parquet as ours
 from tests.cli.support import open_sink, open_source, read
 
 pyarrow = pytest.importorskip("pyarrow")

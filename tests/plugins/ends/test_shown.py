@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
-from runnel_plugins.ends import prometheus
-from runnel_plugins.ends.plot import Plot, envelope
-from runnel_plugins.ends.prometheus import Prometheus
+from runnel_plugins.connectors import prometheus
+from runnel_plugins.connectors.plot import Plot, envelope
+from runnel_plugins.connectors.prometheus import Prometheus
 
 Y = Signal((TensorSpec("y", "float32", (2,)), TensorSpec("w", "int64", (), ("yes", "no"))), 100.0)
 

@@ -15,8 +15,8 @@ import zmq
 
 from runnel import Signal, TensorSpec
 from runnel.errors import UsageError
-from runnel_plugins.ends import zeromq
-from runnel_plugins.ends.zeromq import Pub, Sub
+from runnel_plugins.connectors import zeromq
+from runnel_plugins.connectors.zeromq import Pub, Sub
 
 X = Signal((TensorSpec("x", "float32", (2,)),))
 TWO = Signal((TensorSpec("n", "int64"), TensorSpec("x", "float32", (2,))))

@@ -1,0 +1,334 @@
+"""The ends of a run as they are written: a file, ``NAME:ARGUMENT?key=value``, or a table of a pipeline.
+
+Behind each is a source or a sink that an installed package offers, ours or a stranger's: ``readings.csv`` is
+the source ``csv`` with that path, ``host:?rate=2`` the source ``host`` with that option.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import numpy as np
+
+from ..columns import columns_of
+from ..connectors import Sink, Source
+from ..errors import PipelineError, PluginError, UsageError, nearest
+from ..files import STDIO, warn
+from ..loading import toml as tables
+from ..loading.registry import Plugin, from_text, installed, load, make, offers
+from ..spec import Array, Signal, TensorSpec
+from ..stage import Chunk
+from .pace import rows_of
+from .stamps import Stamps
+
+MAX_SINKS = 16  # of one run: each takes every chunk
+INPUT, OUTPUT = "INPUT", "-o"  # how an error names what the command line says
+
+INPUTS = """what INPUT and OUT may be:
+  a file whose ending says its kind: speech.wav, readings.csv, x.npy, rows.jsonl, day.parquet, text.txt
+  -                      raw little-endian numbers on standard input; a table on standard output
+  "NAME:ARGUMENT?key=value&key=value"
+                         an end by its name, with its first option and others: "host:?rate=2",
+                         "lines:/dev/ttyUSB0?baud=9600", "sub:tcp://127.0.0.1:5556?topic=a",
+                         "csv:x.csv?time=t", plot:, prometheus:9100
+  "x.csv?key=value"      a file with options: "x.csv?time=t&unit=ms", "x.csv?sep=;&decimal=,"
+The quotes keep the shell from reading ? & and ; itself.
+`runnel plugins` lists the sources and sinks that are installed, with their options.
+"""
+
+Kind = Literal["source", "sink"]
+
+_NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*):(.*)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A source or a sink that was asked for, not yet opened."""
+
+    kind: Kind
+    use: str  # the plugin
+    name: str  # how the run calls it
+    where: str  # how an error calls where it was asked for
+    first: str | None = None  # text for its first option
+    texts: Mapping[str, str] = field(default_factory=dict)  # options as text
+    options: Mapping[str, Any] = field(default_factory=dict)  # options as values
+    folder: Path | None = None  # what relative paths among those are relative to
+    file: Path | None = None  # the file that it is, where it was named by that
+
+
+def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
+    """An end as the command line says it; `columns` of --columns. Raises UsageError for a kind unknown."""
+    where = INPUT if kind == "source" else OUTPUT
+    more: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
+    if text == STDIO:
+        use, name = ("raw", "standard input") if kind == "source" else ("csv", "standard output")
+        return End(kind, use, name, where, options=more)
+    match = _NAMED.match(text)
+    if match and match[1] in installed():
+        argument, texts = _query(match[2], where)
+        return End(kind, match[1], text, where, argument or None, texts, more)
+    path, texts = text, {}
+    if "?" in text and not Path(text).exists():
+        path, texts = _query(text, where)
+    if text in installed():
+        for plugin in offers(text):
+            if plugin.kind == kind:
+                needs = (
+                    plugin.options[0].name.upper() if plugin.options and plugin.options[0].required else ""
+                )
+                raise UsageError(f"{where}: {text} is a {kind}, and no file: write {text}:{needs}")
+    use = Path(path).suffix.lower().removeprefix(".")
+    if use not in installed():
+        if match and not use:
+            raise UsageError(f"{where}: {text}: no {kind} {match[1]!r} is installed{_known(kind, match[1])}")
+        what = {"source": "input", "sink": "output"}[kind]
+        ending = "." + use if use else "none"
+        raise UsageError(
+            f"{where}: {path}: the kind of {what} is told by the name's ending, and {ending} is not one"
+            f"{_known(kind, use, '.')}"
+        )
+    return End(kind, use, path, where, path, texts, more, file=Path(path))
+
+
+def declared(pipeline: Path) -> tuple[End | None, list[End]]:
+    """The ends in a pipeline's file: its [source], if any, and its [[sink]] tables. Raises PipelineError."""
+    if pipeline.suffix != ".toml":
+        return None, []
+    document = tables.read_toml(pipeline)
+    source = None
+    if "source" in document:
+        source = _table("source", tables.table(document, "source", str(pipeline)), pipeline, "[source]")
+    found = tables.tables(document, "sink", str(pipeline))
+    if len(found) > MAX_SINKS:
+        raise PipelineError(f"{pipeline}: {len(found)} [[sink]] tables; at most {MAX_SINKS}")
+    sinks = [
+        _table("sink", part, pipeline, f"[[sink]] number {i + 1}" if len(found) > 1 else "[[sink]]")
+        for i, part in enumerate(found)
+    ]
+    return source, sinks
+
+
+def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) -> list[End]:
+    """What -o says, else the pipeline's, else a table on standard output."""
+    if not texts:
+        return list(of_pipeline) or [written("sink", STDIO)]
+    if len(set(texts)) < len(texts):
+        raise UsageError(f"{OUTPUT}: {next(t for t in texts if texts.count(t) > 1)} is given twice")
+    if len(texts) > MAX_SINKS:
+        raise UsageError(f"{OUTPUT}: {len(texts)} outputs; at most {MAX_SINKS}")
+    return [written("sink", text) for text in texts]
+
+
+def path_of(end: End) -> Path | None:
+    """The file that a source reads or a sink writes, ``-`` for standard input or output.
+
+    None for an end that has no option called path: what it reads or writes is its own affair.
+    """
+    try:
+        options = load(end.use, end.kind).options
+    except PluginError:
+        return None  # told when it is opened
+    option = next((option for option in options if option.name == "path"), None)
+    if option is None:
+        return None
+    first = end.first if option is options[0] else None
+    given = end.texts.get("path", end.options.get("path", first))
+    if given is None or Path(str(given)).name == STDIO:
+        return Path(STDIO) if not option.required else None
+    return (end.folder or Path()) / str(given)
+
+
+def fit_together(source: End | None, sinks: Sequence[End]) -> None:
+    """Raise UsageError where a sink would take the place of what is read, or of another sink's output."""
+    read = path_of(source) if source is not None else None
+    taken: dict[Path, End] = {}
+    for sink in sinks:
+        path = path_of(sink)
+        if path is None or (path.exists() and not path.is_file()):
+            continue  # a device, or a pipe, holds nothing
+        if path.name != STDIO and read is not None and path.resolve() == read.resolve():
+            raise UsageError(f"{sink.where}: {path} is what is read, and would be lost: name another file")
+        other = taken.setdefault(path.resolve(), sink)
+        if other is not sink:
+            what = "standard output" if path.name == STDIO else str(path)
+            raise UsageError(f"{sink.where}: {what} is written by {other.name} already: name another file")
+
+
+def on_terminal(sinks: Sequence[End]) -> bool:
+    """Whether what is made is seen, line by line, where the progress is shown."""
+    return any(path_of(sink) == Path(STDIO) for sink in sinks) and sys.stdout.isatty()
+
+
+def opened(end: End, signal: Signal) -> Any:
+    """The source or sink, its options checked. Raises PipelineError or UsageError, saying where."""
+    try:
+        plugin = load(end.use, end.kind)
+    except PluginError as error:
+        raise PluginError(f"{end.where}: {error}") from error
+    known = {option.name: option for option in plugin.options}
+    options: dict[str, Any] = dict(end.options)
+    if end.where == INPUT and "columns" in options and "columns" not in known:
+        raise UsageError(
+            f"{INPUT}: --columns is for sources that have such an option, and {end.use!r} has none"
+        )
+    texts = dict(end.texts)
+    if end.first is not None:
+        if not plugin.options:
+            raise UsageError(f"{end.where}: {plugin} takes no option, so no {end.first!r}")
+        texts = {plugin.options[0].name: end.first} | texts
+    for key, text in texts.items():
+        options[key] = from_text(text, known[key]) if key in known else text
+    return make(end.kind, end.use, (signal,), options, end.where, end.folder)
+
+
+class Nothing(Source):
+    """No input at all, for a pipeline that feeds itself."""
+
+    steps = 0
+
+    def chunks(self, block: int) -> Iterator[Chunk]:
+        return iter(())
+
+
+@contextmanager
+def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
+    """The source, opened, and closed at the end; none: one that holds nothing. Raises as `opened`."""
+    source: Source = opened(end, signal) if end is not None else Nothing()
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def keeps_time(end: End) -> bool:
+    """Whether a sink takes the times of the rows too."""
+    try:
+        return bool(getattr(load(end.use, end.kind).factory, "keeps_time", False))
+    except PluginError:
+        return False  # told when it is opened
+
+
+def stamps_of(source: Source, step: Fraction | str, sinks: Sequence[End], signal: Signal) -> Stamps | None:
+    """The times of the rows made, if the input has times and a sink keeps them; else a warning, or None."""
+    name = source.stamped
+    if name is None or not any(map(keeps_time, sinks)):
+        return None
+    if name in columns_of(signal):
+        step = "the pipeline has an output of that name"
+    if isinstance(step, str):
+        warn(f"the time column {name!r} is not kept in the output: {step}")
+        return None
+    return Stamps(name, step)
+
+
+def _with_time(stamps: Stamps, signal: Signal) -> Signal:
+    return Signal((TensorSpec(stamps.name, "float64"), *signal.tensors), signal.rate)
+
+
+class Outputs:
+    """Sinks that take the same chunks: ``with`` them, and all end whole, or none.
+
+    `keep`: what a live source gave cannot be had again, so that what was made of it stays however it ends.
+    `stamps`: the times of the rows, for the sinks that keep them. Raises as `opened`; then none is open.
+    """
+
+    def __init__(self, ends: Sequence[End], signal: Signal, keep: bool, stamps: Stamps | None = None) -> None:
+        self._ends, self._signal, self._keep, self._stamps = ends, signal, keep, stamps
+        self._sinks: list[Sink] = []
+        self._timed: list[Sink] = []  # those of them that are given the times too
+        self.rows = 0
+        try:
+            for end in ends:
+                timed = stamps is not None and keeps_time(end)
+                self._sinks.append(opened(end, _with_time(stamps, signal) if timed and stamps else signal))
+                if timed:
+                    self._timed.append(self._sinks[-1])
+        except BaseException as error:
+            self._close(False)
+            self._tell_if_interrupted(error)
+            raise
+
+    def write(self, made: Chunk | Array) -> None:
+        """What a stream gave: one output may come bare."""
+        chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
+        timed = {}
+        if self._stamps is not None:
+            timed = {self._stamps.name: self._stamps.take(rows_of(chunk)), **chunk}
+        for sink in self._sinks:
+            sink.write(timed if sink in self._timed else chunk)
+        self.rows += rows_of(chunk)
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._close(kind is None or self._keep)
+        self._tell_if_interrupted(error)
+
+    def _tell_if_interrupted(self, error: BaseException | None) -> None:
+        """Raises KeyboardInterrupt anew, where it left nothing that was written."""
+        only_files = all(end.file and (end.file.is_file() or not end.file.exists()) for end in self._ends)
+        if isinstance(error, KeyboardInterrupt) and only_files and not self._keep:
+            raise KeyboardInterrupt("nothing written") from error
+
+    def _close(self, whole: bool) -> None:
+        """Where one fails to end whole, those after it do not either, and its error is raised."""
+        failed: BaseException | None = None
+        for sink in self._sinks:
+            try:
+                sink.close(whole and failed is None)
+            except BaseException as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+
+def last_row(made: Chunk | Array) -> Chunk | Array:
+    """The last time step of what a stream gave."""
+    return made[-1:] if isinstance(made, np.ndarray) else {name: array[-1:] for name, array in made.items()}
+
+
+def _query(text: str, where: str) -> tuple[str, dict[str, str]]:
+    """What stands before the ``?``, and the options after it, with %XX in their values taken back."""
+    before, _, after = text.partition("?")
+    options: dict[str, str] = {}
+    for part in after.split("&") if after else []:
+        key, equals, value = part.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{where}: {text}: expected key=value, or several with & between, not {part!r}")
+        if key in options:
+            raise UsageError(f"{where}: {text}: {key!r} is given twice")
+        options[key] = unquote(value)
+    return before, options
+
+
+def _table(kind: Kind, part: Mapping[str, Any], pipeline: Path, place: str) -> End:
+    where = f"{pipeline}: {place}"
+    use = tables.text(part, "use", where)
+    options = {key: value for key, value in part.items() if key != "use"}
+    return End(kind, use, f"{use} of {pipeline}", f"{where} ({use})", options=options, folder=pipeline.parent)
+
+
+def _known(kind: Kind, word: str, mark: str = "") -> str:
+    """The nearest name of that kind, or all of them. For an error: only now is each looked at."""
+    names = []
+    for name in installed():
+        try:
+            found: list[Plugin] = offers(name)
+        except PluginError:
+            continue
+        of_kind = next((plugin for plugin in found if plugin.kind == kind), None)
+        if of_kind and (not mark or (of_kind.options and of_kind.options[0].name == "path")):
+            names.append(mark + name)
+    return nearest(mark + word, names)

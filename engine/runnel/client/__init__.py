@@ -1,0 +1,1 @@
+"""Clients of a daemon, and their half of the protocol."""

@@ -1,0 +1,205 @@
+"""One connection of a client: a DEALER and the conversation over it. Never blocks; not thread-safe.
+
+Theory: libzmq connects again by itself, with back-off, and what it does is told by the socket's monitor.
+What is sent over a new one before the conversation knows of it comes behind what the old one lost, and may
+be answered with errors (`GAP`) that are not to be heard. So what arrives is put aside until the monitor
+was asked: libzmq tells it of a connection before anything comes over that.
+
+Both file descriptors are edge-triggered: they say that something happened, and fall silent when any
+call on the socket has seen it, a `send` too. So `turn` before waiting, and after whatever woke.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import select
+from collections.abc import Mapping
+from itertools import islice
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ..errors import LimitError
+from ..wire import messages as wire
+from ..wire.curve import connect_as
+from ..wire.keys import Secret
+from .common import random_epoch
+from .protocol import Conversation, Ticket
+
+FILES: Final = 20  # descriptors that the first connection of a process takes, libzmq's threads included: 17
+QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
+BUNDLE_BYTES: Final = 256 * 1024  # of the requests in one message: larger ones gain nothing
+RECONNECT_MS: Final = 50  # before the first attempt; doubled at each ...
+RECONNECT_MAX_MS: Final = 2000  # ... up to this: a daemon that is back is found within so long
+CONNECT_MS: Final = (
+    5000  # a host that does not answer is tried again, and not waited for by the system's 2 min
+)
+HEARTBEAT_MS: Final = 2000  # over tcp a peer can vanish without a word: it is asked so often,
+HEARTBEAT_TIMEOUT_MS: Final = 6000  # and given up after so long
+
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain numbers: an enum's flags are joined anew at each use
+_LAST: Final = int(zmq.NOBLOCK)
+
+
+class Connection:
+    """The way to one worker, from the first use until `close`."""
+
+    def __init__(self, address: str, keys: Secret | None = None) -> None:
+        """Raises LimitError if the process has no descriptors left for it; nothing is left behind then."""
+        self.address = address
+        self.talk = Conversation(secrets.token_hex(4), random_epoch)
+        self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
+        self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last one may pass it
+        self.connections = 0  # made so far
+        self._up = False  # there is one, as far as was told
+        self._socket = opened(zmq.DEALER, address)
+        try:
+            self._connect(keys)
+        except BaseException as error:
+            self._socket.close(linger=0)
+            if isinstance(error, zmq.ZMQError) and error.errno == errno.EMFILE:
+                raise no_room(address) from None
+            raise
+
+    def _connect(self, keys: Secret | None) -> None:
+        address = self.address
+        _configure(self._socket, address)
+        if keys is not None:
+            connect_as(self._socket, keys)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
+        self._drain_monitor()  # from here on its descriptor tells of each event
+        self.descriptors: tuple[int, int] = self._socket.FD, self._monitor.FD
+        self._told = select.poll()
+        self._told.register(self.descriptors[1], select.POLLIN)
+        self._socket.connect(address)
+
+    @property
+    def full(self) -> bool:
+        """Whether the daemon would refuse one request more."""
+        talk = self.talk
+        return talk.in_flight >= self.limit or talk.in_flight_bytes >= self.limit_bytes
+
+    def allow(self, limits: Mapping[str, float]) -> None:
+        """Heed what the daemon says that it takes from one client."""
+        self.limit = int(limits["pending_per_peer"])
+        self.limit_bytes = limits["pending_bytes"]
+
+    @property
+    def ready(self) -> bool:
+        """Whether `turn` has something to do; until this is False the descriptors do not tell."""
+        events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
+        sending = self._up and self.talk.outbox
+        return bool(events & (zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN))
+
+    def send(self) -> None:
+        """Hand libzmq what is to be sent, as far as it takes it; nothing while there is no connection.
+
+        It would keep all of it, requests that are given up as well. (Its own option for that, IMMEDIATE,
+        ends the process where a connection is cut within a message: libzmq 4.3.5, `fq.cpp`.)
+        """
+        outbox = self.talk.outbox
+        if not self._up:
+            return
+        sent = 0
+        try:
+            # Always: it says that replies may come together, which costs the daemon a fraction.
+            for together, frames in wire.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
+                self._hand_over(frames)
+                sent += together
+        except zmq.Again:  # its queue is full, since the daemon does not read
+            for id in list(islice(outbox, sent)):
+                del outbox[id]
+        else:
+            outbox.clear()
+
+    def _hand_over(self, frames: list[bytes]) -> None:
+        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
+        for frame in frames[:-1]:
+            send(frame, _MORE)
+        send(frames[-1], _LAST)
+
+    def turn(self) -> list[Ticket]:
+        """Read what has arrived, and send what follows from it. Returns the requests that it settled."""
+        talk = self.talk
+        messages: list[list[bytes]] = []
+        try:
+            for _ in range(talk.in_flight or 1):  # no more than are due: to ask and get nothing costs most
+                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
+        except zmq.Again:
+            pass
+        again = False
+        if self._told.poll(0) and self._drain_monitor():
+            self.connections += 1
+            again = self.connections > 1
+        settled: list[Ticket] = []
+        for frames in messages:
+            settled += talk.received(frames, again)
+        if again:
+            talk.reconnected()
+        if talk.outbox:
+            self.send()
+        return settled
+
+    def close(self) -> None:
+        """Disconnect; what was not sent is not sent."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    def _drain_monitor(self) -> bool:
+        """Whether a connection was made since it was last asked."""
+        made = False
+        try:
+            while True:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+                self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                made = made or self._up
+        except zmq.Again:
+            return made
+
+
+def opened(kind: int, address: str) -> zmq.Socket[bytes]:
+    """A socket for a way to `address`. Raises LimitError if the process has too few descriptors for it.
+
+    libzmq aborts the process if it meets the limit when its threads start; and what it meets later, nobody is
+    told. So it is looked at before.
+    """
+    held: list[int] = []
+    try:
+        held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        held.extend(os.dup(held[0]) for _ in range(FILES - 1))
+    except OSError as error:
+        raise no_room(address, error) from None
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    try:
+        return zmq.Context.instance().socket(kind)
+    except zmq.ZMQError as error:
+        raise no_room(address, error) from None
+
+
+def no_room(address: str, error: OSError | zmq.ZMQError | None = None) -> LimitError:
+    """The error of a process that can have no more descriptors or sockets."""
+    why = (error.strerror if error is not None else "") or "Too many open files"
+    return LimitError(
+        f"no connection to {address} can be made: {why} in this process. Close clients that are not used any "
+        "more, use one client for many streams, or raise the limit (ulimit -n)"
+    )
+
+
+def _configure(dealer: zmq.Socket[bytes], address: str) -> None:
+    dealer.setsockopt(zmq.LINGER, 0)
+    dealer.setsockopt(zmq.SNDHWM, QUEUED)
+    dealer.setsockopt(zmq.RCVHWM, QUEUED)
+    dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    if address.startswith("tcp"):
+        dealer.setsockopt(zmq.IPV6, int("[" in address))
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)

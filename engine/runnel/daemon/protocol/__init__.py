@@ -1,0 +1,1 @@
+"""The daemon's half of the protocol: no socket, no thread, no clock."""

@@ -1,0 +1,455 @@
+"""One turn of a server: which requests are run, how much of each, and what becomes of them.
+
+Rules of this file: no socket, no thread; the clock is an argument.
+
+Theory: a turn takes one request after another, peer by peer and of a peer stream by stream, until its time
+or its bytes are used up. Feeds are gathered and stepped as one batch at the end of the turn. A request that
+takes long is a *job*: a work (works.py) of which each turn does a piece. The slices of all jobs are stepped
+together. While a stream has a job, or a feed in the batch, its next request waits.
+
+What a client has not read holds back what is made for it next. Whatever a stage, a codec or memory raises
+belongs to the request at hand: that is answered with an error, and its stream is as before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from msgspec import Struct
+
+from ...errors import RunnelError, TooLargeError
+from ...pipeline.passage import Passage
+from ...spec import Array
+from ...stage import MAX_PASSAGES, Steps, as_error
+from ...wire import messages
+from ...wire.tensors import pack, unpack
+from .admission import NOTHING, Body, admit
+from .intake import Pending
+from .lives import Lives
+from .pace import SLICE_SECONDS, Pace, Sizes, Turn
+from .replies import Peer
+from .rota import Rota
+from .sequences import Named, Register, digest_of
+from .stats import Stats
+from .transitions import CHANGES, FEEDS, TELLS_STATE, Event
+from .works import BLOCK, MAX_REPLY_BYTES, Made, Work, check_in_blocks, digest_in_blocks, too_large
+
+if TYPE_CHECKING:
+    from ...engine import Engine
+    from ...stream import Stream
+
+SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size waits for no other to be read
+MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's replies, not yet read, before more are made
+MAX_SNAPSHOT_BYTES: Final = (
+    messages.MAX_MESSAGE_BYTES - 2 * messages.MAX_HEADER
+)  # what a restore can bring back
+FULL_BATCH: Final = 256  # streams: single time steps up to this go together, which is what makes them cheap
+MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of what goes on from turn to turn
+
+Outputs = Mapping[str, Array]
+Answer = Callable[[Named, Pending, "Body | RunnelError"], None]
+"""Called once for each request, with the body of its reply or its error."""
+
+
+class _Feed(Struct, eq=False, gc=False):
+    """A feed that is stepped whole, in the batch of its turn."""
+
+    named: Named
+    stream: Stream
+    pending: Pending
+    chunk: Outputs
+
+
+class _Job(Struct, eq=False, gc=False):
+    """A request whose work goes on from turn to turn."""
+
+    named: Named
+    pending: Pending
+    work: Work
+    need: int  # bytes of reply that it is expected to make
+    passage: Passage | None = None  # whose next slice it waits for
+
+
+class Runner:
+    """Runs the requests that wait in the streams' queues.
+
+    `unread`: bytes of replies that a peer has not read, as far as its sender knows.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lives: Lives,
+        register: Register,
+        stats: Stats,
+        clock: Callable[[], float],
+        answer: Answer,
+    ) -> None:
+        self.unread: Callable[[Peer], int] = _none
+        self.stalled = False  # the last turn did nothing: all that waits, waits for peers to read
+        self.ran: list[Named] = []  # whose requests were in the last turn
+        self._engine = engine
+        self._lives = lives
+        self._register = register
+        self._stats = stats
+        self._clock = clock
+        self._answer = answer
+        self._now = 0.0
+        self._pace = Pace()
+        self._sizes = Sizes(engine.pipeline.inputs, engine.pipeline.unrolled.stages)
+        self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of one, may run
+        self._jobs: dict[Named, _Job] = {}
+        self._jobs_of: dict[Peer, int] = {}
+        self._reserved: dict[Peer, int] = {}  # bytes of reply that a peer's jobs are expected to make
+        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn, and not yet sent
+
+    def add(self, named: Named, pending: Pending) -> None:
+        """Put a request into its stream's queue."""
+        if pending.event in FEEDS:
+            request = pending.request
+            if request.steps:
+                pending.steps = request.steps
+            elif request.inputs and (shape := request.inputs[0].shape):
+                pending.steps = shape[0]
+            sizes, steps = self._sizes, pending.steps
+            made, pending.held = sizes.one if steps == 1 else (sizes.made(steps), sizes.held(steps))
+            pending.need = made if made < MAX_REPLY_BYTES else MAX_REPLY_BYTES
+        if named.queue is None:
+            named.queue = deque((pending,))
+            self._rota.add(pending.peer, named)
+        else:
+            named.queue.append(pending)
+
+    def turn(self, now: float) -> None:
+        """Run what one turn may take; every request that it ends is answered."""
+        self._now = now
+        ran: list[Named] = []
+        self.ran, jobs, rota = ran, self._jobs, self._rota
+        turn = Turn(self._clock)
+        batch: list[_Feed] = []
+        slices: list[_Job] = []
+        passed_over: list[tuple[Peer, Named]] = []
+        while rota.count and not (ran and turn.over):
+            peer, named = rota.take()
+            job = jobs.get(named) if jobs else None
+            if job is None:
+                if not self._begun(peer, named, turn, batch):
+                    passed_over.append((peer, named))
+                    continue
+            elif job.passage is None:
+                self._go_on(job, None)
+            else:
+                if not slices:
+                    turn.expect(SLICE_SECONDS)
+                slices.append(job)
+            ran.append(named)
+        if batch:
+            self._run_batch(batch)
+        if slices:
+            self._run_slices(slices)
+        for peer, named in passed_over:
+            rota.add(peer, named)
+        self.stalled = not self.ran
+        self._made.clear()
+
+    # Doing a request.
+
+    def _begun(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
+        """Do the stream's next request, or put it into the batch, or make a job of it.
+
+        False: not yet. The peer must read first, or there is no room for one job more.
+        """
+        assert named.queue is not None
+        pending: Pending = named.queue[0]
+        long = self._takes_long(pending)
+        if long and (len(self._jobs) >= MAX_PASSAGES or self._jobs_of.get(peer, 0) >= MAX_JOBS_PER_PEER):
+            return False
+        need = pending.need or self._state_bytes(named, pending)
+        made = self._made.get(peer, 0)
+        if need > SMALL_REPLY:
+            waiting = made + self._reserved.get(peer, 0) + self.unread(peer)
+            if waiting and waiting + need > MAX_UNREAD_BYTES:
+                return False
+        named.queue.popleft()
+        begun: _Feed | Work | Body | RunnelError
+        try:
+            begun = self._prepare(named, pending, long)
+        except Exception as error:
+            begun = as_error("engine", error)
+        if isinstance(begun, _Feed):
+            steps = pending.steps
+            if steps > 1 or len(batch) >= FULL_BATCH:
+                turn.expect(self._pace.estimate(steps))
+            turn.bytes -= pending.held
+            self._made[peer] = made + need
+            batch.append(begun)
+            return True
+        turn.bytes -= need
+        if isinstance(begun, Generator):
+            self._jobs[named] = job = _Job(named, pending, begun, need)
+            self._jobs_of[peer] = self._jobs_of.get(peer, 0) + 1
+            self._reserved[peer] = self._reserved.get(peer, 0) + need
+            self._go_on(job, None)
+        else:
+            self._made[peer] = made + need
+            self._finish(named, pending, begun)
+        return True
+
+    def _takes_long(self, pending: Pending) -> bool:
+        """Whether the request is done in pieces, from turn to turn."""
+        if pending.nbytes > BLOCK:
+            return True
+        if pending.event not in FEEDS:
+            return False
+        if pending.request.sequence_end:  # the flush must be undone with the chunk, if it fails
+            return True
+        steps = pending.steps
+        return steps > 1 and (steps > self._sizes.slice_steps or self._pace.estimate(steps) > SLICE_SECONDS)
+
+    def _state_bytes(self, named: Named, pending: Pending) -> int:
+        """Bytes of reply that a request for the stream's state makes; 0 for any other."""
+        if pending.event in TELLS_STATE and named.stream is not None:
+            with suppress(Exception):  # a stage that cannot lay its state open: the request itself will fail
+                return named.stream.state_bytes
+        return 0
+
+    def _prepare(self, named: Named, pending: Pending, long: bool) -> _Feed | Work | Body:
+        """Do a short request, make a work of a long one. Raises what the tables and the engine say."""
+        if pending.nbytes > BLOCK:
+            return self._work(named, pending)
+        request, event = pending.request, pending.event
+        pending.digest = digest_of(event, request.inputs, pending.buffers, request.steps)
+        again = self._admitted(named, pending)
+        if again is not None:
+            return again
+        if event not in FEEDS:
+            return self._call(named, pending)
+        chunk = self._chunk(pending)
+        if long:
+            return self._feed_work(named, pending, chunk)
+        stream = self._lives.open(named) if request.sequence_start else _open(named)
+        return _Feed(named, stream, pending, chunk)
+
+    def _admitted(self, named: Named, pending: Pending) -> Body | None:
+        """None: the request is to be done. Else the answer to one that was done before."""
+        again = admit(named, pending.request, pending.event, pending.digest)
+        if named.stream is not None:
+            self._register.touch(named, pending.peer, self._now)
+        if again is not None:
+            self._stats.repeats += 1
+        return again
+
+    def _chunk(self, pending: Pending) -> Any:
+        """The feed's chunk. Raises ChunkError; TooLargeError where its reply would be too large."""
+        request, steps = pending.request, pending.steps
+        if pending.need >= MAX_REPLY_BYTES and (nbytes := self._sizes.made(steps)) > MAX_REPLY_BYTES:
+            raise too_large(nbytes, steps, self._sizes.steps_within(MAX_REPLY_BYTES))
+        return Steps(steps) if request.steps else unpack(request.inputs, pending.buffers)
+
+    def _call(self, named: Named, pending: Pending) -> Body:
+        """Everything but a feed, once admitted."""
+        stream = named.stream
+        mark = stream.mark() if stream is not None else None
+        try:
+            body = self._done(named, pending)
+            if pending.event in CHANGES:
+                self._register.keep(named, pending.digest, *body, self._now)
+                named.applied += 1
+        except Exception:
+            if stream is not None and mark is not None:
+                stream.back(mark)
+            raise
+        return body
+
+    def _done(self, named: Named, pending: Pending) -> Body:
+        event, request = pending.event, pending.request
+        if event is Event.OPEN or event is Event.RESTORE:
+            blob = b"".join(pending.buffers) if event is Event.RESTORE else None
+            stream = self._lives.open(named, blob, checked=pending.nbytes > BLOCK)  # in `_work`
+            self._lives.begin(named, pending, stream, stream.seq, self._now)
+            return NOTHING
+        stream = _open(named)
+        if event is Event.FLUSH:
+            return pack(self._flush(stream))
+        if event is Event.SNAPSHOT:
+            return _snapshot(stream)
+        if event is Event.RESET:
+            stream.reset()
+        elif event is Event.RESUME:
+            epoch = request.new_epoch or self._lives.new_epoch()
+            named.resumed_from = 0 if request.new_epoch else request.epoch
+            named.epoch = epoch
+            self._stats.resumed += 1
+        else:
+            self._lives.part(named, "closed", "was closed", self._now)
+        return NOTHING
+
+    def _flush(self, stream: Stream) -> Outputs:
+        """A pipeline with one output gives an array; the wire wants its name too."""
+        outputs = stream.flush()
+        if isinstance(outputs, np.ndarray):
+            return {self._engine.pipeline.outputs.names[0]: outputs}
+        named: Outputs = outputs
+        return named
+
+    # Jobs.
+
+    def _work(self, named: Named, pending: Pending) -> Work:
+        """A request whose payload alone takes long to read."""
+        request, event = pending.request, pending.event
+        pending.digest = yield from digest_in_blocks(event, request.inputs, pending.buffers)
+        again = self._admitted(named, pending)
+        if again is not None:
+            return again
+        if event in FEEDS:
+            return (yield from self._feed_work(named, pending, self._chunk(pending)))
+        if event is Event.RESTORE:
+            yield from check_in_blocks(pending.buffers)
+        return self._call(named, pending)
+
+    def _feed_work(self, named: Named, pending: Pending, chunk: Any) -> Work:
+        """A feed, slice by slice; with its flush, where it is the stream's last."""
+        request, last = pending.request, pending.request.sequence_end
+        stream = self._lives.open(named) if request.sequence_start else _open(named)
+        passage: Passage | None = None
+        try:
+            passage = self._engine.begin(stream, chunk)
+            made = Made(self._engine.pipeline.outputs)
+            while passage.left:
+                made.add((yield passage))
+            if last:
+                made.add(passage.flush())
+            body = made.body()
+            passage.land(ended=last)
+        except BaseException as error:
+            if passage is not None:
+                passage.drop(error if isinstance(error, RunnelError) else None)
+            if request.sequence_start:
+                self._lives.discard(named, stream, "failed")
+            raise
+        self._lives.applied(named, stream, pending, body, self._now)
+        return body
+
+    def _go_on(self, job: _Job, made: Outputs | RunnelError | None) -> None:
+        """Do the next piece of a job, with what its last slice made."""
+        outcome: Body | RunnelError
+        try:
+            if isinstance(made, RunnelError):
+                job.passage = job.work.throw(made)
+            else:
+                job.passage = job.work.send(made)  # type: ignore[arg-type]  # None begins it, or follows None
+        except StopIteration as end:
+            outcome = end.value
+        except Exception as error:
+            outcome = as_error("engine", error)
+        else:
+            self._rota.add(job.pending.peer, job.named)
+            return
+        self._end(job)
+        self._finish(job.named, job.pending, outcome)
+
+    def _end(self, job: _Job) -> None:
+        del self._jobs[job.named]
+        peer = job.pending.peer
+        left = self._jobs_of[peer] - 1
+        if left:
+            self._jobs_of[peer] = left
+            self._reserved[peer] -= job.need
+        else:
+            del self._jobs_of[peer]
+            del self._reserved[peer]
+        self._made[peer] = self._made.get(peer, 0) + job.need
+
+    def _run_slices(self, jobs: Sequence[_Job]) -> None:
+        """The next slice of each job, stepped together."""
+        self._count(len(jobs))
+        passages = [job.passage for job in jobs if job.passage is not None]
+        share = max(1, min(self._sizes.slice_steps, self._pace.slice(2**31)) // len(jobs))
+        parts = [(passage, min(passage.left, share)) for passage in passages]
+        began = self._clock()
+        made: Sequence[Any]
+        try:
+            made = self._engine.advance(parts)
+        except Exception as error:
+            made = [as_error("engine", error)] * len(parts)
+        self._pace.saw([steps for _, steps in parts], self._clock() - began)
+        for job, result in zip(jobs, made, strict=True):
+            self._go_on(job, result)
+
+    # The batch.
+
+    def _run_batch(self, batch: Sequence[_Feed]) -> None:
+        """One step for each stream of the batch."""
+        self._count(len(batch))
+        marks = [feed.stream.mark() for feed in batch]
+        began = self._clock()
+        results: Sequence[Any]
+        try:
+            results = self._engine.feed_many([(feed.stream, feed.chunk) for feed in batch])
+        except Exception as error:  # a fault of the engine's own: whatever it committed is taken back
+            for feed, mark in zip(batch, marks, strict=True):
+                feed.stream.back(mark)
+            results = [as_error("engine", error)] * len(batch)
+        self._pace.saw([feed.pending.steps for feed in batch], self._clock() - began)
+        for feed, mark, result in zip(batch, marks, results, strict=True):
+            outcome: Body | RunnelError
+            try:
+                outcome = result if isinstance(result, RunnelError) else self._commit(feed, result)
+            except Exception as error:
+                feed.stream.back(mark)
+                outcome = as_error("engine", error)
+            opened = feed.pending.request.sequence_start
+            if opened and isinstance(outcome, RunnelError) and not feed.stream.closed:
+                self._lives.discard(feed.named, feed.stream, "failed")
+            self._finish(feed.named, feed.pending, outcome)
+
+    def _commit(self, feed: _Feed, outputs: Outputs) -> Body:
+        """The step is done: its seq is applied, and its reply kept."""
+        body = pack(outputs)
+        nbytes = sum(map(len, body[1]))
+        if nbytes > MAX_REPLY_BYTES:
+            raise too_large(nbytes)
+        self._lives.applied(feed.named, feed.stream, feed.pending, body, self._now)
+        return body
+
+    # Small parts.
+
+    def _count(self, streams: int) -> None:
+        self._stats.batches += 1
+        self._stats.batch_sizes.observe(streams)
+
+    def _finish(self, named: Named, pending: Pending, outcome: Body | RunnelError) -> None:
+        """Answer a request; the stream's next one is ready."""
+        self._answer(named, pending, outcome)
+        if isinstance(outcome, RunnelError):
+            # Its traceback leads to this turn's frames, and these to it: such a ring would keep the chunk.
+            outcome.__traceback__ = None
+        if named.queue:
+            self._rota.add(named.queue[0].peer, named)
+            return
+        named.queue = None
+        if named.stream is None:
+            self._register.settle(named)
+
+
+def _snapshot(stream: Stream) -> Body:
+    if stream.state_bytes > MAX_SNAPSHOT_BYTES:
+        raise TooLargeError(
+            f"the stream's state has {stream.state_bytes} bytes; a snapshot of more than "
+            f"{MAX_SNAPSHOT_BYTES} could not be sent back to be restored"
+        )
+    blob = stream.snapshot()
+    return [messages.TensorInfo("snapshot", "UINT8", [len(blob)])], [blob]
+
+
+def _open(named: Named) -> Stream:
+    assert named.stream is not None  # the table has no such transition from ABSENT
+    return named.stream
+
+
+def _none(peer: Peer) -> int:
+    return 0

@@ -1,0 +1,67 @@
+"""What a supervisor and its workers say to each other: one JSON object a packet, over a socket pair.
+
+Packets keep their borders, and the end of one side is the other's end of file: nothing is left to frame.
+To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
+From a worker:  {"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ..settings import Settings
+
+MAX_PACKET: Final = 128 * 1024  # bytes: an order, or the addresses of as many workers as there may be
+
+Packet = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is to be."""
+
+    index: int
+    pipeline: str  # a file
+    address: str  # to bind
+    trust: bool
+    settings: Settings
+    beat_seconds: float
+    fingerprint: str = ""  # of the pipeline that the other workers serve; none do yet
+
+    def packet(self) -> Packet:
+        return asdict(self)
+
+
+def order(packet: Packet) -> Order:
+    """Inverse of `Order.packet`."""
+    return Order(**{**packet, "settings": settings(packet["settings"])})
+
+
+def settings(laid: Packet) -> Settings:
+    """Inverse of `asdict`."""
+    return Settings(**{**laid, "providers": tuple(laid["providers"])})  # JSON has no tuples
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(to: socket.socket, packet: Packet) -> bool:
+    """Send without waiting. False where the other side is gone, or does not read."""
+    try:
+        to.send(json.dumps(packet).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except OSError:
+        return False
+    return True
+
+
+def receive(link: socket.socket) -> Packet | None:
+    """The next packet, waited for; None where the other side is gone."""
+    try:
+        data = link.recv(MAX_PACKET)
+    except OSError:
+        return None
+    return json.loads(data) if data else None

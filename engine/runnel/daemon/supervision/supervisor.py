@@ -1,0 +1,340 @@
+"""A daemon of several processes: a supervisor that starts workers, keeps them running, and ends them.
+
+Each worker is one engine with its own socket; streams are placed by a hash of their names, and clients
+talk to each worker directly, so the supervisor is on no message's way. All of them must start for the
+daemon to serve. One that ends later is started again at the same address, after a pause that grows while
+it keeps ending; its streams are gone, the others' untouched.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+from ...errors import RunnelError, UsageError
+from ...wire.address import parse
+from .. import logs
+from ..loop import FINISH_SECONDS, LINGER_MS, heard
+from ..settings import Settings, Source
+from . import control as link
+from . import systemd
+from .lifecycle import Observe, reread
+from .worker import OTHER_PIPELINE
+
+START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
+STOP_SECONDS: Final = FINISH_SECONDS + LINGER_MS / 1000 + 3.0  # for workers to answer what has arrived
+REAP_SECONDS: Final = 2.0  # between the end of a worker's link and that of its process
+FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
+LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
+SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
+
+log = logs.Log("runnel.serve")
+
+
+def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
+    """What each worker is to bind: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
+
+    Raises UsageError where one of them is no address.
+    """
+    if parse(bind, keyed).path is not None:
+        asked = [bind, *(f"{bind}.{i}" for i in range(1, workers))]
+    else:
+        host, _, port = bind.rpartition(":")
+        asked = [f"{host}:{port if port == '*' else int(port) + i}" for i in range(workers)]
+    return [parse(address, keyed).text for address in asked]
+
+
+class Backoff:
+    """How long to wait before a worker is started again."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE
+
+    def after(self, served: float) -> float:
+        """Seconds to wait, once it had served for so many."""
+        if served >= SOUND_SECONDS:
+            self._pause = FIRST_PAUSE
+        pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE)
+        return pause
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One place among the workers, and the process that fills it now."""
+
+    index: int
+    address: str  # to be bound; as bound once it is
+    process: subprocess.Popen[bytes] | None = None
+    link: socket.socket | None = None
+    bound: bool = False  # at least once: its address is known
+    ready: bool = False
+    told: str = ""  # why it could not serve
+    since: float = 0.0  # when it was started
+    beat: float = 0.0  # when its loop last turned
+    again: float | None = None  # when to start it again
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Supervisor:
+    """Runs `settings.workers` workers of a pipeline file at `settings.bind`.
+
+    `observe(settings, addresses)`, for what looks at them from outside, is entered once all serve, and left
+    when they stop. Raises UsageError for an address that cannot be served.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        settings: Settings,
+        source: Source,
+        notifier: systemd.Notifier,
+        observe: Observe,
+        *,
+        trust: bool = False,
+    ) -> None:
+        self._pipeline = pipeline
+        self._fingerprint = ""  # of what all workers serve, once one has told
+        self._settings = settings
+        self._source = source
+        self._notifier = notifier
+        self._observe = observe
+        self._trust = trust
+        asked = addresses(settings.bind, settings.workers, keyed=bool(settings.keys))
+        self._workers = [_Worker(i, address) for i, address in enumerate(asked)]
+        self._selector = selectors.DefaultSelector()
+        self._serving = False  # all were ready once
+        self._stops = 0
+        self._unanswered = False
+        self._next_watchdog = 0.0
+
+    def serve(self, signals: Sequence[int]) -> bool:
+        """Serve until a signal says to stop. Returns whether all that had arrived was answered.
+
+        Raises RunnelError, with a worker's own words, where not all of them could start: none is left.
+        """
+        told, teller = socket.socketpair()
+        with told, teller, self._selector, ExitStack() as stack:
+            told.setblocking(False)
+            teller.setblocking(False)
+            stack.enter_context(heard(signals, teller))
+            self._selector.register(told, selectors.EVENT_READ, None)
+            try:
+                for worker in self._workers:
+                    self._start(worker)
+                while not self._stops:
+                    self._turn(told, stack)
+                return self._finish(told)
+            finally:
+                self._kill()
+
+    def _turn(self, told: socket.socket, stack: ExitStack) -> None:
+        """Wait for something to happen, and do what follows from it."""
+        for key, _ in self._selector.select(self._patience()):
+            if key.data is None:
+                self._listen(told)
+            else:
+                self._hear(key.data)
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.again is not None and worker.again <= now and not self._stops:
+                self._start(worker)
+            elif worker.process and not worker.ready and worker.since + START_SECONDS <= now:
+                log.error(
+                    "worker ended: it did not serve in time", worker=worker.index, seconds=START_SECONDS
+                )
+                worker.process.kill()
+                worker.since = now  # told once
+        if not self._serving and all(worker.ready for worker in self._workers):
+            self._serving = True
+            served = [worker.address for worker in self._workers]
+            stack.enter_context(self._observe(self._settings, served))
+            log.info("all workers serve", address=served[0], workers=len(served), last=served[-1])
+            self._notifier.send(systemd.READY, systemd.status(f"{len(served)} workers at {served[0]}"))
+        self._watch(now)
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done though nothing happens."""
+        dues = [worker.again for worker in self._workers if worker.again is not None]
+        dues += [w.since + START_SECONDS for w in self._workers if w.process and not w.ready]
+        if self._serving and self._notifier.watchdog_seconds:
+            dues.append(self._next_watchdog)
+        return max(0.0, min(dues) - time.monotonic()) if dues else None
+
+    def _watch(self, now: float) -> None:
+        """Tell systemd that all is well, while each worker that runs was heard of lately."""
+        every = self._notifier.watchdog_seconds
+        if not every or not self._serving or now < self._next_watchdog:
+            return
+        self._next_watchdog = now + every / 2
+        if all(worker.beat + every > now for worker in self._workers if worker.ready):
+            self._notifier.send(systemd.WATCHDOG)
+
+    # Signals.
+
+    def _listen(self, told: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            numbers = told.recv(64)
+            reloads = numbers.count(signal.SIGHUP)
+            self._stops += len(numbers) - reloads
+            if reloads and not self._stops:
+                self._reload()
+
+    def _reload(self) -> None:
+        self._notifier.send(systemd.reloading(time.monotonic()))
+        settings = reread(self._source, self._settings)
+        if settings is not None:
+            self._settings = settings
+            logs.set_level(settings.log_level)
+            for worker in self._workers:
+                if worker.link:
+                    link.send(worker.link, {"settings": asdict(settings)})
+        self._notifier.send(systemd.READY)
+
+    def _finish(self, told: socket.socket) -> bool:
+        """Have all workers answer what has arrived; a second signal has them stop at once."""
+        log.info("stopping", workers=sum(worker.process is not None for worker in self._workers))
+        self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
+        deadline = time.monotonic() + STOP_SECONDS
+        asked = 0
+        while any(worker.process for worker in self._workers):
+            if asked < min(self._stops, 2):
+                asked += 1
+                for worker in self._workers:
+                    if worker.link:
+                        link.send(worker.link, {"stop": True})
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for key, _ in self._selector.select(left):
+                if key.data is None:
+                    self._listen(told)
+                    if self._stops > 1:
+                        deadline = min(deadline, time.monotonic() + REAP_SECONDS)
+                else:
+                    self._hear(key.data)
+        return not self._unanswered
+
+    # Workers.
+
+    def _start(self, worker: _Worker) -> None:
+        ours, theirs = link.pair()
+        with theirs:
+            try:
+                worker.process = subprocess.Popen(
+                    [sys.executable, "-m", "runnel.daemon.supervision.worker", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # a terminal's signals come to the supervisor alone, which hands them on
+                )
+            except OSError as error:  # no memory for it, say, or as many processes as there may be
+                ours.close()
+                self._not_started(worker, f"worker {worker.index} cannot be started: {error.strerror}")
+                return
+        beat_seconds = self._notifier.watchdog_seconds / 4
+        link.send(
+            ours,
+            link.Order(
+                worker.index,
+                self._pipeline,
+                worker.address,
+                self._trust,
+                self._settings,
+                beat_seconds,
+                self._fingerprint,
+            ).packet(),
+        )
+        worker.link, worker.ready, worker.told, worker.again = ours, False, "", None
+        worker.since = time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _hear(self, worker: _Worker) -> None:
+        """A packet of a worker, or its end."""
+        assert worker.link is not None
+        packet = link.receive(worker.link)
+        if packet is None:
+            self._ended(worker)
+        elif "bound" in packet:
+            self._fingerprint = self._fingerprint or packet["pipeline"]
+            if packet["pipeline"] != self._fingerprint:  # changed while the first of them started
+                worker.told = OTHER_PIPELINE
+                if worker.process:
+                    worker.process.kill()
+                return
+            worker.address, worker.bound = packet["bound"], True
+            self._introduce(worker)
+        elif "failed" in packet:
+            worker.told = packet["failed"]
+        else:  # ready, or a beat
+            worker.ready = True
+            worker.beat = time.monotonic()
+
+    def _introduce(self, newcomer: _Worker) -> None:
+        """Tell all addresses once they are known: to all, or to one that was started again."""
+        if not all(worker.bound for worker in self._workers):
+            return
+        packet = {"workers": [worker.address for worker in self._workers]}
+        for worker in [newcomer] if self._serving else self._workers:
+            if worker.link and not worker.ready:
+                link.send(worker.link, packet)
+
+    def _ended(self, worker: _Worker) -> None:
+        """Its link is at its end: so is the process, or soon."""
+        assert worker.process is not None
+        assert worker.link is not None
+        self._selector.unregister(worker.link)
+        worker.link.close()
+        try:
+            status = worker.process.wait(REAP_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            status = worker.process.wait()
+        worker.process = worker.link = None
+        served = time.monotonic() - worker.since if worker.ready else 0.0
+        worker.ready = False
+        why = worker.told or f"worker {worker.index} ended with status {status}"
+        if self._stops:
+            self._unanswered = self._unanswered or status != 0
+        elif not self._serving:
+            raise UsageError(why) if worker.told else RunnelError(f"{why} before it served")
+        else:
+            log.error(
+                "worker lost, with its streams",
+                worker=worker.index,
+                why=why,
+                again_in_seconds=self._again(worker, served),
+            )
+
+    def _not_started(self, worker: _Worker, why: str) -> None:
+        """The system has no process for it: the others serve on, and it is tried again."""
+        if not self._serving:
+            raise RunnelError(why)
+        log.error(
+            "worker not started", worker=worker.index, why=why, again_in_seconds=self._again(worker, 0.0)
+        )
+
+    def _again(self, worker: _Worker, served: float) -> float:
+        """Start it again, in so many seconds."""
+        pause = worker.backoff.after(served)
+        worker.again = time.monotonic() + pause
+        return pause
+
+    def _kill(self) -> None:
+        """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
+        for worker in self._workers:
+            if worker.link:
+                worker.link.close()  # one that only waits ends by itself, and cleans up
+        for worker in self._workers:
+            if worker.process:
+                try:
+                    worker.process.wait(REAP_SECONDS if self._stops < 2 else 0.0)
+                except subprocess.TimeoutExpired:
+                    worker.process.kill()
+                    worker.process.wait()

@@ -1,0 +1,1 @@
+"""Look at states while streams run: health, recordings, pictures."""

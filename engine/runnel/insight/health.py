@@ -1,0 +1,339 @@
+"""Whether the states of streams are well: looked at now and then, beside the step, and changing nothing.
+
+Two things go wrong in a recurrent net without an error. Its state *blows up*: a loop gain above one, or a
+cell that only ever adds. Or it *dies*: units saturated, or shut for good, until nothing that goes in moves
+them.
+
+Of a state x that began as x0, with n numbers, a look takes
+
+    rms = sqrt(sum x^2 / n)        distance = sqrt(sum (x - x0)^2 / n)
+
+and judges, for each stream and all of its models' states of floats:
+
+- **blown up**: some |x| is above `blown_up`. Over when all are at half of that or less.
+- **died**: at `PATIENCE` looks, one after another, the chunk at hand had left the state bit for bit as it
+  was, each time with the same numbers in it, while what the model was given at these looks differed by more
+  than `VARIED` of the largest that any stream gave it. So a state at rest in silence, or under an input that
+  never changes, is not dead: nothing has asked it. Over when a chunk moves it.
+
+What goes in is compared as one number, a projection onto fixed weights: a stream in question keeps some 200
+bytes, and any other nothing. Where a model shows its gates (probe.py) and they come out of the pipeline, each
+look also counts the units whose gate is nearly shut or nearly open, below 0.1 or above 0.9: there the gate's
+own input, beyond ±2.2, hardly matters (Karpathy, Johnson and Fei-Fei, "Visualizing and understanding
+recurrent networks", 2015).
+
+A look costs some microseconds and comes once in `every` chunks of a stream, at a turn that its id decides, so
+that streams fed together are not looked at together; and when the stream ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from zlib import crc32
+
+import numpy as np
+
+from ..errors import NonFiniteError, PipelineError, RunnelError, nearest
+from ..loading import toml as tables
+from ..model.arena import Arena
+from ..probe import GATES
+from ..spec import ModelSpec
+from .histogram import Histogram
+from .statistics import ModelStates, StateHealth, norm, of_state, same
+
+if TYPE_CHECKING:
+    from ..notices import Notices
+    from ..pipeline.pipeline import Pipeline, States
+
+EVERY: Final = 251  # chunks: a prime, so that looks keep step with no period of what is fed
+BLOWN_UP: Final = 1e4  # far beyond what follows a state: tanh is flat from 10 on, float32 coarse from 1e7
+PATIENCE: Final = 3  # looks: a layer that steps every few ticks, or a pause, moves within that
+VARIED: Final = 1e-3  # of the largest input: below it is a quiet room, or the tail of a filter
+SHUT: Final = 0.1
+OPEN: Final = 0.9
+
+# By half decades: what a state's size says is its order of magnitude.
+_BOUNDS: Final = tuple(10 ** (k / 2) for k in range(-12, 13))
+_KEYS: Final = ("every", "blown_up", "ignore")
+
+Condition = Literal["", "died", "blown_up"]
+EVENTS: Final = ("died", "blown_up", "recovered")
+
+_log = logging.getLogger("runnel.insight.health")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a pipeline file says under [health]."""
+
+    every: int = EVERY  # chunks of a stream from one look to the next; 0: never
+    blown_up: float = BLOWN_UP
+    ignore: tuple[str, ...] = ()  # states that are not judged, ``stage.name``
+
+
+def settings(part: Mapping[str, Any], where: str) -> Settings:
+    """What the table says; `where` is how errors name it. Raises PipelineError."""
+    tables.known(part, _KEYS, where)
+    every, bound = part.get("every", EVERY), part.get("blown_up", BLOWN_UP)
+    if isinstance(every, bool) or not isinstance(every, int) or not 0 <= every <= 2**31:
+        raise PipelineError(
+            f"{where}: every must be a whole number of chunks, 0 for never, not {every!r:.80}"
+        )
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+        raise PipelineError(f"{where}: blown_up must be a number above 0, not {bound!r:.80}")
+    ignore = part.get("ignore", [])
+    if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
+        raise PipelineError(f'{where}: ignore must be a list of states, as ["model.h"], not {ignore!r:.80}')
+    return Settings(every, float(bound), tuple(ignore))
+
+
+class Watch(NamedTuple):
+    """What is kept of a stream whose states are in question."""
+
+    condition: Condition
+    model: int = -1  # whose states did not move; of several models the first, for the others follow from it
+    still: int = 0  # which states, a bit each
+    digest: int = 0  # CRC-32 of what is in them
+    low: float = 0.0  # the least and the largest that went in at these looks, projected
+    high: float = 0.0
+    looks: int = 0
+
+
+class Looked(Protocol):
+    """A stream, as far as a look goes."""
+
+    id: str
+    seq: int
+    _states: States
+    _watch: Watch | None
+    _notices: Notices
+    _closed: bool
+
+
+class Health:
+    """The looks at an engine's streams, and what they counted. Its one thread is the engine's."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        """Raises PipelineError where `settings` ignore a state that no model has."""
+        unrolled = pipeline.unrolled
+        self._looped = unrolled is not pipeline
+        self._models: list[ModelStates] = []
+        self._gates: list[tuple[str, str]] = []  # (what it is called, the pipeline's output)
+        for i, stage in enumerate(unrolled.stages):
+            if not isinstance(getattr(stage, "arena", None), Arena):
+                continue
+            model = ModelStates(stage, i, unrolled.stage_names[i], settings.ignore)
+            if model.states:
+                self._models.append(model)
+            self._gates += [
+                (label, name)
+                for label, name in _gates(stage, unrolled.stage_names[i])
+                if name in pipeline.outputs.names  # of a model within, the stages behind it may pass none on
+            ]
+        labels = [state.label for model in self._models for state in model.states]
+        for name in settings.ignore:
+            if name not in labels:
+                raise PipelineError(f"[health] ignore: no model has a state {name!r}{nearest(name, labels)}")
+        self.settings = settings
+        self.every = settings.every if labels or self._gates else 0
+        # Called with each event, stream and reason, when the engine is at rest, as listeners are.
+        self.told: Callable[[str, str, str], None] | None = None
+        self.looks = 0
+        self.failures = 0  # looks that failed themselves
+        self.events = Counter(dict.fromkeys(EVENTS, 0))
+        self.unhealthy: Counter[str] = Counter({"died": 0, "blown_up": 0})  # streams that are so now
+        self.non_finite = Counter(dict.fromkeys(labels, 0))  # chunks refused, by the state
+        self.rms = {label: Histogram(_BOUNDS) for label in labels}
+        self.distance = {label: Histogram(_BOUNDS) for label in labels}
+        self.units, self.shut, self.open = (
+            Counter(dict.fromkeys([label for label, _ in self._gates], 0)) for _ in range(3)
+        )
+
+    # Beside a step
+
+    def first(self, id: str) -> int:
+        """The `seq` at which a new stream is looked at first; -1: never."""
+        return crc32(id.encode()) % self.every if self.every else -1
+
+    def listen(self) -> None:
+        """From now until `rest` the models keep what they were given last."""
+        for model in self._models:
+            model.listen()
+
+    def rest(self) -> None:
+        for model in self._models:
+            model.rest()
+
+    def look(self, stream: Looked, out: Any = None, at: int | None = None) -> None:
+        """Look at a stream. `at`: its place among those whose chunks have just been stepped together, of
+        which `out` came out; None: its states are not what a chunk has just made."""
+        try:
+            self.looks += 1
+            if at is not None and self._gates:
+                self._count_gates(out)
+            self._judge(stream, at)
+        except Exception as error:  # a chunk that went well is not to fail over it
+            self.failures += 1
+            if self.failures == 1:
+                _log.error("a look at stream %r failed: %s: %s", stream.id, type(error).__name__, error)
+
+    def refused(self, stream: Looked, error: RunnelError) -> None:
+        """A chunk failed. Where a state would have been NaN or infinite, the one before it is looked at."""
+        if isinstance(error, NonFiniteError) and error.state:
+            if error.state in self.non_finite:
+                self.non_finite[error.state] += 1
+            if self.every:
+                self.look(stream)
+
+    def forget(self, stream: Looked) -> None:
+        """Its states begin anew, or end: whatever was with them is over."""
+        if stream._watch is not None:
+            if stream._watch.condition:
+                self.unhealthy[stream._watch.condition] -= 1
+            stream._watch = None
+
+    def recount(self, streams: Iterable[Looked]) -> None:
+        """Count the streams that are unhealthy now, after a call that was interrupted."""
+        conditions = Counter(stream._watch.condition for stream in streams if stream._watch is not None)
+        for condition in self.unhealthy:
+            self.unhealthy[condition] = conditions[condition]  # type: ignore[index]
+
+    def _judge(self, stream: Looked, at: int | None) -> None:
+        rows = stream._states[0].states if self._looped else stream._states
+        before: Watch | None = stream._watch
+        condition: Condition = before.condition if before else ""
+        bound = self.settings.blown_up / (2 if condition == "blown_up" else 1)
+        worst, reason = bound, ""
+        watch: Watch | None = None
+        for i, model in enumerate(self._models):
+            row = rows[model.at]
+            still, peak, label = self._read(model, row, bound)
+            if peak > worst:
+                worst = peak
+                reason = f"state {label!r} reached {peak:.3g}, beyond {self.settings.blown_up:g}"
+            given = model.given(row, at) if at is not None else None
+            if watch is not None:
+                continue
+            if given is None:  # the chunk told nothing of it: as it was, unless it moved since
+                if before and before.model == i and model.digest(row, before.still) == before.digest:
+                    watch = before
+            elif still:
+                watch = _watched(before, i, still, model.digest(row, still), given)
+        now: Condition = ""
+        if worst > bound:
+            now = "blown_up"
+        elif watch is not None and watch.looks >= PATIENCE:
+            model = self._models[watch.model]
+            if watch.high - watch.low > VARIED * model.largest:
+                now = "died"
+                reason = (
+                    f"state {model.names(watch.still)} no longer changes: the same at {watch.looks} looks, "
+                    f"{self.every} chunks apart, though what goes in differs"
+                )
+        stream._watch = (watch or Watch(now))._replace(condition=now) if watch or now else None
+        if now != condition:
+            self._tell(stream, condition, now, reason)
+
+    def _read(self, model: ModelStates, row: int, bound: float) -> tuple[int, float, str]:
+        """Which states the last chunk did not move; the largest magnitude if above `bound`, and whose."""
+        still, worst, label = 0, bound, ""
+        for i, state in enumerate(model.states):
+            x = state.column[row]
+            length = norm(x)
+            self.rms[state.label].observe(length / state.scale)
+            far = length if state.initial is None else norm(x.astype(np.float64) - state.initial)
+            self.distance[state.label].observe(far / state.scale)
+            if not state.judged:
+                continue
+            if length > bound and (peak := float(np.abs(x).max())) > worst:  # no number is above the norm
+                worst, label = peak, state.label
+            if same(x, state.column[row ^ 1]):
+                still |= 1 << i
+        return still, worst, label
+
+    def _tell(self, stream: Looked, before: Condition, now: Condition, reason: str) -> None:
+        if before:
+            self.unhealthy[before] -= 1
+        if now:
+            self.unhealthy[now] += 1
+        event: Literal["died", "blown_up", "recovered"] = now or "recovered"
+        self.events[event] += 1
+        reason = reason or f"it had {before.replace('_', ' ')}"
+        stream._notices.queue(event, stream.id, stream.seq, reason)
+        if self.told is not None:
+            stream._notices.later(partial(self._told, event, stream.id, reason))
+
+    def _told(self, event: str, stream: str, reason: str) -> None:
+        if self.told is not None:
+            try:
+                self.told(event, stream, reason)
+            except Exception as error:  # a callback's failure must not stop the streams
+                _log.error("the report of %s failed: %s: %s", event, type(error).__name__, error)
+
+    def _count_gates(self, out: Any) -> None:
+        if not isinstance(out, dict):
+            return
+        for label, name in self._gates:
+            gates = out.get(name)
+            if gates is not None and len(gates):
+                last = gates[-1]
+                self.units[label] += last.size
+                self.shut[label] += int(np.count_nonzero(last < SHUT))
+                self.open[label] += int(np.count_nonzero(last > OPEN))
+
+    # When asked
+
+    def of(self, states: States) -> dict[str, StateHealth]:
+        """Each of these states of a stream, by ``stage.name``; of whole numbers none."""
+        rows = states[0].states if self._looped else states
+        return {
+            state.label: of_state(
+                state.column[rows[model.at]],
+                np.zeros(1) if state.initial is None else state.initial,
+            )
+            for model in self._models
+            for state in model.states
+        }
+
+    def document(self) -> dict[str, Any]:
+        """What was counted, as plain numbers, lists and maps."""
+        return {
+            "looks": self.looks,
+            "look_failures": self.failures,
+            "unhealthy": dict(self.unhealthy),
+            "state_events": dict(self.events),
+            "non_finite": dict(self.non_finite),
+            "state_rms": {label: h.document() for label, h in self.rms.items()},
+            "state_distance": {label: h.document() for label, h in self.distance.items()},
+            "gate_units": dict(self.units),
+            "gate_units_shut": dict(self.shut),
+            "gate_units_open": dict(self.open),
+        }
+
+
+def _watched(before: Watch | None, model: int, still: int, digest: int, given: float) -> Watch:
+    """The watch after one more look that found these states unmoved."""
+    if before is None or (before.model, before.still, before.digest) != (model, still, digest):
+        return Watch("", model, still, digest, given, given, 1)
+    return before._replace(
+        low=min(before.low, given), high=max(before.high, given), looks=min(before.looks + 1, 2**31)
+    )
+
+
+def _gates(stage: Any, label: str) -> list[tuple[str, str]]:
+    """The gates that a model shows: what each is called, ``stage.layer.letter``, and as what it comes."""
+    spec: ModelSpec = stage.spec
+    if spec.probe is None:
+        return []
+    return [
+        (f"{label}.{layer.name}.{letter}", stage.chunk_name(output))
+        for layer in spec.probe.layers
+        for letter, output in layer.outputs.items()
+        if letter in GATES
+    ]

@@ -1,0 +1,340 @@
+"""What was seen in a pipeline, kept for a picture: bounded, and on one axis of time.
+
+A `Recorder` is asked by the loader for each point of the pipeline, and told what passes there. Of all that
+it keeps the part within a window of time, of each tensor at most so many units, evenly spaced; what is said
+of all units together, their mean and how many are saturated, is of all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Final
+
+import numpy as np
+
+from ..columns import flat, label_texts, untimed
+from ..errors import UsageError, nearest
+from ..probe import GATES, MEANING, Probe, ProbeLayer
+from ..spec import Array, TensorSpec
+from ..stage import Chunk
+from .taps import Clock, Note, Point
+
+DEFAULT_TICKS: Final = 400  # steps of the model that are drawn: as many as can be told apart
+MAX_TICKS: Final = 4096  # several to a pixel of the widest picture; and what is kept is in memory
+MAX_UNITS: Final = 128  # of one heat map: its height in pixels, more or less
+MAX_PARTS: Final = 4  # of one state: h and c are often held as one
+MAX_LINES: Final = 8  # channels that are drawn as lines; more make a heat map
+MAX_MAPS: Final = 48  # heat maps of models' insides and states: a picture five feet high
+MAX_NAMED: Final = 4  # of what is not drawn
+MAX_NUMBERS: Final = 2**24  # of one tensor: of sound at 16 kHz 17 minutes
+LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated: nearly closed, or nearly open
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What time is counted in: the time steps of one domain of the pipeline."""
+
+    domain: int
+    tick: Fraction  # time steps for one step of the model
+    rate: float | None  # time steps a second
+
+    def seconds(self, steps: float) -> float:
+        return steps / self.rate if self.rate else steps
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One tensor over time, as it is drawn. Row k stands at ``[start + k * step, start + (k+1) * step)``."""
+
+    name: str  # as it is headed
+    tensor: str
+    kind: str  # of its point; "layer" for what a probe shows
+    values: Array  # (rows, units kept), of the tensor's own dtype
+    units: Array  # which of its units these are
+    size: int  # how many units it has
+    mean: Array  # (rows,): of all its units that are numbers
+    start: float  # in time steps of the axis
+    step: float
+    letter: str = ""  # "layer": which part of it, as in `probe.MEANING`
+    meaning: str = ""
+    saturated: Array | None = None  # (rows,): of a gate, the share of all its units
+    labels: dict[int, str] | None = None
+
+    @property
+    def end(self) -> float:
+        return self.start + len(self.values) * self.step
+
+    @property
+    def edges(self) -> Array:
+        """Where rows begin, and the last one ends."""
+        return self.start + np.arange(len(self.values) + 1) * self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that was seen, in the order in which it is drawn."""
+
+    axis: Axis
+    tracks: Sequence[Track]
+    left: Sequence[str]  # what was not kept, and why
+    made_from: float | None = None  # the time step from which on the pipeline made its input of itself
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first time step, and the one after the last."""
+        return min(t.start for t in self.tracks), max(t.end for t in self.tracks)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of one tensor."""
+
+    tensor: TensorSpec
+    letter: str = ""
+    layer: ProbeLayer | None = None
+    part: int | None = None  # along its first axis
+    size: int = field(init=False)
+    units: Array = field(init=False)
+    parts: list[Array] = field(default_factory=list)
+    means: list[Array] = field(default_factory=list)
+    shares: list[Array] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        size = self.size = math.prod(self.tensor.shape[self.part is not None :])
+        self.units = np.linspace(0, max(0, size - 1), min(size, MAX_UNITS)).round().astype(int)
+
+    def add(self, array: Array) -> None:
+        columns = flat(self.tensor, array)
+        if self.part is not None:
+            columns = columns[:, self.part * self.size : (self.part + 1) * self.size]
+        self.parts.append(columns[:, self.units])  # a copy, by indices
+        self.means.append(_means(columns))
+        if self.letter in GATES:
+            self.shares.append(((columns < LOW) | (columns > HIGH)).mean(axis=1))
+
+
+class _Seen:
+    """One point, and what is kept of it."""
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        self.rows = 0  # that have passed
+        self.window = (0, 0)  # rows that are kept
+        self.kept: list[_Kept] = []
+
+    @property
+    def maps(self) -> list[_Kept]:
+        """What of it is a model's inside."""
+        return [kept for kept in self.kept if kept.letter or self.point.kind == "states"]
+
+    def note(self, chunk: Chunk) -> None:
+        rows = len(chunk[self.point.signal.names[0]])
+        first, last = (min(max(row - self.rows, 0), rows) for row in self.window)
+        if first < last:
+            for kept in self.kept:
+                kept.add(chunk[kept.tensor.name][first:last])
+        self.rows += rows
+
+
+class Recorder:
+    """The `look` of `loader.load_pipeline`: told what to keep, it is filled while the stream is fed."""
+
+    def __init__(self) -> None:
+        self._seen: list[_Seen] = []
+        self._first: Fraction = Fraction(0)
+        self._end: Fraction = Fraction(0)
+        self._left: list[str] = []
+        self._models: Counter[str] = Counter()  # by the name of their file, which several may have
+
+    def __call__(self, point: Point) -> Note:
+        name, before = point.model, self._models[point.model]
+        if before:
+            point = replace(point, model=f"{name} ({before + 1})")
+        self._models[name] += point.kind == "from"  # the last point of a model
+        self._seen.append(_Seen(point))
+        return self._seen[-1].note
+
+    @property
+    def probes(self) -> list[Probe]:
+        """Of the models that have one."""
+        return [seen.point.probe for seen in self._seen if seen.point.probe]
+
+    @property
+    def without(self) -> list[str]:
+        """Models that have none, but states, and were exported by us: a probe could be."""
+        return [s.point.model for s in self._seen if s.point.kind == "states" and s.point.exported]
+
+    def axis(self, rate: float | None) -> Axis:
+        """Time as the model has it, the first of several, in time steps of the input where these can be told.
+
+        `rate`: the input's, where only its source says.
+        """
+        models = [seen.point for seen in self._seen if seen.point.kind == "from"]
+        clock = models[0].clock if models else Clock()
+        rates = [
+            p.signal.rate * float(p.clock.step)
+            for p in (seen.point for seen in self._seen)
+            if p.signal.rate and p.clock.domain == clock.domain
+        ]
+        return Axis(clock.domain, clock.step, rates[0] if rates else None if clock.domain else rate)
+
+    def choose(self, layers: Collection[str] | None, letters: Collection[str] | None) -> None:
+        """Which layers of the probes, and what of them, is kept; None: all. UsageError for any other."""
+        here = [layer.name for probe in self.probes for layer in probe.layers]
+        shown = {letter for probe in self.probes for layer in probe.layers for letter in layer.outputs}
+        for option, asked, known in (("--layers", layers, here), ("--show", letters, sorted(shown))):
+            for name in asked or ():
+                if not known:
+                    raise UsageError(
+                        f"{option} {name}: no model here has a probe beside it, which shows its layers: "
+                        "export it again with --probe gates"
+                    )
+                if name not in known:
+                    raise UsageError(f"{option}: there is no {name!r}{nearest(name, known)}")
+        if layers and letters:
+            chosen = [layer for probe in self.probes for layer in probe.layers if layer.name in layers]
+            if not any(letter in layer.outputs for layer in chosen for letter in letters):
+                has = "; ".join(f"{layer.name} has {', '.join(layer.outputs)}" for layer in chosen)
+                raise UsageError(f"--show {','.join(letters)}: there is none in --layers: {has}")
+        for seen in self._seen:
+            self._take(seen, layers, letters)
+
+    def _take(self, seen: _Seen, layers: Collection[str] | None, letters: Collection[str] | None) -> None:
+        point = seen.point
+        tensors = {t.name: t for t in untimed(point.signal).tensors}
+        if point.probe:
+            for layer in point.probe.layers:
+                for letter in MEANING:
+                    tensor = tensors.pop(layer.outputs.get(letter, ""), None)
+                    if tensor and (not layers or layer.name in layers) and (not letters or letter in letters):
+                        seen.kept.append(_Kept(tensor, letter, layer))
+        for tensor in reversed(tensors.values()):
+            parts = tensor.shape[0] if len(tensor.shape) > 1 and point.kind == "states" else 1
+            each = range(parts) if 1 < parts <= MAX_PARTS else [None]
+            seen.kept = [*(_Kept(tensor, part=part) for part in each), *seen.kept]
+        maps = sum(len(s.maps) for s in self._seen)
+        if maps > MAX_MAPS:
+            left = seen.maps[MAX_MAPS - maps :]
+            seen.kept = [k for k in seen.kept if not any(k is other for other in left)]
+            names = _some([k.layer.name if k.layer else k.tensor.name for k in left])
+            choose = "; choose with --layers and --show" if point.probe else ""
+            self._left.append(f"{len(left)} heat maps, of {names}: at most {MAX_MAPS} are drawn{choose}")
+
+    def begin(self, axis: Axis, first: int, steps: int) -> None:
+        """Keep `steps` time steps of the axis from the `first` on."""
+        self._axis, self._first, self._end = axis, Fraction(first), Fraction(first + steps)
+        for seen in self._seen:
+            if seen.point.clock.domain != axis.domain:
+                continue
+            step = seen.point.clock.step
+            start, end = (-int(-edge // step) for edge in (self._first, self._end))
+            widest = max((len(kept.units) for kept in seen.kept), default=1)
+            if end - start > MAX_NUMBERS // widest:
+                end = start + MAX_NUMBERS // widest
+                self._left.append(f"{_title(seen.point)}: {MAX_NUMBERS} numbers are kept, and no more")
+            seen.window = (start, end)
+
+    @property
+    def full(self) -> bool:
+        """Whether all that is kept has passed."""
+        here = [seen for seen in self._seen if seen.point.clock.domain == self._axis.domain and seen.kept]
+        return all(seen.rows >= seen.window[1] for seen in here)
+
+    def record(self, made_from: float | None = None) -> Record:
+        """What was kept; `made_from`: as of `Record`. Raises UsageError where nothing was."""
+        tracks: list[Track] = []
+        left = list(self._left)
+        for seen in sorted(self._seen, key=lambda seen: seen.point.kind != "input"):
+            if seen.point.clock.domain != self._axis.domain:
+                left.append(f"{_title(seen.point)}: between it and what is drawn rows come when they come")
+                continue
+            for kept in seen.kept:
+                if kept.parts and (track := self._track(seen, kept)) and not _said(track, tracks):
+                    tracks.append(track)
+        if not tracks:
+            seen_steps = max((s.rows for s in self._seen), default=0)
+            raise UsageError(
+                f"nothing to draw: the input ended after {seen_steps} time steps"
+                + (f", and --from is {self._first}" if self._first else "")
+            )
+        tracks.sort(key=lambda track: track.kind in ("layer", "states"))  # below what goes in and comes out
+        thin = [t for t in tracks if len(t.units) < t.size]
+        if thin:
+            names = _some([t.name for t in thin])
+            left.append(f"units: {MAX_UNITS} are drawn of each, evenly spaced, of those of {names}")
+        record = Record(self._axis, tracks, left)
+        start, end = record.span
+        return replace(record, made_from=made_from) if start < (made_from or 0) < end else record
+
+    def _track(self, seen: _Seen, kept: _Kept) -> Track:
+        step = seen.point.clock.step
+        several = len({s.point.model for s in self._seen if s.point.kind == "from"}) > 1
+        name = kept.layer.name if kept.layer else kept.tensor.name
+        if kept.letter and several:
+            name = f"{seen.point.model} {name}"
+        elif not kept.letter:
+            name = f"{_title(seen.point)} {name}" + (f"[{kept.part}]" if kept.part is not None else "")
+        return Track(
+            name,
+            kept.tensor.name,
+            "layer" if kept.letter else seen.point.kind,
+            np.concatenate(kept.parts),
+            kept.units,
+            kept.size,
+            np.concatenate(kept.means),
+            float(seen.window[0] * step),
+            float(step),
+            kept.letter,
+            _meaning(kept.layer, kept.letter) if kept.layer else "",
+            np.concatenate(kept.shares) if kept.shares else None,
+            label_texts(kept.tensor),
+        )
+
+
+def _means(columns: Array) -> Array:
+    """Of each row the mean of what is a number in it, NaN where nothing is: a sensor may have gaps."""
+    numbers = np.isfinite(columns)
+    sums = np.where(numbers, columns, 0).sum(axis=1, dtype=np.float64)
+    count = numbers.sum(axis=1)
+    return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, each once."""
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:MAX_NAMED]) + (", …" if len(different) > MAX_NAMED else "")
+
+
+def _title(point: Point) -> str:
+    return {
+        "input": "input",
+        "to": f"to {point.model}:",
+        "from": f"{point.model}:",
+        "states": f"{point.model}: state",
+        "output": "output",
+    }[point.kind]
+
+
+def _meaning(layer: ProbeLayer, letter: str) -> str:
+    """What a letter of a layer stands for. There are two GRUs, whose z say the opposite."""
+    if letter != "z":
+        return MEANING[letter]
+    return f"{MEANING[letter]}: how much {'of the candidate is taken' if layer.takes else 'of h is kept'}"
+
+
+def _said(track: Track, before: Sequence[Track]) -> bool:
+    """Whether it is drawn already: what only passes a stage, as other numbers or not, or as one of N."""
+    if track.kind not in ("to", "output"):
+        return False
+    for other in before:
+        same = (other.tensor, other.step, other.size) == (track.tensor, track.step, track.size)
+        if same and (other.labels or not track.labels) and np.array_equal(other.values, track.values):
+            return True
+    if track.kind == "to" and track.size > MAX_LINES:
+        values = track.values
+        return bool(((values == 0) | (values == 1)).all() and (values.sum(axis=1) <= 1).all())
+    return False

@@ -1,0 +1,145 @@
+"""The numbers of a state: how large they are, how far from where they began, and what had gone in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from ..spec import Array
+
+SATURATED: Final = 0.99  # of a tanh: its input is beyond ±2.6
+
+_HEAD: Final = 1024
+
+_vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in model.py
+
+
+@dataclass(frozen=True, slots=True)
+class StateHealth:
+    """One state of one stream as it stands, in the state's own unit."""
+
+    rms: float
+    peak: float  # the largest magnitude
+    distance: float  # from the initial state, rms
+    saturated: float | None  # share of numbers beyond ±0.99; None where one is beyond ±1: no tanh made it
+
+
+def of_state(array: Array, initial: Array) -> StateHealth:
+    """`array`'s figures, computed in float64."""
+    x = np.asarray(array, np.float64).ravel()
+    size, scale = np.abs(x), math.sqrt(x.size)
+    peak = float(size.max())
+    return StateHealth(
+        norm(x) / scale,
+        peak,
+        norm(x - np.asarray(initial, np.float64).ravel()) / scale,
+        None if peak > 1 else float(np.mean(size >= SATURATED)),
+    )
+
+
+class Figured(NamedTuple):
+    label: str
+    column: Array  # (rows, n)
+    initial: Array | None  # (n,), flat; None where it is all zeros
+    scale: float  # sqrt(n)
+    judged: bool
+
+
+class ModelStates:
+    """A model stage's states of floats, and where their rows are."""
+
+    def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
+        self.stage, self.at = stage, at
+        stage.label = label  # what its errors call it, so that what is refused is counted here
+        self.states = [
+            Figured(
+                f"{label}.{s.input}",
+                stage.arena.columns[s.input].reshape(len(stage.arena.columns[s.input]), -1),
+                s.initial.reshape(-1) if s.initial.any() else None,
+                math.sqrt(s.initial.size),
+                f"{label}.{s.input}" not in ignore,
+            )
+            for s in stage.spec.states
+            if s.initial.dtype.kind == "f"
+        ]
+        self.largest = 0.0  # of what went in, projected
+        self._places: tuple[Sequence[int], dict[int, int]] = (), {}  # rows heard, and where each is of them
+        self._weights = {
+            t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
+        }
+
+    def listen(self) -> None:
+        """From now until `rest` the stage keeps what it was given last."""
+        self.stage.listened, self.stage.heard = True, None
+        self.stage.landed.clear()
+
+    def rest(self) -> None:
+        self.stage.listened, self.stage.heard = False, None
+        self.stage.landed.clear()
+        self._places = (), {}
+
+    def given(self, row: int, at: int) -> float | None:
+        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known.
+
+        `at`: its place among the streams stepped together, and here too where all of them came this far.
+        """
+        if self.stage.heard is None:
+            return None
+        rows, chunks = self.stage.heard
+        # A step reads the twin of the row that it writes: of the fork's row if the stream had been forked.
+        heard = self.stage.landed.get(row, row) ^ 1
+        if at >= len(rows) or rows[at] != heard:
+            if self._places[0] is not rows:  # once a call: a search among thousands takes longer than a look
+                self._places = rows, {heard: i for i, heard in enumerate(rows)}
+            found = self._places[1].get(heard)
+            if found is None:
+                return None
+            at = found
+        chunk = chunks[at]
+        total = 0.0
+        for name, weights in self._weights.items():
+            if not len(chunk[name]):
+                return None
+            total += float(_vdot(chunk[name][-1].astype(np.float64).reshape(-1), weights))
+        self.largest = max(self.largest, abs(total))
+        return total
+
+    def digest(self, row: int, still: int) -> int:
+        """Of what is in the states that `still` has a bit for."""
+        found = 0
+        for i, state in enumerate(self.states):
+            if still >> i & 1:
+                found = crc32(state.column[row].tobytes(), found)
+        return found
+
+    def names(self, still: int) -> str:
+        return ", ".join(repr(s.label) for i, s in enumerate(self.states) if still >> i & 1)
+
+
+def same(x: Array, y: Array) -> bool:
+    """Whether two states are the same to the bit. Most differ early on, and to copy large ones takes long."""
+    return x[:_HEAD].tobytes() == y[:_HEAD].tobytes() and (len(x) <= _HEAD or x.tobytes() == y.tobytes())
+
+
+def norm(x: Array) -> float:
+    """The Euclidean norm. Where a type cannot hold the sum, it is taken of x / max |x|."""
+    if x.dtype.itemsize > 2:
+        square = float(_vdot(x, x))
+        if square < math.inf:
+            return math.sqrt(square)
+    largest = float(np.abs(x).max())
+    if not largest:
+        return 0.0
+    scaled = x.astype(np.float64) / largest
+    return largest * math.sqrt(float(_vdot(scaled, scaled)))
+
+
+def _weights(size: int, seed: int) -> Array:
+    """Numbers in -1..1 without a pattern that an input would have: the cosine of a growing square."""
+    weights: Array = np.cos((np.arange(size, dtype=np.float64) + 1.5 + seed) ** 2)
+    return weights

@@ -1,0 +1,269 @@
+"""A load on a daemon: plain frames over a few sockets, one thread, one poll.
+
+Not through `runnel.Client`, which keeps what it needs for reconnecting and hands out arrays: the generator
+shares the machine with the daemon, and what it spends is missing there. It states epoch and seq as
+a client does, so that the daemon does all of its work.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import Final, NamedTuple
+
+import msgspec
+import zmq
+
+from ..client.common import silence
+from ..client.connection import BUNDLE_BYTES
+from ..errors import RunnelError, TimeoutError, UsageError, WireError, by_code
+from ..stage import Chunk
+from ..wire import messages as wire
+from ..wire.address import beside, parse
+from ..wire.curve import connect_as
+from ..wire.keys import Secret
+from ..wire.placement import worker_of
+from ..wire.tensors import pack
+from .inputs import Playlist
+from .trial import Answer
+
+STREAMS_PER_CONNECTION: Final = 64  # each connection is a client to the daemon, with a client's limits
+MAX_CONNECTIONS: Final = 32  # to one worker: descriptors, here and there
+OPENING: Final = 256  # opens, or closes, on their way at once: within any daemon's limit for a client
+MOST_ANSWERS: Final = 512  # taken of a socket at once, so that what is due is not kept waiting
+_NOBLOCK: Final = int(zmq.NOBLOCK)  # plain numbers: pyzmq's enums take a microsecond to combine
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+class _Told(msgspec.Struct):
+    """What matters here of a reply: other fields are skipped, tensors are not looked at."""
+
+    id: str = ""
+    epoch: int = 0
+    applied_seq: int = 0
+    error: wire.ErrorInfo | None = None
+    server: wire.Description | None = None
+
+
+class _Sent(NamedTuple):
+    """A request without an answer yet."""
+
+    stream: int
+    seq: int
+    due: float
+
+
+_told = msgspec.msgpack.Decoder(_Told)
+_told_together = msgspec.msgpack.Decoder(list[_Told])
+
+
+class RemoteTarget:
+    """Streams in a daemon, opened on entering and closed by `close`, after all that was sent before."""
+
+    def __init__(
+        self,
+        address: str,
+        served: wire.Description,
+        chunks: Sequence[Chunk],
+        streams: int,
+        timeout: float,
+        keys: Secret | None = None,
+    ) -> None:
+        """Connect and open the streams. Raises as `hello` does, and what the daemon answers to an open."""
+        self._address, self._timeout, self._keys = address, timeout, keys
+        self._playlist = Playlist(chunks, streams)
+        self._packed = [pack(chunk) for chunk in chunks]
+        self._flying: dict[int, _Sent] = {}  # by number
+        self._numbers = 0
+        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent by the next look at the answers
+        prefix = f"bench-{secrets.token_hex(4)}-"
+        self._names = [f"{prefix}{stream}" for stream in range(streams)]
+        self._epochs = [0] * streams
+        self._seqs = [0] * streams  # the last that was sent
+        self._checked = [0] * streams  # an answer to a request numbered below says nothing of the seq to come
+        workers = [beside(worker, address) for worker in served.workers] or [address]
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._sockets = self._connect(workers, streams)
+            self._every = list(dict.fromkeys(self._sockets))
+            self._descriptors = [socket.FD for socket in self._every]
+            opened = self._ask("open", range(streams))
+            for told, stream in opened:
+                self._epochs[stream] = told.epoch if told.error is None else 0
+            for told, _ in opened:
+                if told.error:
+                    raise _error(told.error)
+            undo.pop_all()
+
+    def send(self, stream: int, due: float) -> None:
+        infos, buffers = self._packed[self._playlist.next_index(stream)]
+        seq = self._seqs[stream] = self._seqs[stream] + 1
+        request = wire.Request(
+            v=wire.VERSION,
+            op="feed",
+            id=str(self._number(stream, seq, due)),
+            sequence_id=self._names[stream],
+            epoch=self._epochs[stream],
+            seq=seq,
+            inputs=infos,
+        )
+        self._post(stream, wire.encode_request(request, buffers))
+
+    def poll(self, seconds: float) -> list[Answer]:
+        answers: list[Answer] = []
+        for told, (stream, seq, due) in self._receive(seconds):
+            answers.append((due, _error(told.error) if told.error else None))
+            if told.error and int(told.id) >= self._checked[stream]:
+                # Those sent since will fail as well: the next chunk takes the first seq that is free.
+                self._seqs[stream] = told.applied_seq if told.epoch else seq - 1
+                self._checked[stream] = self._numbers + 1
+        return answers
+
+    def close(self) -> None:
+        """Close the streams that are open, wait for it, and disconnect. Closing twice is allowed."""
+        try:
+            self._ask("close", [s for s, epoch in enumerate(self._epochs) if epoch])
+        except TimeoutError:
+            pass  # the daemon closes them when they have been idle
+        finally:
+            self._epochs = [0] * len(self._epochs)
+            self._undo.close()
+
+    def __enter__(self) -> RemoteTarget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _connect(self, workers: Sequence[str], streams: int) -> list[zmq.Socket[bytes]]:
+        """Each stream's socket: of the worker that its name belongs to, one of several."""
+        context = self._undo.enter_context(zmq.Context())
+        each = min(MAX_CONNECTIONS, -(-streams // (STREAMS_PER_CONNECTION * len(workers))))
+        sockets = [
+            [connection(context, self._undo, worker, self._keys) for _ in range(each)] for worker in workers
+        ]
+        return [
+            sockets[worker_of(name, len(workers))][stream % each] for stream, name in enumerate(self._names)
+        ]
+
+    def _number(self, stream: int, seq: int, due: float) -> int:
+        self._numbers += 1
+        self._flying[self._numbers] = _Sent(stream, seq, due)
+        return self._numbers
+
+    def _ask(self, op: wire.Op, streams: Iterable[int]) -> list[tuple[_Told, int]]:
+        """Ask this of each stream; the replies. Raises TimeoutError when none comes for too long."""
+        rest = iter(streams)
+        replies: list[tuple[_Told, int]] = []
+        asked: set[int] = set()
+        heard = time.monotonic()
+        while True:
+            for stream in islice(rest, OPENING - len(asked)):
+                number = self._number(stream, 0, 0.0)
+                asked.add(number)
+                request = wire.Request(
+                    v=wire.VERSION, op=op, id=str(number), sequence_id=self._names[stream],
+                    epoch=self._epochs[stream],
+                )  # fmt: skip
+                self._post(stream, wire.encode_request(request))
+            if not asked:
+                return replies
+            for told, (stream, _, _) in self._receive(self._timeout):
+                heard = time.monotonic()
+                if int(told.id) in asked:
+                    asked.remove(int(told.id))
+                    replies.append((told, stream))
+            if time.monotonic() - heard > self._timeout:
+                raise silence(self._address, self._timeout)
+
+    def _post(self, stream: int, frames: list[bytes]) -> None:
+        """What is due at one moment goes as one message over each connection."""
+        self._due.setdefault(self._sockets[stream], []).append(frames)
+
+    def _receive(self, seconds: float) -> list[tuple[_Told, _Sent]]:
+        """Send what is due. What has arrived; where nothing has, what arrives within so many seconds."""
+        for socket, messages in self._due.items():
+            for _, frames in wire.bundles(messages, BUNDLE_BYTES, always=True):
+                _send(socket, frames)
+        self._due.clear()
+        found = self._drain()
+        if not found and seconds > 0:
+            # zmq.Poller counts milliseconds, which is coarse beside what is measured. A socket's descriptor
+            # tells of news only once: it was emptied just before, so that news to come wakes the select.
+            select.select(self._descriptors, (), (), seconds)
+            found = self._drain()
+        return found
+
+    def _drain(self) -> list[tuple[_Told, _Sent]]:
+        found: list[tuple[_Told, _Sent]] = []
+        for socket in self._every:
+            for _ in range(MOST_ANSWERS):
+                try:
+                    frames = socket.recv_multipart(_NOBLOCK)
+                except zmq.Again:
+                    break
+                # One without an id is a notice: the stream's next chunk will fail.
+                found += [(told, self._flying.pop(int(told.id))) for told in _decode(frames) if told.id]
+        return found
+
+
+def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Description:
+    """What a daemon serves. Raises UsageError for an address that is none, TimeoutError without an answer.
+
+    `keys`: those of a user, where the daemon has keys.
+    """
+    if parse(address, keyed=keys is not None).text.endswith(":*"):
+        raise UsageError(f"address {address!r}: a load needs the port that the daemon has")
+    with ExitStack() as stack:
+        socket = connection(stack.enter_context(zmq.Context()), stack, address, keys)
+        socket.send_multipart(wire.encode_request(wire.Request(v=wire.VERSION, op="hello")))
+        if not socket.poll(int(timeout * 1000)):
+            raise silence(address, timeout)
+        [told] = _decode(socket.recv_multipart())
+        if told.error:
+            raise _error(told.error)
+        if told.server is None:
+            raise WireError(f"{address}: the answer to hello says nothing of a server")
+        return told.server
+
+
+def connection(
+    context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack, address: str, keys: Secret | None = None
+) -> zmq.Socket[bytes]:
+    """A socket that never blocks and never drops: what is on its way is bounded by the trial."""
+    socket = stack.enter_context(context.socket(zmq.DEALER))
+    for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
+        socket.setsockopt(option, 0)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
+    if keys is not None:
+        connect_as(socket, keys)
+    socket.connect(address)
+    return socket
+
+
+def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
+    *first, last = frames
+    for frame in first:
+        socket.send(frame, _MORE)
+    socket.send(last, _NOBLOCK)
+
+
+def _decode(frames: Sequence[bytes]) -> list[_Told]:
+    """An answer's header, or those of a bundle."""
+    try:
+        if wire.bundled(frames):
+            return _told_together.decode(frames[0])
+        return [_told.decode(frames[0])]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(
+            f"an answer's header is not a msgpack map of version {wire.VERSION}: {error}"
+        ) from None
+
+
+def _error(info: wire.ErrorInfo) -> RunnelError:
+    return by_code(info.code)(info.message)

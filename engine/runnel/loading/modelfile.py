@@ -1,0 +1,186 @@
+"""A model's table in a pipeline file, wherever it stands there, and the stages that run it.
+
+One function reads ``[model]`` and each ``use = "model"``: the same keys, the same check of the certificate.
+Each model has a session, framing, slots and batches of its own. It takes its inputs by name from what arrives
+and gives its outputs: what else arrives goes no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import probe as probes
+from ..errors import CertificateError, ModelError, PipelineError
+from ..model import blocks
+from ..model.framing import Frame
+from ..spec import ModelSpec, Signal, TensorSpec, from_document
+from ..stage import Stage
+from . import container
+from . import declared as foreign
+from . import toml as tables
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_RENAMES = ("path", "inputs", "outputs")  # what may be said of a model that describes itself
+
+Providers = Sequence[str | tuple[str, dict[str, Any]]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How an engine runs its models: see `Engine.load`."""
+
+    streams: int
+    providers: Providers
+    threads: int
+    trust: bool
+    flush_denormals: bool
+    probes: bool = False  # a model that has a probe beside it is run as that, to be looked into
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model that was read and loaded, before it is known what arrives at it."""
+
+    file: Path
+    spec: ModelSpec
+    session: ort.InferenceSession
+    renamed: Mapping[str, str]  # model name -> chunk name
+    content: str  # a digest of what it computes: see `container.content`
+
+    @property
+    def inputs(self) -> Signal:
+        """What it takes, counted in samples where it is framed, in ticks where it takes blocks."""
+        tensors = tuple(
+            TensorSpec(self.renamed.get(t.name, t.name), t.dtype, t.step_shape) for t in self.spec.inputs
+        )
+        if self.spec.framing:
+            [inner] = tensors
+            tensors = (TensorSpec(inner.name, inner.dtype, inner.shape[1:]),)
+        if self.spec.blocks:
+            present = self.renamed.get(self.spec.blocks.present, self.spec.blocks.present)
+            return blocks.outer(Signal(tensors), present, self.spec.rate)
+        return Signal(tensors, self.spec.rate)
+
+    def stages(self, rate: float | None, streams: int, forks: int) -> list[Stage]:
+        """Its framing or its blocks, where it has them, and itself.
+
+        `rate`: of what arrives, where the model says none. `forks`: how many may be alive at once.
+        """
+        from ..model.session import ModelStage
+
+        spec = self.spec
+        rate = spec.rate or rate
+        model = ModelStage(self.session, spec, streams, self.renamed, self.file.stem, rate, forks)
+        model.file = self.file
+        if spec.blocks:
+            return blocks.enclosed(model, spec.blocks, rate, *map(model.chunk_name, spec.blocks.own))
+        if not spec.framing:
+            return [model]
+        [samples] = self.inputs.tensors
+        return [Frame(samples, model.inputs.names[0], spec.framing, rate, spec.latency), model]
+
+
+def read_model(
+    part: Mapping[str, Any], folder: Path, where: str, running: Running, in_toml: bool = True
+) -> ModelFile:
+    """The model that a table asks for; `where` is how errors name the table, `folder` what its path is
+    relative to. Raises PipelineError, ModelError, CertificateError, ProviderError."""
+    from ..model.session import load_session  # onnxruntime starts only here
+
+    if "path" not in part:
+        raise PipelineError(f'{where} needs path = "….onnx"')
+    file = folder / tables.text(part, "path", where)
+    data = container.read(file)
+    container.refuse_external(data, str(file))
+    described = container.document(data, str(file))
+    if described is None and not in_toml:
+        raise ModelError(
+            f"{file}: this ONNX file does not describe its states. Export it with runnel_export, or "
+            "declare them in a pipeline file (.toml) with [[model.state]] and load that"
+        )
+    if described is not None:
+        tables.known(part, _RENAMES, f"{where} (this model describes itself)")
+        if not running.trust:
+            _vouch(data, described, file)
+        spec = from_document(described, str(file))
+    else:
+        tables.known(part, foreign.KEYS, where)
+    content = container.content(data, described, str(file))  # not its probe's: it computes the same
+    if running.probes and described is not None and spec.probe is None and probes.beside(file).exists():
+        data, spec = _probe(file, spec, running.trust)
+    session = load_session(data, str(file), running.providers, running.threads, running.flush_denormals)
+    if described is not None:
+        _agree(spec, session, str(file))
+    else:
+        spec = foreign.declared(part, session, data, where)
+    return ModelFile(file, spec, session, _renames(part, spec, where), content)
+
+
+def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
+    """The probe that stands beside a model. Raises ModelError where it is none, or another model's."""
+    found = probes.beside(file)
+    data = container.read(found)
+    container.refuse_external(data, str(found))
+    described = container.document(data, str(found)) or {}
+    seen = from_document(described, str(found)) if described else None
+    again = f"export {file.name} again with --probe gates, or take {found.name} away"
+    if seen is None or seen.probe is None:
+        raise ModelError(
+            f"{found} is where the probe of {file.name} is looked for, and shows nothing: {again}"
+        )
+    if seen.probe.of != (spec.certificate or {}).get("hash"):
+        raise ModelError(
+            f"{found} is the probe of another model than {file.name}, or of an earlier export: {again}"
+        )
+    if not trust:
+        _vouch(data, described, found)
+    return data, seen
+
+
+def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:
+    """Refuse a file that no certificate vouches for."""
+    certificate = described.get("certificate")
+    if not isinstance(certificate, Mapping) or "hash" not in certificate:
+        raise CertificateError(
+            f"{file}: it has no certificate. Export it with runnel_export; "
+            "to run it all the same: trust=True (--trust)"
+        )
+    found = container.digest(data, described, str(file))
+    if found != certificate["hash"]:
+        raise CertificateError(
+            f"{file}: this is not the file that was certified (hash {found[:23]}…, certified "
+            f"{str(certificate['hash'])[:23]}…): damaged or edited. Fetch or export it again; "
+            "to run it all the same: trust=True (--trust)"
+        )
+
+
+def _agree(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
+    """The description's names must be the graph's, no more and no fewer."""
+    described = {t.name for t in spec.inputs} | {s.input for s in spec.states}
+    graph = {v.name for v in session.get_inputs()}
+    if described != graph:
+        raise ModelError(f"{where}: describes inputs {sorted(described)}, but the graph has {sorted(graph)}")
+    missing = {t.name for t in spec.outputs} | {s.output for s in spec.states}
+    missing -= {v.name for v in session.get_outputs()}
+    if missing:
+        raise ModelError(f"{where}: describes outputs {sorted(missing)} that the graph does not have")
+
+
+def _renames(part: Mapping[str, Any], spec: ModelSpec, where: str) -> dict[str, str]:
+    """Model name -> chunk name, from the tables `inputs` and `outputs`."""
+    renamed: dict[str, str] = {}
+    for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        place = tables.within(where, key)
+        table = tables.table(part, key, where)
+        for name in table:
+            tables.among(name, [t.name for t in tensors], place)
+            renamed[name] = tables.name(tables.text(table, name, place), place)
+        names = [renamed.get(t.name, t.name) for t in tensors]
+        if len(set(names)) < len(names):
+            raise PipelineError(f"{place}: two of {names} have one name")
+    return renamed

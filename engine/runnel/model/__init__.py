@@ -1,0 +1,1 @@
+"""One loaded model: onnxruntime, and the rows that hold its states."""

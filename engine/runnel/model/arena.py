@@ -1,0 +1,189 @@
+"""The rows that hold streams' model state: one arena, two rows a stream.
+
+A stream's model state is a row number. Row ``r`` and its twin ``r ^ 1`` belong to one slot: a step
+reads the one and writes the other, so the old state is whole until the new one is committed by
+keeping its number instead. Opening, closing and stepping cost the same however many are open.
+
+A fork of a stream's state has a spare slot of its own, and is stepped between that slot's two rows.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ..errors import LimitError, NonFiniteError
+from ..spec import Array, ModelState
+
+_ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
+
+
+class Slots:
+    """Which of the slots `first` to ``first + count - 1`` are held.
+
+    The flags of held slots alone decide. A slot is held by one assignment, the last thing that its taker
+    does, so that an interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        self.first, self.count = first, count
+        self._held = bytearray(count)  # 1: held. A byte a slot: a set of numbers takes sixty
+        self._fresh = first  # slots below were used before
+        self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
+
+    @property
+    def held(self) -> int:
+        """How many are held."""
+        return self._held.count(1)
+
+    def find(self) -> int | None:
+        """The lowest slot that was used before and is free, else a new slot. None: all are held."""
+        while self._free:
+            slot = heapq.heappop(self._free)
+            if not self._held[slot - self.first]:
+                return slot
+        if self._fresh < self.first + self.count:
+            self._fresh += 1
+            return self._fresh - 1
+        if self.held == self.count:
+            return None
+        self._find_free()  # an interrupt lost one
+        return heapq.heappop(self._free)
+
+    def hold(self, slot: int) -> None:
+        """The slot that was found is held from here on."""
+        self._held[slot - self.first] = 1
+
+    def give(self, slot: int) -> None:
+        """The slot is free again. Nothing happens to one that is free: a failure may give a slot twice."""
+        if self._held[slot - self.first]:
+            self._held[slot - self.first] = 0
+            heapq.heappush(self._free, slot)
+
+    def keep(self, slots: Iterable[int]) -> None:
+        """Hold these slots and no others."""
+        held = bytearray(self.count)
+        for slot in slots:
+            held[slot - self.first] = 1
+        self._held = held
+        self._find_free()
+
+    def _find_free(self) -> None:
+        held = self._held
+        self._free = [slot for slot in range(self.first, self._fresh) if not held[slot - self.first]]
+
+
+class Arena:
+    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken.
+
+    `spares`: slots for forks, behind those of the streams.
+    """
+
+    def __init__(self, states: Sequence[ModelState], slots: int, spares: int = 0) -> None:
+        offsets, stride = [], 0
+        for state in states:
+            offsets.append(stride)
+            stride += -(-state.row_bytes // _ALIGN) * _ALIGN
+        self.slots, self.spares = slots, spares
+        self.row_bytes = max(stride, _ALIGN)
+        self.first_spare = 2 * slots  # row
+        self.scratch = 2 * (slots + spares)  # a slot that nobody holds
+        rows = self.scratch + 2
+        try:
+            raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
+        except (MemoryError, ValueError):
+            raise LimitError(
+                f"the states of {slots} streams take {rows * self.row_bytes / 2**30:.1f} GiB: "
+                "load the engine with a smaller max_streams (serve: --max-streams)"
+            ) from None
+        raw = raw[-raw.ctypes.data % _ALIGN :][: rows * self.row_bytes]
+        self._rows = raw.reshape(rows, self.row_bytes)
+        self.columns: dict[str, Array] = {}
+        for state, offset in zip(states, offsets, strict=True):
+            column = self._rows[:, offset : offset + state.row_bytes].view(state.dtype)
+            self.columns[state.input] = column.reshape(rows, *state.row_shape)
+        self._initial = {s.input: s.initial for s in states}
+        # With one float type, a whole row is checked at once; the padding between states stays zero.
+        kinds = {s.dtype for s in states}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        self.floats = self._rows.view(kind) if kind in ("float32", "float64") else None
+        self._streams, self._forks = Slots(0, slots), Slots(slots, spares)
+
+    @property
+    def used(self) -> int:
+        """Slots that streams hold."""
+        return self._streams.held
+
+    @property
+    def forked(self) -> int:
+        """Slots that forks hold."""
+        return self._forks.held
+
+    def take(self) -> int:
+        """A slot's first row, holding the initial state. LimitError when all slots are taken.
+
+        Both of its rows are in memory from now on: where there is no more of it, that shows when a stream is
+        opened, and not in the middle of one.
+        """
+        slot = self._streams.find()
+        if slot is None:
+            raise LimitError(
+                f"all {self.slots} streams are open: close some, or allow more: max_streams of Engine.load, "
+                "--max-streams of runnel serve"
+            )
+        self.write(2 * slot + 1, self._initial)
+        self.write(2 * slot, self._initial)
+        self._streams.hold(slot)
+        return 2 * slot
+
+    def fork(self, row: int) -> int:
+        """A spare slot's first row, holding what `row` does. LimitError when all spare slots are taken."""
+        slot = self._forks.find()
+        if slot is None:
+            raise LimitError(
+                f"all {self.spares} places for chunks on their way are taken: let some end, or feed fewer "
+                "streams, or shorter chunks, at once"
+            )
+        self.copy(row, 2 * slot)
+        self._forks.hold(slot)
+        return 2 * slot
+
+    def give(self, row: int) -> None:
+        """The slot of this row is free again, a stream's or a fork's."""
+        (self._streams if row < self.first_spare else self._forks).give(row // 2)
+
+    def reclaim(self, rows: Iterable[int]) -> None:
+        """The slots that are taken are those of these rows, and no others."""
+        kept = list(rows)
+        self._streams.keep(row // 2 for row in kept if row < self.first_spare)
+        self._forks.keep(row // 2 for row in kept if row >= self.first_spare)
+
+    def write(self, row: int, arrays: Mapping[str, Array]) -> None:
+        for name, column in self.columns.items():
+            column[row] = arrays[name]
+
+    def copy(self, source: int, target: int) -> None:
+        """One whole row into another."""
+        self._rows[target] = self._rows[source]
+
+    def read(self, row: int) -> dict[str, Array]:
+        """Views of one row by state name."""
+        return {name: column[row, ...] for name, column in self.columns.items()}
+
+    def check(self, row: int, where: str) -> None:
+        """Raise NonFiniteError if a state in this row has a NaN or an infinity."""
+        for name, array in self.read(row).items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise blown_up(name, where)
+
+
+def blown_up(state: str, where: str) -> NonFiniteError:
+    """A state of that name has a NaN or an infinity."""
+    error = NonFiniteError(
+        f"{where}: state {state!r} became non-finite; the chunk was not applied. "
+        "Large inputs, or a model that is not stable?"
+    )
+    error.state = f"{where}.{state}"
+    return error

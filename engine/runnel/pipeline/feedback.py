@@ -1,0 +1,338 @@
+"""Feedback: an output of a pipeline is an input of its next time step.
+
+    y[t], state[t] = pipeline(x[t], u[t], state[t-1])   with   u[t] = y[t-1],   u[0] = the initial value
+
+A text generator's sampled character is its next input, a controller's last action is what it reasons from.
+The loop is a stage around the whole pipeline: its state is the inner stages' and the values fed back.
+
+Where some inputs are not fed back, a chunk gives those, and is stepped tick by tick. Where all are, a chunk
+gives them itself, in the loop's place (a prompt), and `Steps` steps without any input. Either way a chunk is
+committed whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import NonFiniteError, PipelineError, RunnelError, SnapshotError, StageError, nearest
+from ..loading import toml as tables
+from ..spec import Array, Signal, TensorSpec, initial_row
+from ..stage import Arrays, Chunk, Results, Stage, State, Steps, as_error, require_finite
+from .pipeline import Pipeline, States, freeze, join
+
+_KEYS = ("output", "initial")
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """One value on its way back: to the input `target` from the output `source`."""
+
+    target: TensorSpec
+    source: str
+    initial: Array  # one time step of it; read-only
+
+
+class Looped(NamedTuple):
+    """One stream's state."""
+
+    states: States  # the inner stages'
+    fed: Arrays  # by input, (1, ...): what the next tick is given
+
+
+def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
+    """What [feedback] asks for: ``input = {output = "…", initial = …}``. Raises PipelineError, ModelError."""
+    if not part:
+        raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
+    backs = []
+    for name in part:
+        place = f"{where} {name}"
+        entry = tables.table(part, name, where)
+        tables.known(entry, _KEYS, place)
+        target = _named(inner.inputs, name, place, "input")
+        source = _named(inner.outputs, tables.text(entry, "output", place), place, "output")
+        if (source.dtype, source.shape) != (target.dtype, target.shape):
+            raise PipelineError(
+                f"{place}: the output {source} cannot be the next input {target}: dtype and shape must be "
+                "the same (a cast, or a one_hot, before the model?)"
+            )
+        value = entry.get("initial", 0)
+        initial = initial_row(value, target.shape, target.dtype, place)
+        if initial.dtype.kind != "f" and np.any(initial != np.asarray(value)):
+            raise PipelineError(f"{place}: initial must be {target.dtype}, not {value!r:.80}")
+        backs.append(Back(target, source.name, initial))
+    try:
+        return Feedback(inner, backs)
+    except PipelineError as error:
+        raise PipelineError(f"{where}: {error.message}") from None
+
+
+def _named(signal: Signal, name: str, place: str, kind: str) -> TensorSpec:
+    found = next((tensor for tensor in signal.tensors if tensor.name == name), None)
+    if found is None:
+        hint = nearest(name, list(signal.names))
+        raise PipelineError(f"{place}: the pipeline has no {kind} {name!r}{hint}; it has {signal}")
+    return found
+
+
+class Feedback(Stage):
+    """A pipeline whose outputs `backs` name are fed back: each tick makes one row, latency 0.
+
+    Raises PipelineError for a stage inside that does not make a row of each row, at once.
+    """
+
+    name = "feedback"
+
+    def __init__(self, inner: Pipeline, backs: Sequence[Back]) -> None:
+        for place in inner.places:
+            stage = place.stage
+            if stage.ratio != (1, 1) or stage.latency:
+                raise PipelineError(
+                    f"stage {place.label!r} cannot be in a loop: each of its stages must make one time step "
+                    f"of each, at once; this one has ratio {stage.ratio} and latency {stage.latency}"
+                )
+        self.inner = inner
+        self.backs = tuple(backs)
+        fed = {back.target.name for back in backs}
+        rest = tuple(tensor for tensor in inner.inputs.tensors if tensor.name not in fed)
+        self.generates = not rest
+        self.inputs = Signal(rest or inner.inputs.tensors, inner.inputs.rate)
+        self.outputs = inner.outputs
+        self.place_bytes = inner.state_bytes
+        # (what the loop calls it, the inner stage's own name for it), of each inner stage
+        self._keys = [
+            [(f"{name}.{key}", key) for key in stage.initial()]
+            for name, stage in zip(inner.stage_names, inner.stages, strict=True)
+        ]
+        names = [key for keys in self._keys for key, _ in keys] + [f"fed.{name}" for name in fed]
+        if len(set(names)) < len(names):
+            raise PipelineError(f"two states would have one name in the loop: {sorted(names)}")
+
+    # States
+
+    def initial(self) -> Arrays:
+        """``STAGE.NAME``: each inner stage's state of that name; ``fed.INPUT``, (1, ...): as the input is."""
+        return self._laid_open(
+            [stage.initial() for stage in self.inner.stages],
+            {back.target.name: back.initial[None] for back in self.backs},
+        )
+
+    def open(self) -> Looped:
+        return Looped(self.inner.open(), {back.target.name: back.initial[None] for back in self.backs})
+
+    def load(self, state: State, arrays: Arrays) -> Looped:
+        fed = {}
+        for back in self.backs:
+            name = back.target.name
+            value = arrays[f"fed.{name}"]
+            if value.shape != (1, *back.target.shape):
+                raise SnapshotError(
+                    f"{self.name}: {name!r} on its way back has shape {value.shape}, expected "
+                    f"{(1, *back.target.shape)}"
+                )
+            require_finite(name, value, self.name)
+            fed[name] = value
+        after = []
+        for place, keys, held in zip(self.inner.places, self._keys, state.states, strict=True):
+            try:
+                after.append(freeze(place.stage.load(held, {own: arrays[key] for key, own in keys})))
+            except Exception as error:
+                raise as_error(place.label, error) from error
+        return Looped(tuple(after), freeze(fed))
+
+    def dump(self, state: State) -> Arrays:
+        return self._laid_open([arrays for _, arrays in self.inner.dump(state.states)], state.fed)
+
+    def close(self, state: State) -> None:
+        self.inner.close(state.states)
+
+    def reclaim(self, states: Sequence[State]) -> None:
+        self.inner.reclaim([state.states for state in states])
+
+    def fork(self, state: State) -> Looped:
+        return Looped(self.inner.fork(state.states), state.fed)
+
+    def land(self, state: State, forked: State) -> Looped:
+        return Looped(self.inner.land(state.states, forked.states), forked.fed)
+
+    def drop(self, forked: State) -> None:
+        self.inner.drop(forked.states)
+
+    def _laid_open(self, stages: Sequence[Arrays], fed: Arrays) -> Arrays:
+        laid = {
+            key: arrays[own] for arrays, keys in zip(stages, self._keys, strict=True) for key, own in keys
+        }
+        return laid | {f"fed.{name}": value for name, value in fed.items()}
+
+    # Steps
+
+    def step(self, state: State, chunk: Chunk) -> tuple[Looped, Chunk]:
+        [result] = self.step_many([state], [chunk])
+        if isinstance(result, RunnelError):
+            raise result
+        return result
+
+    def flush(self, state: State) -> tuple[Looped, Chunk]:
+        after, made = self.inner.flush(state.states)
+        return Looped(after, state.fed), made
+
+    def step_many(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
+        if not self.generates:
+            return self._run(states, chunks, [len(next(iter(chunk.values()))) for chunk in chunks])
+        results: list[tuple[Looped, Chunk] | RunnelError] = [(state, {}) for state in states]
+        prompts = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Steps)]
+        if prompts:
+            told = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
+            for i, result in zip(prompts, told, strict=True):
+                results[i] = result
+        alone = [(i, chunk) for i, chunk in enumerate(chunks) if isinstance(chunk, Steps)]
+        if alone:
+            made = self._run(
+                [states[i] for i, _ in alone], [c for _, c in alone], [c.count for _, c in alone]
+            )
+            for (i, _), result in zip(alone, made, strict=True):
+                results[i] = result
+        return results
+
+    def _prompt(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
+        """All inputs are given: no tick waits for the one before it."""
+        done = self._inner_step([state.states for state in states], chunks)
+        results: list[tuple[Looped, Chunk] | RunnelError] = []
+        for chunk, state, result in zip(chunks, states, done, strict=True):
+            try:
+                if isinstance(result, RunnelError):
+                    raise result
+                after, made = result
+                steps = len(next(iter(chunk.values())))
+                fed = self._fed(made, steps) if steps else state.fed
+                results.append((_kept(after, fed), made))
+            except RunnelError as error:
+                results.append(error)
+        return results
+
+    def _run(self, states: Sequence[Looped], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
+        """Tick by tick, all streams that have one together; a stream that has several, on a fork."""
+        now = [state.states for state in states]
+        forked: set[int] = set()
+        try:
+            return self._ticks(states, chunks, counts, now, forked)
+        finally:  # those that did not land, whatever was raised
+            try:
+                self._drop(now, forked)
+            except RunnelError:
+                raise
+            except BaseException:  # an interrupt: again, for those that are left
+                self._drop(now, forked)
+                raise
+
+    def _drop(self, now: Sequence[States], forked: set[int]) -> None:
+        failed: RunnelError | None = None
+        for i in list(forked):
+            try:
+                self.inner.drop(now[i])
+            except RunnelError as error:
+                failed = failed or error
+            forked.discard(i)
+        if failed:
+            raise failed
+
+    def _ticks(
+        self,
+        states: Sequence[Looped],
+        chunks: Sequence[Chunk],
+        counts: Sequence[int],
+        now: list[States],
+        forked: set[int],
+    ) -> Results:
+        """`now`: each stream's inner states, kept up to date; `forked`: the streams whose are a fork's."""
+        fed = [state.fed for state in states]
+        made: list[list[Chunk]] = [[] for _ in states]
+        results: list[tuple[Looped, Chunk] | RunnelError] = [
+            (state, self.outputs.empty()) for state in states
+        ]
+        alive = []
+        for i, count in enumerate(counts):
+            try:
+                if count > 1:
+                    now[i] = self.inner.fork(now[i])
+                    forked.add(i)
+            except RunnelError as error:
+                results[i] = error
+                continue
+            if count:
+                alive.append(i)
+        tick = 0
+        while alive:
+            ticks = [
+                {**{name: array[tick : tick + 1] for name, array in chunks[i].items()}, **fed[i]}
+                for i in alive
+            ]
+            done = self._inner_step([now[i] for i in alive], ticks)
+            going = []
+            for i, result in zip(alive, done, strict=True):
+                try:
+                    if isinstance(result, RunnelError):
+                        raise result
+                    now[i], out = result
+                    fed[i] = self._fed(out, 1)
+                    made[i].append(out)
+                    if tick + 1 < counts[i]:
+                        going.append(i)
+                        continue
+                    if i in forked:
+                        now[i] = self._landed(states[i].states, now[i], i, forked)
+                    results[i] = _kept(now[i], fed[i]), join(self.outputs, made[i])
+                except RunnelError as error:
+                    results[i] = _located(error, tick, counts[i])
+            alive = going
+            tick += 1
+        return results
+
+    def _landed(self, states: States, fork: States, i: int, forked: set[int]) -> States:
+        try:
+            after = self.inner.land(states, fork)
+        except RunnelError:
+            forked.discard(i)  # its places were given back
+            raise
+        forked.discard(i)
+        return after
+
+    def _inner_step(
+        self, states: Sequence[States], chunks: Sequence[Chunk]
+    ) -> Sequence[tuple[States, Chunk] | RunnelError]:
+        if len(states) > 1:
+            return self.inner.step_many(states, chunks)
+        try:
+            return [self.inner.step(states[0], chunks[0])]
+        except RunnelError as error:
+            return [error]
+
+    def _fed(self, made: Chunk, steps: int) -> Arrays:
+        """What the last of these steps gives back. Raises NonFiniteError, StageError."""
+        fed = {}
+        for back in self.backs:
+            values = made[back.source]
+            if len(values) != steps:
+                raise StageError(f"the pipeline made {len(values)} time steps of {steps}, in a loop")
+            require_finite(back.source, values, "feedback")  # it would be in the stream's state
+            fed[back.target.name] = values if steps == 1 else values[-1:]
+        return fed
+
+
+def _kept(states: States, fed: Arrays) -> Looped:
+    """A stream's next state; the outputs that it holds are copies, since the caller has the others."""
+    return Looped(states, freeze({name: value.copy() for name, value in fed.items()}))
+
+
+def _located(error: RunnelError, tick: int, count: int) -> RunnelError:
+    """The error, with the time step of the chunk at which it came: a tick knows of no other."""
+    if count == 1:
+        return error
+    placed = type(error)(f"in time step {tick} of {count}: {error.message}")
+    placed.__cause__ = error
+    if isinstance(error, NonFiniteError) and isinstance(placed, NonFiniteError):
+        placed.state = error.state
+    return placed

@@ -1,0 +1,210 @@
+"""A stream's state as bytes, and back: the snapshot.
+
+Layout: magic, format (1 byte), header length (4 bytes, little-endian), header (JSON), the arrays'
+buffers in C order, and a BLAKE2b-128 over all of it. No pickle: only names, dtypes, shapes and numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import SnapshotError
+from .pipeline import identity
+from .pipeline.identity import Part
+from .spec import DTYPES, MAX_RANK, Array
+
+MAGIC = b"RNLS"
+FORMAT = 1
+MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; more is no snapshot of ours
+MAX_HEADER = 2**18  # bytes of JSON: some 4,000 arrays; it takes milliseconds to read
+MAX_SEQ = 2**63 - 1  # what the wire can say
+_DIGEST = 16
+_HEAD = struct.Struct("<4sBI")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One stream at rest."""
+
+    pipeline: str  # fingerprint of the pipeline that it belongs to
+    seq: int
+    ended: bool
+    stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state laid open), in order
+    parts: tuple[Part, ...] = ()  # what the fingerprint was made from, to say what differs
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot as bytes: the same for equal states, however their arrays lie in memory.
+
+    Raises SnapshotError for what `decode` would not take back.
+    """
+    buffers: list[bytes] = []
+    stages = []
+    for name, arrays in snapshot.stages:
+        entries = []
+        for key, array in sorted(arrays.items()):
+            if array.dtype.name not in DTYPES or array.ndim > MAX_RANK:
+                raise SnapshotError(
+                    f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}; a snapshot holds "
+                    f"{', '.join(DTYPES)} of rank {MAX_RANK} at most"
+                )
+            entries.append([key, array.dtype.name, list(array.shape)])
+            buffers.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        stages.append([name, entries])
+    header = {
+        "pipeline": snapshot.pipeline,
+        "seq": snapshot.seq,
+        "ended": snapshot.ended,
+        "stages": stages,
+        "parts": [list(part) for part in snapshot.parts],
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    body = b"".join((_HEAD.pack(MAGIC, FORMAT, len(text)), text, *buffers))
+    if len(text) > MAX_HEADER:
+        raise SnapshotError(f"the names of the stream's state take {len(text)} bytes; at most {MAX_HEADER}")
+    if len(body) + _DIGEST > MAX_SNAPSHOT:
+        raise SnapshotError(f"the stream's state takes {len(body)} bytes; a snapshot holds {MAX_SNAPSHOT}")
+    return body + hashlib.blake2b(body, digest_size=_DIGEST).digest()
+
+
+class Claim(NamedTuple):
+    """What a snapshot says of itself, before any of its arrays is made."""
+
+    pipeline: str  # fingerprint
+    parts: tuple[Part, ...]
+    stages: tuple[tuple[str, tuple[str, ...]], ...]  # (stage name, its states' names)
+
+
+def decode(
+    blob: bytes,
+    admit: Callable[[Claim], None] | None = None,
+    checked: bool = False,
+    most_header: int = MAX_HEADER,
+) -> Snapshot:
+    """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one.
+
+    `admit` is asked before any array is made, and may raise: a foreign snapshot then costs next to nothing.
+    `checked`: the caller has found the checksum to be right. `most_header`: bytes of a header that is worth
+    reading; a longer one cannot be of the caller's pipeline.
+
+    The checksum finds damage, not malice: whoever may restore may have written these bytes. What comes
+    back is well-formed; whether it is a state of the stage is for the stage to see, in `Stage.load`.
+    """
+    if not isinstance(blob, bytes | bytearray | memoryview):
+        raise SnapshotError(f"a snapshot is bytes, not {type(blob).__name__}")
+    data = memoryview(bytes(blob))
+    if not _HEAD.size + _DIGEST <= len(data) <= MAX_SNAPSHOT or data[:4] != MAGIC:
+        raise SnapshotError(f"these {len(data)} bytes are not a snapshot of a Runnel stream")
+    _, version, length = _HEAD.unpack_from(data)
+    if version != FORMAT:
+        raise SnapshotError(f"snapshot format {version}; this version of runnel reads format {FORMAT}")
+    if length > MAX_HEADER:
+        raise SnapshotError(f"the snapshot's header has {length} bytes; at most {MAX_HEADER}")
+    if length > most_header:
+        raise SnapshotError(
+            f"the snapshot is of another pipeline: its header has {length} bytes, at most {most_header} here"
+        )
+    body = data[:-_DIGEST]
+    if not checked:
+        check = Checksum()
+        check.update(data)
+        check.end()
+    at = _HEAD.size + length
+    try:
+        header = json.loads(bytes(body[_HEAD.size : at]))
+        if admit is not None:
+            admit(_claim(header))
+        return _parse(header, body, at)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise SnapshotError(f"the snapshot's header makes no sense: {error}") from None
+
+
+class Checksum:
+    """The checksum at the end of a snapshot, of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=_DIGEST)
+        self._last = b""  # the last bytes so far, which may be the checksum
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes, in their order."""
+        if len(piece) < _DIGEST:
+            piece, self._last = self._last + bytes(piece), b""
+        self._hash.update(self._last)
+        self._hash.update(piece[: max(0, len(piece) - _DIGEST)])
+        self._last = bytes(piece[max(0, len(piece) - _DIGEST) :])
+
+    def end(self) -> None:
+        """Raise SnapshotError unless the bytes ended with their checksum."""
+        if self._hash.digest() != self._last:
+            raise SnapshotError("the snapshot is damaged: its checksum does not match")
+
+
+def _claim(header: Any) -> Claim:
+    stages = tuple(
+        (str(name), tuple(str(key) for key, _, _ in entries)) for name, entries in header["stages"]
+    )
+    return Claim(str(header["pipeline"]), identity.read(header.get("parts", [])), stages)
+
+
+def _parse(header: Any, body: memoryview, at: int) -> Snapshot:
+    stages = []
+    for name, entries in header["stages"]:
+        arrays: dict[str, Array] = {}
+        for key, dtype, shape in entries:
+            if dtype not in DTYPES or len(shape) > MAX_RANK or any(not 0 <= d <= MAX_SNAPSHOT for d in shape):
+                raise ValueError(f"array {key!r} is {dtype} {shape}")
+            kind = np.dtype(dtype).newbyteorder("<")
+            count = math.prod(shape)
+            if at + count * kind.itemsize > len(body):
+                raise ValueError(f"array {key!r} runs past the end")
+            if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
+                raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
+            # Bytes of its own: within others an array may be unaligned, which some machines cannot read.
+            end = at + count * kind.itemsize
+            array: Array = np.ndarray(tuple(shape), kind, bytes(body[at:end]))
+            if not kind.isnative:
+                array = array.astype(np.dtype(dtype))
+                array.flags.writeable = False
+            arrays[str(key)] = array
+            at = end
+        stages.append((str(name), arrays))
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes too many")
+    seq, ended = header["seq"], header["ended"]
+    if type(seq) is not int or not 0 <= seq <= MAX_SEQ or type(ended) is not bool:
+        raise ValueError(f"seq is {seq!r:.80}, ended is {ended!r:.80}")
+    parts = identity.read(header.get("parts", []))  # of earlier versions there are none
+    return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages), parts)
+
+
+def fit_names(name: str, keys: Sequence[str], like: Mapping[str, Array]) -> None:
+    """Raise SnapshotError unless these are the names of a stage's state `like`."""
+    if sorted(keys) != sorted(like):
+        held = f"{sorted(keys)}" if len(keys) <= 64 else f"{len(keys)} arrays"
+        raise SnapshotError(f"stage {name!r}: the state holds {held}, expected {sorted(like)}")
+
+
+def fit(name: str, arrays: Mapping[str, Array], like: Mapping[str, Array]) -> None:
+    """Raise SnapshotError unless `arrays` have the names, dtypes and ranks of a stage's state `like`."""
+    fit_names(name, tuple(arrays), like)
+    for key, array in arrays.items():
+        if array.dtype != like[key].dtype or array.ndim != like[key].ndim:
+            hint = ""
+            if array.dtype != like[key].dtype:
+                hint = (
+                    ". Was it computed from a Python number and an array of another dtype? Say the dtype, as "
+                    f"in np.asarray(value, np.{like[key].dtype.name})"
+                )
+            raise SnapshotError(
+                f"stage {name!r}: state {key!r} is {array.dtype} of rank {array.ndim}, "
+                f"expected {like[key].dtype} of rank {like[key].ndim}{hint}"
+            )
