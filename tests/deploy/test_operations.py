@@ -76,7 +76,7 @@ def test_every_error_on_the_wire_has_its_row() -> None:
 def logged() -> dict[str, str]:
     """Event and level of each line that the daemon can write above debug."""
     found = {"suppressed": "info", "log lines were lost": "warning"}  # written by the log itself
-    for path in (ROOT / "engine" / "runnel" / "serve").glob("*.py"):
+    for path in (ROOT / "engine" / "runnel" / "daemon").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
                 isinstance(node, ast.Call)

@@ -17,7 +17,8 @@ from tests import models
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "pipelines.md").read_text("utf-8")
 TABLE = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
-EXAMPLES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.M | re.S)
+EXAMPLES = re.findall(r"^```toml\n(.*?)^```$", PAGE.partition("\n## Examples\n")[0], re.M | re.S)
+# The blocks under that heading are run, in order, by tests/test_readme.py.
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class World:
             module, attribute = MODULE[int(name)]
             patch.setattr(module, attribute, self.trap.around(getattr(module, attribute)))
         elif kind == "wire":
-            patch.setattr(protocol.wire, name, self.trap.around(getattr(protocol.wire, name)))
+            patch.setattr(protocol.messages, name, self.trap.around(getattr(protocol.messages, name)))
         elif kind == "engine":
             patch.setattr(self.engine, name, self.trap.around(getattr(self.engine, name)))
         elif kind == "register":
