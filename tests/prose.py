@@ -44,7 +44,7 @@ PATTERNS = {
 _PATTERNS = {
     name: re.compile(pattern, re.I if name != "fused subject" else 0) for name, pattern in PATTERNS.items()
 }
-_FENCED = re.compile(r"^```.*?^```$|^ {4}.*$|<!--.*?-->|^\|[-| ]*\|$", re.M | re.S)
+_FENCED = re.compile(r"^```.*?^```$|^ {4}[^\n]*$|<!--.*?-->|^\|[-| ]*\|$", re.M | re.S)
 _CODE = re.compile(r"`[^`]*`|\]\([^)]*\)|https?://\S+")
 
 
@@ -92,13 +92,10 @@ def files(folder: str) -> list[Path]:
     below = [
         ROOT / other for other in FOLDERS if other != folder and (ROOT / folder) in (ROOT / other).parents
     ]
-    hidden = [ROOT / name for name in ("tests/fuzz/corpus", "export/recipes/.cache")]
     if folder == ".":
         return sorted(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md")
     found = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]
-    return sorted(
-        p for p in found if not any(q in p.parents for q in (*below, *hidden)) and p.name != "RESULTS.md"
-    )
+    return sorted(p for p in found if not any(q in p.parents for q in below) and p.name != "RESULTS.md")
 
 
 def measure(folder: str) -> tuple[float, int, list[Sentence]]:

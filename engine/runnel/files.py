@@ -166,8 +166,8 @@ class Lines(Iterator[str]):
 class OutputFile:
     """A file that takes its name when it is whole; until then it stands beside it, hidden.
 
-    What stood under the name before stands there until then, and for good where the run fails. One that is
-    not closed goes without having been there. A pipe or a device is written as it is. Raises UsageError where
+    What stood under the name before stands there until then, and for good where the run fails. A file
+    that is never closed is removed. A pipe or a device is written as it is. Raises UsageError where
     it cannot be written, and with `seek` where nothing once written could be changed.
     """
 
@@ -183,12 +183,12 @@ class OutputFile:
                 "allow: write a table or JSON lines, or to a file"
             )
         self._part = path if self.device else path.with_name(f".{path.name}.{os.getpid()}.part")
-        # Made first: a signal may raise in whoever opens this, before they can close it.
+        # Made before the file: a signal may interrupt the caller before it can close this.
         self._remove = weakref.finalize(self, _unlink, None if self.device else self._part)
         try:
             self.file: BinaryIO = self._part.open("wb" if self.device else "xb")
         except OSError as error:
-            self._remove.detach()  # a part that is there is another's
+            self._remove.detach()  # the part file is another writer's
             raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
 
     def close(self, whole: bool) -> None:

@@ -254,7 +254,7 @@ class Outputs:
                     self._timed.append(self._sinks[-1])
         except BaseException as error:
             self._close(False)
-            self._tell_if_interrupted(error)
+            self._raise_if_interrupted(error)
             raise
 
     def write(self, made: Chunk | Array) -> None:
@@ -274,10 +274,10 @@ class Outputs:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._close(kind is None or self._keep)
-        self._tell_if_interrupted(error)
+        self._raise_if_interrupted(error)
 
-    def _tell_if_interrupted(self, error: BaseException | None) -> None:
-        """Raises KeyboardInterrupt anew, where it left nothing that was written."""
+    def _raise_if_interrupted(self, error: BaseException | None) -> None:
+        """If `error` is a KeyboardInterrupt and nothing was written, raise one that says so."""
         only_files = all(end.file and (end.file.is_file() or not end.file.exists()) for end in self._ends)
         if isinstance(error, KeyboardInterrupt) and only_files and not self._keep:
             raise KeyboardInterrupt("nothing written") from error

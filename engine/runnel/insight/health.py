@@ -65,7 +65,7 @@ _KEYS: Final = ("every", "blown_up", "ignore")
 Condition = Literal["", "died", "blown_up"]
 EVENTS: Final = ("died", "blown_up", "recovered")
 
-_log = logging.getLogger("runnel.insight.health")
+_log = logging.getLogger("runnel.health")
 
 
 @dataclass(frozen=True, slots=True)

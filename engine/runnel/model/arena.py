@@ -29,7 +29,7 @@ class Slots:
 
     def __init__(self, first: int, count: int) -> None:
         self.first, self.count = first, count
-        self._held = bytearray(count)  # 1: held. A byte a slot: a set of numbers takes sixty
+        self._held = bytearray(count)  # 1 if held: one byte per slot; a set of ints takes 60
         self._fresh = first  # slots below were used before
         self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
 

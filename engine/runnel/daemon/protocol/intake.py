@@ -51,7 +51,7 @@ class Intake:
         self._of: dict[Peer, tuple[int, int]] = {}  # requests and bytes of each client
         self._requests = Places(MAX_PENDING - ROOM)  # what is taken until it is `full`
         self._bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
-        self._apart = False  # users are told apart; until then all is the one user's, and counted once
+        self._apart = False  # users are counted separately, once there is one with a name
 
     @property
     def full(self) -> bool:
@@ -66,7 +66,7 @@ class Intake:
     def expect(self, users: int) -> None:
         """So many users may come; each can count on a share."""
         if users > 1:
-            self._tell_apart()
+            self._count_users()
         self._requests.users = self._bytes.users = users
 
     def of(self, peer: Peer) -> tuple[int, int]:
@@ -74,9 +74,11 @@ class Intake:
         return self._of.get(peer, _NONE)
 
     def take(self, peer: Peer, user: str, nbytes: int) -> None:
-        """Count one request more, with tensors of so many bytes. Raises LimitError where there is no room."""
+        """Count one request more, with `nbytes` of tensors. Raises LimitError if there is no room."""
         if self.count >= MAX_PENDING or self.nbytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self.count} requests wait already, {self.nbytes} bytes: try later")
+        if user or self._apart:
+            self._check_user(user, nbytes)
         waiting, held = self._of.get(peer, _NONE)
         if waiting >= MAX_PENDING_PER_PEER:
             raise LimitError(
@@ -87,8 +89,9 @@ class Intake:
                 f"{held} bytes of this client's requests wait already, at most {MAX_PEER_BYTES} may: "
                 "read replies first"
             )
-        if user or self._apart:
-            self._take_of(user, nbytes)
+        if self._apart:
+            self._requests.take(user)
+            self._bytes.take(user, nbytes)
         self._of[peer] = waiting + 1, held + nbytes
         self.count += 1
         self.nbytes += nbytes
@@ -106,19 +109,17 @@ class Intake:
         else:
             del self._of[peer]
 
-    def _take_of(self, user: str, nbytes: int) -> None:
-        """Count it for the user too. Raises LimitError where what is left is kept free for others."""
-        self._tell_apart()
+    def _check_user(self, user: str, nbytes: int) -> None:
+        """Raise LimitError if the room left is kept free for other users."""
+        self._count_users()
         requests, held = self._requests, self._bytes
         if requests.users > 1 and not (requests.room(user) and held.room(user, nbytes)):
             raise LimitError(
                 f"{requests.held(user)} requests of this user wait already, {held.held(user)} bytes, "
                 "and the room left is kept free for other users: read replies first"
             )
-        requests.take(user)
-        held.take(user, nbytes)
 
-    def _tell_apart(self) -> None:
+    def _count_users(self) -> None:
         if not self._apart:
             self._apart = True
             self._requests.take("", self.count)

@@ -28,7 +28,7 @@ class Remembered(Generic[T]):
     def __init__(self) -> None:
         self.weight = 0
         self._all: OrderedDict[T, None] = OrderedDict()  # oldest first
-        self._apart = False  # users are told apart, once one of them has a name
+        self._apart = False  # users are counted separately, once there is one with a name
         self._of: dict[str, OrderedDict[T, None]] = {}
         self._weights: dict[str, int] = {}
         self._ranked: list[tuple[int, str]] = []  # each user's weight, sorted
@@ -42,7 +42,7 @@ class Remembered(Generic[T]):
     def add(self, user: str, item: T, weight: int) -> None:
         """Remember one thing more, as the youngest."""
         if user and not self._apart:
-            self._tell_apart()
+            self._count_users()
         self._all[item] = None
         self.weight += weight
         if self._apart:
@@ -74,7 +74,7 @@ class Remembered(Generic[T]):
         _, user = self._ranked[-1]
         return next(iter(self._of[user]))
 
-    def _tell_apart(self) -> None:
+    def _count_users(self) -> None:
         self._apart = True
         if self._all:
             self._of[""] = self._all.copy()

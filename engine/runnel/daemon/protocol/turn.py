@@ -137,7 +137,7 @@ class Runner:
             peer, named = rota.take()
             job = jobs.get(named) if jobs else None
             if job is None:
-                if not self._begun(peer, named, turn, batch):
+                if not self._try_begin(peer, named, turn, batch):
                     passed_over.append((peer, named))
                     continue
             elif job.passage is None:
@@ -158,7 +158,7 @@ class Runner:
 
     # Doing a request.
 
-    def _begun(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
+    def _try_begin(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
         """Do the stream's next request, or put it into the batch, or make a job of it.
 
         False: not yet. The peer must read first, or there is no room for one job more.
