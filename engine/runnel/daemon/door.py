@@ -7,7 +7,9 @@ On ipc libzmq never accepts from the socket that new clients reach. When somebod
 room, another socket takes its name, and libzmq gets the first one. That one can hold no more than its
 backlog, so libzmq accepts a bounded number of connections, however fast they come. While there is no room,
 clients wait in the kernel, and cost nothing. A socket that libzmq has is taken back once all who came
-through it are gone.
+through it are gone. By then libzmq must have reported each connection that it accepted, and it reports late
+on a busy machine. So we connect a last time ourselves, behind all clients: libzmq accepts in order, and
+greets a connection only after it has reported it, so its greeting means that all were reported.
 
 On tcp libzmq accepts by itself, and survives the limit. A connection past the bound is closed at once; the
 client tries again, with back-off.
@@ -15,6 +17,7 @@ client tries again, with back-off.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -33,7 +36,7 @@ MAX_BACKLOG: Final = 128  # connections that wait in the kernel for an ipc socke
 MAX_RESERVED: Final = 64  # descriptors for the daemon's own files, and for its HTTP pages
 SLACK: Final = 8  # descriptors: the sockets themselves, and who had looked up the name before it was taken
 FULL_SECONDS: Final = 0.25  # between two counts while there is no room: each may list the open files
-SETTLED_SECONDS: Final = 0.5  # after that libzmq has told of all whom it accepted from a socket
+QUEUE_SECONDS: Final = 0.01  # between two attempts to connect behind clients that fill a queue
 LEAST_CLIENTS: Final = 16  # a limit that leaves room for fewer is a mistake
 
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event's number, and its value
@@ -141,14 +144,45 @@ class Door:
 
 
 class _Given:
-    """A listening socket that libzmq accepts from."""
+    """A listening socket that libzmq accepts from.
 
-    __slots__ = ("clients", "descriptor", "since")
+    `settled`: libzmq has reported all clients that came through it. `last` is our own connection, the last
+    one in the socket's queue; None before the queue had room for it, and once the socket is settled.
+    """
 
-    def __init__(self, descriptor: int, now: float) -> None:
-        self.descriptor = descriptor
-        self.since = now
+    def __init__(self, replaced: socketfile.Replaced) -> None:
+        self.descriptor = replaced.descriptor  # libzmq's
         self.clients = 0  # that came through it, and are still here
+        self.settled = False
+        self.last: socket.socket | None = None
+        self._entry: int | None = replaced.entry
+
+    def connect(self) -> socket.socket | None:
+        """Connect behind all clients. None: the queue is full. Raises OSError."""
+        assert self._entry is not None
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.setblocking(False)
+        try:
+            made.connect(f"/proc/self/fd/{self._entry}")
+        except BlockingIOError:
+            made.close()
+            return None
+        except BaseException:
+            made.close()
+            raise
+        self.last = made
+        os.close(self._entry)
+        self._entry = None
+        return made
+
+    def close(self) -> None:
+        """Close what is ours: the connection, and the way to it. Calling it twice is allowed."""
+        if self.last is not None:
+            self.last.close()
+            self.last = None
+        if self._entry is not None:
+            os.close(self._entry)
+            self._entry = None
 
 
 class _IpcDoor(Door):
@@ -156,50 +190,71 @@ class _IpcDoor(Door):
         super().__init__(router)
         assert address.path is not None
         self.address = address.text
+        self._given: dict[bytes, _Given] = {}  # by what libzmq calls them
+        self._latest: _Given | None = None  # until it is settled
         try:
             self._file = socketfile.SocketFile(address.path, self._backlog)
         except BaseException:
             self.close()
             raise
-        self._given: dict[bytes, _Given] = {}  # by what libzmq calls them
         self._again: float | None = None  # when to look whether there is room again
         self._gate.register(self._file.public, select.EPOLLIN)
 
     def turn(self, now: float) -> None:
+        retry = self._settle(now)
         self._account()
-        settles = self._take_back(now)
+        self._take_back()
         if self._again is not None and now >= self._again:
             self._again = None
             self._gate.register(self._file.public, select.EPOLLIN)
         if self._again is None:
             self._let_in(now)
-        self.due = min((due for due in (settles, self._again) if due is not None), default=None)
+            retry = self._settle(now)
+        self.due = min((due for due in (retry, self._again) if due is not None), default=None)
 
     def _let_in(self, now: float) -> None:
-        if not _readable(self._file.public.fileno()):
-            return
-        latest = next(reversed(self._given.values()), None)
-        if latest is not None and _readable(latest.descriptor):
-            return  # libzmq has not yet accepted all of those before
+        if not _readable(self._file.public.fileno()) or self._latest is not None:
+            return  # the latest socket's clients come first
         needed = self._backlog + 1 + SLACK
         full = not self._has_room(needed)
         self._tell(full, "wait")
         if full:
             self._pause(now)
             return
+        self._gate.unregister(self._file.public)
         try:
-            following = self._file.following()
+            replaced = self._file.renew()
         except OSError as error:
             log.error("new connections wait: the socket file cannot be renewed", why=error.strerror)
-            self._pause(now)
+            self._again = now + FULL_SECONDS
             return
+        self._gate.register(self._file.public, select.EPOLLIN)
         self._room -= needed
-        self._give(now, following)
+        name = f"ipc://{replaced.name}"
+        self._latest = self._given[name.encode()] = _Given(replaced)
+        self._router.setsockopt(zmq.USE_FD, replaced.descriptor)
+        self._router.bind(name)  # the descriptor is libzmq's from now on
 
-    def close(self) -> None:
-        super().close()
-        if hasattr(self, "_file"):
-            self._file.close()
+    def _settle(self, now: float) -> float | None:
+        """Find out whether libzmq has reported all clients of the latest socket; when to try again."""
+        latest = self._latest
+        if latest is None:
+            return None
+        if latest.last is None:
+            try:
+                made = latest.connect()
+            except OSError as error:
+                log.error("new connections wait: cannot connect to the own socket", why=error.strerror)
+                return now + FULL_SECONDS
+            if made is None:
+                return now + QUEUE_SECONDS
+            self._gate.register(made, select.EPOLLIN)
+        elif _readable(latest.last.fileno()):
+            self._gate.unregister(latest.last)
+            latest.close()
+            latest.settled = True
+            self._latest = None
+        return None
 
     def _account(self) -> None:
         for came, _, name in self._heard():
@@ -207,29 +262,21 @@ class _IpcDoor(Door):
             if given is not None:
                 given.clients += 1 if came else -1
 
-    def _give(self, now: float, following: socket.socket) -> None:
-        """Have libzmq accept those who wait, and let the next ones wait at the following socket."""
-        self._gate.unregister(self._file.public)
-        name = f"ipc://{self._file.public.getsockname()}"
-        descriptor = self._file.hand_over(following)
-        self._gate.register(self._file.public, select.EPOLLIN)
-        self._router.setsockopt(zmq.USE_FD, descriptor)
-        self._router.bind(name)  # the descriptor is libzmq's from now on
-        self._given[name.encode()] = _Given(descriptor, now)
-
-    def _take_back(self, now: float) -> float | None:
-        """Close the sockets that nobody is connected through any more; when to look for the next."""
-        settles = []
+    def _take_back(self) -> None:
+        """Close the sockets that nobody is connected through any more."""
         for name, given in list(self._given.items()):
-            if given.clients > 0:
-                continue
-            settled = given.since + SETTLED_SECONDS
-            if now < settled or _readable(given.descriptor):
-                settles.append(max(settled, now + FULL_SECONDS))
-            else:
+            # Readable: a client had looked up the file before it was replaced, and came after our own
+            # connection.
+            if given.settled and not given.clients and not _readable(given.descriptor):
                 self._router.unbind(name)
                 del self._given[name]
-        return min(settles, default=None)
+
+    def close(self) -> None:
+        super().close()
+        for given in self._given.values():
+            given.close()
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def _pause(self, now: float) -> None:
         """Let nobody in before some time is over."""

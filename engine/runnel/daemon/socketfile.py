@@ -19,6 +19,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +75,19 @@ def _there(path: Path) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """A listening socket whose path another one has taken. Both descriptors belong to the caller.
+
+    `name`: the path that it was bound to. `entry` leads to the socket's file, which has no path any more:
+    connecting to ``/proc/self/fd/<entry>`` reaches this socket.
+    """
+
+    name: str
+    descriptor: int
+    entry: int
+
+
 class SocketFile:
     """A listening Unix socket at a path, which only its owner may connect to, and those that follow it there.
 
@@ -97,23 +111,24 @@ class SocketFile:
                 os.close(self._folder)
                 raise
 
-    def following(self) -> socket.socket:
-        """Make another socket, and put it under the path, with the mode and the owner that the file has now.
+    def renew(self) -> Replaced:
+        """Put another listening socket under the path, with the mode and the owner that the file has now.
 
-        Clients who wait at the public one stay with it. Raises OSError; then all is as it was.
+        It is the public one from now on. Clients that wait in the queue of the one before stay there. Raises
+        OSError; then all is as it was.
         """
         now = self._path.lstat()
         if _identity(now) != self._ours:
             raise FileExistsError(errno.EEXIST, "the file is gone, or another's")
-        made = self._made(now)
+        entry = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            made = self._made(now)
+        except BaseException:
+            os.close(entry)
+            raise
         self._ours = _identity(self._path.lstat())
-        return made
-
-    def hand_over(self, following: socket.socket) -> int:
-        """The public socket's descriptor, which is the caller's from now on; the following one is public."""
-        descriptor = self.public.detach()
-        self.public = following
-        return descriptor
+        before, self.public = self.public, made
+        return Replaced(before.getsockname(), before.detach(), entry)
 
     def close(self) -> None:
         """Close the public socket, and remove the file if it still is ours."""
