@@ -2,12 +2,14 @@
 
     y[t], state[t] = pipeline(x[t], u[t], state[t-1])   with   u[t] = y[t-1],   u[0] = the initial value
 
-A text generator's sampled character is its next input, a controller's last action is what it reasons from.
-The loop is a stage around the whole pipeline: its state is the inner stages' and the values fed back.
+For example, a text generator's next input is the character that it sampled, and a controller uses its last
+action. The loop is a stage around the whole pipeline: its state is the inner stages' states and the values
+fed back.
 
-Where some inputs are not fed back, a chunk gives those, and is stepped tick by tick. Where all are, a chunk
-gives them itself, in the loop's place (a prompt), and `Steps` steps without any input. Either way a chunk is
-committed whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the last.
+If some inputs are not fed back, a chunk holds these inputs and is stepped tick by tick. If all are fed back,
+a chunk replaces the fed-back values (a prompt), and `Steps` steps without any input. In both cases a chunk is
+committed as a whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the
+last tick.
 """
 
 from __future__ import annotations
@@ -29,22 +31,24 @@ _KEYS = ("output", "initial")
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """One value on its way back: to the input `target` from the output `source`."""
+    """One value that is fed back from the output `source` to the input `target`."""
 
     target: TensorSpec
     source: str
-    initial: Array  # one time step of it; read-only
+    initial: Array  # one time step of the input; read-only
 
 
 class Looped(NamedTuple):
-    """One stream's state."""
+    """The state of one stream."""
 
-    states: States  # the inner stages'
-    fed: Arrays  # by input, (1, ...): what the next tick is given
+    states: States  # of the inner stages
+    fed: Arrays  # by input, (1, ...): the values for the next tick
 
 
 def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
-    """What [feedback] asks for: ``input = {output = "…", initial = …}``. Raises PipelineError, ModelError."""
+    """Make the stage of a [feedback] table: ``input = {output = "…", initial = …}``. Raises PipelineError,
+    ModelError.
+    """
     if not part:
         raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
     backs = []
@@ -79,9 +83,9 @@ def _named(signal: Signal, name: str, place: str, kind: str) -> TensorSpec:
 
 
 class Feedback(Stage):
-    """A pipeline whose outputs `backs` name are fed back: each tick makes one row, latency 0.
+    """A pipeline that feeds back the outputs named by `backs`: each tick makes one row, latency 0.
 
-    Raises PipelineError for a stage inside that does not make a row of each row, at once.
+    Raises PipelineError if an inner stage does not make one row for each row at once.
     """
 
     name = "feedback"
@@ -102,7 +106,7 @@ class Feedback(Stage):
         self.inputs = Signal(rest or inner.inputs.tensors, inner.inputs.rate)
         self.outputs = inner.outputs
         self.place_bytes = inner.state_bytes
-        # (what the loop calls it, the inner stage's own name for it), of each inner stage
+        # for each inner stage: (name in the loop's state, name in the stage's own state)
         self._keys = [
             [(f"{name}.{key}", key) for key in stage.initial()]
             for name, stage in zip(inner.stage_names, inner.stages, strict=True)
@@ -114,7 +118,7 @@ class Feedback(Stage):
     # States
 
     def initial(self) -> Arrays:
-        """``STAGE.NAME``: each inner stage's state of that name; ``fed.INPUT``, (1, ...): as the input is."""
+        """``STAGE.NAME``: an inner stage's state; ``fed.INPUT``: (1, ...), the value fed back."""
         return self._laid_open(
             [stage.initial() for stage in self.inner.stages],
             {back.target.name: back.initial[None] for back in self.backs},
@@ -198,7 +202,7 @@ class Feedback(Stage):
         return results
 
     def _prompt(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
-        """All inputs are given: no tick waits for the one before it."""
+        """Step chunks that hold all inputs: no tick depends on the tick before."""
         done = self._inner_step([state.states for state in states], chunks)
         results: list[tuple[Looped, Chunk] | RunnelError] = []
         for chunk, state, result in zip(chunks, states, done, strict=True):
@@ -214,17 +218,17 @@ class Feedback(Stage):
         return results
 
     def _run(self, states: Sequence[Looped], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
-        """Tick by tick, all streams that have one together; a stream that has several, on a fork."""
+        """Step tick by tick, all remaining streams together; a stream with several ticks steps a fork."""
         now = [state.states for state in states]
         forked: set[int] = set()
         try:
             return self._ticks(states, chunks, counts, now, forked)
-        finally:  # those that did not land, whatever was raised
+        finally:  # forks that did not land, after any error
             try:
                 self._drop(now, forked)
             except RunnelError:
                 raise
-            except BaseException:  # an interrupt: again, for those that are left
+            except BaseException:  # an interrupt: drop the remaining forks
                 self._drop(now, forked)
                 raise
 
@@ -247,7 +251,7 @@ class Feedback(Stage):
         now: list[States],
         forked: set[int],
     ) -> Results:
-        """`now`: each stream's inner states, kept up to date; `forked`: the streams whose are a fork's."""
+        """`now`: each stream's current inner states; `forked`: the streams whose states are a fork."""
         fed = [state.fed for state in states]
         made: list[list[Chunk]] = [[] for _ in states]
         results: list[tuple[Looped, Chunk] | RunnelError] = [
@@ -295,7 +299,7 @@ class Feedback(Stage):
         try:
             after = self.inner.land(states, fork)
         except RunnelError:
-            forked.discard(i)  # its places were given back
+            forked.discard(i)  # its storage was freed
             raise
         forked.discard(i)
         return after
@@ -311,24 +315,24 @@ class Feedback(Stage):
             return [error]
 
     def _fed(self, made: Chunk, steps: int) -> Arrays:
-        """What the last of these steps gives back. Raises NonFiniteError, StageError."""
+        """Return the values to feed back from the last time step. Raises NonFiniteError, StageError."""
         fed = {}
         for back in self.backs:
             values = made[back.source]
             if len(values) != steps:
                 raise StageError(f"the pipeline made {len(values)} time steps of {steps}, in a loop")
-            require_finite(back.source, values, "feedback")  # it would be in the stream's state
+            require_finite(back.source, values, "feedback")  # it would enter the stream's state
             fed[back.target.name] = values if steps == 1 else values[-1:]
         return fed
 
 
 def _kept(states: States, fed: Arrays) -> Looped:
-    """A stream's next state; the outputs that it holds are copies, since the caller has the others."""
+    """Return a stream's next state, with copies of the values fed back: the caller owns the originals."""
     return Looped(states, freeze({name: value.copy() for name, value in fed.items()}))
 
 
 def _located(error: RunnelError, tick: int, count: int) -> RunnelError:
-    """The error, with the time step of the chunk at which it came: a tick knows of no other."""
+    """Return the error with its time step in the chunk, which a single tick does not know."""
     if count == 1:
         return error
     placed = type(error)(f"in time step {tick} of {count}: {error.message}")

@@ -1,7 +1,7 @@
-"""Stages in a row: the path of a chunk through them, for one stream and for many.
+"""Stages in sequence: the path of a chunk through them, for one stream and for many.
 
-A stream's state is the tuple of its stages' states. The functions here return the next tuple and
-never change the one that they were given; the caller commits by keeping it.
+A stream's state is the tuple of its stages' states. The functions here return the next tuple and never change
+the given one; the caller commits by storing the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ States = tuple[State, ...]
 
 
 class Pipeline:
-    """Immutable once made; shared by all streams of an engine."""
+    """The stages of an engine. Immutable once made; shared by all streams."""
 
     def __init__(
         self,
@@ -41,8 +41,9 @@ class Pipeline:
         stage_seconds: float | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
-        """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes. `parts`
-        and `identity`: what the fingerprint covers, the first in parts that errors can name."""
+        """`stage_seconds`: the time limit of a stage for one stream's chunk; None: no limit. `parts` and
+        `identity`: what the fingerprint covers; errors can name the parts.
+        """
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
         for i, stage in enumerate(stages):
@@ -58,11 +59,11 @@ class Pipeline:
         self.stage_names = _names(stages)
         self.generates = stages[0].generates  # whether a stream can step without input
         self.state_bytes = sum(stage.place_bytes for stage in stages)  # of one stream, in its models
-        # A stage of somebody's own might keep what it is given, and that is the caller's memory; what it
-        # makes might be what it was given, locked.
+        # A plugin's stage might store its input, which is the caller's memory, and might return its input,
+        # which is locked.
         self._lends = self.places[0].declared is not None
         self._unlocks = self.places[-1].declared is not None
-        # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
+        # (states, chunk) -> (next states, output); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
         alone = len(stages) == 1 and not self._lends
         self.step = self._step_only if alone else self._step_all
@@ -72,7 +73,7 @@ class Pipeline:
         self.fingerprint = fingerprint(self.parts, identity)
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self.only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
-        # What the shortest path at the door compares with: one tick of the only input.
+        # For the fast path: one tick of the only input.
         self.tick_name = self._only_in.name if self._only_in else ""
         self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
         self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
@@ -84,16 +85,16 @@ class Pipeline:
 
     @property
     def unrolled(self) -> Pipeline:
-        """The pipeline that has the file's stages: itself, or the one inside of its loop."""
+        """The pipeline with the stages of the file: this one, or the one inside a feedback loop."""
         inner = getattr(self.stages[0], "inner", None)
         return inner if isinstance(inner, Pipeline) else self
 
-    # At the door
+    # Input and output
 
     def accept(self, chunk: Array | Chunk) -> Chunk:
-        """The chunk as a dict, checked: names, types, dtypes, shapes, at least one time step.
+        """Return the chunk as a dict after a check of names, types, dtypes, shapes and length >= 1.
 
-        Whether the numbers are finite is for the stages to check, since some take NaN on purpose.
+        The stages check whether the numbers are finite, since some stages accept NaN.
         """
         only = self._only_in
         if only is not None:
@@ -109,7 +110,7 @@ class Pipeline:
             return self._accept(chunk)
         except RunnelError:
             raise
-        except Exception as error:  # a mapping, or a subclass of array, that fails when it is looked at
+        except Exception as error:  # a mapping, or a subclass of array, that raises when it is read
             raise ChunkError(
                 f"the chunk cannot be read: {type(error).__name__}: {error}; give plain numpy arrays"
             ) from error
@@ -144,7 +145,7 @@ class Pipeline:
                 )
             if isinstance(array, np.ma.MaskedArray):
                 raise ChunkError(f"{spec.name!r} is a masked array: fill its gaps first, as .filled(0) does")
-            # A subclass (memmap, matrix, a unit's) as what it holds: its own rules of mixing are not ours.
+            # Convert subclasses (memmap, matrix, units), whose arithmetic may differ from plain arrays.
             array = accepted[spec.name] = np.asarray(array)
             if array.dtype != spec.dtype:
                 raise ChunkError(
@@ -163,13 +164,13 @@ class Pipeline:
         return accepted
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
-        """What the caller gets: a bare array for a bare array (or for none), if there is one output."""
+        """Return a bare array if the chunk was one (or None) and there is one output; else the dict."""
         if self.only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
             return out[self.only_out]
         return out
 
     def times(self) -> dict[str, dict[str, float]]:
-        """What each stage took so far, in seconds, and how many chunks it stepped, by ``position: name``."""
+        """Return the seconds spent and the chunks stepped by each stage, by ``position: name``."""
         return {
             "stage_seconds": {place.label: place.seconds for place in self.unrolled.places},
             "stage_chunks": {place.label: place.calls for place in self.unrolled.places},
@@ -178,11 +179,11 @@ class Pipeline:
     # One stream
 
     def open(self) -> States:
-        """A place for a new stream. LimitError leaves nothing half open."""
+        """Allocate the states of a new stream. After a LimitError nothing stays allocated."""
         made: list[State] = []
         try:
             for stage in self.stages:
-                made.append(freeze(stage.open()))  # noqa: PERF401 - what was opened must be known
+                made.append(freeze(stage.open()))  # noqa: PERF401 - an error must know which stages are open
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
@@ -190,7 +191,7 @@ class Pipeline:
         return tuple(made)
 
     def close(self, states: States) -> None:
-        """Give every stage's place back, whatever one of them raises; that is raised at the end."""
+        """Free the state of every stage, even if one raises; the first error is raised at the end."""
         failed: RunnelError | None = None
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
@@ -201,7 +202,7 @@ class Pipeline:
             raise failed
 
     def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
-        """`step` where the model is alone: the shortest path of all."""
+        """Run `step` for a pipeline of only the model: the fast path."""
         state, out = self._place_of_only.step(states[0], chunk)
         return (state,), out
 
@@ -213,11 +214,11 @@ class Pipeline:
         for i, place in enumerate(self.places):
             after[i], chunk = place.step(states[i], chunk)
             if i < last and not len(next(iter(chunk.values()))):
-                return tuple(after), self.outputs.empty()  # nothing left for the stages that follow
+                return tuple(after), self.outputs.empty()  # no rows for the later stages
         return tuple(after), self._unlocked(chunk)
 
     def flush(self, states: States) -> tuple[States, Chunk]:
-        """End of stream: each stage gets what the ones before it held back, then is flushed itself."""
+        """End a stream: each stage gets the rest from the stages before it, then is flushed itself."""
         after = list(states)
         chunk: Chunk = self.inputs.empty()
         for i, place in enumerate(self.places):
@@ -230,13 +231,13 @@ class Pipeline:
         return tuple(after), self._unlocked(chunk)
 
     def _unlocked(self, chunk: Chunk) -> Chunk:
-        """The pipeline's output as arrays that are the caller's own, to write to as well."""
+        """Return the output as arrays that the caller owns and may write to."""
         if self._unlocks:
             return {name: a if _is_own(a) else a.copy() for name, a in chunk.items()}
         return chunk
 
     def reset(self, states: States) -> States:
-        """`states`' places holding the initial states; raises errors of the tree."""
+        """Return `states` with the initial values; raise errors of the tree."""
         after = []
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
@@ -246,12 +247,12 @@ class Pipeline:
         return tuple(after)
 
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
-        """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
+        """Return each stage's name (with its position, if it occurs twice) and the arrays of its state."""
         return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
 
     @cached_property
     def most_header(self) -> int:
-        """Bytes that a snapshot's header has at most, if it is of this pipeline, with some room."""
+        """Upper bound on the bytes of a snapshot's header for this pipeline, with some room."""
         stages = []
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             arrays = stage.initial()
@@ -259,7 +260,7 @@ class Pipeline:
         return max(HEADER_BYTES, len(json.dumps([stages, [list(part) for part in self.parts]])) + 1024)
 
     def admit(self, claim: snapshots.Claim) -> None:
-        """Raise SnapshotError unless a snapshot that says this of itself can be of this pipeline."""
+        """Raise SnapshotError unless a snapshot with this header can belong to this pipeline."""
         if claim.pipeline != self.fingerprint or len(claim.stages) != len(self.stages):
             found = differences(claim.parts, self.parts) if claim.parts else []
             raise SnapshotError(
@@ -271,7 +272,7 @@ class Pipeline:
             snapshots.fit_names(name, keys, stage.initial())
 
     def load(self, states: States, snapshot: snapshots.Snapshot) -> States:
-        """`states`' places holding what an admitted snapshot says; SnapshotError where a stage refuses it."""
+        """Return `states` with an admitted snapshot's values; raise SnapshotError if a stage refuses them."""
         loaded = []
         for (name, arrays), stage, state in zip(snapshot.stages, self.stages, states, strict=True):
             snapshots.fit(name, arrays, stage.initial())
@@ -282,14 +283,16 @@ class Pipeline:
         return tuple(loaded)
 
     def reclaim(self, streams: Sequence[States]) -> None:
-        """Give back all places but those of these streams, after a call that was interrupted."""
+        """After an interrupted call, free all storage except that of these streams."""
         for i, stage in enumerate(self.stages):
             stage.reclaim([states[i] for states in streams])
 
-    # Several steps before the stream keeps any: see `Stage.fork`.
+    # Several steps before a commit: see `Stage.fork`.
 
     def fork(self, states: States) -> States:
-        """A copy of `states` in places of its own. Raises errors of the tree; then no place is taken."""
+        """Return a copy of `states` with its own storage. Raises errors of the tree; nothing is then
+        allocated.
+        """
         made: list[State] = []
         try:
             for place, state in zip(self.places, states, strict=True):
@@ -303,9 +306,9 @@ class Pipeline:
             raise
 
     def land(self, states: States, forked: States) -> States:
-        """What the fork came to, in the places of `states`, which stay valid.
+        """Return the states that the fork has reached, in the storage of `states`, which stay valid.
 
-        Raises errors of the tree. The fork's places are given back either way.
+        Raises errors of the tree. The fork's storage is freed in any case.
         """
         after: list[State] = []
         try:
@@ -320,12 +323,12 @@ class Pipeline:
             raise
 
     def drop(self, forked: States) -> None:
-        """Give a fork's places back, whatever a stage raises; that is raised at the end."""
+        """Free a fork's storage, even if a stage raises; the first error is raised at the end."""
         if failed := self._dropped(self.places, forked):
             raise failed
 
     def _dropped(self, places: Sequence[Place], forked: Sequence[State]) -> RunnelError | None:
-        """Drop each stage's fork. Returns the first error."""
+        """Drop each stage's fork. Return the first error."""
         failed: RunnelError | None = None
         for place, fork in zip(places, forked, strict=False):
             try:
@@ -339,16 +342,16 @@ class Pipeline:
     def step_many(
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
-        """`step` for several streams, stage by stage; an error stands in its stream's place."""
-        if not chunks:  # all were refused at the door
+        """Run `step` for several streams, stage by stage; an error takes the place of the stream's result."""
+        if not chunks:  # all were refused before
             return []
         flowing = chunks
         if self._lends:
             flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]
         before = list(zip(*states, strict=True))  # each stage's states
         after: list[Sequence[State]] = list(before)
-        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks are still on their way
-        ended: dict[int, Chunk | RunnelError] = {}  # the others' ends
+        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks still have rows
+        ended: dict[int, Chunk | RunnelError] = {}  # outcomes of the other streams
         last = len(self.places) - 1
         for k, place in enumerate(self.places):
             if not alive:
@@ -365,7 +368,7 @@ class Pipeline:
                     continue
                 column[i], chunk = result
                 if k < last and not len(next(iter(chunk.values()))):
-                    ended[i] = self.outputs.empty()  # nothing left for the stages that follow
+                    ended[i] = self.outputs.empty()  # no rows for the later stages
                 else:
                     going.append(i)
                     onward.append(chunk)
@@ -382,7 +385,7 @@ class Pipeline:
         return results
 
     def _parted(self, flowing: Sequence[Chunk]) -> Sequence[Chunk]:
-        """What came out, one chunk a stream, as the callers' own."""
+        """Return the output as one chunk per stream, owned by the caller."""
         if not isinstance(flowing, Batch):
             return [self._unlocked(chunk) for chunk in flowing] if self._unlocks else flowing
         arrays = self._unlocked(flowing.arrays)
@@ -394,7 +397,7 @@ class Pipeline:
 
 
 def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
-    """Chunks of one signal, one after the other."""
+    """Concatenate chunks of one signal."""
     full = [c for c in chunks if len(next(iter(c.values())))]
     if len(full) == 1:
         return full[0]
@@ -404,7 +407,7 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 
 def freeze(state: State) -> State:
-    """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
+    """Make a state's arrays read-only: a stage that changes one in place then fails at once."""
     if isinstance(state, dict):
         for array in state.values():
             array.setflags(write=False)
@@ -412,7 +415,7 @@ def freeze(state: State) -> State:
 
 
 def _is_own(array: Array) -> bool:
-    """Whether nothing is changed by writing to it: no part of a state, which is read-only by now."""
+    """Whether the caller may write to it: it is not part of a state, which is read-only by now."""
     return array.flags.writeable and (array.base is None or not _is_locked(array.base))
 
 
@@ -421,10 +424,10 @@ def _is_locked(base: Any) -> bool:
 
 
 def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """What a snapshot calls them: their names, with their positions where two would be the same."""
+    """Return the stages' names in a snapshot: with positions if two would be the same."""
     names = [stage.name for stage in stages]
     told = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
-    if len(set(told)) < len(told):  # a stage has the name that another was given
+    if len(set(told)) < len(told):  # a stage has a name that was made for another
         told = [f"{n}-{i}" for i, n in enumerate(names)]
     return tuple(told)
 
@@ -445,12 +448,12 @@ def _check_fit(before: Stage, after: Stage) -> None:
 
 
 def same_rate(one: float | None, other: float | None) -> bool:
-    """Whether two rates can be one: unknown, or equal but for digits that nobody writes, as of 16000 / 3."""
+    """Whether two rates agree: unknown, or equal up to rounding, as of 16000 / 3."""
     return not one or not other or math.isclose(one, other, rel_tol=1e-6)
 
 
 def _check_size(stage: Stage, label: str) -> None:
-    """Stages may each do what they can, and all together make a time step that nobody can hold."""
+    """Raise if one time step exceeds MAX_ROW_BYTES or MAX_RANK."""
     for tensor in (*stage.inputs.tensors, *stage.outputs.tensors):
         size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         if len(tensor.shape) > MAX_RANK:
@@ -464,9 +467,9 @@ def _check_size(stage: Stage, label: str) -> None:
 
 
 def _latency(stages: Sequence[Stage]) -> int:
-    """The stages' latencies, each carried back to time steps of the pipeline's input, rounded up.
+    """Sum the stages' latencies in time steps of the pipeline's input, rounded up.
 
-    Behind a stage whose rows come when they come there is no way back: what follows it is not counted.
+    After a stage with irregular output a latency cannot be converted: later stages are not counted.
     """
     total, inputs_per_step = Fraction(0), Fraction(1)
     for stage in stages:
