@@ -1,4 +1,4 @@
-"""A model that Runnel did not export, as the table of a pipeline file declares it."""
+"""Foreign models: models that Runnel did not export, declared in a pipeline file."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _STATE = ("input", "output", "shape", "dtype", "initial")
 
 
 def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes, where: str) -> ModelSpec:
-    """The spec of a model from what the file's graph (`data`) and the table say together.
+    """Return a model's spec from the file's graph (`data`) and the declaration.
 
-    What neither says of the outputs is seen in a trial run. Raises PipelineError, ModelError; also if a
-    recurrent operator keeps no state between calls.
+    A trial run finds the shapes of the outputs if neither gives them. Raises PipelineError, ModelError; also
+    if a recurrent operator keeps no state between calls.
     """
     from ..model.session import ORT_TYPES, output_shapes
 
@@ -95,7 +95,8 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
         raise PipelineError(f"{where}: restarts must be true or false, not {restarts!r:.80}")
     any_ticks = bool(inputs) and all(TIME in t.shape for t in inputs)
     spec = ModelSpec(inputs, (), tuple(states), framing, rate, latency, any_ticks, constants)
-    recurrence.check(data, spec, restarts, where)  # before the trial: it says more than what fails there
+    # Before the trial: its error says more than the trial's.
+    recurrence.check(data, spec, restarts, where)
     kept = [n for n in graph_out if n not in {s.output for s in states}]
     outputs = tuple(
         ModelTensor(name, dtype_of(dtypes[name], where), shape)
@@ -109,10 +110,10 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
 def _input_shape(
     name: str, shape: Sequence[Any], declared: Mapping[str, Any], framing: Framing | None, where: str
 ) -> tuple[int | str, ...]:
-    """A foreign input's shape, from the file, the framing, or the table `shapes`."""
+    """Return a foreign input's shape, from the file, the framing, or the table `shapes`."""
     if name in declared:
         return shape_of(declared[name], f"{tables.within(where, 'shapes')} {name}", (TIME, SLOT))
-    # A name, nothing, or 0 stands for a size that the file leaves open.
+    # A name, nothing, or 0 marks a size that the file leaves open.
     dims = [d if isinstance(d, int) and d > 0 else None for d in shape]
     if (
         framing

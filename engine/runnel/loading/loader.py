@@ -1,6 +1,6 @@
-"""From a file to a pipeline: a TOML pipeline file, or a model that describes itself.
+"""Load a pipeline from a TOML pipeline file, or from a model that describes itself.
 
-Read strictly: an unknown key is an error that names the nearest known one.
+Reading is strict: an unknown key is an error that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from .modelfile import ModelFile, Providers, Running, read_model
 MAX_STAGES: Final = 64
 MAX_LISTENERS: Final = 16
 MAX_INPUTS: Final = 64  # tensors of a chunk: as many as a message may have
-MAX_SECONDS: Final = 1e9  # of a stage's chunk, and of patience
-MAX_OPTION_FILE: Final = 64 * 2**20  # bytes of a file that an option names, a vocabulary: it is read whole
+MAX_SECONDS: Final = 1e9  # for a stage's chunk, and for the patience of a health check
+# Bytes of a file that an option names, which is read whole.
+MAX_OPTION_FILE: Final = 64 * 2**20
 MODEL: Final = "model"  # the `use` of a model among the stages
-DEFAULT_INPUT: Final = "x"  # what comes in is called, where neither a model nor [input.tensors] says
+DEFAULT_INPUT: Final = "x"  # name of the input if neither a model nor [input.tensors] gives one
 
 _TOP = (
     "input", "model", "before", "after", "feedback", "limits", "health", "notice", "serve", "source", "sink",
@@ -43,15 +44,15 @@ _TENSOR = ("shape", "dtype")
 
 @dataclass(slots=True)
 class _Entry:
-    """One of the stages that a file asks for, in order; [model] is one of them."""
+    """One of the file's stages, in order; [model] is one of them."""
 
-    key: str  # of the file's table that it stands in
+    key: str  # the table of the file that it is in
     use: str
     options: dict[str, Any]
-    place: str  # how an error names it
+    place: str  # its name in errors
     model: ModelFile | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)  # options as they count in the fingerprint
-    package: str = ""  # where a plugin comes from
+    told: Mapping[str, Any] = field(default_factory=dict)  # options as they enter the fingerprint
+    package: str = ""  # a plugin's distribution and version
 
 
 def load_pipeline(
@@ -63,10 +64,10 @@ def load_pipeline(
     flush_denormals: bool,
     look: tap.Look | None = None,
 ) -> Pipeline:
-    """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree.
+    """Load the pipeline of a .toml or .onnx file, for up to `slots` streams; raise errors of the tree.
 
-    `look`: who is to see what passes in it, of its one stream. A model that has a probe beside it is then run
-    as that; what goes in and comes out is the same.
+    `look`: the observer of all values of its one stream. A model with a probe beside it is then run as the
+    probe; input and output are the same.
     """
     if path.is_dir():
         raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
@@ -87,7 +88,7 @@ def load_pipeline(
                     f"{error.message}; the name of a pipeline ends in .toml, that of a model in .onnx"
                 ) from None
 
-    # A step of a loop forks each of its streams; all of them may be stepped at once.
+    # A feedback step forks each of its streams, and all streams may be stepped at once.
     forks = MAX_PASSAGES + (slots if "feedback" in document else 0)
     signal = told = _first_signal(document, entries, main, where)
     stages: list[Stage] = []
@@ -95,7 +96,7 @@ def load_pipeline(
         if entry.model is not None:
             made = entry.model.stages(signal.rate, slots, forks)
             _arrives(made[0].inputs, signal, entry)
-            entry.told = {**entry.options, "path": ""}  # what is in the file counts, not where it is
+            entry.told = {**entry.options, "path": ""}  # the file's content counts, not its path
             if look is not None:
                 made = tap.around(entry.model, made, stages, signal, look)
         else:
@@ -120,7 +121,7 @@ def load_pipeline(
 
 
 def load_notices(path: Path) -> Notices:
-    """Those who listen to what happens to the streams: the [[notice]] tables of a pipeline file."""
+    """Load the listeners to events of streams: the [[notice]] tables of a pipeline file."""
     if path.suffix != ".toml":
         return Notices()
     where = str(path)
@@ -142,7 +143,7 @@ def load_notices(path: Path) -> Notices:
 
 
 def load_health(path: Path) -> health.Settings:
-    """How the streams' states are looked at: the [health] table of a pipeline file."""
+    """Load the settings of health checks: the [health] table of a pipeline file."""
     if path.suffix != ".toml":
         return health.Settings()
     part = tables.table(tables.read_toml(path), "health", str(path))
@@ -150,7 +151,7 @@ def load_health(path: Path) -> health.Settings:
 
 
 def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
-    """[limits] stage_seconds: what a stage may take for one stream's chunk."""
+    """Read [limits] stage_seconds: the time limit of a stage for one stream's chunk."""
     part, place = tables.table(document, "limits", where), f"{where}: [limits]"
     tables.known(part, _LIMITS, place)
     value = part.get("stage_seconds")
@@ -162,10 +163,11 @@ def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
 
 
 def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]:
-    """What makes two pipelines the same: the file's tables that compute, and what is in the files they name.
+    """Return the identity of a pipeline: the file's tables that affect its numbers, and the content of named
+    files.
 
-    How a pipeline is served, and what is read and written at its ends, is not what it computes: a snapshot
-    fits whatever those say.
+    How a pipeline is served, and its sources and sinks, are not part of it: they do not invalidate a
+    snapshot.
     """
     tables_told = [key for key in ("input", "feedback") if key in document]
     parts = [Part(f"[{key}]", options=digest(document[key])) for key in tables_told]
@@ -181,7 +183,7 @@ def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]
 
 
 def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _Entry | None]:
-    """All stages that the file asks for; and the [model] among them, where it has one."""
+    """Return all stages of the file, and the [model] among them if it has one."""
     before, after = _stages(document, "before", where), _stages(document, "after", where)
     has_input = "input" in document or (before and before[0].use == MODEL)
     if "model" not in document and (before or after) and has_input:
@@ -195,7 +197,7 @@ def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _En
 
 
 def _stages(document: Mapping[str, Any], key: str, where: str) -> list[_Entry]:
-    """Each [[before]] or [[after]] entry."""
+    """Return each [[before]] or [[after]] entry."""
     entries = tables.tables(document, key, where)
     if len(entries) > MAX_STAGES:
         raise PipelineError(f"{where}: {len(entries)} [[{key}]] stages; at most {MAX_STAGES}")
@@ -210,14 +212,14 @@ def _stages(document: Mapping[str, Any], key: str, where: str) -> list[_Entry]:
 
 
 def _plugin(entry: _Entry, signal: Signal, folder: Path) -> Stage:
-    from .registry import (  # pluggy and package metadata, only where a stage is named
+    from .registry import (  # pluggy and package metadata, only if a stage is named
         make_stage,
         named_files,
         origin,
     )
 
     stage = make_stage(entry.use, signal, entry.options, entry.place, folder)
-    # A stage that reads another file is another stage: what is in it counts, not where it is.
+    # The content of a file named by an option counts, not its path.
     files = named_files(entry.use, entry.options, entry.place, folder)
     digests = {key: [_digest(file, entry.place) for file in named] for key, named in files.items()}
     entry.told = {**entry.options, **digests}
@@ -225,19 +227,19 @@ def _plugin(entry: _Entry, signal: Signal, folder: Path) -> Stage:
     return stage
 
 
-# What comes in
+# The input
 
 
 def _first_signal(
     document: Mapping[str, Any], entries: Sequence[_Entry], main: _Entry | None, where: str
 ) -> Signal:
-    """What clients send: as [input] says, and else what the first model takes."""
+    """Return the signal that clients send: from [input], else from the first model."""
     first = entries[0]
     default: Signal | None = None
     if first.model is not None:
         default = first.model.inputs
     elif main is not None and main.model is not None:
-        # The rate that the model sees is not what clients send: a resampler may stand between.
+        # Not the model's rate: a resampler may stand between.
         default = Signal(main.model.inputs.tensors)
     if default is not None and "input" not in document:
         return default
@@ -248,7 +250,7 @@ def _first_signal(
 
 
 def _input(part: Mapping[str, Any], default: Signal | None, place: str) -> Signal:
-    """[input]: what clients send to the first stage."""
+    """Read [input]: the signal that clients send to the first stage."""
     tables.known(part, _INPUT, place)
     rate = rate_of(part, place) or (default.rate if default is not None else None)
     if "tensors" in part:
@@ -267,7 +269,7 @@ def _input(part: Mapping[str, Any], default: Signal | None, place: str) -> Signa
 
 
 def _tensors(part: Mapping[str, Any], place: str) -> tuple[TensorSpec, ...]:
-    """[input.tensors]: name = {dtype, shape}, in the order of the file."""
+    """Read [input.tensors]: name = {dtype, shape}, in the order of the file."""
     told, within = tables.table(part, "tensors", place), tables.within(place, "tensors")
     if not 1 <= len(told) <= MAX_INPUTS:
         raise PipelineError(f"{within}: {len(told)} tensors; 1 to {MAX_INPUTS} are possible")
@@ -293,7 +295,7 @@ def _tensor(default: TensorSpec, part: Mapping[str, Any], place: str) -> TensorS
 
 
 def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
-    """Whether a model's inputs are among what arrives; what else does not fit is the pipeline's to say."""
+    """Raise unless the model's inputs arrive by name; the pipeline checks the rest."""
     here = list(signal.names)
     for name in wanted.names:
         if name not in here:
@@ -305,7 +307,7 @@ def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
 
 
 def _digest(file: Path, place: str) -> str:
-    """SHA-256 of a file that an option names."""
+    """Return the SHA-256 of a file that an option names."""
     try:
         data = regular.read(file, MAX_OPTION_FILE, "a file that an option names", PipelineError)
     except PipelineError as error:
