@@ -1,4 +1,4 @@
-"""A record as a picture: panels, one under the other, that share the axis of time."""
+"""A record as a picture: panels below each other on one time axis."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from . import captions as words
 from .recorder import MAX_LINES, Record, Track
 
 FORMATS: Final = ("png", "svg", "pdf")
-MAX_CHARACTERS: Final = 200  # ticks under each of which its character can be read
-MAX_WORDS: Final = 100  # the same for whole words, which stand upright
-_USUAL: Final = 0.95  # a share of all numbers: where some are far beyond it, colours end with those
+MAX_CHARACTERS: Final = 200  # most ticks with a legible character under each
+MAX_WORDS: Final = 100  # the same for whole words, which are rotated
+_USUAL: Final = 0.95  # share of all numbers: the colours end there if others are far beyond
 _FAR: Final = 2.0  # times as far
 _DPI: Final = 100
 _WIDTH, _WIDEST = 11.0, 19.0  # inches of the panels
 _PER_CHARACTER: Final = 0.092  # inches: a letter of the size below
 _LETTER: Final = 7.5  # points
-_LINE: Final = 0.11  # inches: a line of such letters, or a word that stands upright
-_UPRIGHT: Final = 0.75  # inches: such a word
+_LINE: Final = 0.11  # inches: a line of such letters, or a rotated word
+_UPRIGHT: Final = 0.75  # inches: height of a rotated word
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.95, 0.45, 0.55  # inches around the panels
-_GAP: Final = 0.27  # inches between two panels: a title
+_GAP: Final = 0.27  # inches between two panels, for a title
 _INK, _FAINT, _MARK = "#22313f", "#7f8c8d", "#c0392b"
-_NOTHING: Final = "#b8bdbe"  # a sensor's gap
+_NOTHING: Final = "#b8bdbe"  # a gap in the values
 _LINES: Final = ("#22313f", "#2a9d8f", "#e76f51", "#457b9d", "#8e6c8a", "#b8860b", "#6a994e", "#7f8c8d")
 _BANDS: Final = ("#d9ead3", "#cfe2f3", "#fce5cd", "#ead1dc", "#fff2cc", "#d0e0e3", "#f4cccc", "#d9d2e9")
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """What one track becomes: so many inches high, a strip for the mean over it included."""
+    """The drawing of one track: height in inches, including a strip for the mean above it."""
 
     track: Track
     height: float
@@ -45,25 +45,25 @@ class _Panel:
 
 
 def needed() -> None:
-    """Raise UsageError where pictures cannot be drawn here."""
+    """Raise UsageError if pictures cannot be drawn here."""
     library("matplotlib", "pictures", "insight")
 
 
 def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
-    """Write the picture, of one of `FORMATS`; the same bytes for the same record. Returns how many panels."""
+    """Write the picture in one of `FORMATS`, the same bytes for the same record. Return the panel count."""
     needed()
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "runnel", "font.family": ["DejaVu Sans"]}):
         sheet = Sheet(record, title)
-        # Neither the date nor a random name: a picture that is made again can be compared.
+        # No date and no random name, so that pictures can be compared.
         told = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
         sheet.figure.savefig(out, format=format, dpi=_DPI, metadata=told)
     return len(sheet.panels)
 
 
 def heat(track: Track) -> tuple[bytes, int, int]:
-    """A track alone as (PNG, width, height), a row a unit: each number some pixels wide and high."""
+    """Return one track as (PNG, width, height), one row per unit, some pixels per number."""
     from matplotlib import image
 
     low, high, name = _colours(track)
@@ -76,22 +76,22 @@ def heat(track: Track) -> tuple[bytes, int, int]:
 
 
 def is_map(track: Track) -> bool:
-    """Whether it is drawn as a heat map, and not as lines or text."""
+    """Whether the track is drawn as a heat map, not as lines or text."""
     return track.kind in ("layer", "states") or track.size > MAX_LINES
 
 
 def heading(track: Track) -> str:
-    """What stands over it."""
+    """Return the track's heading."""
     return f"{track.name}   {track.letter}   {track.meaning}" if track.letter else track.name
 
 
 def envelope(values: Array, places: int) -> tuple[Array, Array, Array]:
-    """(first index, least, greatest) of at most `places` parts of a column, NaN where there is no number."""
+    """Return (first index, least, greatest) of at most `places` parts of a column; NaN for an empty part."""
     width = max(1, -(-len(values) // places))
     padded = np.full(-(-len(values) // width) * width, np.nan)
     padded[: len(values)] = values
     parts = padded.reshape(-1, width)
-    # Instead of nanmin: that warns of a part without numbers, which a sensor's gap is.
+    # Not nanmin, which warns of a part without numbers, such as a sensor's gap.
     low, high = (np.where(np.isnan(parts), end, parts) for end in (np.inf, -np.inf))
     bottom, top = low.min(axis=1), high.max(axis=1)
     empty = bottom > top
@@ -100,13 +100,13 @@ def envelope(values: Array, places: int) -> tuple[Array, Array, Array]:
 
 
 def _colours(track: Track) -> tuple[float, float, str]:
-    """(lowest, highest, colour map): gates are from 0 to 1, all else lies around 0."""
+    """Return (lowest, highest, colour map): gates range from 0 to 1, all else around 0."""
     if track.letter in GATES:
         return 0.0, 1.0, "viridis"
     finite = track.values[np.isfinite(track.values)]
     sizes = np.abs(finite.astype(np.float64)).ravel()
     most = float(sizes.max(initial=0.0)) or 1.0
-    # A few units far from all others, as of a cell that counts, would leave those without colour.
+    # A few units far from all others, such as of a counting cell, would leave the rest without colour.
     usual = float(np.quantile(sizes, _USUAL)) if sizes.size else most
     if 0 < _FAR * usual < most:
         most = usual
@@ -114,7 +114,7 @@ def _colours(track: Track) -> tuple[float, float, str]:
 
 
 def _palette(name: str) -> Any:
-    """A colour map in which what is no number has a colour that no number has: white is nearly a zero's."""
+    """Return a colour map with its own colour for gaps: white would look like zero."""
     from matplotlib import colormaps
 
     return colormaps[name].with_extremes(bad=_NOTHING)
@@ -133,11 +133,11 @@ class Sheet:
         self.wide = _WIDTH
         if self.text:
             self.wide = min(_WIDEST, max(_WIDTH, ticks * _PER_CHARACTER))
-        # A row's middle is at its number, where time steps are counted: half a one before it begins.
+        # If time steps are counted, the middle of a row is at its number, so it begins half a step before.
         self.shift = 0.0 if record.axis.rate else -0.5
         self.span: tuple[float, float] = (self.x(start), self.x(end))
         self.panels = [self._panel(track) for track in record.tracks]
-        upright = 0.0  # more room under the last panel, where whole words stand
+        upright = 0.0  # more room under the last panel for whole words
         if self.text and not words.characters(self.text[1]) and ticks <= MAX_WORDS:
             upright = min(1.5, _PER_CHARACTER * max(map(len, self.text[1])))
         tall = sum(p.height + _GAP for p in self.panels) + _TOP + _BOTTOM + upright
@@ -155,17 +155,17 @@ class Sheet:
             y += panel.height
 
     def x(self, steps: Any) -> Any:
-        """Where a time step is: in seconds, or its number."""
+        """Return the position of a time step: in seconds, or its number."""
         axis = self.record.axis
         return steps / axis.rate if axis.rate else steps + self.shift
 
     @property
     def inches(self) -> float:
-        """Of the paper, for a unit of the axis."""
+        """Inches of paper per unit of the axis."""
         return self.wide / max(1e-9, self.span[1] - self.span[0])
 
     def legible(self, track: Track) -> bool:
-        """Whether a character has room at each of its rows."""
+        """Whether each of its rows has room for a character."""
         return bool((self.x(track.step) - self.x(0.0)) * self.inches > 0.8 * _PER_CHARACTER)
 
     def axes(self, top: float, height: float) -> Any:
@@ -204,7 +204,7 @@ class Sheet:
         self._times(axes, last)
 
     def _mean(self, axes: Any, track: Track) -> None:
-        """A thin line: the mean over all units."""
+        """Draw the mean over all units as a thin line."""
         axes.step(self.x(track.edges), [*track.mean, track.mean[-1]], where="post", color=_INK, linewidth=0.7)
         axes.set_xlim(*self.span)
         axes.margins(y=0.1)
@@ -218,7 +218,7 @@ class Sheet:
             axes.text(x, y, text, transform=axes.transAxes, fontsize=6.5, color=_FAINT, ha=side, va="center")
 
     def _times(self, axes: Any, last: bool) -> None:
-        """The ticks of a panel, the same for all, and what stands under the `last`."""
+        """Draw the ticks of a panel, equal in all panels, with labels under the `last`."""
         axis, (start, end) = self.record.axis, self.span
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
@@ -247,10 +247,10 @@ class Sheet:
 
 
 def _map(axes: Any, sheet: Sheet, track: Track) -> None:
-    """A heat map, a unit a row, with what its colours mean beside it."""
+    """Draw a heat map, one row per unit, with a colour bar."""
     low, high, colours = _colours(track)
     left, right = sheet.x(track.start), sheet.x(track.end)
-    room = len(track.values) <= sheet.wide * _DPI  # a pixel or more for each number; else they are averaged
+    room = len(track.values) <= sheet.wide * _DPI  # at least a pixel per number; else averaged
     image = axes.imshow(
         track.values.T.astype(np.float64), aspect="auto", cmap=_palette(colours), vmin=low, vmax=high,
         extent=(left, right, len(track.units) - 0.5, -0.5), interpolation="nearest" if room else "auto",
@@ -272,7 +272,7 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
-    """A line a channel; of more rows than there are pixels what lies between the least and the greatest."""
+    """Draw one line per channel; if it has more rows than pixels, the range between least and greatest."""
     places = int(sheet.wide * _DPI)
     middle = track.start + track.step / 2
     for i in range(len(track.units)):
@@ -301,7 +301,7 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _band(axes: Any, sheet: Sheet, track: Track) -> None:
-    """Text: characters, each at its tick, or its words, upright, where those have no room; names as bands."""
+    """Draw text: characters at their ticks, rotated words if these have no room, or names as bands."""
     texts = words.written(track) or []
     upright = words.characters(texts) and not sheet.legible(track)
     if upright:
@@ -311,7 +311,7 @@ def _band(axes: Any, sheet: Sheet, track: Track) -> None:
     else:
         parts = words.runs(texts)
         _coloured(axes, sheet, track, parts)
-    free = -np.inf  # in inches: up to where the last upright word is
+    free = -np.inf  # inches: the end of the last rotated word
     for part in parts:
         left, right = (sheet.x(track.start + row * track.step) for row in (part.first, part.end))
         text = _drawable(words.visible(part.text))
@@ -336,7 +336,7 @@ def _band(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[words.Run]) -> None:
-    """A colour for each name, where they are few; else two that alternate."""
+    """Draw one colour per name if they are few; else two alternating colours."""
     names = sorted({part.text for part in parts})
     for i, part in enumerate(parts):
         place = names.index(part.text) if len(names) <= len(_BANDS) else i % 2
@@ -345,7 +345,7 @@ def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[words.Run])
 
 
 def _drawable(text: str) -> str:
-    """Without what the font has no picture of, and no formula: matplotlib sets text between $ as one."""
+    """Replace characters missing in the font, and escape $, which starts a formula in matplotlib."""
     font = _font()
     return "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in text).replace("$", r"\$")
 

@@ -1,8 +1,8 @@
-"""Looking into a pipeline while it runs: stages that let somebody see what passes, and pass it on.
+"""Taps: stages that show the chunks that pass through a pipeline, and pass them on.
 
-The loader puts them in where it is asked to (`Look`): at both ends, and around each model. What they show is
-nobody's state and is not taken back where a later stage fails, so they are for an engine with one stream,
-whose owner looks at it: `runnel plot`. Within a [feedback] loop they are stages of the loop.
+On request (`Look`) the loader inserts taps at both ends and around each model. What a tap has shown is not
+undone if a later stage fails, so taps are for an engine with one stream, as in `runnel plot`. Within a
+[feedback] loop they are stages of the loop.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ..spec import Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State
 
 Note = Callable[[Chunk], None]
-"""Told what passes: arrays (T, ...) that are lent to it, to be copied and not changed."""
+"""Called with the arrays (T, ...) that pass: copy them, and do not change them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """When the rows of a signal are: row k begins at ``k * step`` of time steps that others may count too.
+    """The times of a signal's rows: row k begins at time step ``k * step`` of the domain.
 
-    Behind a stage whose rows come when they come, nothing tells to which of the time steps before it a row
-    belongs: there the next `domain` begins. The first one's time steps are the pipeline's input's.
+    After a stage with irregular rows, the time step of a row is unknown, so a new `domain` begins. The time
+    steps of the first domain are those of the pipeline's input.
     """
 
     domain: int = 0
     step: Fraction = Fraction(1)
 
     def after(self, stage: Stage) -> Clock:
-        """Of what the stage makes, where this is of what it takes."""
+        """Return the clock of the stage's output, if this is the clock of its input."""
         if stage.ratio is None:
             return Clock(self.domain + 1)
         up, down = stage.ratio
@@ -43,22 +43,22 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place in a pipeline where it is looked at."""
+    """A point of a pipeline that is observed."""
 
-    kind: Literal["input", "to", "from", "states", "output"]  # the pipeline's ends; a model's, and its states
+    kind: Literal["input", "to", "from", "states", "output"]  # the pipeline's ends; a model's ends and states
     signal: Signal
     clock: Clock
     model: str = ""
-    probe: Probe | None = None  # "from": which of the signal's tensors show the model's inside
+    probe: Probe | None = None  # "from": describes the signal's tensors that show the model's inside
     exported: bool = False  # "states": whether the model describes itself
 
 
 Look = Callable[[Point], Note]
-"""Asked for each point, when the pipeline is loaded."""
+"""Called for each point, when the pipeline is loaded."""
 
 
 class Tap(Stage):
-    """Show what passes, and pass on what is `kept` of it: all, where that is not said."""
+    """Show each chunk, and pass on its tensors `kept` (default: all)."""
 
     name = "tap"
 
@@ -72,12 +72,12 @@ class Tap(Stage):
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         self._note(chunk)
-        # Copies: what comes next may be a stage of somebody's own, which may keep what it is given.
+        # Copies: the next stage may be a plugin that stores its input.
         return state, {name: chunk[name].copy() for name in self.outputs.names}
 
 
 class Watched(Stage):
-    """A model that is stepped tick by tick, so that its states can be seen after each."""
+    """A model that is stepped tick by tick, so that its states are shown after each tick."""
 
     def __init__(self, model: Stage, note: Note) -> None:
         self.name, self.inputs, self.outputs = model.name, model.inputs, model.outputs
@@ -136,10 +136,10 @@ class Watched(Stage):
 def around(
     file: ModelFile, stages: Sequence[Stage], before: Sequence[Stage], arriving: Signal, look: Look
 ) -> list[Stage]:
-    """The stages of a model, which come after those `before`, with taps around them.
+    """Return a model's stages, which follow the stages `before`, with taps around them.
 
-    What follows sees what the model itself makes: a probe's other outputs end here. Of a model that is no
-    probe the states are watched. Where nothing comes before, the pipeline's own tap sees what goes in.
+    Later stages see only the model's own outputs: the probe's additional outputs end here. The states of a
+    model without a probe are shown. If no stage comes before, the pipeline's own tap shows the input.
     """
     from ..model.session import ModelStage
 
@@ -165,7 +165,7 @@ def around(
 
 
 def between(stages: Sequence[Stage], look: Look) -> list[Stage]:
-    """A whole pipeline's stages with a tap at each end."""
+    """Return the stages of a whole pipeline with a tap at each end."""
     clock = _clock_after(stages)
     first, last = stages[0].inputs, stages[-1].outputs
     return [
@@ -176,7 +176,7 @@ def between(stages: Sequence[Stage], look: Look) -> list[Stage]:
 
 
 def _clock_after(stages: Sequence[Stage]) -> Clock:
-    """Of what comes out of the last of them."""
+    """Return the clock of the last stage's output."""
     clock = Clock()
     for stage in stages:
         clock = clock.after(stage)
@@ -184,7 +184,7 @@ def _clock_after(stages: Sequence[Stage]) -> Clock:
 
 
 def _renamed(file: ModelFile) -> Probe:
-    """A model's probe, by the names that its outputs have in a chunk."""
+    """Return a model's probe with the names that its outputs have in a chunk."""
     probe = file.spec.probe
     assert probe is not None
     layers = []
