@@ -24,7 +24,7 @@ FOLDERS = {  # folder: most that is allowed; lower it when the folder is rewritt
     ".": 5.0,
     "engine": 5.0,
     "engine/runnel": 12.0,
-    "plugins": 10.0,
+    "plugins": 5.0,
     "export": 5.0,
     "export/runnel_export": 9.0,
     "export/recipes": 9.0,
