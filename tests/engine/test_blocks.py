@@ -1,4 +1,4 @@
-"""Ticks into blocks and back: against their definition, by the laws of a stage, and through an engine."""
+"""Ticks to blocks and back: the definition, the laws of a stage, and an engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def spread(ticks: int) -> Spread:
 def test_equals_the_definition(
     ticks: int, lookahead: int, length: int, width: int, data: st.DataObject
 ) -> None:
-    """Step k sees ticks [k*ticks, k*ticks + window), as many of them as `present` says."""
+    """Step k sees ticks [k*ticks, k*ticks + window); `present` is the number of real ones."""
     shape = (width,) if width else ()
     stage = gather(ticks, lookahead, shape)
     x = np.random.default_rng(length).standard_normal((length, *shape)).astype(np.float32)
@@ -131,7 +131,7 @@ def test_bounds(ticks: int, lookahead: int) -> None:
 
 
 def spec(blocks: Blocks, **changed: Any) -> ModelSpec:
-    """The document of `model`, or one with something changed."""
+    """Return the document of `model`, with some parts changed."""
     parts: dict[str, Any] = {
         "inputs": (
             ModelTensor("x", "float32", (blocks.window, "slot", 1)),
@@ -151,7 +151,7 @@ def spec(blocks: Blocks, **changed: Any) -> ModelSpec:
 
 
 def model(blocks: Blocks) -> bytes:
-    """y[t]: the sum of x up to t, a state, and that of its block's window: easily told by hand, and exact."""
+    """y[t]: the sum of x up to t, a state, plus the sum of its block's window: exact, and known by hand."""
     n, w = blocks.ticks, blocks.window
     ints, floats = TensorProto.INT32, TensorProto.FLOAT
     stored = [

@@ -1,4 +1,4 @@
-"""Bounds of files and of memory: at the bound all is well, one past it is refused or let go of."""
+"""Bounds of files and memory: at the bound it works, one past it is refused or evicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hand(tmp_path: Path) -> models.Hand:
 
 
 def bindings() -> int:
-    """How many bindings of onnxruntime are alive."""
+    """Count the live bindings of onnxruntime."""
     gc.collect()
     return sum(type(one) is ort.IOBinding for one in gc.get_objects())
 
@@ -42,7 +42,7 @@ def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
         expected = hand.loop({"x": chunk})["y"]
         made: list[list[np.ndarray]] = [[] for _ in streams]
         for turn in range(len(chunk)):
-            count = turn % 10 + 2  # sizes whose binding was let go of come again
+            count = turn % 10 + 2  # sizes whose binding was evicted are used again
             pairs = [(s, chunk[len(m)][None]) for s, m in zip(streams[:count], made, strict=False)]
             for parts, out in zip(made, engine.feed_many(pairs), strict=False):
                 assert isinstance(out, np.ndarray)
@@ -123,7 +123,7 @@ def test_bytes_of_a_time_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bytes_of_a_snapshot_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is made that would not be taken back."""
+    """A snapshot that `decode` would refuse is not encoded."""
     snapshot = state.Snapshot("p", 0, False, (("s", {"x": np.zeros(100, np.float32)}),))
     size = len(state.encode(snapshot))
     monkeypatch.setattr(state, "MAX_SNAPSHOT", size)

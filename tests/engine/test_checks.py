@@ -1,4 +1,4 @@
-"""Each law is broken by a stage made for it: a check that cannot fail is no check."""
+"""Each law is broken by a stage made for it, to show that the check can fail."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.engine.law_breakers import (
     WheneverSlower,
 )
 
-# What is random is the same nowhere; what is kept in the stage shows wherever a stage has a second stream;
-# any random cutting has empty chunks. So whoever breaks these breaks others as well.
+# Random output differs everywhere, data stored in the stage shows in every law with two streams, and any
+# random cuts include empty chunks. So a stage that breaks these laws breaks others as well.
 ENTAILING = {"determinism", "isolation", "empty"}
 
 
@@ -43,7 +43,7 @@ def test_every_law_has_a_stage_that_breaks_it_and_keeps_all_others():
 
 
 def broken(factory):
-    """The laws that the stage breaks, each tried by itself."""
+    """Return the laws that the stage breaks, each tried alone."""
     trial = Trial(factory, noise(Difference(), 0), 0, 1e-5)
     found = set()
     for name, law in LAWS.items():
@@ -145,7 +145,7 @@ def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
 
 
 def test_what_the_advice_names_is_there():
-    """Who reads it goes and imports it."""
+    """An author who reads the advice imports the names in it."""
     for name in re.findall(r"`(runnel(?:\.\w+)+)", "".join(law.__doc__ for law in LAWS.values())):
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The columns of a signal in a table: their names, and what is proposed if they are not there."""
+"""The columns of a signal in a table: names, and proposals for missing columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A damaged file never loads, and its certificate's hash covers every bit of it."""
+"""A damaged file never loads: its certificate's hash covers every bit."""
 
 from pathlib import Path
 

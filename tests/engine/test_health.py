@@ -1,4 +1,4 @@
-"""States that blow up or die are told, once; those that are well, or at rest, are not."""
+"""Health events: states that blow up or die are reported once, healthy or resting ones never."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def net(
 
 
 def relu_sum(path: Path, looped: bool = False, framing: Framing | None = None) -> Hand:
-    """s' = max(s + x, 0) = y, of one number, or of a window: what it does can be told by hand.
+    """s' = max(s + x, 0) = y, of one number or of a window: the result is known by hand.
 
-    `looped`: it takes a u too.
+    `looped`: it has an input u too.
     """
     nodes = [
         helper.make_node("Add", ["s", "given" if looped else "x"], ["sum"]),
@@ -72,11 +72,11 @@ def relu_sum(path: Path, looped: bool = False, framing: Framing | None = None) -
 
 
 class Told:
-    """An engine whose streams are looked at every so many chunks, and what is told of their states."""
+    """An engine with a health check every few chunks, and the notices about its states."""
 
     def __init__(self, path: Path, every: int = 1, **settings: Any) -> None:
         self._heard: list[Notice] = []
-        self.act: Callable[[Notice], None] = lambda notice: None  # what a listener does then
+        self.act: Callable[[Notice], None] = lambda notice: None  # the listener's action
         pipeline = Engine.load(path, max_streams=8, trust=True).pipeline
         notices = Notices([("test", self._heard.append), ("act", lambda notice: self.act(notice))])
         self.engine = Engine(pipeline, 8, notices, Settings(every, **settings))
@@ -98,7 +98,7 @@ def noise(count: int, features: int = 3, seed: int = 0) -> list[np.ndarray]:
 
 
 def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
-    """Whether one of the chunks is refused for what the state would have become; those before it are fed."""
+    """Whether a chunk is refused because of the state it would cause; the chunks before it are fed."""
     for chunk in chunks:
         try:
             stream.feed(chunk)
@@ -107,7 +107,7 @@ def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
     return False
 
 
-# What goes wrong
+# Failures
 
 
 def test_a_relu_net_that_explodes_is_told_before_its_state_is_infinite(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refus
     stream = told.engine.open("a")
     assert refused(stream, noise(1000))
     assert told.of("a") == ["blown_up"]
-    # One chunk that would make it infinite at once: refused, so the state is well still.
+    # One chunk that would make it infinite at once is refused, so the state stays healthy.
     with pytest.raises(NonFiniteError):
         told.engine.open("b").feed(np.concatenate(noise(1000)))
     assert told.of("b") == []
@@ -156,7 +156,7 @@ def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
     )
     with Engine.load(path, trust=True) as engine:
         streams = [engine.open(id) for id in ("a", "b")]
-        # The first adds up to 2e38, 3e38; the second, which adds up those, is the one that overflows.
+        # The first sums to 2e38, 3e38; the second, which sums these, overflows.
         for value, expected in ((2e38, 0), (1e38, 1 + batched)):
             pairs = [(stream, np.full((1, 1), value, np.float32)) for stream in streams]
             engine.feed_many(pairs if batched else pairs[:1])
@@ -175,7 +175,7 @@ def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched
         else:
             streams[0].feed(chunk)
         seen.append(told.of("a"))
-    first = 1 if layer is SATURATED else 0  # its first chunk moves that one from 0 to 1
+    first = 1 if layer is SATURATED else 0  # its first chunk changes that one from 0 to 1
     assert seen == [["died"] if i >= first + PATIENCE - 1 else [] for i in range(8)]
     assert told.reasons[0].startswith("state 'm.h0' no longer changes: the same at 3 looks, 1 chunks apart")
     assert told.count("unhealthy")["died"] == (2 if batched else 1)
@@ -184,7 +184,7 @@ def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched
 
 
 def test_in_a_batch_each_stream_is_judged_by_what_it_was_given_itself(tmp_path: Path) -> None:
-    """Their hops are not full at the same chunks, so that a stream has one place here and another there."""
+    """Their hops are full at different chunks, so that a stream's index differs between the stages."""
     told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
     streams = {id: told.engine.open(id) for id in "abcde"}
     for id in "be":
@@ -228,12 +228,12 @@ def test_what_moves_again_has_recovered(tmp_path: Path) -> None:
     assert told.count("state_events") == {"died": 1, "blown_up": 1, "recovered": 2}
 
 
-# What does not
+# No failures
 
 
 @pytest.mark.parametrize("what", ["silence", "constant", "tail", "dither"])
 def test_a_state_at_rest_is_not_dead(tmp_path: Path, what: str) -> None:
-    """After a time of life the same input goes in for ever, or one that is the same for all that matters."""
+    """After varied input, the input is constant, or constant as far as it matters."""
     told = Told(net(tmp_path / "m.onnx", WELL, WELL).path)
     stream = told.engine.open("a")
     rng = np.random.default_rng(0)
@@ -266,10 +266,10 @@ def test_a_stream_whose_chunks_are_shorter_than_a_hop_is_not_dead(tmp_path: Path
 
 @pytest.mark.parametrize(("step", "events"), [(1e6, []), (0.0, ["died"])])
 def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
-    """As one that is written every other tick; float32 takes no 3 at 1e8."""
+    """A state that is written every other tick; float32 cannot add 3 to 1e8."""
     told = Told(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
     stream = told.engine.open("a")
-    beside = [0.0] * stream._due  # so that looks fall on every other chunk of what follows
+    beside = [0.0] * stream._due  # so that checks come at every other of the following chunks
     for value in [*beside, 0.0, 1e8, *(x for k in range(12) for x in (k % 4, step))]:
         stream.feed(np.full((1, 1), value, np.float32))
     assert told.of("a") == events
@@ -288,7 +288,7 @@ def test_a_model_that_lives_is_well(tmp_path: Path, make: Any) -> None:
     assert told.count("looks") == 300
 
 
-# When it looks, and what it finds
+# When checks come, and what they measure
 
 
 def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp
     turns = Counter(crc32(stream.id.encode()) % 7 for stream in streams)
     assert np.diff([0, *looks]).tolist() == [turns[i % 7] for i in range(21)]
     assert max(turns.values()) < 8
-    # A reset does not begin the count anew: a stream that is reset often is looked at as often.
+    # A reset does not restart the count: a stream that is reset often is checked as often.
     stream = told.engine.streams["s0"]
     for chunk in noise(70):
         stream.reset()
@@ -338,7 +338,7 @@ def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
     found = figures.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
     assert found.saturated == 0.5
     assert figures.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
-    huge = np.full(4, 3e38, np.float32)  # whose squares float32 cannot hold
+    huge = np.full(4, 3e38, np.float32)  # float32 cannot hold their squares
     assert figures.norm(huge) == pytest.approx(6e38)
     assert figures.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
     most = figures.of_state(np.full(4, 1e300), np.zeros(1))
@@ -357,7 +357,7 @@ def test_states_are_the_same_only_where_every_bit_is(size: int) -> None:
 
 
 def probe(path: Path) -> Hand:
-    """A gated unit that shows itself: f = sigmoid(x), h' = f h + (1 - f) x."""
+    """Return a gated unit that shows its gate: f = sigmoid(x), h' = f h + (1 - f) x."""
     nodes = [
         helper.make_node("Sigmoid", ["x"], ["f"]),
         helper.make_node("Mul", ["f", "h"], ["kept"]),

@@ -1,4 +1,4 @@
-"""Looks change nothing, whatever happens to streams, and leave nothing over; what [health] may say."""
+"""Health checks have no side effects and leave no counts behind; errors in [health]."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runnel.spec import Framing
 
 from .test_health import WELL, Told, net, noise, relu_sum
 
-# What it must not do
+# Side effects
 
 
 @pytest.mark.parametrize("every", [0, 1, 5])
@@ -127,7 +127,7 @@ def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batche
 def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
     told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
     a, b, c, d = (told.engine.open(id) for id in "abcd")
-    d._due = -1  # which is not looked at itself
+    d._due = -1  # no check for this one
 
     def act(notice: Notice) -> None:
         if notice.event == "died":
@@ -142,7 +142,7 @@ def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
     assert (d.seq, told.count("look_failures")) == (3, 0)
 
 
-# A stream's life
+# Events in a stream's life
 
 
 def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: in
 
 
 class Plain:
-    """What should be told of one stream of `relu_sum`, from its history written down in full."""
+    """The expected events of one stream of `relu_sum`, from its full history."""
 
     def __init__(self) -> None:
         self.s = np.float32(0)
@@ -285,15 +285,15 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(lives, st.integers(1, 3))
 def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, acts: Any, every: int) -> None:
-    """The same life twice, fed together and one by one: what is found is the same, and none is left over.
+    """The same streams fed together and one by one have the same events, and no count is left at the end.
 
-    Chunks of other lengths than the hop: some streams' come as far as the model, and some do not.
+    Chunks differ in length from the hop, so some reach the model and some do not.
     """
     both = Told(framed, every), Told(framed, every)
     for told in both:
         engine = told.engine
 
-        def act(notice: Notice, engine: Engine = engine) -> None:  # two are not left as they are
+        def act(notice: Notice, engine: Engine = engine) -> None:  # the listener changes two of the streams
             if notice.event == "died" and notice.stream == "c":
                 engine.streams["c"].close()
             if notice.event == "blown_up" and notice.stream == "d":
@@ -371,7 +371,7 @@ def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> No
 
 
 def test_a_stream_that_ends_before_its_turn_is_looked_at_then(tmp_path: Path) -> None:
-    """A file of a few large chunks has none in 251."""
+    """A file of a few large chunks has no check within 251 chunks."""
     relu_sum(tmp_path / "m.onnx")
     for every, events in ((10**6, ["blown_up"]), (0, [])):
         told = Told(tmp_path / "m.onnx", every=every)

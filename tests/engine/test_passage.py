@@ -1,4 +1,4 @@
-"""A chunk in slices equals the chunk: whatever is cut, batched, dropped or refused on the way."""
+"""A chunk in slices equals the whole chunk, however it is cut, batched, dropped or refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(seed: int, steps: int) -> Array:
 
 
 def run(engine: Engine, passages: list[Passage], lengths: list[int]) -> list[Array]:
-    """Advance all of them together, by these lengths in turn, to their ends."""
+    """Advance all passages together, by these lengths in turn, to their ends."""
     made: list[list[Array]] = [[] for _ in passages]
     at = 0
     while any(passage.left for passage in passages):
@@ -93,7 +93,7 @@ def test_a_dropped_passage_leaves_nothing(engine: Engine, at: int, interrupted: 
     stream = engine.open()
     stream.feed(numbers(1, 7))
     blob = stream.snapshot()
-    for _ in range(3 * MAX_PASSAGES):  # each gives its place back
+    for _ in range(3 * MAX_PASSAGES):  # each frees its storage
         passage = engine.begin(stream, numbers(2, 60))
         if at:
             engine.advance([(passage, at)])

@@ -1,5 +1,7 @@
-"""What a pipeline does with a stage that is not what it should be: a typed error that names the stage and its
-position, nobody's state changed; and the time that each stage takes."""
+"""Faulty stages: a typed error names the stage and its position, and no state changes.
+
+Also the time that each stage takes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ X = Signal((TensorSpec("x", "float32", (2,)),), 10.0)
 
 
 class Sum(StackedStage):
-    """The running sum: a well-behaved neighbour whose state shows every chunk that was applied."""
+    """The running sum: a correct neighbour whose state shows every chunk that was applied."""
 
     name = "sum"
 
@@ -38,7 +40,7 @@ class Sum(StackedStage):
 
 
 class Odd(Stage):
-    """Does its mischief where a chunk begins with a negative number, and else passes on what it gets."""
+    """Misbehaves if a chunk begins with a negative number; otherwise passes its input on."""
 
     name = "odd"
 
@@ -112,14 +114,14 @@ class Grows(Odd):
 
 
 class OpensItself(WrongShape):
-    """That a stage makes its first state in its own way is no reason to believe the rest."""
+    """A stage that makes its first state itself is checked like any other."""
 
     def open(self):
         return self.initial()
 
 
 class DriftsInDtype(Odd):
-    """As a Python number times a float32 does with numpy 2."""
+    """For example, a Python number times a float32 in numpy 2."""
 
     def mischief(self, state, chunk):
         return {"seen": state["seen"] * np.float32(0.5)}, {"x": chunk["x"] * 1}
@@ -172,7 +174,7 @@ MISCHIEF = {
 
 
 class Batched(Stage):
-    """The same stage with a `step_many` of its own, so that it gets whole batches."""
+    """The same stage with its own `step_many`, so that it gets whole batches."""
 
     def __init__(self, inner: Stage) -> None:
         self.inner, self.name = inner, inner.name
@@ -232,7 +234,7 @@ def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(ki
     assert bad.seq == 1
     for name, array in bad.state.items():
         np.testing.assert_array_equal(array, before[name])
-    np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it goes on as if nothing had been
+    np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it continues as if nothing had happened
 
 
 @pytest.mark.parametrize("kind", [Raises, WrongShape, NotAPair, Sleeps])
@@ -260,7 +262,7 @@ class Twice(RowStage):
 
 
 class BadBatch(Twice):
-    """Right alone, wrong in a batch: found, and each stream's own step taken instead."""
+    """Correct alone, wrong in a batch: detected, and each stream is stepped alone instead."""
 
     def step_many(self, states, chunks):
         made = stack(chunks)
@@ -339,7 +341,7 @@ def test_a_stage_that_fails_names_its_own_position_where_it_stands_twice():
 
 
 class Held(Stage):
-    """What a stage gives is also what it keeps, in one of several ways; `kept` is 3 rows of running sums."""
+    """Its output shares memory with its state in various ways; `kept` is 3 rows of running sums."""
 
     name = "held"
 
@@ -350,7 +352,7 @@ class Held(Stage):
         return {"kept": np.zeros((3, 2), np.float32)}
 
     def both(self, state, chunk):
-        """(kept, made), each its own memory."""
+        """Return (kept, made), each with its own memory."""
         kept = state["kept"] + chunk["x"].sum()
         return kept, kept[:1].copy()
 
@@ -406,7 +408,7 @@ def test_a_state_keeps_no_memory_but_its_own():
 
 
 def test_a_state_of_ever_more_arrays_is_refused():
-    """With the first array that `initial` does not make; the error's text is bounded."""
+    """The first array that `initial` does not make is refused; the error's text is bounded."""
 
     class Collects(Odd):
         def step(self, state, chunk):
@@ -422,7 +424,7 @@ def test_a_state_of_ever_more_arrays_is_refused():
 
 
 def test_a_state_of_another_mapping_is_read_only_too():
-    """What a stage shares among its streams, a stream could change for all of them."""
+    """A stream could change an array that the stage shares among its streams."""
     shared = np.zeros(1, np.int64)
 
     class Counts(Odd):
@@ -471,7 +473,7 @@ def test_not_even_that_reaches_a_neighbour(kind, says, batched):
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, monkeypatch):
     class Widens(Odd):
-        """Each row becomes two of 1000 numbers."""
+        """Each time step becomes two of 1000 numbers."""
 
         ratio = (2, 1)
         asked = 0

@@ -1,4 +1,4 @@
-"""The door: packages found by entry point, loaded by name, options checked against annotations."""
+"""Plugins: packages found by entry point, loaded by name, options checked against annotations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STAGE = """
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Install a one-module package into a folder of its own, and put that on the path."""
+    """Install a one-module package into its own folder, and put the folder on the path."""
 
     def make(module, source, *, name="probe", package="acme-probe", version="1.4"):
         root = tmp_path / package
@@ -305,7 +305,7 @@ KIT = """
 
 
 def test_what_a_package_has_and_does_not_declare_is_said(install):
-    """One entry point for a module of several, as newcomers write it: named for the package."""
+    """A module with several plugins but one entry point, named after the package: a common mistake."""
     install("acme_kit", KIT, name="kit", package="acme-kit", version="2.0")
     with pytest.raises(PluginError) as found:
         plugins.load("gauge", "sink")

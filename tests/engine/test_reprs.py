@@ -1,4 +1,4 @@
-"""What an interactive session shows of the objects that people hold: who it is, in a line."""
+"""The repr of public objects in an interactive session: one line that identifies the object."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A step whose result is thrown away is done again: no stream may notice, alone, in a batch or in a loop.
+"""Steps whose results are discarded and repeated: no stream is affected, alone, in a batch or in a loop.
 
-The oracle is an engine of the same stages to which nothing happens, its streams fed one after the other. The
-numbers are sums of small whole numbers, so that both must agree to the bit.
+The oracle is an engine of the same stages without any failure, its streams fed one after the other. The
+numbers are sums of small integers, so that both must agree bit for bit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Trouble:
 
 
 class Sum(StackedStage):
-    """Passes numbers on and sums them: its state shows each step. Makes trouble in a batch."""
+    """Passes numbers on and sums them, so its state shows each step. Fails in a batch on request."""
 
     name = "sum"
 
@@ -80,7 +80,7 @@ KINDS = ("alone", "slow", "batch", "count", "memory", "copy")
 
 
 class World:
-    """A loop around a model and two stages: what comes out goes in, so that each step doubles the state."""
+    """A loop around a model and two stages: the output is the input, so that each step doubles the state."""
 
     def __init__(self, folder: Path, trouble: Trouble) -> None:
         hand = models.accumulator(folder / "m.onnx")
@@ -99,7 +99,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World]:
 
 
 def make_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the clock, the model's memory and the arena's copies ask for trouble, too."""
+    """Let the clock, the model's memory and the arena's copies fail on request, too."""
     run, copy = world.model._run_rows, Arena.copy
 
     def run_rows(*args: Any) -> None:
@@ -120,7 +120,7 @@ def make_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(world: World, quiet: World, rounds: list[list[int]], trouble: dict[int, str]) -> int:
-    """Run the rounds with trouble; run the chunks that succeeded again, alone. Returns how many failed."""
+    """Run the rounds with failures; repeat the chunks that succeeded alone. Return the number of failures."""
     streams = [world.engine.open() for _ in range(STREAMS)]
     twins = [quiet.engine.open() for _ in range(STREAMS)]
     failed = 0
@@ -161,7 +161,7 @@ ROUNDS = [[3] * STREAMS, [1 + i % 4 for i in range(STREAMS)]]
 def test_trouble_at_every_place(
     worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """One trouble, at each place where there is one of its kind."""
+    """One failure, at each place where its kind is possible."""
     world, quiet = worlds
     make_trouble(world, monkeypatch)
     assert compare(world, quiet, ROUNDS, {}) == 0
@@ -216,7 +216,7 @@ def test_a_fork_is_stepped_while_the_stream_is_fed(worlds: tuple[World, World]) 
 
 
 def test_no_place_left_for_a_fork(tmp_path: Path) -> None:
-    """An error of the stream that asks; it is as it was, and so are those on their way."""
+    """The stream that needs a fork gets an error; it and the running passages are unchanged."""
     world = World(tmp_path, Trouble())
     pipeline = world.engine.pipeline
     streams = [world.engine.open() for _ in range(2)]
@@ -247,7 +247,7 @@ def test_a_loop_has_room_for_all_its_streams_and_the_passages(tmp_path: Path) ->
 
 
 class Failing(Stage):
-    """A stage with places of its own; one of its methods raises."""
+    """A stage with its own storage; one of its methods raises."""
 
     name = "failing"
 

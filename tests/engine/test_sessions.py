@@ -1,4 +1,4 @@
-"""How onnxruntime is set up: an error moves no model to another provider, and idle threads do not spin."""
+"""onnxruntime's configuration: no fallback to another provider, and idle threads do not spin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def feeds(loaded: ort.InferenceSession) -> dict[str, object]:
 def test_an_error_of_a_provider_is_raised_and_not_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime's own answer to it is a line on standard output and another provider."""
+    """By default onnxruntime prints a line and falls back to another provider."""
     loaded = session(tmp_path)
     fail: type[Exception] = ort.capi.onnxruntime_pybind11_state.EPFail
     moved: list[object] = []

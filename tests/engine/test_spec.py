@@ -1,4 +1,4 @@
-"""The model's document: written and read back the same, and refused in words whatever it holds."""
+"""The model's document: written and read back unchanged, and any invalid content refused."""
 
 import copy
 import json
@@ -51,7 +51,7 @@ _json = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside a document."""
+    """Return the path of every value inside a document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(p for key, v in inner for p in places(v, (*path, key)))]
 

@@ -1,4 +1,4 @@
-"""What the engine does with stages of somebody's own that break their word: the stream stays as it was."""
+"""Plugin stages that break the contract: the stream is unchanged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from runnel.stage import Stage
 from tests import laws, models
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
-BAD = 5  # a chunk of so many time steps makes the stage misbehave
+BAD = 5  # a chunk of this many time steps makes the stage misbehave
 
 
 class Odd(Stage):
-    """Passes chunks on and counts them; what `wrong` makes of a bad chunk is given instead."""
+    """Passes chunks on and counts them; for a bad chunk it returns the result of `wrong`."""
 
     name = "odd"
 
@@ -75,7 +75,7 @@ def test_a_stage_that_breaks_its_word(engine: Callable[[Any], Engine], wrong: st
 
 
 def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
-    """The stream's state must not change when the caller uses its buffer again."""
+    """The stream's state must not change if the caller reuses its buffer."""
 
     class Keeper(Odd):
         def initial(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_number_from_a_stage_is_not_hidden_by_the_cast(tmp_path: Path) -> None:
-    """What reaches the model is checked where it is bound."""
+    """The model's input is checked where it is bound."""
     model = load_pipeline(models.lstm(tmp_path / "m.onnx").path, 4, None, 1, False, False).stages[0]
     row = model.open()
     with pytest.raises(errors.NonFiniteError), np.errstate(over="ignore"):

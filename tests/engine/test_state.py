@@ -1,4 +1,4 @@
-"""Snapshots: exact both ways, and anything else than one is refused."""
+"""Snapshots: exact in both directions; any other bytes are refused."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_one_flipped_bit(at: int, bit: int) -> None:
         decode(bytes(blob))
 
 
-# What somebody made up: the checksum is right, and nothing else need be.
+# Forged snapshots: the checksum is right, and the content is arbitrary.
 
 
 def made_up(header: object, tail: bytes = b"") -> bytes:
@@ -176,7 +176,7 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -188,7 +188,7 @@ def test_an_open_streams_memory_is_reserved_and_no_others() -> None:
     rows = [arena.take() for _ in range(20)]
     taken = resident() - before
     assert 40 * row <= taken < 60 * row
-    for first in rows:  # the steps of all these streams take no more
+    for first in rows:  # the steps of these streams need no more memory
         arena.write(first ^ 1, {"h": np.ones(row // 4, "float32")})
     assert resident() - before < taken + 5 * row
 
@@ -215,10 +215,10 @@ def test_a_non_finite_state_is_named() -> None:
 
 
 def test_restored_arrays_are_aligned_and_have_memory_of_their_own() -> None:
-    """Wherever in the bytes they lie: a view of those would be unaligned, which some machines cannot read."""
+    """A view of the snapshot's bytes may be unaligned, which some machines cannot read."""
     odd = {f"a{i}": np.arange(3, dtype="uint8") for i in range(3)}
     arrays = {**odd, "b": np.arange(4, dtype="float64"), "c": np.array(7, "int16"), "d": np.zeros((0, 2))}
-    for name_length in range(9):  # the header's length moves all of it
+    for name_length in range(9):  # the header's length shifts all arrays
         [(_, found)] = decode(encode(Snapshot("p" * name_length, 1, False, (("s", arrays),)))).stages
         for key, array in found.items():
             np.testing.assert_array_equal(array, arrays[key])
@@ -251,7 +251,7 @@ def test_equal_states_give_equal_bytes() -> None:
 def test_a_header_that_cannot_be_of_the_pipeline_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sends many of them takes a check of their length, and no more."""
+    """A client that sends many of them costs a check of their length only."""
     engine = Engine.load(models.lstm(tmp_path / "m.onnx").path)
     stream = engine.open()
     blob = stream.snapshot()

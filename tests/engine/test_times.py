@@ -1,4 +1,4 @@
-"""The rate of rows by their times: what is taken for it, and what is refused."""
+"""The rate of rows by their times: which times are accepted or refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(11)
 
 
 def clock(stamps, rate: float | None = 100.0, live: bool = False, unit: str = "s") -> RowClock:
-    """A clock that was given all of them."""
+    """Return a clock that has all the stamps."""
     made = RowClock("x.csv", "t", rate, live, unit)
     for stamp in stamps:
         made.follow(float(stamp))

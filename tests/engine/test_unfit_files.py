@@ -1,4 +1,4 @@
-"""Files that are no files, that never end, or that ask for everything: a typed error, soon."""
+"""Files that are not regular, never end, or ask for all memory: a typed error, soon."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("pipe", "zeros", "folder", "socket", "missing", "link to a pipe")
 
 @pytest.fixture(params=KINDS)
 def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """What is no regular file. Nobody writes to the pipe."""
+    """A path that is not a regular file. The pipe has no writer."""
     path = tmp_path / "odd"
     if request.param == "pipe":
         os.mkfifo(path)
@@ -85,7 +85,7 @@ def test_keys_and_users(odd: Path) -> None:
 
 
 def test_a_file_that_grows_while_it_is_read_is_bounded() -> None:
-    """As those of /proc, which say that they are empty."""
+    """Files in /proc state a size of 0."""
     with pytest.raises(UsageError, match="at most 10 bytes"):
         regular.read("/proc/self/status", 10, "a status", UsageError)
     assert b"Pid:" in regular.read("/proc/self/status", 10**6, "a status", UsageError)
@@ -175,7 +175,7 @@ STATE = '[[model.state]]\ninput = "s"\noutput = "t"\nshape = ["slot", 4]\n'
 
 
 def endless(grows: bool) -> onnx.GraphProto:
-    """A loop without an end, which may collect a MiB each time round."""
+    """Return a loop without an end, which may collect a MiB in each round."""
     kept = [value("out", 2**18)] if grows else []
     made = [helper.make_node("ConstantOfShape", ["big"], ["out"])] if grows else []
     body = helper.make_graph(

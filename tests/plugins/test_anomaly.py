@@ -1,4 +1,4 @@
-"""anomaly: z against numpy's mean and deviation of what came before, weighted where it forgets."""
+"""anomaly: z against numpy's weighted mean and deviation of the samples before."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_it_keeps_the_laws_where_values_are_missing():
 
 
 def reference(x, memory, warm_up, threshold, floor=1e-6):
-    """z by the weights that each sample learned has: 1/k for the first `memory`, then fading."""
+    """Return z with the weights of all learned samples: 1/k for the first `memory`, then decreasing."""
     learned, z = [], []
     for value in x.astype(np.float64):
         k = len(learned)

@@ -1,4 +1,4 @@
-"""cast: Python's own whole numbers and fractions, and numpy where it cannot lose anything."""
+"""cast: against Python's own integers and fractions, and numpy where the cast is lossless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ctc_greedy: group what repeats, drop the blanks."""
+"""ctc_greedy: remove repeats and blanks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def signal(*shape):
 
 
 def frames(classes, of=4):
-    """Scores whose likeliest are these classes."""
+    """Return scores whose most likely classes are these."""
     return np.eye(of, dtype=np.float32)[np.array(classes, int).reshape(-1)] * np.float32(0.9)
 
 
@@ -49,7 +49,7 @@ def test_it_spells_what_the_definition_spells(best, blank, cuts):
 def test_many_streams_at_once_spell_what_each_spells():
     stage = CtcGreedy(signal(4))
     x = np.random.default_rng(3).standard_normal((5, 30, 4)).astype(np.float32)
-    x[2] = frames([0] * 30)  # says nothing
+    x[2] = frames([0] * 30)  # only blanks
     many = stage.step_many([stage.open() for _ in x], [{"x": one} for one in x])
     for one, (state, rows) in zip(x, many, strict=True):
         alone, want = stage.step(stage.open(), {"x": one})

@@ -1,4 +1,4 @@
-"""What decides behind a model, as users have it: pipeline files, an exported LSTM, many streams."""
+"""Decision stages after a model, as users have them: pipeline files, an exported LSTM, many streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tagger(torch.nn.Module):
 
 
 class Forecaster(torch.nn.Module):
-    """A forecast beside what it was made from: all that `forecast_error` needs."""
+    """Returns a forecast and its input: all that `forecast_error` needs."""
 
     def __init__(self):
         super().__init__()

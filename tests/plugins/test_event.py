@@ -1,4 +1,4 @@
-"""event: edges as a loop over samples finds them."""
+"""event: edges as found by a loop over samples."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def play(stage, x, cuts=()):
 
 
 def plain(x, window, hop, padding, last):
-    """The same by the definition, from the whole signal."""
+    """Frame by the definition, from the whole signal."""
     n = len(x)
     if padding == "mirror":
         first = window // 2 - hop // 2

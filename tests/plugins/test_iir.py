@@ -54,12 +54,12 @@ def test_it_equals_scipy_at_any_cuts_memories_included(sections, length, cuts, s
     got, state = play(stage, x, [c * length // 100 for c in cuts])
     if not length:
         return
-    normal = np.asarray(sections) / np.asarray(sections)[:, 3:4]  # scipy wants a0 = 1
+    normal = np.asarray(sections) / np.asarray(sections)[:, 3:4]  # scipy expects a0 = 1
     zi = np.zeros((len(sections), 2, *shape))
     want, memories = dsp.sosfilt(normal, x.astype(np.float64), axis=0, zi=zi)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
-    # scipy: (sections, 2, *shape), time's axis taken by the 2.
+    # scipy: (sections, 2, *shape), without time.
     ours = np.moveaxis(state["memory.x"], (-2, -1), (0, 1))
     np.testing.assert_allclose(ours, memories, rtol=1e-6, atol=1e-9 * (1 + np.abs(memories).max()))
 

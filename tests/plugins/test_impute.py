@@ -38,7 +38,7 @@ def holes(rng, shape, share):
 
 
 def held(x, value):
-    """A plain loop over one column."""
+    """Hold by a plain loop over one column."""
     out = []
     for number in x.tolist():
         value = value if np.isnan(number) else number
@@ -47,7 +47,7 @@ def held(x, value):
 
 
 def drawn(x, value, max_gap):
-    """One column: numpy's interp, undone where a gap is too long or has an open end."""
+    """Interpolate one column: numpy's interp, except for gaps that are too long or open."""
     known = np.flatnonzero(~np.isnan(x))
     out = held(x, value)
     for a, b in itertools.pairwise(known):

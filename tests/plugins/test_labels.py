@@ -1,4 +1,4 @@
-"""labels: the likeliest classes, as a plain sort finds them."""
+"""labels: the most likely classes, as found by a plain sort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""normalize and denormalize: their formulas, written down plainly over whole sequences."""
+"""normalize and denormalize: their formulas, written plainly over whole sequences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def play(stage, x, cuts=()):
 
 
 def plain(x, decay, eps, warm_up=1):
-    """The weighted mean and variance of every prefix, by their definitions."""
+    """Compute the weighted mean and variance of every prefix, by their definitions."""
     rows = np.zeros(x.shape)
     for t in range(warm_up, len(x)):
         past = x[: t + 1].astype(np.float64)

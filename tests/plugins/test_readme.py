@@ -1,4 +1,4 @@
-"""plugins/README.md is true: its plugin is whole and runs, its tables hold what is shipped and checked."""
+"""plugins/README.md is true: its plugin runs, and its tables list what is shipped and checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry
 
 
 def tabled():
-    """The kinds of each name in the tables of what is shipped."""
+    """Return the kinds of each name in the tables of shipped plugins."""
     kinds = {}
     for table in re.findall(r"(?:^\|.*\n)+", README.read_text(), re.M):
         head, _, *rows = [
@@ -74,7 +74,7 @@ def test_the_readmes_plugin_installs_runs_and_passes_its_own_test(tmp_path, monk
         ("runnel_leaky.py", plugin), ("test_runnel_leaky.py", test), ("pyproject.toml", project)
     ):  # fmt: skip
         (tmp_path / name).write_text(content)
-    # As pip builds and unpacks it, with the backend that it names, without an environment of its own.
+    # As pip builds and unpacks it, with its build backend, but without a separate environment.
     build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, "wheel"], cwd=tmp_path, check=True)
     (wheel,) = (tmp_path / "wheel").glob("runnel_leaky-0.1.0-*.whl")

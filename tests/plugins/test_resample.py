@@ -84,7 +84,7 @@ def test_its_latency_is_ten_periods_of_the_slower_rate(from_rate, rate, latency)
     stage = make(from_rate, rate)
     assert stage.latency == latency
     x = np.zeros(600, np.float32)
-    x[120] = 1  # row 120 * up / down has the impulse's peak, and comes once sample 120 + latency is in
+    x[120] = 1  # time step 120 * up / down has the impulse's peak, and comes once sample 120 + latency is in
     state, row = stage.open(), 120 * stage.up // stage.down
     state, before = stage.step(state, {"x": x[: 120 + latency]})
     state, due = stage.step(state, {"x": x[120 + latency : 120 + latency + 1]})
@@ -128,7 +128,7 @@ def test_from_rate_is_what_the_stage_takes():
     [(16000 / 3, 16000, (3, 1)), (44100 / 441 / 7, 100, (7, 1)), (0.1, 0.3, (3, 1))],
 )
 def test_a_rate_that_is_no_float_has_its_ratio_all_the_same(source, rate, ratio):
-    """Behind `decimate` or `frame` the rate is a quotient, and that was rounded."""
+    """After `decimate` or `frame` the rate is a rounded quotient."""
     assert make(source, rate).ratio == ratio
     with pytest.raises(PipelineError, match="is no ratio of whole numbers up to 4096"):
         make(source * (1 + 1e-9), rate)
@@ -178,7 +178,7 @@ def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
 
 @pytest.mark.parametrize("position", [-(2**62), 2**62, -(2**33), -1])
 def test_a_position_that_no_stream_can_have_is_not_restored(position):
-    """From -2**33 on, the next step would make gigabytes of rows."""
+    """From -2**33, the next step would make gigabytes of output."""
     stage = make(48000, 16000)
     with pytest.raises(SnapshotError, match="position"):
         stage.load(stage.open(), {**stage.initial(), "position": np.array(position)})

@@ -1,4 +1,4 @@
-"""softmax: SciPy's, row by row."""
+"""softmax: SciPy's, time step by time step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_equals_scipys(size, scale, offset, temperature, log, seed):
     got = run(Softmax(signal(size), temperature, log), x=x)["x"]
     exact = (x.astype(np.float64)) / np.float64(np.float32(temperature))
     want = (log_softmax if log else scipys)(exact, axis=-1)
-    # A score of s is known to s / 2**24, and its logarithm with it.
+    # A score of s is known to s / 2**24, and so is its logarithm.
     np.testing.assert_allclose(
         got, want, rtol=2e-6, atol=(1e-6 + 4e-7 * np.abs(exact).max()) if log else 2e-6
     )

@@ -18,7 +18,7 @@ SIGNAL = Signal((TensorSpec("output", "float32", (1,)),), 16000 / 512)
 
 
 def rows(stage, probabilities, cuts=()):
-    """All rows of one stream as one chunk, and how many of them came before the flush."""
+    """Return all output of one stream as one chunk, and the number of time steps before the flush."""
     p = np.asarray(probabilities, np.float32).reshape(-1, 1)
     state, made, edges = stage.open(), [], [0, *sorted(cuts), len(p)]
     for a, b in itertools.pairwise(edges):
@@ -34,7 +34,7 @@ def segments(stage, probabilities, cuts=()):
 
 
 def batched_segments(stage, probabilities, cut):
-    """The same, beside two other streams in every batch."""
+    """Find the segments with two other streams in every batch."""
     p = np.asarray(probabilities, np.float32).reshape(-1, 1)
     streams = [1 - p, p, p[::-1]]
     states, found = [stage.open() for _ in streams], []
@@ -46,7 +46,7 @@ def batched_segments(stage, probabilities, cut):
     return [(int(s), int(e)) for f in found for s, e in zip(f["start"], f["end"], strict=True) if e >= 0]
 
 
-# Levels on both sides of every threshold, and runs of them: what noise alone seldom makes.
+# Levels on both sides of every threshold, and runs of them, which noise alone seldom makes.
 levels = st.sampled_from([0.0, 0.1, 0.3, 0.36, 0.45, 0.5, 0.55, 0.8, 1.0])
 runs = st.lists(st.tuples(levels, st.integers(1, 12)), max_size=25)
 
@@ -93,8 +93,8 @@ def test_it_keeps_the_laws(seed):
 
 
 def test_a_segment_comes_as_soon_as_it_is_decided():
-    # Ten hops of speech, then silence: it may have ended at hop 10, and has, four hops (more than
-    # 100 ms) later; by then the next one could start no nearer than twice the padding.
+    # Ten hops of speech, then silence: the segment may have ended at hop 10, which is certain four hops (more
+    # than 100 ms) later; by then the next segment can start no nearer than twice the padding.
     made = rows(SpeechSegments(SIGNAL), [0.9] * 10 + [0.0] * 10)
     (at,) = np.flatnonzero(made["end"] >= 0)
     assert at == 14

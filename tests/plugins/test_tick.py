@@ -46,7 +46,7 @@ def play(stage, chunk, cuts=()):
 
 
 def plain(time, x, rate, how, max_gap, gap):
-    """Tick by tick, with the whole sequence at hand."""
+    """Put the rows on the clock tick by tick, from the whole sequence."""
     at, out, k = (time - time[0]) * rate, [], 0
     at = np.where(abs(at - np.rint(at)) < 1e-3, np.rint(at), at)
     while k <= at[-1]:
@@ -74,8 +74,8 @@ def irregular(steps, seed=0):
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_it_keeps_the_laws(options):
-    # The checker plays time backwards and changes single times; so it gets one that can bear that: it stands.
-    # What it is to see of a clock that runs is in the next test.
+    # The checker plays time backwards and changes single times, so here all times are equal. The next test
+    # has a clock that runs.
     still = rows(np.zeros(64))
     check_stage(lambda: Tick(TIMED, rate=10.0, **options), still)
 
@@ -183,7 +183,7 @@ def test_one_gap_may_make_so_many_ticks_and_one_chunk_so_many_bytes(monkeypatch)
     ("dtype", "width"), [("float32", 1), ("float16", 1), ("float32", 50), ("float64", 50)]
 )
 def test_a_chunk_takes_no_more_memory_than_that(options, dtype, width, monkeypatch):
-    """8 KB of rows far apart make millions of ticks; it is the arrays beside the ticks that add up."""
+    """8 KB of rows far apart make millions of ticks; the arrays beside the ticks add up."""
     if options["how"] == "mean" and dtype == "float64":
         pytest.skip("a mean is of narrower floats")
     stage = Tick(

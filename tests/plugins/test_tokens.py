@@ -41,7 +41,7 @@ def test_it_keeps_the_laws():
     letters = "a stremofwöd,é€"
     check_stage(lambda: tokens(TEXT, "byte"), {"text": text})
     check_stage(lambda: tokens(TEXT, "byte", letters.replace("ö", "").replace("é€", ""), unknown=0))
-    # Backwards, as the checker also plays it, it is no UTF-8.
+    # The checker also plays it backwards, which is not UTF-8.
     check_stage(lambda: tokens(TEXT, alphabet=letters, unknown=15, invalid="replace"), {"text": text})
     check_stage(lambda: Words(TEXT, WORDS, 5, "replace"), {"text": text})
     two = Signal((TensorSpec("text", "uint8"), TensorSpec("x", "float32", (2,))))

@@ -1,4 +1,4 @@
-"""Raw numbers, a text's bytes, and the kinds of file that a pipe cannot be."""
+"""Raw numbers, a text's bytes, and file formats that need seeking, which a pipe does not allow."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_number_beyond_the_inputs_range_is_refused_and_not_infinite(tmp_path: 
 
 @pytest.mark.parametrize("header", ["((", "{'descr': '<f4', 'shape': (5,)", "{'descr': '<f4'\n(", "\\", "('"])
 def test_an_npy_whose_header_is_no_header(tmp_path: Path, header: str) -> None:
-    """numpy reads it as a piece of Python, and lets out whatever that raises."""
+    """numpy evaluates it as Python, and does not catch what that raises."""
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x40\x00" + header.encode().ljust(64))
     with pytest.raises(UsageError, match=r"x\.npy: not a \.npy file"):
         read(tmp_path / "x.npy", Signal((TensorSpec("x", "float32"),)))

@@ -1,4 +1,4 @@
-"""The host's sensors: the definition, written out for counters of the test's own; pace; the real ones."""
+"""Host sensors: the definition for the test's own counters; the pace; the real sensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def signal(width: int, rate: float | None = None, *more: TensorSpec) -> Signal:
 
 
 class Machine:
-    """A psutil and a clock: each reading finds the next of the values that it was given."""
+    """A psutil and a clock: each reading returns the next of the given values."""
 
     def __init__(self, **series: list[Any]) -> None:
         self.series = {name: iter(values) for name, values in series.items()}
@@ -70,14 +70,14 @@ def test_shares_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch)
     source = opened(monkeypatch, machine, 6, metrics=names, rate=2.0)
     first, second = [chunk["x"] for chunk in islice(source.chunks(10), 2)]
     np.testing.assert_allclose(first, [[1000.0, 30.0, 25.0, 100.0, 2.0, 0.0]])
-    # Nothing passed; a core that was switched off; a counter that began anew.
+    # No time passed; a core that was switched off; a counter that was reset.
     np.testing.assert_allclose(second, [[0.0, 0.0, 0.0, 0.0, 3.0, 0.0]])
 
 
 def test_the_pace_is_the_clocks_and_does_not_drift(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each reading is 30 ms late, one 2.5 s: the next is at its own time, and the missed ones are told."""
+    """Each reading is 30 ms late, one 2.5 s: the next is on time, and missed ticks are reported."""
     machine = Machine(getloadavg=[(n, 0, 0) for n in range(100)])
     machine.slow = [0.03, 0.03, 0.03, 2.5, 0.03, 0.03]
     source = opened(monkeypatch, machine, 1, metrics=["load"], rate=2.0)
@@ -88,7 +88,7 @@ def test_the_pace_is_the_clocks_and_does_not_drift(
 
 
 def test_a_row_is_paced_and_real() -> None:
-    """The machine that this runs on: psutil's own figures are the oracle for what is so now."""
+    """The real sensors of this machine: psutil's own numbers are the oracle for current values."""
     source = host.Host(signal(2, None, TensorSpec("time", "float64")), ["memory", "cpu"], rate=20.0)
     rows = list(islice(source.chunks(1), 4))
     x = np.concatenate([row["x"] for row in rows])

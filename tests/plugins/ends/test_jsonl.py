@@ -1,4 +1,4 @@
-"""JSON lines: what was written is read again; keys, columns, times, nulls and labels."""
+"""JSON lines: written and read back; keys, columns, times, nulls and labels."""
 
 from __future__ import annotations
 

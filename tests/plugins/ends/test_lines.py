@@ -1,4 +1,4 @@
-"""Live lines of numbers: a real pseudo-terminal in place of a serial port, pipes, and malformed lines."""
+"""Live lines of numbers: a pseudo-terminal as the serial port, pipes, and malformed lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ X = Signal((TensorSpec("x", "float32", (2,)),))
 
 @pytest.fixture
 def port() -> Iterator[tuple[int, int, str]]:
-    """(the device's end, ours, its name)."""
+    """Return (the device's end, ours, its name)."""
     device, ours = pty.openpty()
     yield device, ours, os.ttyname(ours)
     os.close(device)
@@ -32,7 +32,7 @@ def port() -> Iterator[tuple[int, int, str]]:
 
 def test_a_serial_port_from_the_first_whole_line_on(port: tuple[int, int, str]) -> None:
     device, ours, name = port
-    os.write(device, b"9.9, 9.9\n")  # before we came: what a buffer held is not now
+    os.write(device, b"9.9, 9.9\n")  # before the port was opened: old input is dropped
     began = time.time()
     signal = Signal((*X.tensors, TensorSpec("time", "float64")))
     with open_source(f"lines:{name}?baud=9600", signal) as source:
@@ -77,7 +77,7 @@ def test_malformed_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.Ca
 def test_the_first_malformed_line_of_a_live_source_is_told_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the wrong number of numbers nothing would be seen until Ctrl-C."""
+    """With the wrong number of numbers, no other report would come until Ctrl-C."""
     os.mkfifo(tmp_path / "x")
     fd = os.open(tmp_path / "x", os.O_RDWR)
     os.write(fd, b"1\n2\n3 4\n")

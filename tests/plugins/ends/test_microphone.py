@@ -1,4 +1,4 @@
-"""A microphone, with a stand-in for sounddevice: nobody speaks where tests run."""
+"""A microphone, with a stand-in for sounddevice, since test machines have no sound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PortAudioError(Exception):
 
 
 class Stream:
-    """As sounddevice's InputStream: frames of shape (frames, channels), and whether some were lost."""
+    """Like sounddevice's InputStream: frames of shape (frames, channels), and whether some were lost."""
 
     made: list[dict[str, Any]]
 

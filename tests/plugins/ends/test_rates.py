@@ -1,4 +1,4 @@
-"""The times of a table's rows in every format: a wrong rate is refused, and an unused time column is told."""
+"""The times of a table's rows in every format: a wrong rate is refused, an unused time column reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rows = list[tuple[object, float]]
 
 
 def write(path: Path, rows: Rows) -> Path:
-    """A table with the columns time and x, in the format of the path's ending."""
+    """Write a table with the columns time and x, in the format of the path's extension."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"time": t, "x": x}) + "\n" for t, x in rows))
     elif path.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""Tables beyond what `runnel run` tests of them: time columns, missing numbers, labels, rows of a pipe."""
+"""Tables, beyond the tests of `runnel run`: time columns, missing numbers, labels, rows of a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMED = Signal((TensorSpec("x", "float32", (2,)), TensorSpec("time", "float64"),
 
 
 def test_a_time_column_fills_the_input_called_time(tmp_path: Path) -> None:
-    """In whatever place among the inputs, by whatever name, and beside --columns."""
+    """At any position among the inputs, by any name, and with --columns."""
     (tmp_path / "x.csv").write_text(
         "n,t,x.1,x.0\n9007199254740993,2024-05-01T12:00:00Z,2,1\n2,2024-05-01T14:00:00.5+02:00,4,3\n"
         "3,2024-05-01 12:00:01,6,5\n4,1714564802.25,8,7\n"

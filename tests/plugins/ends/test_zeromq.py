@@ -1,4 +1,4 @@
-"""ZeroMQ ends on real sockets: what PUB says SUB hears, and what others say."""
+"""ZeroMQ connectors on real sockets: PUB to SUB, and messages of other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def address(tmp_path: Path) -> str:
 
 @pytest.fixture
 def publisher(address: str) -> Iterator[Any]:
-    """Somebody else's PUB socket: an XPUB, which says when its subscriber is there."""
+    """Another program's PUB socket: an XPUB, which receives subscriptions."""
     context = zmq.Context()
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.RCVTIMEO, 10_000)
@@ -151,9 +151,9 @@ def test_what_is_published_is_heard(address: str, form: Any) -> None:
     sink = Pub(TWO, address, topic="out", format=form, connect=True)
     n, x = np.array([2**60 + 1, 2, 3]), np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
     sink.write({"n": n[:0], "x": x[:0]})
-    source._socket.poll(300)  # it subscribes while it waits; PUB says nothing of who has
+    source._socket.poll(300)  # SUB subscribes while it polls; PUB does not report its subscribers
     sink.write({"n": n, "x": x})
-    sink.close(True)  # what is on its way still arrives
+    sink.close(True)  # messages that are being sent still arrive
     held: list[Any] = []
     for chunk in source.chunks(2):
         held.append(chunk)
@@ -210,7 +210,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
     address: str, publisher: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """libzmq gives such a connection up, and does not try again: the run would wait for ever."""
+    """libzmq ends such a connection and does not retry: the run would wait for ever."""
     monkeypatch.setattr(zeromq, "MAX_MESSAGE", 10_000)
     heard: list[float] = []
     with closing(Sub(X, address)) as source:
@@ -223,11 +223,11 @@ def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
 
         thread = threading.Thread(target=hear_two)
         thread.start()
-        publisher.setsockopt(zmq.XPUB_VERBOSE, 1)  # say each subscription, be it known already
+        publisher.setsockopt(zmq.XPUB_VERBOSE, 1)  # report each subscription, even a known one
         assert publisher.recv() == b"\x01"
         publisher.send(b"[1, 0]")
         publisher.send(b" " * 10_001)
-        while publisher.recv() != b"\x01":  # who was cut off, subscribes again
+        while publisher.recv() != b"\x01":  # the subscriber that was cut off subscribes again
             pass
         publisher.send(b"[2, 0]")
         thread.join(10)
@@ -239,7 +239,7 @@ def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
 def test_a_publisher_that_comes_back_is_heard_again(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """libzmq sees to that; the source must not take it for the other."""
+    """libzmq reconnects then; the source must not confuse the two cases."""
     heard: list[float] = []
     with closing(Sub(X, address)) as source:
         chunks = source.chunks(10)
