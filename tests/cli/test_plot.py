@@ -320,7 +320,7 @@ def test_a_missing_package_is_named_before_anything_is_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["plot", "none.onnx", "none.npy", *words]) == 2
-    assert "pip install 'runnel[insight]'" in capsys.readouterr().err
+    assert "pip install 'runnel[plot]'" in capsys.readouterr().err
 
 
 def test_a_chunk_that_fails_leaves_no_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ class _Panel:
 
 def needed() -> None:
     """Raise UsageError if pictures cannot be drawn here."""
-    library("matplotlib", "pictures", "insight")
+    library("matplotlib", "pictures", "plot")
 
 
 def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:

@@ -30,7 +30,7 @@ _BINS: Final = 40
 
 def needed() -> None:
     """Raise UsageError if events cannot be written here."""
-    library("tensorboard", "events for TensorBoard", "insight")
+    library("tensorboard", "events for TensorBoard", "plot")
     picture.needed()  # for the heat maps
 
 

@@ -43,9 +43,9 @@ class Plot(Sink):
     """
 
     def __init__(self, signal: Signal, seconds: float = 30.0, columns: list[str] | None = None) -> None:
-        self._plotext = library("plotext", "plot: pictures in the terminal", "plot")
+        self._plotext = library("plotext", "plot: pictures in the terminal", "terminal")
         if not hasattr(self._plotext, "figure"):
-            raise UsageError("plot: it needs plotext 6 or later: pip install -U 'runnel[plot]'")
+            raise UsageError("plot: it needs plotext 6 or later: pip install -U 'runnel[terminal]'")
         known = columns_of(signal)
         for name in columns or ():
             if name not in known:

@@ -160,7 +160,7 @@ def test_what_a_plot_cannot_show(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="seconds must be above 0"):
         Plot(Y, seconds=0.0)
     monkeypatch.setitem(sys.modules, "plotext", None)
-    with pytest.raises(UsageError, match=r"pip install 'runnel\[plot\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'runnel\[terminal\]'"):
         Plot(Y)
     monkeypatch.setitem(sys.modules, "plotext", sys)  # as version 5: without a figure
     with pytest.raises(UsageError, match="plotext 6 or later"):
