@@ -46,7 +46,7 @@ class Batch(Sequence[Chunk]):
         return Batch(part) if isinstance(i, slice) else part
 
 
-class Done(Sequence[tuple[State, Chunk]]):
+class BatchResult(Sequence[tuple[State, Chunk]]):
     """Result of `step_many` if every stream succeeded: the states, and the chunks as a batch."""
 
     __slots__ = ("batch", "states")
@@ -113,7 +113,7 @@ class RowStage(Stage):
             if self.finite:
                 for name, array in batch.arrays.items():
                     require_finite(name, array, self.name)
-            return Done(states, Batch(self.rows(batch.arrays)))
+            return BatchResult(states, Batch(self.rows(batch.arrays)))
         except Exception:  # one bad chunk: step each stream alone, so that only its stream fails
             return super().step_many(states, chunks)
 
@@ -191,4 +191,6 @@ class StackedStage(Stage):
         )
         # Copies: a view would keep the whole batch's states in memory for one idle stream.
         columns = [map(np.array, after[name]) for name in names]
-        return Done([dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)], Batch(made))
+        return BatchResult(
+            [dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)], Batch(made)
+        )

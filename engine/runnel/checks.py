@@ -16,30 +16,28 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .laws import batched as laws_many
-from .laws import single as laws
-from .laws import timing as laws_time
+from .laws import batched, single, timing
 from .laws.trial import LawBroken, Trial, noise
 from .stage import Chunk, Stage
 
 __all__ = ["LAWS", "LawBroken", "Trial", "check_stage"]
 
 LAWS: Mapping[str, Callable[[Trial], None]] = {
-    "signal": laws.signal,
-    "arrays": laws.arrays,
-    "determinism": laws.determinism,
-    "commit": laws.commit,
-    "ownership": laws.ownership,
-    "isolation": laws_many.isolation,
-    "return": laws.round_trip,
-    "reset": laws.reset,
-    "empty": laws.empty,
-    "chunking": laws.chunking,
-    "batched": laws_many.batched,
-    "finite": laws.finite,
-    "bounded": laws.bounded,
-    "latency": laws_time.latency,
-    "flush": laws_time.flush,
+    "signal": single.signal,
+    "arrays": single.arrays,
+    "determinism": single.determinism,
+    "commit": single.commit,
+    "ownership": single.ownership,
+    "isolation": batched.isolation,
+    "return": single.round_trip,
+    "reset": single.reset,
+    "empty": single.empty,
+    "chunking": single.chunking,
+    "batched": batched.batched,
+    "finite": single.finite,
+    "bounded": single.bounded,
+    "latency": timing.latency,
+    "flush": timing.flush,
 }
 """The laws by name, in the order of `check_stage`: a law comes after the laws that it relies on."""
 

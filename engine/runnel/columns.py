@@ -39,8 +39,8 @@ def tensor_columns(tensor: TensorSpec) -> list[str]:
     """Return the columns of one array, in C order."""
     if math.prod(tensor.shape) == 1:
         return [tensor.name]
-    places = itertools.product(*map(range, tensor.shape))
-    return [".".join([tensor.name, *map(str, place)]) for place in places]
+    indices = itertools.product(*map(range, tensor.shape))
+    return [".".join([tensor.name, *map(str, index)]) for index in indices]
 
 
 def other_names(signal: Signal) -> dict[str, str]:
@@ -139,14 +139,14 @@ def _advice(wanted: int, header: Sequence[str], numeric: Sequence[str], rises: C
     """Advise which columns to choose. A time or an id is never proposed: a model cannot use its numbers."""
     fit = [n for n in numeric if not (is_time_name(n) or is_row_name(n) or rises(n))]
     time = next((name for name in header if is_time_name(name)), None)
-    told = ""
+    advice = ""
     if len(fit) >= wanted:
-        told = f": say which, in order, such as --columns {','.join(fit[:wanted])}"
+        advice = f": say which, in order, such as --columns {','.join(fit[:wanted])}"
     elif len(numeric) >= wanted:
-        told = ": say which, in order, with --columns"
+        advice = ": say which, in order, with --columns"
     if time is not None:
-        told += f"; for the time of a row, ?time={time} behind the file's name, in quotes"
-    return told
+        advice += f"; for the time of a row, ?time={time} behind the file's name, in quotes"
+    return advice
 
 
 def whole_columns(signal: Signal) -> list[bool]:

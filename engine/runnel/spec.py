@@ -354,10 +354,10 @@ def from_document(document: Any, where: str) -> ModelSpec:
         framing = Framing(_count(part, "window", where), _count(part, "hop", where))
     blocks = None
     if doc.get("blocks") is not None:
-        part, place = _mapping(doc["blocks"], f"{where}: blocks"), f"{where}: blocks"
+        part, location = _mapping(doc["blocks"], f"{where}: blocks"), f"{where}: blocks"
         blocks = Blocks(
-            _count(part, "ticks", place), _count(part, "lookahead", place, 0),
-            _name(part, "present", place), _name(part, "kept", place),
+            _count(part, "ticks", location), _count(part, "lookahead", location, 0),
+            _name(part, "present", location), _name(part, "kept", location),
         )  # fmt: skip
     latency, rate, ticks = latency_of(doc, where), rate_of(doc, where), doc.get("ticks", "any")
     if ticks not in ("any", 1):
@@ -487,14 +487,14 @@ def _probe(doc: Mapping[str, Any], where: str) -> Probe | None:
     part, where = _mapping(doc["probe"], f"{where}: probe"), f"{where}: probe"
     layers = []
     for i, item in enumerate(_items(part, "layers", where)):
-        place = f"{where}: layers[{i}]"
-        layer = _mapping(item, place)
-        outputs, states = _lettered(layer, "outputs", place), _lettered(layer, "states", place)
+        location = f"{where}: layers[{i}]"
+        layer = _mapping(item, location)
+        outputs, states = _lettered(layer, "outputs", location), _lettered(layer, "states", location)
         flags = {flag: layer.get(flag, False) for flag in probes.FLAGS}
         for flag, value in flags.items():
             if not isinstance(value, bool):
-                raise ModelError(f"{place}: {flag} must be true or false, not {value!r:.80}")
-        name, kind = _name(layer, "name", place), _name(layer, "kind", place)
+                raise ModelError(f"{location}: {flag} must be true or false, not {value!r:.80}")
+        name, kind = _name(layer, "name", location), _name(layer, "kind", location)
         layers.append(ProbeLayer(name, kind, outputs, states, **flags))
     return Probe(_name(part, "of", where), tuple(layers))
 

@@ -82,7 +82,7 @@ class Stage(abc.ABC):
     # are regular though the inputs are not, as after a clock.
     ratio: tuple[int, int] | None = (1, 1)
     generates: bool = False  # whether `step` also accepts `Steps`: its input is its own output
-    place_bytes: int = 0  # bytes of one stream's state that the stage stores itself, outside `State`
+    storage_bytes: int = 0  # bytes of one stream's state that the stage stores itself, outside `State`
 
     @abc.abstractmethod
     def initial(self) -> Arrays:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import snapshot as states
+from . import snapshot as snapshots
 from .errors import RunnelError, StreamClosedError, StreamEndedError, StreamError
 from .insight.health import Condition, Health, Watch
 from .insight.statistics import StateHealth
@@ -157,7 +157,7 @@ class Stream:
         unchanged.
         """
         self._check_open()
-        snapshot = states.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
+        snapshot = snapshots.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
         self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
             self._health.look(self)
@@ -184,8 +184,8 @@ class Stream:
         """Return the stream's state as bytes for `Engine.restore`: no pickle, a checksum at the end."""
         self._check_open()
         pipeline = self._pipeline
-        return states.encode(
-            states.Snapshot(
+        return snapshots.encode(
+            snapshots.Snapshot(
                 pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states), pipeline.parts
             )
         )

@@ -87,7 +87,7 @@ class RowClock:
         self._live, self._judged = live, False
 
     @property
-    def settled(self) -> bool:
+    def ready(self) -> bool:
         """Whether the rows so far may be used."""
         return self._live or self._judged
 
@@ -111,7 +111,7 @@ class RowClock:
             self._judge()
         self._close()
 
-    def told(self) -> str:
+    def warning(self) -> str:
         """Return a warning about the gaps; "" if there are none."""
         if not self._gaps or self._rate is None:
             return ""

@@ -110,7 +110,7 @@ class Cast(RowStage):
     def _float_to_whole(self, x: Array) -> Array:
         nan = np.isnan(x)
         if nan.any():
-            raise NonFiniteError(f"cast: {self._name} is NaN at {_place(nan)}; {self.to} has no NaN")
+            raise NonFiniteError(f"cast: {self._name} is NaN at {_position(nan)}; {self.to} has no NaN")
         values = x.astype(np.float64) if self.factor is None else x * np.float64(self.factor)
         whole = np.rint(values)
         if self.factor is None and not self.round:
@@ -149,7 +149,7 @@ class Cast(RowStage):
 
     def _refuse(self, x: Array, where: Array, why: str) -> None:
         value = x[tuple(np.argwhere(where)[0])]
-        raise ChunkError(f"cast: {self._name} is {value!s} at {_place(where)}: {why}")
+        raise ChunkError(f"cast: {self._name} is {value!s} at {_position(where)}: {why}")
 
 
 def _factor(source: np.dtype[np.generic], to: np.dtype[np.generic]) -> float:
@@ -167,7 +167,7 @@ def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-def _place(where: Array) -> str:
+def _position(where: Array) -> str:
     first = tuple(int(i) for i in np.argwhere(where)[0])
     return f"time step {first[0]}" + (f", element {first[1:]}" if len(first) > 1 else "")
 

@@ -187,8 +187,8 @@ class Tick(Stage):
     ) -> dict[str, Array]:
         """Return the mean of each complete interval; write the sum of the open one to `after`."""
         size = len(ticks) + 1  # the open one is last
-        place = interval - (interval[-1] - len(ticks))
-        counts = np.bincount(place, minlength=size)
+        index = interval - (interval[-1] - len(ticks))
+        counts = np.bincount(index, minlength=size)
         counts[0] += state["count"]
         after["count"] = np.array(counts[-1], np.int64)
         # An empty interval repeats the newest that is not empty; the first is never empty, as it was open.
@@ -197,7 +197,7 @@ class Tick(Stage):
         for t in self.tensors:
             sums = np.zeros((size, *t.shape))
             sums[0] = state[f"sum.{t.name}"]
-            np.add.at(sums, place, chunk[t.name])
+            np.add.at(sums, index, chunk[t.name])
             after[f"sum.{t.name}"] = sums[-1, ...].copy()
             divisor = counts[source].reshape(-1, *(1 for _ in t.shape))
             rows = (sums[source] / divisor).astype(t.dtype)

@@ -80,13 +80,13 @@ def _tokens(alphabet: str | None, vocabulary: Path | None) -> tuple[str, ...]:
         return ()
     if not 1 <= len(listed) <= MAX_TOKENS:
         raise PipelineError(f"tokens: 1..{MAX_TOKENS} tokens make a vocabulary, not {len(listed)}")
-    places: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for i, token in enumerate(listed):
         if not token:
             raise PipelineError(f"tokens: line {i + 1} of {vocabulary} is empty: one token a line")
-        if token in places:
-            raise PipelineError(f"tokens: {token!r} is token {places[token]} and token {i}: which is it?")
-        places[token] = i
+        if token in ids:
+            raise PipelineError(f"tokens: {token!r} is token {ids[token]} and token {i}: which is it?")
+        ids[token] = i
     return listed
 
 
@@ -195,11 +195,11 @@ class Characters(Stage):
             text = decoder.decode(data, final)
         except UnicodeDecodeError as error:
             at = error.start - len(pending)
-            place = (
+            position = (
                 f"time step {at}" if at >= 0 else "the beginning, with what was left of the chunk before it"
             )
             raise ChunkError(
-                f"tokens: {error.object[error.start : error.end]!r} at {place} is no UTF-8 "
+                f"tokens: {error.object[error.start : error.end]!r} at {position} is no UTF-8 "
                 f'({error.reason}); encode the text as UTF-8, or set invalid = "replace"'
             ) from None
         return text, decoder.getstate()[0]
@@ -207,12 +207,12 @@ class Characters(Stage):
     def _ids(self, state: State, text: str, final: bool) -> tuple[Arrays, Array]:
         """Return the rest of the next state, and the ids."""
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
-        known = self.codes[place] == codes
+        index = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        known = self.codes[index] == codes
         if self.unknown is None and not known.all():
             first = int(np.argmin(known))
             raise ChunkError(self._not_known(text[first], f"character {first} of the chunk"))
-        return {}, np.where(known, self.ids[place], 0 if self.unknown is None else self.unknown)
+        return {}, np.where(known, self.ids[index], 0 if self.unknown is None else self.unknown)
 
     def _not_known(self, token: str, what: str) -> str:
         return f"tokens: {token!r}, {what}, is not among the tokens; give an id for such with unknown = …"
@@ -225,7 +225,7 @@ class Words(Characters):
         for i, token in enumerate(listed):
             if token.split() != [token]:
                 raise PipelineError(f"tokens: token {i}, {token!r}, has a blank in it, and no word has")
-        self.places = {token: i for i, token in enumerate(listed)}
+        self.id_of = {token: i for i, token in enumerate(listed)}
         self.longest = max(map(len, listed))
 
     def initial(self) -> Arrays:
@@ -252,7 +252,7 @@ class Words(Characters):
         words = text.split()
         ended = final or not text or text[-1].isspace()
         word = "" if ended else words.pop()[: self.longest + 1]
-        ids = [self.places.get(word, self.unknown) for word in words]
+        ids = [self.id_of.get(word, self.unknown) for word in words]
         if None in ids:
             first = ids.index(None)
             raise ChunkError(self._not_known(words[first][: self.longest + 1], f"word {first} of the chunk"))

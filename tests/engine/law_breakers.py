@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
-from runnel.batch import Batch, Done
+from runnel.batch import Batch, BatchResult
 from runnel.stage import require_finite
 
 SIGNAL = Signal((TensorSpec("x", "float32", (2,)),), 100.0)
@@ -291,7 +291,9 @@ class Blends(Difference):
             and not any(isinstance(r, Exception) for r in results)
         ):
             rows = np.stack([out["x"] for _, out in results])
-            results = Done([state for state, _ in results], Batch({"x": rows + 1e-3 * rows.sum(axis=0)}))
+            results = BatchResult(
+                [state for state, _ in results], Batch({"x": rows + 1e-3 * rows.sum(axis=0)})
+            )
         return results
 
 

@@ -111,7 +111,7 @@ def test_bytes_of_a_pipeline_file(hand: models.Hand, tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_time_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(pipeline, "MAX_TIME_STEP_BYTES", 400)
     path = tmp_path / "p.toml"
     for size in (100, 101):  # float32
         path.write_text(f'[input]\ndtype = "int64"\nshape = []\n[[before]]\nuse = "one_hot"\nsize = {size}\n')

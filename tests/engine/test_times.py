@@ -97,11 +97,11 @@ def test_rows_whose_pace_nobody_knows_are_taken_at_any() -> None:
 
 def test_a_file_waits_for_a_window_and_a_live_source_for_no_row() -> None:
     made, live = RowClock("x", "t", 100.0, False), RowClock("x", "t", 100.0, True)
-    assert live.settled
+    assert live.ready
     for n in range(WINDOW):
-        assert not made.settled
+        assert not made.ready
         made.follow(n / 100)
-    assert made.settled
+    assert made.ready
     for n in range(FIRST - 1):
         live.follow(n / 25)
     with pytest.raises(UsageError, match="at 25 Hz"):
@@ -119,11 +119,11 @@ def test_what_is_held_is_one_window() -> None:
 def test_gaps_are_counted_once_and_told_at_the_end() -> None:
     stamps = at(100, 5000) + 60.0 * (np.arange(5000) >= 40) + 3600.0 * (np.arange(5000) >= 3000)
     for live in (False, True):
-        told = clock(stamps, live=live).told()
+        told = clock(stamps, live=live).warning()
         assert "has gaps, 2 in all, the longest of 3600" in told
         assert "tick" in told
-    assert clock(at(100)).told() == ""
-    assert clock(stamps, None).told() == ""
+    assert clock(at(100)).warning() == ""
+    assert clock(stamps, None).warning() == ""
 
 
 def test_the_pace_is_the_mean_step_without_the_gaps() -> None:

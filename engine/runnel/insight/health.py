@@ -39,7 +39,7 @@ from zlib import crc32
 import numpy as np
 
 from ..errors import NonFiniteError, PipelineError, RunnelError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 from ..model.arena import Arena
 from ..probe import GATES
 from ..spec import ModelSpec
@@ -78,7 +78,7 @@ class Settings:
 
 def settings(part: Mapping[str, Any], where: str) -> Settings:
     """Read the [health] table; `where` is its name in errors. Raises PipelineError."""
-    tables.known(part, _KEYS, where)
+    toml.known(part, _KEYS, where)
     every, bound = part.get("every", EVERY), part.get("blown_up", BLOWN_UP)
     if isinstance(every, bool) or not isinstance(every, int) or not 0 <= every <= 2**31:
         raise PipelineError(

@@ -12,7 +12,7 @@ import numpy as np
 from ..files import library
 from ..probe import GATES
 from ..spec import Array
-from . import captions as words
+from . import captions
 from .recorder import MAX_LINES, Record, Track
 
 FORMATS: Final = ("png", "svg", "pdf")
@@ -57,8 +57,8 @@ def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
     with matplotlib.rc_context({"svg.hashsalt": "runnel", "font.family": ["DejaVu Sans"]}):
         sheet = Sheet(record, title)
         # No date and no random name, so that pictures can be compared.
-        told = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
-        sheet.figure.savefig(out, format=format, dpi=_DPI, metadata=told)
+        metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+        sheet.figure.savefig(out, format=format, dpi=_DPI, metadata=metadata)
     return len(sheet.panels)
 
 
@@ -85,9 +85,9 @@ def heading(track: Track) -> str:
     return f"{track.name}   {track.letter}   {track.meaning}" if track.letter else track.name
 
 
-def envelope(values: Array, places: int) -> tuple[Array, Array, Array]:
-    """Return (first index, least, greatest) of at most `places` parts of a column; NaN for an empty part."""
-    width = max(1, -(-len(values) // places))
+def envelope(values: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Return (first index, least, greatest) of at most `bins` parts of a column; NaN for an empty part."""
+    width = max(1, -(-len(values) // bins))
     padded = np.full(-(-len(values) // width) * width, np.nan)
     padded[: len(values)] = values
     parts = padded.reshape(-1, width)
@@ -128,7 +128,7 @@ class Sheet:
 
         self.record = record
         start, end = record.span
-        self.text = words.on_axis(record)
+        self.text = captions.on_axis(record)
         ticks = (end - start) / float(record.axis.tick)
         self.wide = _WIDTH
         if self.text:
@@ -138,7 +138,7 @@ class Sheet:
         self.span: tuple[float, float] = (self.x(start), self.x(end))
         self.panels = [self._panel(track) for track in record.tracks]
         upright = 0.0  # more room under the last panel for whole words
-        if self.text and not words.characters(self.text[1]) and ticks <= MAX_WORDS:
+        if self.text and not captions.characters(self.text[1]) and ticks <= MAX_WORDS:
             upright = min(1.5, _PER_CHARACTER * max(map(len, self.text[1])))
         tall = sum(p.height + _GAP for p in self.panels) + _TOP + _BOTTOM + upright
         self.size = (self.wide + _LEFT + _RIGHT, tall)
@@ -151,7 +151,7 @@ class Sheet:
         y = _TOP
         for panel in self.panels:
             y += _GAP
-            self._place(panel, y, last=panel is self.panels[-1])
+            self._draw_panel(panel, y, last=panel is self.panels[-1])
             y += panel.height
 
     def x(self, steps: Any) -> Any:
@@ -175,14 +175,14 @@ class Sheet:
         )
 
     def _panel(self, track: Track) -> _Panel:
-        if (texts := words.written(track)) is not None:
-            upright = words.characters(texts) and not self.legible(track)
+        if (texts := captions.written(track)) is not None:
+            upright = captions.characters(texts) and not self.legible(track)
             return _Panel(track, _UPRIGHT if upright else 0.26, _band)
         if is_map(track):
             return _Panel(track, 0.22 + min(1.4, max(0.4, 0.014 * len(track.units))), _map, 0.22)
         return _Panel(track, 0.9, _lines)
 
-    def _place(self, panel: _Panel, top: float, last: bool) -> None:
+    def _draw_panel(self, panel: _Panel, top: float, last: bool) -> None:
         track = panel.track
         if panel.strip:
             self._mean(self.axes(top, panel.strip - 0.02), track)
@@ -223,14 +223,14 @@ class Sheet:
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
             track, texts = self.text
-            one_each = words.characters(texts)
+            one_each = captions.characters(texts)
             if ticks <= (MAX_CHARACTERS if one_each else MAX_WORDS):
                 if not last:
                     axes.set_xticks([])
                     return
                 middles = self.x(track.edges[:-1] + track.step / 2)
                 axes.set_xticks(
-                    middles, [_drawable(words.visible(t)) for t in texts], fontsize=_LETTER,
+                    middles, [_drawable(captions.visible(t)) for t in texts], fontsize=_LETTER,
                     rotation=0 if one_each else 90, family="DejaVu Sans Mono",
                 )  # fmt: skip
                 axes.tick_params(axis="x", length=0, pad=2)
@@ -263,8 +263,8 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
     sheet.figure.colorbar(image, cax=bar, ticks=ticks)
     beyond = bool((np.abs(track.values[np.isfinite(track.values)]) > high).any())
     least, most = ("≤", "≥") if beyond else ("", "")
-    told = [f"{least * (v == low)}{most * (v == high)}{v:.2g}" for v in ticks]
-    bar.set_yticklabels([text.replace("-", "−") for text in told])
+    labels = [f"{least * (v == low)}{most * (v == high)}{v:.2g}" for v in ticks]
+    bar.set_yticklabels([text.replace("-", "−") for text in labels])
     bar.tick_params(labelsize=6.5, colors=_INK, length=2)
     bar.yaxis.get_offset_text().set_visible(False)
     for spine in bar.spines.values():
@@ -273,12 +273,12 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
 
 def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
     """Draw one line per channel; if it has more rows than pixels, the range between least and greatest."""
-    places = int(sheet.wide * _DPI)
+    bins = int(sheet.wide * _DPI)
     middle = track.start + track.step / 2
     for i in range(len(track.units)):
         column, colour = track.values[:, i].astype(np.float64), _LINES[i % len(_LINES)]
         label = str(track.units[i]) if track.size > 1 else None
-        if len(column) <= 2 * places:
+        if len(column) <= 2 * bins:
             at = sheet.x(middle + np.arange(len(column)) * track.step)
             dots = "." if len(column) <= 60 else ""
             style = "default" if track.values.dtype.kind == "f" else "steps-mid"
@@ -287,7 +287,7 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
                 drawstyle=style,
             )  # fmt: skip
         else:
-            first, least, greatest = envelope(column, places)
+            first, least, greatest = envelope(column, bins)
             at = sheet.x(middle + first * track.step)
             axes.fill_between(at, least, greatest, color=colour, linewidth=0.4, label=label)
     if track.size > 1:
@@ -302,26 +302,26 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
 
 def _band(axes: Any, sheet: Sheet, track: Track) -> None:
     """Draw text: characters at their ticks, rotated words if these have no room, or names as bands."""
-    texts = words.written(track) or []
-    upright = words.characters(texts) and not sheet.legible(track)
+    texts = captions.written(track) or []
+    upright = captions.characters(texts) and not sheet.legible(track)
     if upright:
-        parts = words.words(texts)
-    elif words.characters(texts):
-        parts = [words.Run(i, i + 1, t) for i, t in enumerate(texts) if t]
+        parts = captions.words(texts)
+    elif captions.characters(texts):
+        parts = [captions.Run(i, i + 1, t) for i, t in enumerate(texts) if t]
     else:
-        parts = words.runs(texts)
+        parts = captions.runs(texts)
         _coloured(axes, sheet, track, parts)
     free = -np.inf  # inches: the end of the last rotated word
     for part in parts:
         left, right = (sheet.x(track.start + row * track.step) for row in (part.first, part.end))
-        text = _drawable(words.visible(part.text))
+        text = _drawable(captions.visible(part.text))
         middle, room = (left + right) / 2, (right - left) * sheet.inches / _PER_CHARACTER
         if upright:
             middle, room = left + _LINE / 2 / sheet.inches, _UPRIGHT / _PER_CHARACTER * 1.3
             if left * sheet.inches < free:
                 continue
             free = left * sheet.inches + _LINE
-        elif words.characters(texts):
+        elif captions.characters(texts):
             room = np.inf
         if len(text) > room + 0.6:
             if room < 3:
@@ -335,13 +335,13 @@ def _band(axes: Any, sheet: Sheet, track: Track) -> None:
     axes.set_yticks([])
 
 
-def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[words.Run]) -> None:
+def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[captions.Run]) -> None:
     """Draw one colour per name if they are few; else two alternating colours."""
     names = sorted({part.text for part in parts})
     for i, part in enumerate(parts):
-        place = names.index(part.text) if len(names) <= len(_BANDS) else i % 2
+        band = names.index(part.text) if len(names) <= len(_BANDS) else i % 2
         left, right = (sheet.x(track.start + row * track.step) for row in (part.first, part.end))
-        axes.axvspan(left, right, color=_BANDS[place], linewidth=0)
+        axes.axvspan(left, right, color=_BANDS[band], linewidth=0)
 
 
 def _drawable(text: str) -> str:

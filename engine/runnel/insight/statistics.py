@@ -68,7 +68,7 @@ class ModelStates:
             if s.initial.dtype.kind == "f"
         ]
         self.largest = 0.0  # the largest projected input
-        self._places: tuple[Sequence[int], dict[int, int]] = (), {}  # recorded rows, and the index of each
+        self._row_index: tuple[Sequence[int], dict[int, int]] = (), {}  # recorded rows, and the index of each
         self._weights = {
             t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
         }
@@ -81,7 +81,7 @@ class ModelStates:
     def rest(self) -> None:
         self.stage.listened, self.stage.heard = False, None
         self.stage.landed.clear()
-        self._places = (), {}
+        self._row_index = (), {}
 
     def given(self, row: int, at: int) -> float | None:
         """Return the last input of the stream now at `row`, as one number; None if there is none or unknown.
@@ -94,9 +94,9 @@ class ModelStates:
         # A step reads the twin of the row that it writes: for a landed fork, of the fork's row.
         heard = self.stage.landed.get(row, row) ^ 1
         if at >= len(rows) or rows[at] != heard:
-            if self._places[0] is not rows:  # indexed once per call: a search takes longer than a check
-                self._places = rows, {heard: i for i, heard in enumerate(rows)}
-            found = self._places[1].get(heard)
+            if self._row_index[0] is not rows:  # indexed once per call: a search takes longer than a check
+                self._row_index = rows, {heard: i for i, heard in enumerate(rows)}
+            found = self._row_index[1].get(heard)
             if found is None:
                 return None
             at = found

@@ -81,7 +81,7 @@ class Watched(Stage):
 
     def __init__(self, model: Stage, note: Note) -> None:
         self.name, self.inputs, self.outputs = model.name, model.inputs, model.outputs
-        self.latency, self.ratio, self.place_bytes = model.latency, model.ratio, model.place_bytes
+        self.latency, self.ratio, self.storage_bytes = model.latency, model.ratio, model.storage_bytes
         self._model, self._note = model, note
 
     def initial(self) -> Arrays:

@@ -20,8 +20,7 @@ import numpy as np
 from ..errors import UsageError
 from ..files import OutputFile, library
 from ..spec import Array
-from . import captions as words
-from . import picture
+from . import captions, picture
 from .recorder import MAX_LINES, Record, Track
 
 MAX_HISTOGRAMS: Final = 200  # of one track; beyond that, several steps share a histogram
@@ -53,10 +52,10 @@ def write(record: Record, folder: Path, image: bytes) -> int:
                 steps[step].append(Summary.Value(tag=f"{_tag(track)}/units", histo=_histogram(numbers)))
     first = min(steps, default=0)
     for track in record.tracks:
-        if picture.is_map(track) and words.written(track) is None:
+        if picture.is_map(track) and captions.written(track) is None:
             png, width, height = picture.heat(track)
             steps[first].append(_image(_tag(track), png, width, height))
-        elif (texts := words.written(track)) is not None:
+        elif (texts := captions.written(track)) is not None:
             steps[first].append(_text(_tag(track), texts))
     steps[first].append(_image("picture", image, *_size(image)))
     began, data = time.time(), BytesIO()
@@ -95,7 +94,7 @@ def _scalars(record: Record, track: Track) -> Iterator[tuple[int, str, float]]:
         named = [("mean", track.mean)]
         if track.saturated is not None:
             named.append(("saturated", track.saturated))
-    elif words.written(track) is not None and track.labels is None:
+    elif captions.written(track) is not None and track.labels is None:
         return  # the bytes of a text
     else:
         names = [str(unit) for unit in track.units] if track.size > 1 else ["value"]
@@ -156,7 +155,9 @@ def _text(tag: str, texts: list[str]) -> Any:
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    body = "".join(texts) if words.characters(texts) else " ".join(run.text for run in words.runs(texts))
+    body = (
+        "".join(texts) if captions.characters(texts) else " ".join(run.text for run in captions.runs(texts))
+    )
     fence = "    " + body.replace("\n", "\n    ")
     plugin = SummaryMetadata.PluginData(plugin_name="text")
     return Summary.Value(

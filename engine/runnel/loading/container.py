@@ -75,7 +75,7 @@ def refuse_external(data: bytes, where: str) -> None:
     The hash does not cover that file, and the model chooses its path.
     """
     for found in _tensors(memoryview(data), _MODEL, where, 0):
-        name, place, external = "", "", False
+        name, location, external = "", "", False
         for field, wire, start, end in fields(found, where):
             if (field, wire) == (_NAME, _BYTES):
                 name = bytes(found[start:end]).decode(errors="replace")
@@ -84,13 +84,13 @@ def refuse_external(data: bytes, where: str) -> None:
                 parts = {f: bytes(entry[s:e]) for f, w, s, e in fields(entry, where) if w == _BYTES}
                 external = True
                 if parts.get(1) == b"location":
-                    place = parts.get(2, b"").decode(errors="replace")
+                    location = parts.get(2, b"").decode(errors="replace")
             elif (field, wire) == (_DATA_LOCATION, _VARINT):
                 external = external or any(found[start:end])
         if external:
             raise ModelError(
-                f"{where}: the numbers of tensor {name!r:.80} are in another file, {place!r:.80}, which no "
-                "certificate covers: save the model in one file (onnx.load, then onnx.save without "
+                f"{where}: the numbers of tensor {name!r:.80} are in another file, {location!r:.80}, which "
+                "no certificate covers: save the model in one file (onnx.load, then onnx.save without "
                 "save_as_external_data; torch.onnx.export with external_data=False)"
             )
 
@@ -133,8 +133,8 @@ def content(data: bytes, description: Mapping[str, Any] | None, where: str) -> s
         if field not in _ABOUT:
             found.update(f"{field}:{wire}:{end - start};".encode())
             found.update(memoryview(data)[start:end])
-    told = {k: v for k, v in (description or {}).items() if k not in ("certificate", "graph")}
-    found.update(json.dumps(told, sort_keys=True, separators=(",", ":")).encode())
+    computing = {k: v for k, v in (description or {}).items() if k not in ("certificate", "graph")}
+    found.update(json.dumps(computing, sort_keys=True, separators=(",", ":")).encode())
     return found.hexdigest()[:32]
 
 

@@ -18,9 +18,7 @@ from ..model import blocks
 from ..model.framing import Frame
 from ..spec import ModelSpec, Signal, TensorSpec, from_document
 from ..stage import Stage
-from . import container
-from . import declared as foreign
-from . import toml as tables
+from . import container, declared, toml
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -97,7 +95,7 @@ def read_model(
 
     if "path" not in part:
         raise PipelineError(f'{where} needs path = "….onnx"')
-    file = folder / tables.text(part, "path", where)
+    file = folder / toml.text(part, "path", where)
     data = container.read(file)
     container.refuse_external(data, str(file))
     described = container.document(data, str(file))
@@ -107,12 +105,12 @@ def read_model(
             "declare them in a pipeline file (.toml) with [[model.state]] and load that"
         )
     if described is not None:
-        tables.known(part, _RENAMES, f"{where} (this model describes itself)")
+        toml.known(part, _RENAMES, f"{where} (this model describes itself)")
         if not running.trust:
             _vouch(data, described, file)
         spec = from_document(described, str(file))
     else:
-        tables.known(part, foreign.KEYS, where)
+        toml.known(part, declared.KEYS, where)
     content = container.content(data, described, str(file))  # not the probe's: it computes the same
     if running.probes and described is not None and spec.probe is None and probes.beside(file).exists():
         data, spec = _probe(file, spec, running.trust)
@@ -120,7 +118,7 @@ def read_model(
     if described is not None:
         _agree(spec, session, str(file))
     else:
-        spec = foreign.declared(part, session, data, where)
+        spec = declared.declared(part, session, data, where)
     return ModelFile(file, spec, session, _renames(part, spec, where), content)
 
 
@@ -178,12 +176,12 @@ def _renames(part: Mapping[str, Any], spec: ModelSpec, where: str) -> dict[str, 
     """Return {model name: chunk name} from the tables `inputs` and `outputs`."""
     renamed: dict[str, str] = {}
     for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        place = tables.within(where, key)
-        table = tables.table(part, key, where)
+        location = toml.within(where, key)
+        table = toml.table(part, key, where)
         for name in table:
-            tables.among(name, [t.name for t in tensors], place)
-            renamed[name] = tables.name(tables.text(table, name, place), place)
+            toml.among(name, [t.name for t in tensors], location)
+            renamed[name] = toml.name(toml.text(table, name, location), location)
         names = [renamed.get(t.name, t.name) for t in tensors]
         if len(set(names)) < len(names):
-            raise PipelineError(f"{place}: two of {names} have one name")
+            raise PipelineError(f"{location}: two of {names} have one name")
     return renamed

@@ -374,8 +374,8 @@ def _options(factory: Callable[..., Any], where: str, first: str) -> tuple[Optio
         parameters = list(inspect.signature(factory, eval_str=True).parameters.values())
     except (TypeError, ValueError, NameError) as error:
         raise PluginError(f"{where}: its factory's signature cannot be read: {error}") from error
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if first and (not parameters or parameters[0].kind not in places):
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if first and (not parameters or parameters[0].kind not in positional):
         raise PluginError(f"{where}: its factory must take the {first} (a runnel.Signal) as first argument")
     options = []
     for parameter in parameters[1:] if first else parameters:

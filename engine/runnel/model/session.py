@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..batch import Batch, Done
+from ..batch import Batch, BatchResult
 from ..errors import (
     ChunkError,
     ModelError,
@@ -215,7 +215,7 @@ class ModelStage(Stage):
         self.arena = Arena(spec.states, slots, spares)
         self._direct = 2 * DIRECT_SLOTS  # rows below this, and in the next range, have their own bindings
         self._direct_forks = range(self.arena.first_spare, self.arena.first_spare + 2 * DIRECT_SLOTS)
-        self.place_bytes = spec.state_bytes
+        self.storage_bytes = spec.state_bytes
         rate = rate or spec.rate
         rate = rate / spec.hop if rate else None
         self._renamed = renamed
@@ -363,7 +363,7 @@ class ModelStage(Stage):
             return exact
         return error
 
-    def _step_group(self, rows: Sequence[int], chunks: Sequence[Chunk]) -> Done:
+    def _step_group(self, rows: Sequence[int], chunks: Sequence[Chunk]) -> BatchResult:
         """Step one tick of each stream."""
         call = self._call(len(rows), 1)
         for name, view in call.inputs:
@@ -373,7 +373,7 @@ class ModelStage(Stage):
                 np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
         now = np.array(rows)
         self._run_rows(call, now, now ^ 1)
-        return Done((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
+        return BatchResult((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
 
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFiniteError, PipelineError, RunnelError, SnapshotError, StageError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 from ..spec import Array, Signal, TensorSpec, initial_row
 from ..stage import Arrays, Chunk, Results, Stage, State, Steps, as_error, require_finite
 from .pipeline import Pipeline, States, freeze, join
@@ -53,20 +53,20 @@ def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
         raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
     backs = []
     for name in part:
-        place = f"{where} {name}"
-        entry = tables.table(part, name, where)
-        tables.known(entry, _KEYS, place)
-        target = _named(inner.inputs, name, place, "input")
-        source = _named(inner.outputs, tables.text(entry, "output", place), place, "output")
+        location = f"{where} {name}"
+        entry = toml.table(part, name, where)
+        toml.known(entry, _KEYS, location)
+        target = _named(inner.inputs, name, location, "input")
+        source = _named(inner.outputs, toml.text(entry, "output", location), location, "output")
         if (source.dtype, source.shape) != (target.dtype, target.shape):
             raise PipelineError(
-                f"{place}: the output {source} cannot be the next input {target}: dtype and shape must be "
+                f"{location}: the output {source} cannot be the next input {target}: dtype and shape must be "
                 "the same (a cast, or a one_hot, before the model?)"
             )
         value = entry.get("initial", 0)
-        initial = initial_row(value, target.shape, target.dtype, place)
+        initial = initial_row(value, target.shape, target.dtype, location)
         if initial.dtype.kind != "f" and np.any(initial != np.asarray(value)):
-            raise PipelineError(f"{place}: initial must be {target.dtype}, not {value!r:.80}")
+            raise PipelineError(f"{location}: initial must be {target.dtype}, not {value!r:.80}")
         backs.append(Back(target, source.name, initial))
     try:
         return Feedback(inner, backs)
@@ -74,11 +74,11 @@ def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
         raise PipelineError(f"{where}: {error.message}") from None
 
 
-def _named(signal: Signal, name: str, place: str, kind: str) -> TensorSpec:
+def _named(signal: Signal, name: str, location: str, kind: str) -> TensorSpec:
     found = next((tensor for tensor in signal.tensors if tensor.name == name), None)
     if found is None:
         hint = nearest(name, list(signal.names))
-        raise PipelineError(f"{place}: the pipeline has no {kind} {name!r}{hint}; it has {signal}")
+        raise PipelineError(f"{location}: the pipeline has no {kind} {name!r}{hint}; it has {signal}")
     return found
 
 
@@ -91,11 +91,11 @@ class Feedback(Stage):
     name = "feedback"
 
     def __init__(self, inner: Pipeline, backs: Sequence[Back]) -> None:
-        for place in inner.places:
-            stage = place.stage
+        for runner in inner.runners:
+            stage = runner.stage
             if stage.ratio != (1, 1) or stage.latency:
                 raise PipelineError(
-                    f"stage {place.label!r} cannot be in a loop: each of its stages must make one time step "
+                    f"stage {runner.label!r} cannot be in a loop: each of its stages must make one time step "
                     f"of each, at once; this one has ratio {stage.ratio} and latency {stage.latency}"
                 )
         self.inner = inner
@@ -105,7 +105,7 @@ class Feedback(Stage):
         self.generates = not rest
         self.inputs = Signal(rest or inner.inputs.tensors, inner.inputs.rate)
         self.outputs = inner.outputs
-        self.place_bytes = inner.state_bytes
+        self.storage_bytes = inner.state_bytes
         # for each inner stage: (name in the loop's state, name in the stage's own state)
         self._keys = [
             [(f"{name}.{key}", key) for key in stage.initial()]
@@ -140,11 +140,11 @@ class Feedback(Stage):
             require_finite(name, value, self.name)
             fed[name] = value
         after = []
-        for place, keys, held in zip(self.inner.places, self._keys, state.states, strict=True):
+        for runner, keys, held in zip(self.inner.runners, self._keys, state.states, strict=True):
             try:
-                after.append(freeze(place.stage.load(held, {own: arrays[key] for key, own in keys})))
+                after.append(freeze(runner.stage.load(held, {own: arrays[key] for key, own in keys})))
             except Exception as error:
-                raise as_error(place.label, error) from error
+                raise as_error(runner.label, error) from error
         return Looped(tuple(after), freeze(fed))
 
     def dump(self, state: State) -> Arrays:
@@ -189,8 +189,8 @@ class Feedback(Stage):
         results: list[tuple[Looped, Chunk] | RunnelError] = [(state, {}) for state in states]
         prompts = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Steps)]
         if prompts:
-            told = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
-            for i, result in zip(prompts, told, strict=True):
+            prompted = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
+            for i, result in zip(prompts, prompted, strict=True):
                 results[i] = result
         alone = [(i, chunk) for i, chunk in enumerate(chunks) if isinstance(chunk, Steps)]
         if alone:

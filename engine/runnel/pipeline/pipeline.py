@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from .. import snapshot as snapshots
-from ..batch import Batch, Done, stack
+from ..batch import Batch, BatchResult, stack
 from ..errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
 from ..spec import MAX_RANK, Array, ModelSpec, Signal, brief
 from ..stage import Arrays, Chunk, Stage, State, Steps, as_error
 from .identity import Part, differences, fingerprint
-from .stage_runner import Place
+from .stage_runner import StageRunner
 
 HEADER_BYTES = 16 * 1024  # of a snapshot's header: read to say how a foreign pipeline differs
-MAX_ROW_BYTES = 2**26  # of one time step of one array: several times what a message may hold
+MAX_TIME_STEP_BYTES = 2**26  # of one time step of one array: several times what a message may hold
 
 States = tuple[State, ...]
 
@@ -51,23 +51,23 @@ class Pipeline:
         for before, after in pairwise(stages):
             _check_fit(before, after)
         self.stages = tuple(stages)
-        self.places = tuple(Place(stage, i, stage_seconds) for i, stage in enumerate(stages))
+        self.runners = tuple(StageRunner(stage, i, stage_seconds) for i, stage in enumerate(stages))
         self.model = model
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
         self.stage_names = _names(stages)
         self.generates = stages[0].generates  # whether a stream can step without input
-        self.state_bytes = sum(stage.place_bytes for stage in stages)  # of one stream, in its models
+        self.state_bytes = sum(stage.storage_bytes for stage in stages)  # of one stream, in its models
         # A plugin's stage might store its input, which is the caller's memory, and might return its input,
         # which is locked.
-        self._lends = self.places[0].declared is not None
-        self._unlocks = self.places[-1].declared is not None
+        self._lends = self.runners[0].declared is not None
+        self._unlocks = self.runners[-1].declared is not None
         # (states, chunk) -> (next states, output); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
         alone = len(stages) == 1 and not self._lends
         self.step = self._step_only if alone else self._step_all
-        self._place_of_only = self.places[0]
+        self._only_runner = self.runners[0]
         # A snapshot continues only in a pipeline with this model, these stages and these options.
         self.parts = tuple(parts)
         self.fingerprint = fingerprint(self.parts, identity)
@@ -172,8 +172,8 @@ class Pipeline:
     def times(self) -> dict[str, dict[str, float]]:
         """Return the seconds spent and the chunks stepped by each stage, by ``position: name``."""
         return {
-            "stage_seconds": {place.label: place.seconds for place in self.unrolled.places},
-            "stage_chunks": {place.label: place.calls for place in self.unrolled.places},
+            "stage_seconds": {runner.label: runner.seconds for runner in self.unrolled.runners},
+            "stage_chunks": {runner.label: runner.calls for runner in self.unrolled.runners},
         }
 
     # One stream
@@ -187,7 +187,7 @@ class Pipeline:
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
-            raise as_error(self.places[len(made)].label, error) from error
+            raise as_error(self.runners[len(made)].label, error) from error
         return tuple(made)
 
     def close(self, states: States) -> None:
@@ -203,7 +203,7 @@ class Pipeline:
 
     def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
         """Run `step` for a pipeline of only the model: the fast path."""
-        state, out = self._place_of_only.step(states[0], chunk)
+        state, out = self._only_runner.step(states[0], chunk)
         return (state,), out
 
     def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
@@ -211,8 +211,8 @@ class Pipeline:
         if self._lends:
             chunk = {name: array.copy() for name, array in chunk.items()}
         last = len(after) - 1
-        for i, place in enumerate(self.places):
-            after[i], chunk = place.step(states[i], chunk)
+        for i, runner in enumerate(self.runners):
+            after[i], chunk = runner.step(states[i], chunk)
             if i < last and not len(next(iter(chunk.values()))):
                 return tuple(after), self.outputs.empty()  # no rows for the later stages
         return tuple(after), self._unlocked(chunk)
@@ -221,13 +221,13 @@ class Pipeline:
         """End a stream: each stage gets the rest from the stages before it, then is flushed itself."""
         after = list(states)
         chunk: Chunk = self.inputs.empty()
-        for i, place in enumerate(self.places):
+        for i, runner in enumerate(self.runners):
             made: list[Chunk] = []
             if len(next(iter(chunk.values()))):
-                after[i], out = place.step(after[i], chunk)
+                after[i], out = runner.step(after[i], chunk)
                 made.append(out)
-            after[i], out = place.flush(after[i])
-            chunk = join(place.stage.outputs, [*made, out])
+            after[i], out = runner.flush(after[i])
+            chunk = join(runner.stage.outputs, [*made, out])
         return tuple(after), self._unlocked(chunk)
 
     def _unlocked(self, chunk: Chunk) -> Chunk:
@@ -295,14 +295,14 @@ class Pipeline:
         """
         made: list[State] = []
         try:
-            for place, state in zip(self.places, states, strict=True):
-                made.append(place.stage.fork(state))
+            for runner, state in zip(self.runners, states, strict=True):
+                made.append(runner.stage.fork(state))
             return tuple(made)
         except BaseException as error:
             at = len(made)
-            self._dropped(self.places, made)
+            self._drop_each(self.runners, made)
             if isinstance(error, Exception):
-                raise as_error(self.places[min(at, len(states) - 1)].label, error) from error
+                raise as_error(self.runners[min(at, len(states) - 1)].label, error) from error
             raise
 
     def land(self, states: States, forked: States) -> States:
@@ -312,29 +312,29 @@ class Pipeline:
         """
         after: list[State] = []
         try:
-            for place, state, fork in zip(self.places, states, forked, strict=True):
-                after.append(place.stage.land(state, fork))
+            for runner, state, fork in zip(self.runners, states, forked, strict=True):
+                after.append(runner.stage.land(state, fork))
             return tuple(after)
         except BaseException as error:
             at = len(after)
-            self._dropped(self.places[at:], forked[at:])
+            self._drop_each(self.runners[at:], forked[at:])
             if isinstance(error, Exception):
-                raise as_error(self.places[min(at, len(forked) - 1)].label, error) from error
+                raise as_error(self.runners[min(at, len(forked) - 1)].label, error) from error
             raise
 
     def drop(self, forked: States) -> None:
         """Free a fork's storage, even if a stage raises; the first error is raised at the end."""
-        if failed := self._dropped(self.places, forked):
+        if failed := self._drop_each(self.runners, forked):
             raise failed
 
-    def _dropped(self, places: Sequence[Place], forked: Sequence[State]) -> RunnelError | None:
+    def _drop_each(self, runners: Sequence[StageRunner], forked: Sequence[State]) -> RunnelError | None:
         """Drop each stage's fork. Return the first error."""
         failed: RunnelError | None = None
-        for place, fork in zip(places, forked, strict=False):
+        for runner, fork in zip(runners, forked, strict=False):
             try:
-                place.stage.drop(fork)
+                runner.stage.drop(fork)
             except Exception as error:
-                failed = failed or as_error(place.label, error)
+                failed = failed or as_error(runner.label, error)
         return failed
 
     # Many streams
@@ -352,16 +352,16 @@ class Pipeline:
         after: list[Sequence[State]] = list(before)
         alive: Sequence[int] = range(len(chunks))  # the streams whose chunks still have rows
         ended: dict[int, Chunk | RunnelError] = {}  # outcomes of the other streams
-        last = len(self.places) - 1
-        for k, place in enumerate(self.places):
+        last = len(self.runners) - 1
+        for k, runner in enumerate(self.runners):
             if not alive:
                 break
             all_alive = len(alive) == len(chunks)
-            done = place.step_many(before[k] if all_alive else [before[k][i] for i in alive], flowing)
-            if all_alive and isinstance(done, Done) and (k == last or done.batch.steps):
+            done = runner.step_many(before[k] if all_alive else [before[k][i] for i in alive], flowing)
+            if all_alive and isinstance(done, BatchResult) and (k == last or done.batch.steps):
                 after[k], flowing = done.states, done.batch
                 continue
-            column, going, onward = list(before[k]), [], []
+            column, going, remaining = list(before[k]), [], []
             for i, result in zip(alive, done, strict=True):
                 if isinstance(result, RunnelError):
                     ended[i] = result
@@ -371,8 +371,8 @@ class Pipeline:
                     ended[i] = self.outputs.empty()  # no rows for the later stages
                 else:
                     going.append(i)
-                    onward.append(chunk)
-            after[k], alive, flowing = column, going, onward
+                    remaining.append(chunk)
+            after[k], alive, flowing = column, going, remaining
         made = self._parted(flowing)
         kept = zip(*after, strict=True)
         if not ended:
@@ -426,10 +426,10 @@ def _is_locked(base: Any) -> bool:
 def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
     """Return the stages' names in a snapshot: with positions if two would be the same."""
     names = [stage.name for stage in stages]
-    told = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
-    if len(set(told)) < len(told):  # a stage has a name that was made for another
-        told = [f"{n}-{i}" for i, n in enumerate(names)]
-    return tuple(told)
+    unique = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
+    if len(set(unique)) < len(unique):  # a stage has a name that was made for another
+        unique = [f"{n}-{i}" for i, n in enumerate(names)]
+    return tuple(unique)
 
 
 def _check_fit(before: Stage, after: Stage) -> None:
@@ -453,16 +453,17 @@ def same_rate(one: float | None, other: float | None) -> bool:
 
 
 def _check_size(stage: Stage, label: str) -> None:
-    """Raise if one time step exceeds MAX_ROW_BYTES or MAX_RANK."""
+    """Raise if one time step exceeds MAX_TIME_STEP_BYTES or MAX_RANK."""
     for tensor in (*stage.inputs.tensors, *stage.outputs.tensors):
         size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         if len(tensor.shape) > MAX_RANK:
             raise PipelineError(
                 f"stage {label!r}: {tensor} has more than {MAX_RANK} axes beside that of time"
             )
-        if size > MAX_ROW_BYTES:
+        if size > MAX_TIME_STEP_BYTES:
             raise PipelineError(
-                f"stage {label!r}: {tensor} is {size} bytes a time step; at most {MAX_ROW_BYTES} are possible"
+                f"stage {label!r}: {tensor} is {size} bytes a time step; at most {MAX_TIME_STEP_BYTES} are "
+                "possible"
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..batch import Batch, Done
+from ..batch import Batch, BatchResult
 from ..errors import ChunkError, RunnelError, SlowStageError, SnapshotError, StageError
 from ..snapshot import fit
 from ..spec import Array
@@ -29,7 +29,7 @@ ARRAY_BYTES: Final = 128  # overhead counted per array of a state, even if empty
 MAX_MADE_BYTES: Final = 2**30
 
 
-class Place:
+class StageRunner:
     """Calls the stage at `position`. `seconds` and `calls` count time and chunks over all streams.
 
     `limit`: seconds that one stream's chunk may take. It is checked afterwards and the result is then
@@ -110,7 +110,7 @@ class Place:
             spent = perf_counter() - began
             if len(results) != len(states):
                 raise StageError(f"step_many gave {len(results)} results for {len(states)} streams")
-            if self.declared is not None and isinstance(results, Done):
+            if self.declared is not None and isinstance(results, BatchResult):
                 results = self._checked_batch(states, results)
         except Exception as error:
             if len(states) == 1:
@@ -123,7 +123,7 @@ class Place:
             if len(states) == 1:
                 return [self._slow(spent)]
             return [self._attempt(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
-        if self.declared is None or isinstance(results, Done):
+        if self.declared is None or isinstance(results, BatchResult):
             return results
         return [self._named(result) for result in results]
 
@@ -162,7 +162,7 @@ class Place:
             ) from None
         return self._frozen(state), out
 
-    def _checked_batch(self, states: Sequence[State], done: Done) -> Done:
+    def _checked_batch(self, states: Sequence[State], done: BatchResult) -> BatchResult:
         made = done.batch.arrays
         sizes = set()
         for name, dtype, shape in self.declared or ():
@@ -174,7 +174,7 @@ class Place:
             raise self._undeclared(made)
         self._bound(sizes.pop()[1])
         if done.states is not states:
-            return Done([self._frozen(state) for state in done.states], done.batch)
+            return BatchResult([self._frozen(state) for state in done.states], done.batch)
         return done
 
     def _frozen(self, state: State) -> State:

@@ -179,12 +179,12 @@ def journal(path: Path, events: list[Kind] | None = None) -> Listener:
     def listen(notice: Notice) -> None:
         if wanted is not None and notice.event not in wanted:
             return
-        told = {
+        record = {
             "time": round(time.time(), 6), "event": notice.event, "stream": notice.stream,
             "seq": notice.seq, "reason": notice.reason,
         }  # fmt: skip
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     return listen
 

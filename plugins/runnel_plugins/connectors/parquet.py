@@ -73,8 +73,8 @@ class Parquet(Timed):
             raise UsageError(f"{self._path}: no time column {time!r}{nearest(time, header)}")
         others = [name for name in header if name != time]
         numeric = [name for name in others if _is_number(types, schema.field(name).type)]
-        places = choose_columns(str(self._path), others, numeric, self._row.numbers, columns, self._rises)
-        self._names = [others[place] for place in places]
+        indices = choose_columns(str(self._path), others, numeric, self._row.numbers, columns, self._rises)
+        self._names = [others[index] for index in indices]
         used = self._names if time is None else header
         self._unused = UnusedTime(str(self._path), header, used, self._signal, live=False)
         for name in self._names:

@@ -56,7 +56,7 @@ class Plot(Sink):
             raise UsageError(f"plot: seconds must be above 0, not {seconds:g}")
         self._signal = signal
         self._names = columns if columns is not None else known
-        self._places = [known.index(name) for name in self._names][:MAX_PANELS]
+        self._indices = [known.index(name) for name in self._names][:MAX_PANELS]
         self._keep = max(2, min(MAX_POINTS, math.ceil(seconds * signal.rate) if signal.rate else _ROWS))
         self._parts: deque[Array] = deque()
         self._kept = self._rows = 0
@@ -67,7 +67,7 @@ class Plot(Sink):
 
     def write(self, chunk: Chunk) -> None:
         columns = [flat(t, chunk[t.name]).astype(np.float64) for t in self._signal.tensors]
-        rows = np.concatenate(columns, axis=1)[:, self._places]
+        rows = np.concatenate(columns, axis=1)[:, self._indices]
         self._rows += len(rows)
         if not len(rows):
             return
@@ -86,7 +86,7 @@ class Plot(Sink):
         if self._live:
             self._show(first=self._drawn == -math.inf)
         else:
-            height = _PLAIN_HEIGHT * min(len(self._places), MAX_PANELS)
+            height = _PLAIN_HEIGHT * min(len(self._indices), MAX_PANELS)
             self._out.write("\n".join(map(visible, self.picture(80, height))) + "\n")
         self._out.flush()
 
@@ -99,7 +99,7 @@ class Plot(Sink):
 
     def picture(self, width: int, height: int) -> list[str]:
         """Return the panels below each other, in `width` columns and at most `height` lines."""
-        panels = max(1, min(len(self._places), height // _LEAST_HEIGHT))
+        panels = max(1, min(len(self._indices), height // _LEAST_HEIGHT))
         hidden = len(self._names) - panels
         height -= bool(hidden)
         # The panels before the last are one line shorter: only the last one shows the seconds.
@@ -129,13 +129,13 @@ class Plot(Sink):
         return _COLOUR.sub("", figure.build().string()).rstrip("\n").split("\n")
 
 
-def envelope(values: Array, places: int) -> tuple[Array, Array]:
-    """Return (index, value) of the finite points of a column; if many, the extremes of each place."""
+def envelope(values: Array, bins: int) -> tuple[Array, Array]:
+    """Return (index, value) of the finite points of a column; if many, the extremes of each bin."""
     index = np.flatnonzero(np.isfinite(values))
-    if len(index) <= 2 * places:
+    if len(index) <= 2 * bins:
         return index.astype(np.float64), values[index]
     at, shown = [], []
-    for part in np.array_split(index, places):
+    for part in np.array_split(index, bins):
         ends = sorted({int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])})
         at += ends
         shown += [float(values[i]) for i in ends]

@@ -75,11 +75,11 @@ class Prometheus(Sink):
 
 def _bound(server: Any) -> None:
     """Limit the connections of the library's server, which starts one thread for each."""
-    places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+    connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
     take, answer = server.process_request, server.process_request_thread
 
     def take_if_free(request: Any, address: Any) -> None:
-        if places.acquire(blocking=False):
+        if connections.acquire(blocking=False):
             take(request, address)
         else:
             server.shutdown_request(request)
@@ -88,7 +88,7 @@ def _bound(server: Any) -> None:
         try:
             answer(request, address)
         finally:
-            places.release()
+            connections.release()
 
     handler = server.RequestHandlerClass
     server.RequestHandlerClass = type("Handler", (handler,), {"timeout": REQUEST_SECONDS})

@@ -103,9 +103,9 @@ class Csv(Timed):
             header = self._header(top, [row for _, row in sample[:1]])
             if not sample:
                 raise UsageError(f"{self.name}: has a header and no rows")
-            places = self._places(header, [row for _, row in sample])
+            indices = self._indices(header, [row for _, row in sample])
             time = None if self._row.time is None else header.index(self._row.time)
-            used = [header[place] for place in places]
+            used = [header[index] for index in indices]
             unused = UnusedTime(self.name, header, used if time is None else header, self._signal, self.live)
             beside = None if unused.column is None else header.index(unused.column)
             held: list[Sequence[float]] = []
@@ -113,7 +113,7 @@ class Csv(Timed):
             seconds, line = None, 0
             for line, row in chain(sample, rows):
                 try:
-                    numbers = self._numbers(row, line, header, places)
+                    numbers = self._numbers(row, line, header, indices)
                     if time is not None:
                         stamp, seconds = self._when(row, line, header, time)
                         stamps.append(stamp)
@@ -184,7 +184,7 @@ class Csv(Timed):
             f"behind its name, in quotes: '{self.name}?sep={sep}{decimal}'"
         )
 
-    def _places(self, header: list[str], sample: Sequence[list[str]]) -> list[int]:
+    def _indices(self, header: list[str], sample: Sequence[list[str]]) -> list[int]:
         """Return the table's column of each number of a time step."""
         time = self._row.time
         if time is not None and time not in header:
@@ -200,11 +200,11 @@ class Csv(Timed):
         others = [name for name in header if name != time]
 
         def values(name: str) -> list[float | None]:
-            place = header.index(name)
-            return [self._guessed(row[place]) for row in sample if place < len(row)]
+            index = header.index(name)
+            return [self._guessed(row[index]) for row in sample if index < len(row)]
 
         numeric = [name for name in others if (values(name) or [None])[0] is not None]
-        places = choose_columns(
+        indices = choose_columns(
             self.name,
             others,
             numeric,
@@ -212,9 +212,9 @@ class Csv(Timed):
             self._columns,
             lambda name: is_ordered(values(name)),
         )
-        return [header.index(others[place]) for place in places]
+        return [header.index(others[index]) for index in indices]
 
-    def _numbers(self, row: list[str], line: int, header: list[str], places: list[int]) -> list[float]:
+    def _numbers(self, row: list[str], line: int, header: list[str], indices: list[int]) -> list[float]:
         made = []
         if any(cell.strip() for cell in row[len(header) :]):
             hint = (
@@ -226,17 +226,17 @@ class Csv(Timed):
                 f"{self.name}: line {line} has {len(row)} cells, but the header {len(header)}: a decimal "
                 f"comma{hint}, or a text without quotes?"
             )
-        for place, whole in zip(places, self._row.whole, strict=True):
+        for index, whole in zip(indices, self._row.whole, strict=True):
             try:
-                cell = row[place]
+                cell = row[index]
                 made.append(read_cell(self._pointed(cell) if self._comma else cell, whole, self._missing))
             except IndexError:
                 raise UsageError(
-                    f"{self._cell(line, header, place)}: the row ends before it, after {len(row)} cells"
+                    f"{self._cell(line, header, index)}: the row ends before it, after {len(row)} cells"
                 ) from None
             except ValueError as error:
                 raise UsageError(
-                    f"{self._cell(line, header, place)}: {error}{self._hint(row[place], whole)}"
+                    f"{self._cell(line, header, index)}: {error}{self._hint(row[index], whole)}"
                 ) from None
         return made
 
@@ -257,16 +257,16 @@ class Csv(Timed):
         """Return the number in a cell, or None."""
         return number(cell.replace(",", ".") if self._comma else cell)
 
-    def _when(self, row: list[str], line: int, header: list[str], place: int) -> tuple[float, float]:
-        cell = row[place] if place < len(row) else ""
+    def _when(self, row: list[str], line: int, header: list[str], index: int) -> tuple[float, float]:
+        cell = row[index] if index < len(row) else ""
         try:
             pointed = self._comma and _WITH_COMMA.fullmatch(cell)
             return self._row.when(self._pointed(cell) if pointed else cell)
         except ValueError as error:
-            raise UsageError(f"{self._cell(line, header, place)}: {error}") from None
+            raise UsageError(f"{self._cell(line, header, index)}: {error}") from None
 
-    def _cell(self, line: int, header: list[str], place: int) -> str:
-        return f"{self.name}: line {line}, column {header[place]!r}"
+    def _cell(self, line: int, header: list[str], index: int) -> str:
+        return f"{self.name}: line {line}, column {header[index]!r}"
 
     def _chunk(self, rows: list[Sequence[float]], line: int) -> Chunk:
         try:

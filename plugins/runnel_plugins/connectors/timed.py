@@ -32,12 +32,12 @@ class Timed(Source):
         clock, waiting = self._row.clock, deque[Part]()
         for part in parts:
             waiting.append(part)
-            while waiting and (clock is None or clock.settled):
+            while waiting and (clock is None or clock.ready):
                 yield self._give(waiting.popleft())
         if clock is not None:
             clock.end()
-            if told := clock.told():
-                warn(told)
+            if warning := clock.warning():
+                warn(warning)
         while waiting:
             yield self._give(waiting.popleft())
 

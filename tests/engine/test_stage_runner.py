@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
-from runnel.batch import Batch, Done, stack
+from runnel.batch import Batch, BatchResult, stack
 from runnel.engine import Engine
 from runnel.errors import ChunkError, NonFiniteError, RunnelError, SlowStageError, StageError
-from runnel.pipeline import stage_runner as place
+from runnel.pipeline import stage_runner
 from runnel.pipeline.pipeline import Pipeline
 from runnel.pipeline.stage_runner import MAX_STATE_BYTES
 
@@ -266,7 +266,7 @@ class BadBatch(Twice):
 
     def step_many(self, states, chunks):
         made = stack(chunks)
-        return Done(states, Batch({"x": made.arrays["x"][:-1] * 2}))
+        return BatchResult(states, Batch({"x": made.arrays["x"][:-1] * 2}))
 
 
 class TooMany(Twice):
@@ -329,7 +329,7 @@ def test_the_time_of_each_stage_is_counted():
     stream.feed(tick(1))
     stream.feed(tick(-5))
     engine.feed_many([(stream, tick(1)), (engine.open(), tick(-1))])
-    quick, slow = engine.pipeline.places
+    quick, slow = engine.pipeline.runners
     assert (quick.calls, slow.calls) == (4, 4)
     assert slow.seconds >= 0.36 > 0.1 > quick.seconds > 0
 
@@ -377,7 +377,7 @@ class KeepsAViewOfWhatItGives(Held):
 class KeepsPartsOfOneBatch(Held):
     def step_many(self, states, chunks):
         kept = np.stack([self.both(s, c)[0] for s, c in zip(states, chunks, strict=True)])
-        return Done([{"kept": each} for each in kept], Batch({"x": kept[:, :1]}))
+        return BatchResult([{"kept": each} for each in kept], Batch({"x": kept[:, :1]}))
 
 
 @pytest.mark.parametrize("kind", [Held, GivesAViewOfItsState, KeepsAViewOfWhatItGives, KeepsPartsOfOneBatch])
@@ -486,7 +486,7 @@ def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, m
             type(self).asked = max(self.asked, len(chunk["x"]))
             return state, {"x": np.zeros((2 * len(chunk["x"]), 1000), np.float32)}
 
-    monkeypatch.setattr(place, "MAX_MADE_BYTES", 10 * 8000)
+    monkeypatch.setattr(stage_runner, "MAX_MADE_BYTES", 10 * 8000)
     odd = Batched(Widens()) if batched else Widens()
     odd.ratio = (2, 1)
     engine = Engine(Pipeline([odd], None, {}))
