@@ -183,17 +183,17 @@ class Engine:
                 now.append(i)
                 states.append(stream._states)
             if due:
-                self.health.listen()
+                self.health.start_recording()
             try:
                 self._step(pairs, now, states, chunks, results, broken)
                 for i, at in due:
                     stream = pairs[i][0]
                     if not isinstance(results[i], RunnelError):
                         stream._due += self.health.every
-                        self.health.look(stream, results[i], at)
+                        self.health.check(stream, results[i], at)
             finally:
                 if due:
-                    self.health.rest()
+                    self.health.stop_recording()
         return results
 
     def _step(

@@ -86,7 +86,7 @@ class Stream:
                 self._check_live()
             pipeline = self._pipeline
             if due:
-                self._health.listen()
+                self._health.start_recording()
             # Fast path without a call: one valid time step of the only input, as most sensors send.
             if (
                 chunk.__class__ is np.ndarray
@@ -99,7 +99,7 @@ class Stream:
             self._states, self.seq = after, self.seq + 1
             if due:
                 self._due += self._health.every
-                self._health.look(self, out, 0)
+                self._health.check(self, out, 0)
             return pipeline.answer(chunk, out)
         except RunnelError as error:
             self._failed(error)
@@ -107,7 +107,7 @@ class Stream:
         finally:
             calls.busy = False
             if due:
-                self._health.rest()
+                self._health.stop_recording()
             if self._notices.waiting:
                 self._notices.deliver()
 
@@ -138,7 +138,7 @@ class Stream:
             raise
         self._states, self._ended = after, True
         if self._health.every:  # a file fed in large chunks may end without any check
-            self._health.look(self)
+            self._health.check(self)
         return pipeline.answer(None, out)
 
     @alone
@@ -160,7 +160,7 @@ class Stream:
         snapshot = snapshots.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
         self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
-            self._health.look(self)
+            self._health.check(self)
 
     def close(self, reason: str = "closed") -> None:
         """Close the stream and free its state. Closing twice is allowed; other calls then raise

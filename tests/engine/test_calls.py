@@ -148,7 +148,7 @@ def test_health_reports_are_delivered_at_rest_too(tmp_path: Path) -> None:
         told.append((event, stream, b.seq))
         b.reset()
 
-    engine.health.told = tell
+    engine.health.on_event = tell
     engine.feed_many([(a, ONE * 99), (b, ONE)])
     assert told == [("blown_up", "a", 1)]
     assert (b.seq, total(b)) == (0, 0)

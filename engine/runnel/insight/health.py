@@ -101,10 +101,10 @@ class Watch(NamedTuple):
     digest: int = 0  # CRC-32 of their content
     low: float = 0.0  # the least and the largest projected input at these checks
     high: float = 0.0
-    looks: int = 0
+    checks: int = 0
 
 
-class Looked(Protocol):
+class CheckedStream(Protocol):
     """The part of a stream that health checks use."""
 
     id: str
@@ -142,8 +142,8 @@ class Health:
         self.settings = settings
         self.every = settings.every if labels or self._gates else 0
         # Called with each event, stream and reason, when the engine is at rest, as listeners are.
-        self.told: Callable[[str, str, str], None] | None = None
-        self.looks = 0
+        self.on_event: Callable[[str, str, str], None] | None = None
+        self.checks = 0
         self.failures = 0  # checks that raised
         self.events = Counter(dict.fromkeys(EVENTS, 0))
         self.unhealthy: Counter[str] = Counter({"died": 0, "blown_up": 0})  # streams that are so now
@@ -160,21 +160,21 @@ class Health:
         """Return the `seq` of a new stream's first check; -1: never."""
         return crc32(id.encode()) % self.every if self.every else -1
 
-    def listen(self) -> None:
-        """Record the models' inputs until `rest`."""
+    def start_recording(self) -> None:
+        """Record the models' inputs until `stop_recording`."""
         for model in self._models:
-            model.listen()
+            model.start_recording()
 
-    def rest(self) -> None:
+    def stop_recording(self) -> None:
         for model in self._models:
-            model.rest()
+            model.stop_recording()
 
-    def look(self, stream: Looked, out: Any = None, at: int | None = None) -> None:
+    def check(self, stream: CheckedStream, out: Any = None, at: int | None = None) -> None:
         """Check a stream. `at`: its index among the streams just stepped together, and `out` its output;
         None: its states are not the result of a step just made.
         """
         try:
-            self.looks += 1
+            self.checks += 1
             if at is not None and self._gates:
                 self._count_gates(out)
             self._judge(stream, at)
@@ -183,28 +183,28 @@ class Health:
             if self.failures == 1:
                 _log.error("a look at stream %r failed: %s: %s", stream.id, type(error).__name__, error)
 
-    def refused(self, stream: Looked, error: RunnelError) -> None:
+    def refused(self, stream: CheckedStream, error: RunnelError) -> None:
         """Handle a failed chunk: if a state became non-finite, check the state before it."""
         if isinstance(error, NonFiniteError) and error.state:
             if error.state in self.non_finite:
                 self.non_finite[error.state] += 1
             if self.every:
-                self.look(stream)
+                self.check(stream)
 
-    def forget(self, stream: Looked) -> None:
+    def forget(self, stream: CheckedStream) -> None:
         """Forget the stream's condition, because its states begin anew or end."""
         if stream._watch is not None:
             if stream._watch.condition:
                 self.unhealthy[stream._watch.condition] -= 1
             stream._watch = None
 
-    def recount(self, streams: Iterable[Looked]) -> None:
+    def recount(self, streams: Iterable[CheckedStream]) -> None:
         """Count the unhealthy streams again, after an interrupted call."""
         conditions = Counter(stream._watch.condition for stream in streams if stream._watch is not None)
         for condition in self.unhealthy:
             self.unhealthy[condition] = conditions[condition]  # type: ignore[index]
 
-    def _judge(self, stream: Looked, at: int | None) -> None:
+    def _judge(self, stream: CheckedStream, at: int | None) -> None:
         rows = stream._states[0].states if self._looped else stream._states
         before: Watch | None = stream._watch
         condition: Condition = before.condition if before else ""
@@ -228,17 +228,17 @@ class Health:
         now: Condition = ""
         if worst > bound:
             now = "blown_up"
-        elif watch is not None and watch.looks >= PATIENCE:
+        elif watch is not None and watch.checks >= PATIENCE:
             model = self._models[watch.model]
             if watch.high - watch.low > VARIED * model.largest:
                 now = "died"
                 reason = (
-                    f"state {model.names(watch.still)} no longer changes: the same at {watch.looks} looks, "
+                    f"state {model.names(watch.still)} no longer changes: the same at {watch.checks} looks, "
                     f"{self.every} chunks apart, though what goes in differs"
                 )
         stream._watch = (watch or Watch(now))._replace(condition=now) if watch or now else None
         if now != condition:
-            self._tell(stream, condition, now, reason)
+            self._notify(stream, condition, now, reason)
 
     def _read(self, model: ModelStates, row: int, bound: float) -> tuple[int, float, str]:
         """Return the mask of unchanged states; the largest magnitude if above `bound`, and its state."""
@@ -257,7 +257,7 @@ class Health:
                 still |= 1 << i
         return still, worst, label
 
-    def _tell(self, stream: Looked, before: Condition, now: Condition, reason: str) -> None:
+    def _notify(self, stream: CheckedStream, before: Condition, now: Condition, reason: str) -> None:
         if before:
             self.unhealthy[before] -= 1
         if now:
@@ -266,13 +266,13 @@ class Health:
         self.events[event] += 1
         reason = reason or f"it had {before.replace('_', ' ')}"
         stream._notices.queue(event, stream.id, stream.seq, reason)
-        if self.told is not None:
-            stream._notices.later(partial(self._told, event, stream.id, reason))
+        if self.on_event is not None:
+            stream._notices.later(partial(self._report, event, stream.id, reason))
 
-    def _told(self, event: str, stream: str, reason: str) -> None:
-        if self.told is not None:
+    def _report(self, event: str, stream: str, reason: str) -> None:
+        if self.on_event is not None:
             try:
-                self.told(event, stream, reason)
+                self.on_event(event, stream, reason)
             except Exception as error:  # a callback's failure must not stop the streams
                 _log.error("the report of %s failed: %s: %s", event, type(error).__name__, error)
 
@@ -304,7 +304,7 @@ class Health:
     def document(self) -> dict[str, Any]:
         """Return the counts as plain numbers, lists and maps."""
         return {
-            "looks": self.looks,
+            "looks": self.checks,
             "look_failures": self.failures,
             "unhealthy": dict(self.unhealthy),
             "state_events": dict(self.events),
@@ -322,7 +322,7 @@ def _watched(before: Watch | None, model: int, still: int, digest: int, given: f
     if before is None or (before.model, before.still, before.digest) != (model, still, digest):
         return Watch("", model, still, digest, given, given, 1)
     return before._replace(
-        low=min(before.low, given), high=max(before.high, given), looks=min(before.looks + 1, 2**31)
+        low=min(before.low, given), high=max(before.high, given), checks=min(before.checks + 1, 2**31)
     )
 
 

@@ -42,7 +42,7 @@ def of_state(array: Array, initial: Array) -> StateHealth:
     )
 
 
-class Figured(NamedTuple):
+class StateColumn(NamedTuple):
     label: str
     column: Array  # (rows, n)
     initial: Array | None  # (n,), flat; None if all zeros
@@ -57,7 +57,7 @@ class ModelStates:
         self.stage, self.at = stage, at
         stage.label = label  # the name in its errors, so that refused chunks are counted here
         self.states = [
-            Figured(
+            StateColumn(
                 f"{label}.{s.input}",
                 stage.arena.columns[s.input].reshape(len(stage.arena.columns[s.input]), -1),
                 s.initial.reshape(-1) if s.initial.any() else None,
@@ -73,13 +73,13 @@ class ModelStates:
             t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
         }
 
-    def listen(self) -> None:
-        """Record the stage's inputs until `rest`."""
-        self.stage.listened, self.stage.heard = True, None
+    def start_recording(self) -> None:
+        """Record the stage's inputs until `stop_recording`."""
+        self.stage.records_input, self.stage.last_input = True, None
         self.stage.landed.clear()
 
-    def rest(self) -> None:
-        self.stage.listened, self.stage.heard = False, None
+    def stop_recording(self) -> None:
+        self.stage.records_input, self.stage.last_input = False, None
         self.stage.landed.clear()
         self._row_index = (), {}
 
@@ -88,15 +88,15 @@ class ModelStates:
 
         `at`: its index among the streams stepped together, valid here if all of them came this far.
         """
-        if self.stage.heard is None:
+        if self.stage.last_input is None:
             return None
-        rows, chunks = self.stage.heard
+        rows, chunks = self.stage.last_input
         # A step reads the twin of the row that it writes: for a landed fork, of the fork's row.
-        heard = self.stage.landed.get(row, row) ^ 1
-        if at >= len(rows) or rows[at] != heard:
+        read = self.stage.landed.get(row, row) ^ 1
+        if at >= len(rows) or rows[at] != read:
             if self._row_index[0] is not rows:  # indexed once per call: a search takes longer than a check
-                self._row_index = rows, {heard: i for i, heard in enumerate(rows)}
-            found = self._row_index[1].get(heard)
+                self._row_index = rows, {row: i for i, row in enumerate(rows)}
+            found = self._row_index[1].get(read)
             if found is None:
                 return None
             at = found

@@ -1,7 +1,7 @@
 """Taps: stages that show the chunks that pass through a pipeline, and pass them on.
 
-On request (`Look`) the loader inserts taps at both ends and around each model. What a tap has shown is not
-undone if a later stage fails, so taps are for an engine with one stream, as in `runnel plot`. Within a
+If it has an `Observer`, the loader inserts taps at both ends and around each model. What a tap has shown is
+not undone if a later stage fails, so taps are for an engine with one stream, as in `runnel plot`. Within a
 [feedback] loop they are stages of the loop.
 """
 
@@ -18,7 +18,7 @@ from ..probe import Probe
 from ..spec import Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State
 
-Note = Callable[[Chunk], None]
+OnChunk = Callable[[Chunk], None]
 """Called with the arrays (T, ...) that pass: copy them, and do not change them."""
 
 
@@ -53,7 +53,7 @@ class Point:
     exported: bool = False  # "states": whether the model describes itself
 
 
-Look = Callable[[Point], Note]
+Observer = Callable[[Point], OnChunk]
 """Called for each point, when the pipeline is loaded."""
 
 
@@ -62,16 +62,16 @@ class Tap(Stage):
 
     name = "tap"
 
-    def __init__(self, inputs: Signal, note: Note, kept: Sequence[TensorSpec] | None = None) -> None:
+    def __init__(self, inputs: Signal, on_chunk: OnChunk, kept: Sequence[TensorSpec] | None = None) -> None:
         self.inputs = inputs
         self.outputs = inputs if kept is None else Signal(tuple(kept), inputs.rate)
-        self._note = note
+        self._on_chunk = on_chunk
 
     def initial(self) -> Arrays:
         return {}
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        self._note(chunk)
+        self._on_chunk(chunk)
         # Copies: the next stage may be a plugin that stores its input.
         return state, {name: chunk[name].copy() for name in self.outputs.names}
 
@@ -79,10 +79,10 @@ class Tap(Stage):
 class Watched(Stage):
     """A model that is stepped tick by tick, so that its states are shown after each tick."""
 
-    def __init__(self, model: Stage, note: Note) -> None:
+    def __init__(self, model: Stage, on_chunk: OnChunk) -> None:
         self.name, self.inputs, self.outputs = model.name, model.inputs, model.outputs
         self.latency, self.ratio, self.storage_bytes = model.latency, model.ratio, model.storage_bytes
-        self._model, self._note = model, note
+        self._model, self._on_chunk = model, on_chunk
 
     def initial(self) -> Arrays:
         return self._model.initial()
@@ -105,7 +105,7 @@ class Watched(Stage):
 
     def _tick(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         after, out = self._model.step(state, chunk)
-        self._note({name: array[None].copy() for name, array in self._model.dump(after).items()})
+        self._on_chunk({name: array[None].copy() for name, array in self._model.dump(after).items()})
         return after, out
 
     def open(self) -> State:
@@ -134,7 +134,7 @@ class Watched(Stage):
 
 
 def around(
-    file: ModelFile, stages: Sequence[Stage], before: Sequence[Stage], arriving: Signal, look: Look
+    file: ModelFile, stages: Sequence[Stage], before: Sequence[Stage], arriving: Signal, observer: Observer
 ) -> list[Stage]:
     """Return a model's stages, which follow the stages `before`, with taps around them.
 
@@ -147,31 +147,31 @@ def around(
     made: list[Stage] = []
     if before:
         taken = tuple(t for t in arriving.tensors if t.name in stages[0].inputs.names)  # with their labels
-        note = look(Point("to", Signal(taken, arriving.rate), clock, name))
-        made.append(Tap(arriving, note))
+        on_chunk = observer(Point("to", Signal(taken, arriving.rate), clock, name))
+        made.append(Tap(arriving, on_chunk))
     for stage in stages:
         if isinstance(stage, ModelStage) and spec.probe is None and spec.states:
             states = tuple(TensorSpec(s.input, s.dtype, s.row_shape) for s in spec.states)
             exported = spec.certificate is not None
             signal = Signal(states, stage.outputs.rate)
             point = Point("states", signal, clock.after(stage), name, exported=exported)
-            stage = Watched(stage, look(point))
+            stage = Watched(stage, observer(point))
         made.append(stage)
         clock = clock.after(stage)
     signal, probe = made[-1].outputs, _renamed(file) if spec.probe else None
     shown = probe.outputs if probe else ()
     kept = [tensor for tensor in signal.tensors if tensor.name not in shown]
-    return [*made, Tap(signal, look(Point("from", signal, clock, name, probe)), kept)]
+    return [*made, Tap(signal, observer(Point("from", signal, clock, name, probe)), kept)]
 
 
-def between(stages: Sequence[Stage], look: Look) -> list[Stage]:
+def between(stages: Sequence[Stage], observer: Observer) -> list[Stage]:
     """Return the stages of a whole pipeline with a tap at each end."""
     clock = _clock_after(stages)
     first, last = stages[0].inputs, stages[-1].outputs
     return [
-        Tap(first, look(Point("input", first, Clock()))),
+        Tap(first, observer(Point("input", first, Clock()))),
         *stages,
-        Tap(last, look(Point("output", last, clock))),
+        Tap(last, observer(Point("output", last, clock))),
     ]
 
 

@@ -61,12 +61,12 @@ def load_pipeline(
     threads: int,
     trust: bool,
     flush_denormals: bool,
-    look: taps.Look | None = None,
+    observer: taps.Observer | None = None,
 ) -> Pipeline:
     """Load the pipeline of a .toml or .onnx file, for up to `slots` streams; raise errors of the tree.
 
-    `look`: the observer of all values of its one stream. A model with a probe beside it is then run as the
-    probe; input and output are the same.
+    `observer`: gets all values of its one stream. A model with a probe beside it is then run as the probe;
+    input and output are the same.
     """
     if path.is_dir():
         raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
@@ -75,7 +75,7 @@ def load_pipeline(
     where = str(path)
     toml.known(document, _TOP, where)
     entries, main = _entries(document, where)
-    running = Running(slots, providers, threads, trust, flush_denormals, probes=look is not None)
+    running = Running(slots, providers, threads, trust, flush_denormals, probes=observer is not None)
     for entry in entries:
         if entry.use == MODEL:
             try:
@@ -96,8 +96,8 @@ def load_pipeline(
             made = entry.model.stages(signal.rate, slots, forks)
             _arrives(made[0].inputs, signal, entry)
             entry.identity = {**entry.options, "path": ""}  # the file's content counts, not its path
-            if look is not None:
-                made = taps.around(entry.model, made, stages, signal, look)
+            if observer is not None:
+                made = taps.around(entry.model, made, stages, signal, observer)
         else:
             made = [_plugin(entry, signal, path.parent)]
         stages += made
@@ -105,8 +105,8 @@ def load_pipeline(
     taken = stages[0].inputs
     if set(taken.tensors) != set(arriving.tensors) or not same_rate(taken.rate, arriving.rate):
         raise PipelineError(f"{where}: [input] says {arriving}, but {entries[0].location} takes {taken}")
-    if look is not None:
-        stages = taps.between(stages, look)
+    if observer is not None:
+        stages = taps.between(stages, observer)
     spec = main.model.spec if main is not None and main.model is not None else None
     parts, seconds = _parts(document, entries), _stage_seconds(document, where)
     try:

@@ -230,9 +230,13 @@ class ModelStage(Stage):
         self._buffers: dict[str, Array] = {}
         self._zeros: dict[np.dtype[Any], Array] = {}
         self._zero_row = self.zeros(self.arena.floats[0]) if self.arena.floats is not None else None
-        self.listened = False  # whether `heard` is recorded
-        self.heard: tuple[Sequence[int], Sequence[Chunk]] | None = None  # rows and chunks of the last call
-        self.landed: dict[int, int] = {}  # while `listened`: row where a fork landed -> the fork's last row
+        self.records_input = False  # whether `last_input` is recorded
+        self.last_input: tuple[Sequence[int], Sequence[Chunk]] | None = (
+            None  # rows and chunks of the last call
+        )
+        self.landed: dict[
+            int, int
+        ] = {}  # while `records_input`: row where a fork landed -> the fork's last row
         self._calls: dict[tuple[int, int], _Call] = {}
         self._bound: dict[int, _Call] = {}
 
@@ -274,7 +278,7 @@ class ModelStage(Stage):
     def land(self, state: int, forked: int) -> int:
         after = state ^ 1
         self.arena.copy(forked, after)
-        if self.listened:
+        if self.records_input:
             self.landed[after] = forked
         self.arena.give(forked)
         return after
@@ -290,8 +294,8 @@ class ModelStage(Stage):
             if isinstance(result, RunnelError):
                 raise result
             return result
-        if self.listened:
-            self.heard = (state,), (chunk,)
+        if self.records_input:
+            self.last_input = (state,), (chunk,)
         # One tick: use the row if it has its own binding, else a copy of it in the scratch row.
         row = state
         if state >= self._direct and state not in self._direct_forks:
@@ -324,8 +328,8 @@ class ModelStage(Stage):
 
     def step_many(self, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
         lead = self._lead
-        if self.listened:
-            self.heard = states, chunks
+        if self.records_input:
+            self.last_input = states, chunks
         if isinstance(chunks, Batch):
             lengths = [chunks.steps] * len(chunks)
         else:

@@ -71,7 +71,7 @@ class Passage:
         self._over(self)
         if stream.seq - 1 == stream._due:
             stream._due += stream._health.every
-            stream._health.look(stream)
+            stream._health.check(stream)
 
     @alone
     def drop(self, error: RunnelError | None = None) -> None:
