@@ -16,7 +16,7 @@ from . import snapshot as snapshots
 from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
 from .insight.health import Health, Settings
 from .notices import Notices
-from .pipeline.calls import Calls, alone
+from .pipeline.calls import Calls, exclusive
 from .pipeline.passage import Passage, advance
 from .pipeline.pipeline import Pipeline, States
 from .spec import Array, brief
@@ -109,7 +109,7 @@ class Engine:
         """The open streams by id."""
         return MappingProxyType(self._streams)
 
-    @alone
+    @exclusive
     def open(self, id: str | None = None) -> Stream:
         """Open a stream in its initial state; the default id is chosen by the engine.
 
@@ -117,7 +117,7 @@ class Engine:
         """
         return self._add(id, self._claim(id), "new")
 
-    @alone
+    @exclusive
     def restore(self, blob: bytes, id: str | None = None, *, checked: bool = False) -> Stream:
         """Open a stream that continues exactly where the snapshot was taken.
 
@@ -145,7 +145,7 @@ class Engine:
             return [self._feed_one(*pairs[0])]
         return self._feed_together(pairs)
 
-    @alone
+    @exclusive
     def _feed_together(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
         results: list[Any] = [None] * len(pairs)
         pipeline = self.pipeline
@@ -229,7 +229,7 @@ class Engine:
         made = self.feed_many([(stream, Steps(steps)) for stream, steps in pairs])
         return [m if isinstance(m, RunnelError) else self.pipeline.answer(None, m) for m in made]
 
-    @alone
+    @exclusive
     def begin(self, stream: Stream, chunk: Array | Chunk) -> Passage:
         """Start to apply a chunk in slices, with `advance`; the stream does not change before the last slice.
 
@@ -241,7 +241,7 @@ class Engine:
         self._passages.add(passage)
         return passage
 
-    @alone
+    @exclusive
     def advance(self, parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
         """Step each passage by its number of time steps, batched; return the outputs, or errors."""
         return advance(parts)

@@ -13,7 +13,7 @@ from .errors import RunnelError, StreamClosedError, StreamEndedError, StreamErro
 from .insight.health import Condition, Health, Watch
 from .insight.statistics import StateHealth
 from .notices import Notices
-from .pipeline.calls import Calls, alone
+from .pipeline.calls import Calls, exclusive
 from .pipeline.pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk, Steps
@@ -21,7 +21,7 @@ from .stage import Chunk, Steps
 Out = Any  # dict[str, Array]; one Array if the chunk was one array and the pipeline has one output
 
 
-Mark = tuple[States, int, bool, int]
+Savepoint = tuple[States, int, bool, int]
 """A stream's states, `seq`, whether it ended, and the `seq` of its next health check."""
 
 
@@ -80,7 +80,7 @@ class Stream:
         if calls.busy:
             calls.refuse()
         due = self.seq == self._due
-        calls.busy = True  # as `alone` does, but inline
+        calls.busy = True  # as `exclusive` does, but inline
         try:
             if self._ended or self._closed:
                 self._check_live()
@@ -122,7 +122,7 @@ class Stream:
         """
         return self._pipeline.answer(None, self.feed(Steps(steps)))
 
-    @alone
+    @exclusive
     def flush(self) -> Out:
         """End the stream and return what the stages still hold (one array if there is one output).
 
@@ -141,7 +141,7 @@ class Stream:
             self._health.check(self)
         return pipeline.answer(None, out)
 
-    @alone
+    @exclusive
     def reset(self) -> None:
         """Return to the initial state, as a new stream with `seq` 0."""
         self._check_open()
@@ -149,7 +149,7 @@ class Stream:
         self._health.forget(self)
         self._notices.queue("reset", self.id, 0)
 
-    @alone
+    @exclusive
     def rewind(self, blob: bytes) -> None:
         """Return to a snapshot of this pipeline, taken from this stream or another one; the id stays.
 
@@ -171,7 +171,7 @@ class Stream:
         if not self._closed:
             self._close(reason)
 
-    @alone
+    @exclusive
     def _close(self, reason: str) -> None:
         self._closed = True
         try:
@@ -179,7 +179,7 @@ class Stream:
         finally:
             self._notices.queue("closed", self.id, self.seq, reason)
 
-    @alone
+    @exclusive
     def snapshot(self) -> bytes:
         """Return the stream's state as bytes for `Engine.restore`: no pickle, a checksum at the end."""
         self._check_open()
@@ -190,14 +190,14 @@ class Stream:
             )
         )
 
-    def mark(self) -> Mark:
-        """Return the stream's position for `back`: valid until the next step but one."""
+    def savepoint(self) -> Savepoint:
+        """Return the stream's position for `rollback`: valid until the next step but one."""
         return self._states, self.seq, self._ended, self._due
 
-    def back(self, mark: Mark) -> None:
+    def rollback(self, savepoint: Savepoint) -> None:
         """Undo the step since the mark, because its output cannot be delivered. Ignored if closed."""
         if not self._closed:
-            self._states, self.seq, self._ended, self._due = mark
+            self._states, self.seq, self._ended, self._due = savepoint
 
     @property
     def state_bytes(self) -> int:
@@ -205,7 +205,7 @@ class Stream:
         return sum(a.nbytes for _, arrays in self._pipeline.dump(self._states) for a in arrays.values())
 
     @property
-    @alone
+    @exclusive
     def state(self) -> Mapping[str, Array]:
         """Every state array by name, ``stage.name``, copied and read-only."""
         self._check_open()
@@ -218,7 +218,7 @@ class Stream:
         return MappingProxyType(laid)
 
     @property
-    @alone
+    @exclusive
     def health(self) -> Mapping[str, StateHealth]:
         """Statistics of the current float states of its models, by ``stage.name``.
 

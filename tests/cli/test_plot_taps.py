@@ -12,7 +12,7 @@ import pytest
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
 from runnel.insight import picture
-from runnel.insight.captions import on_axis
+from runnel.insight.captions import axis_texts
 from runnel.insight.recorder import MAX_MAPS, MAX_UNITS, Record, Recorder
 from runnel.loading.loader import load_pipeline
 from runnel.probe import beside
@@ -213,7 +213,7 @@ def test_words_that_a_model_takes_are_told_by_their_labels(tmp_path: Path) -> No
     recorder, stream = looked(path)
     stream.feed(np.frombuffer(b"to be or be to ", np.uint8))
     record = recorder.record()
-    found = on_axis(record)
+    found = axis_texts(record)
     assert found is not None
     assert found[1] == ["to", "be", "or", "be", "to"]
     assert [t.name for t in record.tracks[:3]] == ["to m: x", "m: y", "output label"]

@@ -20,7 +20,7 @@ from runnel import Engine, Notice, Signal, Stage, Stream, TensorSpec, errors, no
 from runnel.loading.loader import load_pipeline
 from runnel.model.session import ModelStage
 from runnel.notices import Notices
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Steps
 from tests import laws, models
@@ -329,8 +329,8 @@ class Torn:
         stages = [first, Keeping(first.outputs), second]
         pipeline = Pipeline(stages, None, {})
         if loop:
-            back = Back(first.inputs.tensors[0], "z", np.array(1, np.float32))
-            pipeline = Pipeline([Feedback(pipeline, [back])], None, {})
+            loop_input = LoopInput(first.inputs.tensors[0], "z", np.array(1, np.float32))
+            pipeline = Pipeline([Feedback(pipeline, [loop_input])], None, {})
         self.models = [first, second]
         self.engine = Engine(pipeline, 4)
         self.chunk: Any = Steps(3) if loop else np.ones(2, np.float32)

@@ -18,9 +18,9 @@ from runnel import snapshot as snapshots
 from runnel.batch import RowStage, StackedStage
 from runnel.checks import check_stage
 from runnel.loading.loader import load_pipeline
-from runnel.loading.modelfile import Running, read_model
+from runnel.loading.modelfile import RunOptions, read_model
 from runnel.model.session import MAX_CELLS
-from runnel.pipeline.feedback import Back, Feedback, read
+from runnel.pipeline.feedback import Feedback, LoopInput, read
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_STEPS, Stage, Steps
 from tests import laws, models
@@ -110,7 +110,7 @@ def generator(files: tuple[Path, Reader, Actor], streams: int = 40, unlucky: int
     model = load_pipeline(files[0] / "reader.onnx", streams, None, 1, False, False).stages[0]
     count = Count(model.outputs, unlucky)
     inner = Pipeline([model, count, Greedy(count.outputs)], None, {})
-    loop = Feedback(inner, [Back(inner.inputs.tensors[0], "sampled", np.array(3))])
+    loop = Feedback(inner, [LoopInput(inner.inputs.tensors[0], "sampled", np.array(3))])
     return Engine(Pipeline([loop], None, {}), streams)
 
 
@@ -402,7 +402,7 @@ class Log(RowStage):
 def test_a_nan_is_not_fed_back(streams: int) -> None:
     """A NaN inside a prompt is refused, as it would be in two chunks."""
     signal = Signal((TensorSpec("x", "float32"),))
-    loop = Feedback(Pipeline([Log(signal)], None, {}), [Back(signal.tensors[0], "x", np.float32(2))])
+    loop = Feedback(Pipeline([Log(signal)], None, {}), [LoopInput(signal.tensors[0], "x", np.float32(2))])
     engine = Engine(Pipeline([loop], None, {}))
     opened = [engine.open() for _ in range(streams)]
     for made in engine.generate_many([(stream, 9) for stream in opened]):
@@ -418,7 +418,7 @@ def test_forks_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
     """Two groups, of which the second fails and is stepped again one by one: no tick is applied twice."""
     hand = models.embedding(tmp_path / "m.onnx")
     streams = MAX_CELLS + 3
-    file = read_model({"path": "m.onnx"}, tmp_path, "m", Running(streams, None, 1, False, False))
+    file = read_model({"path": "m.onnx"}, tmp_path, "m", RunOptions(streams, None, 1, False, False))
     stage: Any = file.stages(None, streams, streams)[0]
     rows = [stage.open() for _ in range(streams)]
     forks = [stage.fork(row) for row in rows]
@@ -475,7 +475,7 @@ X = TensorSpec("x", "float32", (2,))
 def test_stages_that_cannot_be_in_a_loop(kind: type[Stage]) -> None:
     stages = [Count(Signal((X,))), kind(Signal((X,)))]  # type: ignore[call-arg]
     with pytest.raises(errors.PipelineError, match=rf"stage '1: {kind.name}' cannot be in a loop: .*ratio"):
-        Feedback(Pipeline(stages, None, {}), [Back(X, "x", np.zeros(2, np.float32))])
+        Feedback(Pipeline(stages, None, {}), [LoopInput(X, "x", np.zeros(2, np.float32))])
 
 
 class Liar(Late):
@@ -489,7 +489,7 @@ class Liar(Late):
 
 
 def test_a_stage_that_makes_more_than_it_says() -> None:
-    loop = Feedback(Pipeline([Liar(Signal((X,)))], None, {}), [Back(X, "x", np.zeros(2, np.float32))])
+    loop = Feedback(Pipeline([Liar(Signal((X,)))], None, {}), [LoopInput(X, "x", np.zeros(2, np.float32))])
     engine = Engine(Pipeline([loop], None, {}))
     stream = engine.open()
     for call in (lambda: stream.generate(2), lambda: stream.feed(np.zeros((3, 2), np.float32))):
@@ -526,7 +526,7 @@ def test_mistakes(files: tuple[Path, Reader, Actor], tmp_path: Path, text: str, 
 def test_an_initial_number_must_be_whole_for_whole_numbers(value: Any) -> None:
     """numpy would silently truncate 0.5 to 0."""
     inner = Pipeline([Count(Signal((TensorSpec("n", "uint8"),)))], None, {})
-    assert read({"n": {"output": "n", "initial": 7}}, inner, "p").backs[0].initial == 7
+    assert read({"n": {"output": "n", "initial": 7}}, inner, "p").loop_inputs[0].initial == 7
     with pytest.raises(errors.RunnelError, match=r"initial (must be uint8|value does not fit)"):
         read({"n": {"output": "n", "initial": value}}, inner, "p")
 

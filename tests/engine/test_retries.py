@@ -20,7 +20,7 @@ from runnel.loading.loader import load_pipeline
 from runnel.model.arena import Arena
 from runnel.model.session import ModelStage
 from runnel.pipeline import stage_runner
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_PASSAGES, Stage, Steps
 from tests import laws, models
@@ -91,7 +91,7 @@ class World:
         model = load_pipeline(hand.path, STREAMS, None, 1, False, False).stages[0]
         assert isinstance(model, ModelStage)
         inner = Pipeline([model, Sum(trouble), Sum(trouble)], None, {}, 0.5)
-        loop = Feedback(inner, [Back(model.inputs.tensors[0], "y", np.array(1, np.float32))])
+        loop = Feedback(inner, [LoopInput(model.inputs.tensors[0], "y", np.array(1, np.float32))])
         self.engine = Engine(Pipeline([loop], None, {}), STREAMS)
         self.model, self.trouble = model, trouble
 

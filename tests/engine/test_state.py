@@ -162,15 +162,15 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
                 with pytest.raises(
                     LimitError, match=r"all 5 streams are open: close some, .* --max-streams of runnel serve"
                 ):
-                    arena.take()
+                    arena.allocate()
                 continue
-            row = arena.take()
+            row = arena.allocate()
             assert row // 2 not in {r // 2 for r in held}
             assert (arena.read(row)["h"] == 0.5).all()
             arena.write(row ^ 1, {"h": np.full(2, 9.0, np.float32)})
             held.append(row ^ 1)
         elif held:
-            arena.give(held.pop(op % len(held)))
+            arena.release(held.pop(op % len(held)))
         assert arena.used == len(held)
         assert all((arena.read(r)["h"] == 9).all() for r in held)
 
@@ -185,7 +185,7 @@ def test_an_open_streams_memory_is_reserved_and_no_others() -> None:
     before = resident()
     arena = Arena([state("h", ("slot", row // 4))], 1000)
     assert resident() - before < 10 * row, "it is touched only when a slot is taken"
-    rows = [arena.take() for _ in range(20)]
+    rows = [arena.allocate() for _ in range(20)]
     taken = resident() - before
     assert 40 * row <= taken < 60 * row
     for first in rows:  # the steps of these streams need no more memory
@@ -206,7 +206,7 @@ def test_what_decode_would_refuse_is_not_encoded() -> None:
 
 def test_a_non_finite_state_is_named() -> None:
     arena = Arena([state("h", ("slot", 2)), state("c", ("slot", 2))], 2)
-    row = arena.take()
+    row = arena.allocate()
     arena.check(row, "m")
     arena.write(row, {"h": np.zeros(2), "c": np.array([0, np.inf])})
     with pytest.raises(NonFiniteError, match="m: state 'c' became non-finite"):

@@ -26,7 +26,7 @@ from runnel.errors import RunnelError, SnapshotError, StageError
 from runnel.loading.loader import load_pipeline
 from runnel.loading.registry import make_stage
 from runnel.model.framing import Frame
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Framing
 from tests import models
@@ -154,7 +154,7 @@ def with_a_model(folder, case):
         return loaded(f'[model]\npath = "lstm.onnx"\n{behind}{second}')
     inner = loaded(f'[model]\npath = "lstm.onnx"\n{behind}')
     return Pipeline(
-        [Feedback(inner, [Back(inner.inputs.tensors[0], "y", np.zeros(2, np.float32))])], None, {}
+        [Feedback(inner, [LoopInput(inner.inputs.tensors[0], "y", np.zeros(2, np.float32))])], None, {}
     )
 
 

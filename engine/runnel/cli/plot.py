@@ -234,9 +234,9 @@ def _format(args: argparse.Namespace) -> str:
             f"-o {args.output}: the kind of picture is told by the name's ending: "
             f".{', .'.join(picture.FORMATS)} (for numbers: runnel run)"
         )
-    picture.needed()
+    picture.require_libraries()
     if args.tensorboard is not None:
-        events.needed()
+        events.require_libraries()
         if args.tensorboard.exists() and not args.tensorboard.is_dir():
             raise UsageError(f"--tensorboard {args.tensorboard}: that is a file; name a folder")
     return format

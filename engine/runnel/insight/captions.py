@@ -15,7 +15,7 @@ _STRANGE: Final = "\ufffd"
 _MOST_STRANGE: Final = 0.1  # the share of a text that may be undecodable; numbers have more
 
 
-def written(track: Track) -> list[str] | None:
+def row_texts(track: Track) -> list[str] | None:
     """Return the text of each row, "" for none; None if the track is of numbers.
 
     A row is a label, or a byte of a text in UTF-8. A character is placed at its last byte.
@@ -42,7 +42,7 @@ def visible(text: str) -> str:
     return "".join(_SHOWN.get(c, _STRANGE if _strange(c) else c) for c in text)
 
 
-def characters(texts: Sequence[str]) -> bool:
+def are_characters(texts: Sequence[str]) -> bool:
     """Whether each text is at most one character."""
     return all(len(text) <= 1 for text in texts)
 
@@ -83,12 +83,12 @@ def words(texts: Sequence[str]) -> list[Run]:
     return found
 
 
-def on_axis(record: Record) -> tuple[Track, list[str]] | None:
+def axis_texts(record: Record) -> tuple[Track, list[str]] | None:
     """Return an input track of texts with one row per step of the model, to label the time axis; or None."""
     tick = float(record.axis.tick)
     for track in record.tracks:
         if track.kind in ("input", "to") and track.step == tick:
-            texts = written(track)
+            texts = row_texts(track)
             if texts is not None:
                 return track, texts
     return None

@@ -44,14 +44,14 @@ class _Panel:
     strip: float = 0.0
 
 
-def needed() -> None:
+def require_libraries() -> None:
     """Raise UsageError if pictures cannot be drawn here."""
     library("matplotlib", "pictures", "plot")
 
 
 def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
     """Write the picture in one of `FORMATS`, the same bytes for the same record. Return the panel count."""
-    needed()
+    require_libraries()
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "runnel", "font.family": ["DejaVu Sans"]}):
@@ -62,7 +62,7 @@ def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
     return len(sheet.panels)
 
 
-def heat(track: Track) -> tuple[bytes, int, int]:
+def heat_map(track: Track) -> tuple[bytes, int, int]:
     """Return one track as (PNG, width, height), one row per unit, some pixels per number."""
     from matplotlib import image
 
@@ -128,7 +128,7 @@ class Sheet:
 
         self.record = record
         start, end = record.span
-        self.text = captions.on_axis(record)
+        self.text = captions.axis_texts(record)
         ticks = (end - start) / float(record.axis.tick)
         self.wide = _WIDTH
         if self.text:
@@ -138,7 +138,7 @@ class Sheet:
         self.span: tuple[float, float] = (self.x(start), self.x(end))
         self.panels = [self._panel(track) for track in record.tracks]
         upright = 0.0  # more room under the last panel for whole words
-        if self.text and not captions.characters(self.text[1]) and ticks <= MAX_WORDS:
+        if self.text and not captions.are_characters(self.text[1]) and ticks <= MAX_WORDS:
             upright = min(1.5, _PER_CHARACTER * max(map(len, self.text[1])))
         tall = sum(p.height + _GAP for p in self.panels) + _TOP + _BOTTOM + upright
         self.size = (self.wide + _LEFT + _RIGHT, tall)
@@ -175,8 +175,8 @@ class Sheet:
         )
 
     def _panel(self, track: Track) -> _Panel:
-        if (texts := captions.written(track)) is not None:
-            upright = captions.characters(texts) and not self.legible(track)
+        if (texts := captions.row_texts(track)) is not None:
+            upright = captions.are_characters(texts) and not self.legible(track)
             return _Panel(track, _UPRIGHT if upright else 0.26, _band)
         if is_map(track):
             return _Panel(track, 0.22 + min(1.4, max(0.4, 0.014 * len(track.units))), _map, 0.22)
@@ -223,7 +223,7 @@ class Sheet:
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
             track, texts = self.text
-            one_each = captions.characters(texts)
+            one_each = captions.are_characters(texts)
             if ticks <= (MAX_CHARACTERS if one_each else MAX_WORDS):
                 if not last:
                     axes.set_xticks([])
@@ -302,11 +302,11 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
 
 def _band(axes: Any, sheet: Sheet, track: Track) -> None:
     """Draw text: characters at their ticks, rotated words if these have no room, or names as bands."""
-    texts = captions.written(track) or []
-    upright = captions.characters(texts) and not sheet.legible(track)
+    texts = captions.row_texts(track) or []
+    upright = captions.are_characters(texts) and not sheet.legible(track)
     if upright:
         parts = captions.words(texts)
-    elif captions.characters(texts):
+    elif captions.are_characters(texts):
         parts = [captions.Run(i, i + 1, t) for i, t in enumerate(texts) if t]
     else:
         parts = captions.runs(texts)
@@ -321,7 +321,7 @@ def _band(axes: Any, sheet: Sheet, track: Track) -> None:
             if left * sheet.inches < free:
                 continue
             free = left * sheet.inches + _LINE
-        elif captions.characters(texts):
+        elif captions.are_characters(texts):
             room = np.inf
         if len(text) > room + 0.6:
             if room < 3:

@@ -27,10 +27,10 @@ MAX_HISTOGRAMS: Final = 200  # of one track; beyond that, several steps share a 
 _BINS: Final = 40
 
 
-def needed() -> None:
+def require_libraries() -> None:
     """Raise UsageError if events cannot be written here."""
     library("tensorboard", "events for TensorBoard", "plot")
-    picture.needed()  # for the heat maps
+    picture.require_libraries()  # for the heat maps
 
 
 def write(record: Record, folder: Path, image: bytes) -> int:
@@ -38,7 +38,7 @@ def write(record: Record, folder: Path, image: bytes) -> int:
 
     Returns the number of tags. Raises UsageError if the file cannot be written.
     """
-    needed()
+    require_libraries()
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -52,10 +52,10 @@ def write(record: Record, folder: Path, image: bytes) -> int:
                 steps[step].append(Summary.Value(tag=f"{_tag(track)}/units", histo=_histogram(numbers)))
     first = min(steps, default=0)
     for track in record.tracks:
-        if picture.is_map(track) and captions.written(track) is None:
-            png, width, height = picture.heat(track)
+        if picture.is_map(track) and captions.row_texts(track) is None:
+            png, width, height = picture.heat_map(track)
             steps[first].append(_image(_tag(track), png, width, height))
-        elif (texts := captions.written(track)) is not None:
+        elif (texts := captions.row_texts(track)) is not None:
             steps[first].append(_text(_tag(track), texts))
     steps[first].append(_image("picture", image, *_size(image)))
     began, data = time.time(), BytesIO()
@@ -94,7 +94,7 @@ def _scalars(record: Record, track: Track) -> Iterator[tuple[int, str, float]]:
         named = [("mean", track.mean)]
         if track.saturated is not None:
             named.append(("saturated", track.saturated))
-    elif captions.written(track) is not None and track.labels is None:
+    elif captions.row_texts(track) is not None and track.labels is None:
         return  # the bytes of a text
     else:
         names = [str(unit) for unit in track.units] if track.size > 1 else ["value"]
@@ -156,7 +156,9 @@ def _text(tag: str, texts: list[str]) -> Any:
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
     body = (
-        "".join(texts) if captions.characters(texts) else " ".join(run.text for run in captions.runs(texts))
+        "".join(texts)
+        if captions.are_characters(texts)
+        else " ".join(run.text for run in captions.runs(texts))
     )
     fence = "    " + body.replace("\n", "\n    ")
     plugin = SummaryMetadata.PluginData(plugin_name="text")

@@ -22,7 +22,7 @@ from ..pipeline.pipeline import Pipeline, same_rate
 from ..spec import Signal, TensorSpec, dtype_of, rate_of, shape_of
 from ..stage import MAX_PASSAGES, Stage
 from . import toml
-from .modelfile import ModelFile, Providers, Running, read_model
+from .modelfile import ModelFile, Providers, RunOptions, read_model
 
 MAX_STAGES: Final = 64
 MAX_LISTENERS: Final = 16
@@ -75,7 +75,7 @@ def load_pipeline(
     where = str(path)
     toml.known(document, _TOP, where)
     entries, main = _entries(document, where)
-    running = Running(slots, providers, threads, trust, flush_denormals, probes=observer is not None)
+    running = RunOptions(slots, providers, threads, trust, flush_denormals, probes=observer is not None)
     for entry in entries:
         if entry.use == MODEL:
             try:
@@ -94,7 +94,7 @@ def load_pipeline(
     for entry in entries:
         if entry.model is not None:
             made = entry.model.stages(signal.rate, slots, forks)
-            _arrives(made[0].inputs, signal, entry)
+            _check_arrives(made[0].inputs, signal, entry)
             entry.identity = {**entry.options, "path": ""}  # the file's content counts, not its path
             if observer is not None:
                 made = taps.around(entry.model, made, stages, signal, observer)
@@ -295,7 +295,7 @@ def _tensor(default: TensorSpec, part: Mapping[str, Any], location: str) -> Tens
     return TensorSpec(default.name, dtype, sizes)
 
 
-def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
+def _check_arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
     """Raise unless the model's inputs arrive by name; the pipeline checks the rest."""
     here = list(signal.names)
     for name in wanted.names:

@@ -29,7 +29,7 @@ Providers = Sequence[str | tuple[str, dict[str, Any]]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunOptions:
     """How an engine runs its models: see `Engine.load`."""
 
     streams: int
@@ -84,7 +84,7 @@ class ModelFile:
 
 
 def read_model(
-    part: Mapping[str, Any], folder: Path, where: str, running: Running, in_toml: bool = True
+    part: Mapping[str, Any], folder: Path, where: str, running: RunOptions, in_toml: bool = True
 ) -> ModelFile:
     """Read and load the model of a table.
 
@@ -107,7 +107,7 @@ def read_model(
     if described is not None:
         toml.known(part, _RENAMES, f"{where} (this model describes itself)")
         if not running.trust:
-            _vouch(data, described, file)
+            _check_certificate(data, described, file)
         spec = from_document(described, str(file))
     else:
         toml.known(part, declared.KEYS, where)
@@ -116,7 +116,7 @@ def read_model(
         data, spec = _probe(file, spec, running.trust)
     session = load_session(data, str(file), running.providers, running.threads, running.flush_denormals)
     if described is not None:
-        _agree(spec, session, str(file))
+        _check_names(spec, session, str(file))
     else:
         spec = declared.declared(part, session, data, where)
     return ModelFile(file, spec, session, _renames(part, spec, where), content)
@@ -139,11 +139,11 @@ def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
             f"{found} is the probe of another model than {file.name}, or of an earlier export: {again}"
         )
     if not trust:
-        _vouch(data, described, found)
+        _check_certificate(data, described, found)
     return data, seen
 
 
-def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:
+def _check_certificate(data: bytes, described: Mapping[str, Any], file: Path) -> None:
     """Raise CertificateError unless the file's certificate matches."""
     certificate = described.get("certificate")
     if not isinstance(certificate, Mapping) or "hash" not in certificate:
@@ -160,7 +160,7 @@ def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _agree(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
+def _check_names(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
     """Raise ModelError unless the description's names are exactly the graph's."""
     described = {t.name for t in spec.inputs} | {s.input for s in spec.states}
     graph = {v.name for v in session.get_inputs()}

@@ -57,13 +57,13 @@ class Slots:
         """Mark a slot from `find` as held."""
         self._held[slot - self.first] = 1
 
-    def give(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         """Free the slot. A free slot is ignored: a failure may free a slot twice."""
         if self._held[slot - self.first]:
             self._held[slot - self.first] = 0
             heapq.heappush(self._free, slot)
 
-    def keep(self, slots: Iterable[int]) -> None:
+    def hold_only(self, slots: Iterable[int]) -> None:
         """Hold exactly these slots."""
         held = bytearray(self.count)
         for slot in slots:
@@ -122,7 +122,7 @@ class Arena:
         """Slots that forks hold."""
         return self._forks.held
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """Take a slot and return its first row, which holds the initial state. LimitError if all are taken.
 
         Both rows are written now, so that a lack of memory shows when a stream is opened, and not later.
@@ -150,15 +150,15 @@ class Arena:
         self._forks.hold(slot)
         return 2 * slot
 
-    def give(self, row: int) -> None:
+    def release(self, row: int) -> None:
         """Free the slot of this row, a stream's or a fork's."""
-        (self._streams if row < self.first_spare else self._forks).give(row // 2)
+        (self._streams if row < self.first_spare else self._forks).release(row // 2)
 
     def reclaim(self, rows: Iterable[int]) -> None:
         """Hold exactly the slots of these rows."""
         kept = list(rows)
-        self._streams.keep(row // 2 for row in kept if row < self.first_spare)
-        self._forks.keep(row // 2 for row in kept if row >= self.first_spare)
+        self._streams.hold_only(row // 2 for row in kept if row < self.first_spare)
+        self._forks.hold_only(row // 2 for row in kept if row >= self.first_spare)
 
     def write(self, row: int, arrays: Mapping[str, Array]) -> None:
         for name, column in self.columns.items():

@@ -250,7 +250,7 @@ class ModelStage(Stage):
         return {s.input: s.initial for s in self.spec.states}
 
     def open(self) -> int:
-        return self.arena.take()
+        return self.arena.allocate()
 
     def load(self, state: int, arrays: Arrays) -> int:
         for held in self.spec.states:
@@ -267,7 +267,7 @@ class ModelStage(Stage):
         return self.arena.read(state)
 
     def close(self, state: int) -> None:
-        self.arena.give(state)
+        self.arena.release(state)
 
     def reclaim(self, states: Sequence[int]) -> None:
         self.arena.reclaim(states)
@@ -280,11 +280,11 @@ class ModelStage(Stage):
         self.arena.copy(forked, after)
         if self.records_input:
             self.landed[after] = forked
-        self.arena.give(forked)
+        self.arena.release(forked)
         return after
 
     def drop(self, forked: int) -> None:
-        self.arena.give(forked)
+        self.arena.release(forked)
 
     # One stream
 

@@ -56,7 +56,7 @@ _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
 
-def alone(
+def exclusive(
     method: Callable[Concatenate[_Self, _Given], _Made],
 ) -> Callable[Concatenate[_Self, _Given], _Made]:
     """Run a method as one call of the engine; deliver its notices at the end."""

@@ -30,7 +30,7 @@ _KEYS = ("output", "initial")
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class LoopInput:
     """One value that is fed back from the output `source` to the input `target`."""
 
     target: TensorSpec
@@ -38,7 +38,7 @@ class Back:
     initial: Array  # one time step of the input; read-only
 
 
-class Looped(NamedTuple):
+class LoopState(NamedTuple):
     """The state of one stream."""
 
     states: States  # of the inner stages
@@ -51,7 +51,7 @@ def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
     """
     if not part:
         raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
-    backs = []
+    loop_inputs = []
     for name in part:
         location = f"{where} {name}"
         entry = toml.table(part, name, where)
@@ -67,9 +67,9 @@ def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
         initial = initial_row(value, target.shape, target.dtype, location)
         if initial.dtype.kind != "f" and np.any(initial != np.asarray(value)):
             raise PipelineError(f"{location}: initial must be {target.dtype}, not {value!r:.80}")
-        backs.append(Back(target, source.name, initial))
+        loop_inputs.append(LoopInput(target, source.name, initial))
     try:
-        return Feedback(inner, backs)
+        return Feedback(inner, loop_inputs)
     except PipelineError as error:
         raise PipelineError(f"{where}: {error.message}") from None
 
@@ -83,14 +83,14 @@ def _named(signal: Signal, name: str, location: str, kind: str) -> TensorSpec:
 
 
 class Feedback(Stage):
-    """A pipeline that feeds back the outputs named by `backs`: each tick makes one row, latency 0.
+    """A pipeline that feeds back the outputs named by `loop_inputs`: each tick makes one row, latency 0.
 
     Raises PipelineError if an inner stage does not make one row for each row at once.
     """
 
     name = "feedback"
 
-    def __init__(self, inner: Pipeline, backs: Sequence[Back]) -> None:
+    def __init__(self, inner: Pipeline, loop_inputs: Sequence[LoopInput]) -> None:
         for runner in inner.runners:
             stage = runner.stage
             if stage.ratio != (1, 1) or stage.latency:
@@ -99,8 +99,8 @@ class Feedback(Stage):
                     f"of each, at once; this one has ratio {stage.ratio} and latency {stage.latency}"
                 )
         self.inner = inner
-        self.backs = tuple(backs)
-        fed = {back.target.name for back in backs}
+        self.loop_inputs = tuple(loop_inputs)
+        fed = {loop_input.target.name for loop_input in loop_inputs}
         rest = tuple(tensor for tensor in inner.inputs.tensors if tensor.name not in fed)
         self.generates = not rest
         self.inputs = Signal(rest or inner.inputs.tensors, inner.inputs.rate)
@@ -121,21 +121,24 @@ class Feedback(Stage):
         """``STAGE.NAME``: an inner stage's state; ``fed.INPUT``: (1, ...), the value fed back."""
         return self._laid_open(
             [stage.initial() for stage in self.inner.stages],
-            {back.target.name: back.initial[None] for back in self.backs},
+            {loop_input.target.name: loop_input.initial[None] for loop_input in self.loop_inputs},
         )
 
-    def open(self) -> Looped:
-        return Looped(self.inner.open(), {back.target.name: back.initial[None] for back in self.backs})
+    def open(self) -> LoopState:
+        return LoopState(
+            self.inner.open(),
+            {loop_input.target.name: loop_input.initial[None] for loop_input in self.loop_inputs},
+        )
 
-    def load(self, state: State, arrays: Arrays) -> Looped:
+    def load(self, state: State, arrays: Arrays) -> LoopState:
         fed = {}
-        for back in self.backs:
-            name = back.target.name
+        for loop_input in self.loop_inputs:
+            name = loop_input.target.name
             value = arrays[f"fed.{name}"]
-            if value.shape != (1, *back.target.shape):
+            if value.shape != (1, *loop_input.target.shape):
                 raise SnapshotError(
                     f"{self.name}: {name!r} on its way back has shape {value.shape}, expected "
-                    f"{(1, *back.target.shape)}"
+                    f"{(1, *loop_input.target.shape)}"
                 )
             require_finite(name, value, self.name)
             fed[name] = value
@@ -145,7 +148,7 @@ class Feedback(Stage):
                 after.append(freeze(runner.stage.load(held, {own: arrays[key] for key, own in keys})))
             except Exception as error:
                 raise as_error(runner.label, error) from error
-        return Looped(tuple(after), freeze(fed))
+        return LoopState(tuple(after), freeze(fed))
 
     def dump(self, state: State) -> Arrays:
         return self._laid_open([arrays for _, arrays in self.inner.dump(state.states)], state.fed)
@@ -156,11 +159,11 @@ class Feedback(Stage):
     def reclaim(self, states: Sequence[State]) -> None:
         self.inner.reclaim([state.states for state in states])
 
-    def fork(self, state: State) -> Looped:
-        return Looped(self.inner.fork(state.states), state.fed)
+    def fork(self, state: State) -> LoopState:
+        return LoopState(self.inner.fork(state.states), state.fed)
 
-    def land(self, state: State, forked: State) -> Looped:
-        return Looped(self.inner.land(state.states, forked.states), forked.fed)
+    def land(self, state: State, forked: State) -> LoopState:
+        return LoopState(self.inner.land(state.states, forked.states), forked.fed)
 
     def drop(self, forked: State) -> None:
         self.inner.drop(forked.states)
@@ -173,20 +176,20 @@ class Feedback(Stage):
 
     # Steps
 
-    def step(self, state: State, chunk: Chunk) -> tuple[Looped, Chunk]:
+    def step(self, state: State, chunk: Chunk) -> tuple[LoopState, Chunk]:
         [result] = self.step_many([state], [chunk])
         if isinstance(result, RunnelError):
             raise result
         return result
 
-    def flush(self, state: State) -> tuple[Looped, Chunk]:
+    def flush(self, state: State) -> tuple[LoopState, Chunk]:
         after, made = self.inner.flush(state.states)
-        return Looped(after, state.fed), made
+        return LoopState(after, state.fed), made
 
-    def step_many(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
+    def step_many(self, states: Sequence[LoopState], chunks: Sequence[Chunk]) -> Results:
         if not self.generates:
             return self._run(states, chunks, [len(next(iter(chunk.values()))) for chunk in chunks])
-        results: list[tuple[Looped, Chunk] | RunnelError] = [(state, {}) for state in states]
+        results: list[tuple[LoopState, Chunk] | RunnelError] = [(state, {}) for state in states]
         prompts = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Steps)]
         if prompts:
             prompted = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
@@ -201,10 +204,10 @@ class Feedback(Stage):
                 results[i] = result
         return results
 
-    def _prompt(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
+    def _prompt(self, states: Sequence[LoopState], chunks: Sequence[Chunk]) -> Results:
         """Step chunks that hold all inputs: no tick depends on the tick before."""
         done = self._inner_step([state.states for state in states], chunks)
-        results: list[tuple[Looped, Chunk] | RunnelError] = []
+        results: list[tuple[LoopState, Chunk] | RunnelError] = []
         for chunk, state, result in zip(chunks, states, done, strict=True):
             try:
                 if isinstance(result, RunnelError):
@@ -217,7 +220,7 @@ class Feedback(Stage):
                 results.append(error)
         return results
 
-    def _run(self, states: Sequence[Looped], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
+    def _run(self, states: Sequence[LoopState], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
         """Step tick by tick, all remaining streams together; a stream with several ticks steps a fork."""
         now = [state.states for state in states]
         forked: set[int] = set()
@@ -245,7 +248,7 @@ class Feedback(Stage):
 
     def _ticks(
         self,
-        states: Sequence[Looped],
+        states: Sequence[LoopState],
         chunks: Sequence[Chunk],
         counts: Sequence[int],
         now: list[States],
@@ -254,7 +257,7 @@ class Feedback(Stage):
         """`now`: each stream's current inner states; `forked`: the streams whose states are a fork."""
         fed = [state.fed for state in states]
         made: list[list[Chunk]] = [[] for _ in states]
-        results: list[tuple[Looped, Chunk] | RunnelError] = [
+        results: list[tuple[LoopState, Chunk] | RunnelError] = [
             (state, self.outputs.empty()) for state in states
         ]
         alive = []
@@ -317,18 +320,18 @@ class Feedback(Stage):
     def _fed(self, made: Chunk, steps: int) -> Arrays:
         """Return the values to feed back from the last time step. Raises NonFiniteError, StageError."""
         fed = {}
-        for back in self.backs:
-            values = made[back.source]
+        for loop_input in self.loop_inputs:
+            values = made[loop_input.source]
             if len(values) != steps:
                 raise StageError(f"the pipeline made {len(values)} time steps of {steps}, in a loop")
-            require_finite(back.source, values, "feedback")  # it would enter the stream's state
-            fed[back.target.name] = values if steps == 1 else values[-1:]
+            require_finite(loop_input.source, values, "feedback")  # it would enter the stream's state
+            fed[loop_input.target.name] = values if steps == 1 else values[-1:]
         return fed
 
 
-def _kept(states: States, fed: Arrays) -> Looped:
+def _kept(states: States, fed: Arrays) -> LoopState:
     """Return a stream's next state, with copies of the values fed back: the caller owns the originals."""
-    return Looped(states, freeze({name: value.copy() for name, value in fed.items()}))
+    return LoopState(states, freeze({name: value.copy() for name, value in fed.items()}))
 
 
 def _located(error: RunnelError, tick: int, count: int) -> RunnelError:

@@ -14,7 +14,7 @@ from ..errors import NonFiniteError, RunnelError, StreamError
 from ..notices import Notices
 from ..spec import Array
 from ..stage import Chunk, Steps
-from .calls import Calls, alone
+from .calls import Calls, exclusive
 
 if TYPE_CHECKING:
     from ..stream import Stream
@@ -50,13 +50,13 @@ class Passage:
         """Time steps that remain."""
         return self.steps - self.at
 
-    @alone
+    @exclusive
     def flush(self) -> Chunk:
         """Flush the stages after the last slice; return what they still hold. Raises as `Stream.flush`."""
         self.states, made = self.stream._pipeline.flush(self.states)
         return made
 
-    @alone
+    @exclusive
     def land(self, ended: bool = False) -> None:
         """Commit the chunk: the stream continues from the fork. `ended`: it was flushed as well.
 
@@ -73,7 +73,7 @@ class Passage:
             stream._due += stream._health.every
             stream._health.check(stream)
 
-    @alone
+    @exclusive
     def drop(self, error: RunnelError | None = None) -> None:
         """Discard the chunk: the stream is unchanged. Allowed at any time, also after `land`.
 
