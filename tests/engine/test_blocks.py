@@ -90,7 +90,7 @@ def test_the_laws_of_a_stage(ticks: int, lookahead: int) -> None:
     check_stage(lambda: spread(ticks), rows)
 
 
-def test_a_latency_that_is_not_true_breaks_the_law() -> None:
+def test_wrong_latency_breaks_the_law() -> None:
     def early() -> Gather:
         stage = gather(4, 6)
         stage.latency = 5
@@ -101,20 +101,20 @@ def test_a_latency_that_is_not_true_breaks_the_law() -> None:
     assert "latency" in LAWS
 
 
-def test_rows_of_no_tick_are_left_out() -> None:
+def test_padding_rows_are_left_out() -> None:
     y = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
     _, out = spread(2).step({}, {"y": y, "kept": np.array([2, 1, 0], np.int32)})
     np.testing.assert_array_equal(out["y"], [[0, 1], [2, 3], [4, 5]])
 
 
-def test_a_nan_is_refused_before_it_is_kept() -> None:
+def test_nan_is_refused_before_it_is_stored() -> None:
     stage = gather(2, 2)
     with pytest.raises(NonFiniteError, match="time step 1"):
         stage.step(stage.open(), {"x": np.array([0, np.nan], np.float32), "id": np.zeros(2, np.int64)})
 
 
 @pytest.mark.parametrize(("x", "ids"), [((4,), (4,)), ((3,), (2,)), ((3, 1), (3,)), ((10**6,), (10**6,))])
-def test_ticks_that_no_stream_can_hold_are_not_restored(x: tuple[int, ...], ids: tuple[int, ...]) -> None:
+def test_impossible_ticks_are_not_restored(x: tuple[int, ...], ids: tuple[int, ...]) -> None:
     stage = gather(2, 2)
     stage.load(stage.open(), {"x": np.zeros(3, np.float32), "id": np.zeros(3, np.int64)})
     with pytest.raises(SnapshotError, match="fewer than 4"):
@@ -293,6 +293,6 @@ def test_unknown_words_are_refused() -> None:
         from_document(document, "here")
 
 
-def test_what_a_stream_is_fed() -> None:
+def test_inputs_of_a_stream() -> None:
     windows = Signal((TensorSpec("x", "float32", (7, 2)), TensorSpec("n", "int32")), 3.0)
     assert outer(windows, "n", 21.0) == Signal((TensorSpec("x", "float32", (2,)),), 21.0)

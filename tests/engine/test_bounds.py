@@ -31,9 +31,7 @@ def bindings() -> int:
     return sum(type(one) is ort.IOBinding for one in gc.get_objects())
 
 
-def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
-    hand: models.Hand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_bindings_are_bounded_and_evicted(hand: models.Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "MAX_CALLS", 4)
     before = bindings()
     with Engine.load(hand.path, max_streams=20) as engine:
@@ -52,7 +50,7 @@ def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
             np.testing.assert_allclose(np.concatenate(parts), expected[: len(parts)], atol=1e-6)
 
 
-def test_one_call_has_so_many_ticks_and_streams_at_most(
+def test_ticks_and_streams_of_one_call_are_bounded(
     hand: models.Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "MAX_TICKS", 8)

@@ -117,7 +117,7 @@ def test_notices_come_when_the_call_has_committed(tmp_path: Path) -> None:
     assert seen == [(1, 1)]
 
 
-def test_a_listener_that_causes_what_it_hears(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+def test_endless_notices_of_a_listener_are_cut_off(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     """An endless chain of notices is cut off, and the engine continues."""
     monkeypatch.setattr(notices, "MAX_NESTED", 20)
     world = World(tmp_path)

@@ -55,7 +55,7 @@ def broken(factory):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_every_law_says_how_to_keep_it(law):
+def test_every_law_documents_how_to_keep_it(law):
     mutant = next(mutant for mutant, broken in MUTANTS if broken == law)
     with pytest.raises(LawBroken, match=r"(?s)\n\nThe law: .*\n\nTo keep it: .*\n\n\(stage '\w+', seed 7\)$"):
         check_stage(mutant, seed=7)
@@ -135,7 +135,7 @@ class OfOneStep(Difference):
         (OfOneStep, "signal", "on a chunk of 256 time steps the stage raised ValueError: one at a time"),
     ],
 )
-def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
+def test_beginners_mistakes_have_their_own_messages(beginner, law, told):
     with pytest.raises(LawBroken) as caught:
         check_stage(beginner)
     assert caught.value.law == law
@@ -144,7 +144,7 @@ def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
     assert LAWS[law].__doc__.split(".")[0] in message, "with the advice of that law"
 
 
-def test_what_the_advice_names_is_there():
+def test_names_in_the_advice_exist():
     """An author who reads the advice imports the names in it."""
     for name in re.findall(r"`(runnel(?:\.\w+)+)", "".join(law.__doc__ for law in LAWS.values())):
         module, _, attribute = name.rpartition(".")

@@ -126,7 +126,7 @@ def written(reader: Reader, prompt: list[int], steps: int) -> list[int]:
     return made
 
 
-def test_generates_what_a_loop_over_torch_does(files: tuple[Path, Reader, Actor]) -> None:
+def test_generation_equals_a_loop_over_torch(files: tuple[Path, Reader, Actor]) -> None:
     stream = generator(files).open()
     assert stream._pipeline.inputs.names == ("token",)
     out = [stream.generate(n)["sampled"] for n in (1, 7, 2, 20)]
@@ -282,7 +282,7 @@ def test_snapshot_midway_and_reset(files: tuple[Path, Reader, Actor]) -> None:
         copy.generate(1)
 
 
-def test_what_was_handed_out_is_the_callers(actor: Engine) -> None:
+def test_outputs_share_no_memory_with_the_loop(actor: Engine) -> None:
     """The value fed back is not the array that the caller has."""
     stream, twin = actor.open(), actor.open()
     for _ in range(3):
@@ -303,7 +303,9 @@ def test_what_was_handed_out_is_the_callers(actor: Engine) -> None:
         ({"fed.more": np.zeros((1, 1))}, "fed.more"),
     ],
 )
-def test_a_strangers_snapshot(actor: Engine, change: dict[str, np.ndarray], says: str) -> None:
+def test_forged_snapshot_of_a_loop_is_refused(
+    actor: Engine, change: dict[str, np.ndarray], says: str
+) -> None:
     with actor.open() as stream:
         stream.feed(SEEN)
         held = snapshots.decode(stream.snapshot())
@@ -336,7 +338,7 @@ def test_the_most_steps(files: tuple[Path, Reader, Actor]) -> None:
     assert len(generator(files).open().generate(MAX_STEPS)["y"]) == MAX_STEPS
 
 
-def test_a_value_that_blows_up_is_not_kept(tmp_path: Path) -> None:
+def test_value_that_blows_up_is_not_stored(tmp_path: Path) -> None:
     """s' = (s + x)²: the output is its own input, and soon exceeds float32."""
     hand = models.blowup(tmp_path / "m.onnx")
     model = onnx.load(hand.path)
@@ -488,7 +490,7 @@ class Liar(Late):
         return {name: np.repeat(array, 2, -2) for name, array in arrays.items()}
 
 
-def test_a_stage_that_makes_more_than_it_says() -> None:
+def test_stage_with_more_output_than_declared_is_refused() -> None:
     loop = Feedback(Pipeline([Liar(Signal((X,)))], None, {}), [LoopInput(X, "x", np.zeros(2, np.float32))])
     engine = Engine(Pipeline([loop], None, {}))
     stream = engine.open()
@@ -531,7 +533,7 @@ def test_an_initial_number_must_be_whole_for_whole_numbers(value: Any) -> None:
         read({"n": {"output": "n", "initial": value}}, inner, "p")
 
 
-def test_a_snapshot_is_of_one_loop(files: tuple[Path, Reader, Actor], actor: Engine) -> None:
+def test_snapshot_fits_only_its_own_loop(files: tuple[Path, Reader, Actor], actor: Engine) -> None:
     """The outputs fed back, and their initial values, are part of the pipeline's identity."""
     with actor.open() as stream:
         blob = stream.snapshot()

@@ -109,7 +109,7 @@ def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
 # Failures
 
 
-def test_a_relu_net_that_explodes_is_told_before_its_state_is_infinite(tmp_path: Path) -> None:
+def test_exploding_relu_net_is_reported_before_its_state_is_infinite(tmp_path: Path) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", ("Relu", 1.0, 1.5, 0.0)).path, every=8)
     stream = checked.engine.open("a")
     chunks = iter(noise(2000))
@@ -130,7 +130,7 @@ def test_a_relu_net_that_explodes_is_told_before_its_state_is_infinite(tmp_path:
     assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
-def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refused(tmp_path: Path) -> None:
+def test_state_that_explodes_between_checks_is_found_when_its_chunk_is_refused(tmp_path: Path) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", ("Relu", 1.0, 3.0, 0.0)).path, every=10_007)
     stream = checked.engine.open("a")
     assert refused(stream, noise(1000))
@@ -143,9 +143,7 @@ def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refus
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
-    tmp_path: Path, batched: bool
-) -> None:
+def test_error_names_the_non_finite_model_of_two_with_one_name(tmp_path: Path, batched: bool) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         relu_sum(tmp_path / folder / "m.onnx")
@@ -164,7 +162,7 @@ def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
 
 @pytest.mark.parametrize("layer", [SATURATED, NEVER_ON], ids=["saturated", "never-on"])
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
+def test_state_that_no_input_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", layer).path)
     streams = [checked.engine.open(id) for id in ("a", "b")]
     seen = []
@@ -184,7 +182,7 @@ def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched
     assert checked.count("unhealthy")["died"] == (1 if batched else 0)
 
 
-def test_in_a_batch_each_stream_is_judged_by_what_it_was_given_itself(tmp_path: Path) -> None:
+def test_in_a_batch_each_stream_is_judged_by_its_own_input(tmp_path: Path) -> None:
     """Their hops are full at different chunks, so that a stream's index differs between the stages."""
     checked = CheckedEngine(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
     streams = {id: checked.engine.open(id) for id in "abcde"}
@@ -199,7 +197,7 @@ def test_in_a_batch_each_stream_is_judged_by_what_it_was_given_itself(tmp_path: 
     assert checked.count("look_failures") == 0
 
 
-def test_a_dead_layer_behind_a_living_one_is_told_by_its_name_unless_it_is_ignored(tmp_path: Path) -> None:
+def test_dead_layer_after_a_healthy_one_is_reported_unless_ignored(tmp_path: Path) -> None:
     path = net(tmp_path / "m.onnx", WELL, SATURATED).path
     for ignore, events in (((), ["died"]), (("m.h1",), [])):
         checked = CheckedEngine(path, ignore=ignore)
@@ -210,7 +208,7 @@ def test_a_dead_layer_behind_a_living_one_is_told_by_its_name_unless_it_is_ignor
         assert all("state 'm.h1' no longer" in reason for reason in checked.reasons)
 
 
-def test_what_moves_again_has_recovered(tmp_path: Path) -> None:
+def test_state_that_moves_again_has_recovered(tmp_path: Path) -> None:
     checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
     stream = checked.engine.open("a")
 
@@ -266,7 +264,7 @@ def test_a_stream_whose_chunks_are_shorter_than_a_hop_is_not_dead(tmp_path: Path
 
 
 @pytest.mark.parametrize(("step", "events"), [(1e6, []), (0.0, ["died"])])
-def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
+def test_state_that_moves_between_checks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
     """A state that is written every other tick; float32 cannot add 3 to 1e8."""
     checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
     stream = checked.engine.open("a")
@@ -277,7 +275,7 @@ def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: 
 
 
 @pytest.mark.parametrize("make", [models.lstm, models.counter])
-def test_a_model_that_lives_is_well(tmp_path: Path, make: Any) -> None:
+def test_healthy_model_causes_no_event(tmp_path: Path, make: Any) -> None:
     hand = make(tmp_path / "m.onnx")
     checked = CheckedEngine(hand.path)
     stream = checked.engine.open("a")
@@ -292,7 +290,7 @@ def test_a_model_that_lives_is_well(tmp_path: Path, make: Any) -> None:
 # When checks come, and what they measure
 
 
-def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp_path: Path) -> None:
+def test_each_stream_is_checked_once_in_every_chunks_at_its_own_offset(tmp_path: Path) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path, every=7)
     streams = [checked.engine.open(f"s{i}") for i in range(8)]
     looks = []
@@ -315,7 +313,7 @@ def by_numpy(array: np.ndarray, initial: Any) -> tuple[float, ...]:
     return np.sqrt((x**2).mean()), np.abs(x).max(), np.sqrt(((x - initial) ** 2).mean())
 
 
-def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
+def test_statistics_equal_numpys(tmp_path: Path) -> None:
     hand = models.lstm(tmp_path / "m.onnx")  # its cell states begin at 0.25
     checked = CheckedEngine(hand.path, every=1)
     stream = checked.engine.open("a")
@@ -335,7 +333,7 @@ def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
             assert histogram["counts"] == inside.tolist()
 
 
-def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
+def test_saturation_is_only_given_for_values_of_a_tanh() -> None:
     found = statistics.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
     assert found.saturated == 0.5
     assert statistics.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
@@ -347,7 +345,7 @@ def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1024, 1025, 5000])
-def test_states_are_the_same_only_where_every_bit_is(size: int) -> None:
+def test_states_are_equal_only_bit_for_bit(size: int) -> None:
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     assert statistics.same(x, x.copy())
     for at in {0, size // 2, size - 1}:
@@ -379,7 +377,7 @@ def probe(path: Path) -> Hand:
     )
 
 
-def test_gates_that_a_model_shows_are_counted_where_they_saturate(tmp_path: Path) -> None:
+def test_saturated_gates_of_a_probe_are_counted(tmp_path: Path) -> None:
     checked = CheckedEngine(probe(tmp_path / "m.onnx").path, every=3)
     streams = [checked.engine.open(f"s{i}") for i in range(4)]
     expected = np.zeros(3, int)
@@ -397,7 +395,7 @@ def test_gates_that_a_model_shows_are_counted_where_they_saturate(tmp_path: Path
     assert expected.all()
 
 
-def test_gates_that_do_not_come_out_are_not_said_to_be_looked_at(tmp_path: Path) -> None:
+def test_gates_that_are_not_outputs_are_not_counted(tmp_path: Path) -> None:
     probe(tmp_path / "m.onnx")
     net(tmp_path / "n.onnx", WELL)
     path = tmp_path / "p.toml"

@@ -25,7 +25,7 @@ from .test_health import WELL, CheckedEngine, net, noise, relu_sum
 
 
 @pytest.mark.parametrize("every", [0, 1, 5])
-def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path: Path, every: int) -> None:
+def test_health_checks_change_no_output_state_or_snapshot(tmp_path: Path, every: int) -> None:
     path = tmp_path / "p.toml"
     hand = net(tmp_path / "m.onnx", WELL, ("Relu", 1.0, 1.02, 0.0))
     path.write_text(f'[model]\npath = "m.onnx"\n[health]\nevery = {every}\n')
@@ -55,7 +55,7 @@ def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path:
         assert stream.snapshot() == twin.snapshot()
 
 
-def test_a_look_that_fails_fails_no_chunk_and_is_counted(
+def test_failing_health_check_fails_no_chunk_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path)
@@ -76,7 +76,7 @@ def test_a_look_that_fails_fails_no_chunk_and_is_counted(
     ]
 
 
-def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
+def test_no_input_of_a_stream_is_stored(tmp_path: Path) -> None:
     checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path)
     stream, other = checked.engine.open("a"), checked.engine.open("b")
     stream.feed(noise(1)[0])
@@ -92,7 +92,7 @@ def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batched: bool) -> None:
+def test_listener_may_close_or_reset_the_stream_of_the_notice(tmp_path: Path, batched: bool) -> None:
     checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
     engine = checked.engine
 
@@ -145,7 +145,7 @@ def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
 # Events in a stream's life
 
 
-def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
+def test_rewound_stream_is_checked_anew(tmp_path: Path) -> None:
     checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
     stream = checked.engine.open("a")
     well = stream.snapshot()
@@ -168,7 +168,7 @@ def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
     assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
-def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None:
+def test_in_a_loop_the_inner_models_states_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     relu_sum(tmp_path / "m.onnx")
     path.write_text(
@@ -190,7 +190,7 @@ def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ticks", [1, 2, 5])
-def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: int) -> None:
+def test_in_a_loop_a_state_that_no_input_moves_has_died(tmp_path: Path, ticks: int) -> None:
     path = tmp_path / "p.toml"
     relu_sum(tmp_path / "m.onnx", looped=True)
     path.write_text('[model]\npath = "m.onnx"\n[feedback]\nu = { output = "y" }\n[health]\nevery = 1\n')
@@ -243,7 +243,7 @@ def summing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(acts)
-def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
+def test_events_equal_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
     checked = CheckedEngine(summing)
     streams = {id: checked.engine.open(id) for id in "ab"}
     plain = {id: Plain() for id in "ab"}
@@ -284,7 +284,7 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(lives, st.integers(1, 3))
-def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, acts: Any, every: int) -> None:
+def test_count_of_unhealthy_streams_is_right_after_any_events(framed: Path, acts: Any, every: int) -> None:
     """The same streams fed together and one by one have the same events, and no count is left at the end.
 
     Chunks differ in length from the hop, so some reach the model and some do not.
@@ -361,7 +361,7 @@ def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
         Engine.load(tmp_path / "p.toml", trust=True)
 
 
-def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> None:
+def test_pipeline_without_a_model_has_no_health_checks(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('[input]\nrate = 8000\n[[before]]\nuse = "gain"\nfactor = 2.0\n')
     with Engine.load(tmp_path / "p.toml") as engine:
         stream = engine.open()
@@ -370,7 +370,7 @@ def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> No
         assert (engine.health.every, engine.health.checks, dict(stream.health)) == (0, 0, {})
 
 
-def test_a_stream_that_ends_before_its_turn_is_looked_at_then(tmp_path: Path) -> None:
+def test_stream_that_ends_before_its_first_check_is_checked_at_the_end(tmp_path: Path) -> None:
     """A file of a few large chunks has no check within 251 chunks."""
     relu_sum(tmp_path / "m.onnx")
     for every, events in ((10**6, ["blown_up"]), (0, [])):

@@ -143,7 +143,7 @@ def test_stages_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal(tmp_path, one, blob(tmp_path, two)).endswith("number 2 (probe) is no more")
 
 
-def test_where_a_model_lies_does_not_count(tmp_path: Path) -> None:
+def test_path_of_a_model_is_not_part_of_the_identity(tmp_path: Path) -> None:
     models.lstm(tmp_path / "m.onnx")
     taken = blob(tmp_path, PIPELINE)
     (tmp_path / "m.onnx").rename(tmp_path / "other.onnx")
@@ -165,7 +165,7 @@ def test_a_snapshot_of_an_earlier_version(tmp_path: Path) -> None:
         [["a", "", "", "", ""]] * 257, [3],
     ],
 )  # fmt: skip
-def test_parts_that_somebody_made_up(parts: Any) -> None:
+def test_forged_parts_are_refused(parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         identity.read(parts)
 

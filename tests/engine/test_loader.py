@@ -104,7 +104,7 @@ def test_mistakes(folder: Path, text: str, says: str) -> None:
         load(folder, text)
 
 
-def test_a_mistake_names_its_file_once(folder: Path) -> None:
+def test_error_names_its_file_once(folder: Path) -> None:
     with pytest.raises(errors.PipelineError) as caught:
         load(folder, OURS + "[limits]\nstage_seconds = 0\n")
     assert str(caught.value).count(str(folder)) == 1
@@ -130,7 +130,7 @@ def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
         Engine.load(path)
 
 
-def test_rates_that_differ_in_digits_that_nobody_writes_fit(folder: Path) -> None:
+def test_rates_that_differ_by_rounding_fit(folder: Path) -> None:
     """A third of 16 kHz is not a float: a computed rate and a given one may differ by rounding."""
     stages = '[input]\nrate = 16000\n[[before]]\nuse = "decimate"\nevery = 3\n[[before]]\nuse = "resample"\n'
     assert load(folder, f"{stages}rate = 500\nfrom_rate = 5333.333333333334").pipeline.outputs.rate == 500
@@ -295,7 +295,7 @@ def test_a_file_that_is_neither_pipeline_nor_model(tmp_path: Path) -> None:
             Engine.load(tmp_path / name)
 
 
-def test_what_is_in_a_stages_files_counts(probe: Path) -> None:
+def test_content_of_a_stages_files_is_part_of_the_identity(probe: Path) -> None:
     """A stream needs the vocabulary that it began with, in any location."""
 
     def pipeline(words: str) -> str:
@@ -315,7 +315,7 @@ def test_what_is_in_a_stages_files_counts(probe: Path) -> None:
         pipeline("big.txt")
 
 
-def test_what_does_not_compute_does_not_count(folder: Path) -> None:
+def test_serving_options_are_not_part_of_the_identity(folder: Path) -> None:
     """A snapshot stays valid if serving options, connectors or limits change."""
     plain = '[model]\npath = "ours.onnx"\n'
     ends = '[source]\nuse = "host"\n[[sink]]\nuse = "csv"\n[serve]\n[limits]\nstage_seconds = 60\n'

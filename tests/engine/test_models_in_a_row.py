@@ -141,7 +141,7 @@ def test_the_laws(row: Path) -> None:
         laws.commit(engine, chunks[9], bad, errors.NonFiniteError, chunks[3])
 
 
-def test_a_failure_in_the_second_model_takes_the_first_one_back(tmp_path: Path) -> None:
+def test_failure_in_the_second_model_rolls_the_first_one_back(tmp_path: Path) -> None:
     """The first model has made its step by then: it must not be committed."""
     models.accumulator(tmp_path / "sum.onnx")
     models.blowup(tmp_path / "square.onnx")
@@ -162,7 +162,7 @@ def test_a_failure_in_the_second_model_takes_the_first_one_back(tmp_path: Path) 
         laws.commit(engine, good, bad, errors.NonFiniteError, good)
 
 
-def test_what_is_told_counts_all_models(row: Path) -> None:
+def test_statistics_of_a_pipeline_cover_all_models(row: Path) -> None:
     """State: 8 floats of the GRU, 2 × 6 of the LSTM."""
     with Engine.load(row, max_streams=3) as engine:
         assert engine.pipeline.state_bytes == 4 * (8 + 12)
@@ -180,7 +180,7 @@ def test_what_is_told_counts_all_models(row: Path) -> None:
     assert all(stage.arena.used == 0 for stage in engine.pipeline.stages if isinstance(stage, ModelStage))
 
 
-def test_each_model_is_vouched_for(row: Path) -> None:
+def test_each_models_certificate_is_checked(row: Path) -> None:
     """A damaged denoiser is refused as a damaged [model] is."""
     file = row.parent / "denoiser.onnx"
     data = bytearray(file.read_bytes())
@@ -192,7 +192,7 @@ def test_each_model_is_vouched_for(row: Path) -> None:
         Engine.load(row)
 
 
-def test_a_snapshot_wants_the_same_models(row: Path) -> None:
+def test_snapshot_needs_the_same_models(row: Path) -> None:
     with Engine.load(row) as engine:
         stream = engine.open()
         stream.feed(sequence(1))

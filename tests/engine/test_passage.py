@@ -104,7 +104,7 @@ def test_a_dropped_passage_leaves_nothing(engine: Engine, at: int, interrupted: 
     stream.close()
 
 
-def test_a_slice_that_fails_says_where_and_the_stream_is_as_before(engine: Engine) -> None:
+def test_failed_slice_has_its_position_and_leaves_the_stream_unchanged(engine: Engine) -> None:
     stream = engine.open()
     chunk = numbers(3, 50)
     chunk[33, 1] = np.nan
@@ -144,7 +144,7 @@ def test_passages_are_bounded(folder: Path) -> None:
     engine.begin(streams[-1], numbers(6, 3)).drop()
 
 
-def test_what_no_stream_takes_no_passage_takes(engine: Engine) -> None:
+def test_passage_refuses_what_a_stream_refuses(engine: Engine) -> None:
     stream = engine.open()
     bad: list[Any] = [numbers(0, 2).astype(np.float64), np.zeros((0, WIDTH), np.float32), [1.0], Steps(2)]
     for chunk in bad:

@@ -123,7 +123,7 @@ def test_a_declared_state(tmp_path: Path, op: str) -> None:
         ),
     ],
 )
-def test_half_of_a_state(
+def test_incomplete_state_is_refused(
     tmp_path: Path, h: str, c: str, finals: tuple[str, ...], states: dict[str, str], says: str
 ) -> None:
     nodes = recurrent("LSTM", h, c, finals)

@@ -20,7 +20,7 @@ def short(value: object) -> str:
     return text
 
 
-def test_an_engine_says_what_it_takes_and_how_full_it_is() -> None:
+def test_repr_of_an_engine_shows_signals_and_open_streams() -> None:
     with Engine.load(exported("lstm"), max_streams=7) as engine:
         stream = engine.open("mic-1")
         told = short(engine)

@@ -162,7 +162,7 @@ ROUNDS = [[3] * STREAMS, [1 + i % 4 for i in range(STREAMS)]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trouble_at_every_step(
+def test_failure_at_every_step(
     worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """One failure, at each point where its kind is possible."""
@@ -180,7 +180,7 @@ def test_trouble_at_every_step(
     rounds=st.lists(st.lists(st.integers(0, 5), min_size=STREAMS, max_size=STREAMS), min_size=1, max_size=3),
     trouble=st.dictionaries(st.integers(1, 150), st.sampled_from(KINDS), max_size=8),
 )
-def test_any_trouble(worlds: tuple[World, World], rounds: list[list[int]], trouble: dict[int, str]) -> None:
+def test_any_failures(worlds: tuple[World, World], rounds: list[list[int]], trouble: dict[int, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         make_trouble(worlds[0], patch)
         compare(*worlds, rounds, trouble)

@@ -62,7 +62,7 @@ def test_idle_threads_of_a_session_do_not_spin(tmp_path: Path) -> None:
     assert time.process_time() - before < 0.5 * (time.monotonic() - began)
 
 
-def test_one_thread_is_none_of_onnxruntimes(tmp_path: Path) -> None:
+def test_one_thread_starts_no_thread_of_onnxruntime(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0
     loaded = session(tmp_path)
     loaded.run(None, feeds(loaded))

@@ -51,7 +51,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_leak_would_be_seen(tmp_path: Path) -> None:
+def test_check_detects_a_leak(tmp_path: Path) -> None:
     """The same check detects a leak made on purpose: every round's output is stored."""
     with Engine.load(models.lstm(tmp_path / "m.onnx").path, max_streams=100) as engine:
         assert growth(engine, leak=[]) > 3 * MIB

@@ -84,7 +84,7 @@ def test_a_probe_round_trip() -> None:
 
 
 @given(at=st.integers(0, 10_000), value=_json, spec=st.sampled_from([SPEC, LOOKED_INTO]))
-def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any, spec: ModelSpec) -> None:
+def test_any_value_anywhere_is_accepted_or_refused(at: int, value: Any, spec: ModelSpec) -> None:
     document = copy.deepcopy(to_document(spec))
     path = paths(document)[at % len(paths(document))]
     if not path:

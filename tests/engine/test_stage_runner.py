@@ -214,7 +214,7 @@ def test_a_stage_that_cannot_begin_is_named_and_no_stream_is_opened(kind, says):
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("kind", MISCHIEF)
-def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(kind, batched):
+def test_faults_are_typed_errors_with_name_and_position_and_change_nothing(kind, batched):
     error, says = MISCHIEF[kind]
     odd = Batched(kind()) if batched else kind()
     engine = Engine(Pipeline([Sum(), odd, Sum()], None, {}, stage_seconds=0.1))
@@ -238,7 +238,7 @@ def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(ki
 
 
 @pytest.mark.parametrize("kind", [Raises, WrongShape, NotAPair, Sleeps])
-def test_mischief_in_a_flush_leaves_the_stream_open(kind):
+def test_fault_in_a_flush_leaves_the_stream_open(kind):
     class AtTheEnd(kind):
         def flush(self, state):
             return self.mischief(state, {"x": tick(-1)})
@@ -275,7 +275,7 @@ class TooMany(Twice):
 
 
 @pytest.mark.parametrize("kind", [Twice, BadBatch, TooMany])
-def test_a_batch_that_is_not_one_is_stepped_stream_by_stream(kind):
+def test_invalid_batch_is_stepped_stream_by_stream(kind):
     engine = Engine(Pipeline([Sum(), kind(), Sum()], None, {}))
     streams = [engine.open() for _ in range(5)]
     outs = engine.feed_many([(stream, tick(i)) for i, stream in enumerate(streams)])
@@ -310,7 +310,7 @@ def test_chunks_of_unequal_lengths_and_empty_results_meet_in_one_batch():
             np.testing.assert_array_equal(out, stream.feed(chunk))
 
 
-def test_what_comes_out_is_the_callers_own_to_write_to():
+def test_output_is_the_callers_to_write_to():
     class Same(Odd):
         def step(self, state, chunk):
             return state, dict(chunk)
@@ -334,7 +334,7 @@ def test_the_time_of_each_stage_is_counted():
     assert slow.seconds >= 0.36 > 0.1 > quick.seconds > 0
 
 
-def test_a_stage_that_fails_names_its_own_position_where_it_stands_twice():
+def test_error_names_the_position_of_a_stage_that_occurs_twice():
     engine = Engine(Pipeline([Raises(), Raises()], None, {}))
     with pytest.raises(RunnelError, match="'0: odd'"):
         engine.open().feed(tick(-1))
@@ -381,7 +381,7 @@ class KeepsPartsOfOneBatch(Held):
 
 
 @pytest.mark.parametrize("kind", [Held, GivesAViewOfItsState, KeepsAViewOfWhatItGives, KeepsPartsOfOneBatch])
-def test_who_writes_to_an_output_changes_no_state(kind):
+def test_writing_to_an_output_changes_no_state(kind):
     engine = Engine(Pipeline([Sum(), kind()], None, {}))
     a, b = engine.open(), engine.open()
     outs = [a.feed(tick(1)), b.feed(tick(1)), *engine.feed_many([(a, tick(1)), (b, tick(1))])]
@@ -392,7 +392,7 @@ def test_who_writes_to_an_output_changes_no_state(kind):
     np.testing.assert_array_equal(a.feed(tick(1)), tick(12))
 
 
-def test_a_state_keeps_no_memory_but_its_own():
+def test_state_holds_only_its_own_memory():
     class KeepsALittleOfMuch(Held):
         def both(self, state, chunk):
             much = np.zeros((100_000, 2), np.float32)
@@ -407,7 +407,7 @@ def test_a_state_keeps_no_memory_but_its_own():
             assert stream._states[0]["kept"].base is None
 
 
-def test_a_state_of_ever_more_arrays_is_refused():
+def test_state_with_new_arrays_is_refused():
     """The first array that `initial` does not make is refused; the error's text is bounded."""
 
     class Collects(Odd):
@@ -423,7 +423,7 @@ def test_a_state_of_ever_more_arrays_is_refused():
     assert stream.seq == 0
 
 
-def test_a_state_of_another_mapping_is_read_only_too():
+def test_state_in_another_mapping_is_read_only_too():
     """A stream could change an array that the stage shares among its streams."""
     shared = np.zeros(1, np.int64)
 
@@ -458,7 +458,7 @@ class Speechless(Odd):
 @pytest.mark.parametrize(
     ("kind", "says"), [(Endless, "made 1000000000000 time steps"), (Speechless, "WordlessError")]
 )
-def test_not_even_that_reaches_a_neighbour(kind, says, batched):
+def test_extreme_faults_do_not_affect_a_neighbour(kind, says, batched):
     odd = Batched(kind()) if batched else kind()
     engine = Engine(Pipeline([odd], None, {}))
     a, b = engine.open(), engine.open()
@@ -471,7 +471,7 @@ def test_not_even_that_reaches_a_neighbour(kind, says, batched):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, monkeypatch):
+def test_chunk_with_too_large_output_is_refused_before_the_step(batched, monkeypatch):
     class Widens(Odd):
         """Each time step becomes two of 1000 numbers."""
 

@@ -66,7 +66,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], En
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_stage_that_breaks_its_word(engine: Callable[[Any], Engine], wrong: str) -> None:
+def test_stage_that_breaks_the_contract(engine: Callable[[Any], Engine], wrong: str) -> None:
     loaded = engine(WRONG[wrong])
     bad = {"x": np.ones((BAD, 3), np.float32)}
     laws.commit(loaded, {"x": X}, bad, errors.StageError, {"x": X})
@@ -105,7 +105,7 @@ def test_a_non_finite_number_from_a_stage_is_not_hidden_by_the_cast(tmp_path: Pa
         model.step(row, {"x": np.full((1, 3), 1e300)})
 
 
-def test_a_stage_whose_close_fails_gives_the_others_places_back(tmp_path: Path) -> None:
+def test_failing_close_still_frees_the_other_stages(tmp_path: Path) -> None:
     model = load_pipeline(models.lstm(tmp_path / "m.onnx").path, 1, None, 1, False, False).stages[0]
 
     class Sticky(Odd):

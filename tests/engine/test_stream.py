@@ -236,7 +236,7 @@ def test_the_same_stream_twice_in_one_call(engine: Engine) -> None:
     assert stream.seq == 2
 
 
-def test_floats_of_the_host_are_left_alone(tmp_path: Path) -> None:
+def test_host_floats_are_not_flushed(tmp_path: Path) -> None:
     """onnxruntime can flush denormals only by changing the process's floating-point mode: on request."""
     path = models.lstm(tmp_path / "m.onnx").path
     code = (
@@ -337,7 +337,7 @@ def subclasses(folder: Path, plain: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("ticks", [1, 3])
 @pytest.mark.parametrize("stages", ["", '[[before]]\nuse = "smooth"\nweight = 0.5\n'])
-def test_subclasses_of_array_count_as_what_they_hold(tmp_path: Path, ticks: int, stages: str) -> None:
+def test_subclasses_of_array_are_taken_as_plain_arrays(tmp_path: Path, ticks: int, stages: str) -> None:
     """`feed` and `feed_many`, with other streams in the batch, give the same."""
     hand = models.lstm(tmp_path / "m.onnx")
     (tmp_path / "p.toml").write_text(f'[model]\npath = "m.onnx"\n{stages}')
@@ -358,7 +358,7 @@ def test_subclasses_of_array_count_as_what_they_hold(tmp_path: Path, ticks: int,
             np.testing.assert_allclose(made["y"] if isinstance(made, dict) else made, expected, atol=1e-6)
 
 
-def test_a_chunk_that_cannot_be_read_is_its_streams_alone(tmp_path: Path) -> None:
+def test_unreadable_chunk_fails_only_its_stream(tmp_path: Path) -> None:
     hand = models.lstm(tmp_path / "m.onnx")
     plain = models.data(hand, 1)["x"]
     with Engine.load(hand.path) as engine:

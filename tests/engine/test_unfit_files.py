@@ -92,7 +92,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "\udcff\x1b[2J"])
-def test_a_path_that_no_file_has(path: str) -> None:
+def test_impossible_path_is_refused(path: str) -> None:
     with pytest.raises(UsageError) as raised:
         regular.read(path, 10, "a thing", UsageError)
     assert "\x1b" not in raised.value.message
@@ -115,7 +115,7 @@ DEEP = "a" + ".a" * 500_000
     ],
     ids=["key", "table", "inline", "quoted", "spaced", "dots", "brackets", "braces"],
 )
-def test_a_text_that_would_take_a_parser_for_ever(tmp_path: Path, text: str) -> None:
+def test_text_that_would_stall_the_parser_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(PipelineError, match="not TOML"):
         tables.read_toml(tmp_path / "p.toml")
@@ -124,7 +124,7 @@ def test_a_text_that_would_take_a_parser_for_ever(tmp_path: Path, text: str) -> 
         keys.read_users(tmp_path / "u.toml")
 
 
-def test_what_looks_deep_and_is_not() -> None:
+def test_long_keys_that_are_not_dotted_are_accepted() -> None:
     numbers = ", ".join(["0.5"] * 1000)
     text = f'x = [{numbers}]\n# {"." * 1000}\ny = "{"a-b " * 1000}"\na.b.c.d.e.f = 1\n'
     assert tables.parse_toml(text)["a"] == {"b": {"c": {"d": {"e": {"f": 1}}}}}
@@ -205,7 +205,7 @@ def endless(grows: bool) -> onnx.GraphProto:
 
 
 @pytest.mark.parametrize(("grows", "said"), [(False, "longer than 0.5 s"), (True, "bytes")])
-def test_a_loop_without_an_end_is_given_up_at_load(
+def test_endless_loop_is_stopped_at_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: bool, said: str
 ) -> None:
     monkeypatch.setattr(briefly, "MAX_SECONDS", 60.0 if grows else 0.5)

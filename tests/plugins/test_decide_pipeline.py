@@ -75,7 +75,7 @@ def test_a_tagger_gives_names_and_scores_for_many_streams(folder):
     np.testing.assert_allclose([out["score"] for out in outs], want.max(-1).values, atol=1e-5)
 
 
-def test_a_forecaster_tells_when_its_series_leaves_the_usual(folder):
+def test_forecaster_reports_when_its_series_is_unusual(folder):
     (folder / "watch.toml").write_text(
         """
         [model]

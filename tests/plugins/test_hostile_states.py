@@ -102,7 +102,7 @@ STAGES = [(name, i) for name, cases in KEEPS.items() for i in range(len(cases))]
 WITH_MODELS = ("lstm", "counter", "framing", "row", "loop")
 
 
-def test_every_stage_that_is_shipped_is_here():
+def test_every_shipped_stage_is_covered():
     stages = {name for name, module in ENTRIES.items() if ".connectors." not in module}
     assert stages == set(KEEPS) | KEEPS_NOTHING
     for name in KEEPS_NOTHING:
@@ -327,7 +327,7 @@ def test_several_arrays_are_altered_at_once(engines, data):
 
 
 @pytest.mark.parametrize("case", [*STAGES, *WITH_MODELS], ids=str)
-def test_it_takes_no_memory(engines, case):
+def test_restored_states_take_bounded_memory(engines, case):
     """Attacks on lengths and counts; tracemalloc measures what numpy allocates."""
     engine = engines(case)
     (_, snapshot) = honest(engine)

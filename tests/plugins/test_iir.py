@@ -125,7 +125,7 @@ def test_silence_after_sound_leaves_zeros_and_no_denormals():
         ({"kind": "lowpass", "frequency": 100.0, "q": 0.0}, "q must be in"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(options, says):
+def test_bad_options_are_refused_at_construction(options, says):
     with pytest.raises(PipelineError, match=says):
         Iir(SIGNAL, **options)
 
@@ -150,7 +150,7 @@ def test_numbers_too_large_for_its_memories_are_refused_for_their_stream_alone()
     assert np.isfinite(quiet[1]["x"]).all()
 
 
-def test_it_restores_nothing_that_no_stream_has():
+def test_impossible_states_are_not_restored():
     stage = Iir(SIGNAL, DESIGNS["one pole"])
     with pytest.raises(SnapshotError, match=r"'memory\.x' has shape \(2, 2\), expected \(1, 2\)"):
         stage.load(stage.open(), {"memory.x": np.zeros((2, 2))})

@@ -235,7 +235,7 @@ BAD = [
 
 @pytest.mark.parametrize(("signal", "options", "says"), BAD)
 @pytest.mark.parametrize("kind", [LogMel, Mfcc])
-def test_what_they_cannot_do_is_said_when_they_are_made(kind, signal, options, says):
+def test_bad_options_are_refused_at_construction(kind, signal, options, says):
     with pytest.raises(PipelineError, match=says) as caught:
         kind(signal, **options)
     assert str(caught.value).startswith(("log_mel" if kind is LogMel else "mfcc", "200"))
@@ -249,7 +249,7 @@ def test_what_they_cannot_do_is_said_when_they_are_made(kind, signal, options, s
         ({"lifter": -1.0}, "lifter must be at least 0"),
     ],
 )
-def test_what_mfcc_alone_cannot_do_is_said_too(options, says):
+def test_mfccs_own_bad_options_are_refused(options, says):
     with pytest.raises(PipelineError, match=says):
         Mfcc(sound(), **options)
 

@@ -41,18 +41,18 @@ def tabled():
     return kinds
 
 
-def test_the_tables_hold_what_is_shipped_and_nothing_else():
+def test_readmes_tables_list_exactly_the_shipped_plugins():
     assert sorted(tabled()) == sorted(ENTRIES)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_what_is_shipped_loads_is_what_its_row_says_and_has_a_docstring(name):
+def test_shipped_plugins_load_match_their_row_and_have_a_docstring(name):
     found = offers(name)
     assert {plugin.kind for plugin in found} == tabled()[name]
     assert all(plugin.doc.endswith((".", ":")) for plugin in found), [plugin.doc for plugin in found]
 
 
-def test_the_laws_are_those_that_are_checked():
+def test_readme_lists_the_laws_that_are_checked():
     section = README.read_text().partition("## The laws")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LAWS)
 

@@ -65,7 +65,7 @@ def speech(tmp_path):
     return path
 
 
-def test_the_segments_are_those_that_silero_vad_finds(pipeline, speech, tmp_path):
+def test_pipeline_finds_silero_vads_segments(pipeline, speech, tmp_path):
     soundfile, scipy_signal = pytest.importorskip("soundfile"), pytest.importorskip("scipy.signal")
     silero = pytest.importorskip("silero_vad")
     parser = argparse.ArgumentParser()

@@ -62,7 +62,7 @@ runs = st.lists(st.tuples(levels, st.integers(1, 12)), max_size=25)
     pad=st.sampled_from([0, 10, 16, 30, 31.3, 100, 300]),
     rate=st.sampled_from([8000, 16000]),
 )
-def test_it_finds_what_silero_vad_finds(runs, cuts, threshold, gap, min_speech, min_silence, pad, rate):
+def test_segments_equal_silero_vads(runs, cuts, threshold, gap, min_speech, min_silence, pad, rate):
     oracle = pytest.importorskip("silero_vad").get_speech_timestamps_from_probs
     p = np.array([level for level, count in runs for _ in range(count)], np.float32)
     neg = None if gap is None else max(0.0, threshold - gap)
@@ -103,7 +103,7 @@ def test_a_segment_comes_as_soon_as_it_is_decided():
     np.testing.assert_array_equal(made["probability"][:10], np.float32(0.9))
 
 
-def test_where_padding_is_long_a_segment_waits_for_its_neighbour():
+def test_with_long_padding_a_segment_waits_for_its_neighbour():
     stage = SpeechSegments(SIGNAL, pad_ms=300)
     near = rows(stage, [0.9] * 10 + [0.0] * 6 + [0.9] * 10 + [0.0] * 30)
     far = rows(stage, [0.9] * 10 + [0.0] * 30)
@@ -112,7 +112,7 @@ def test_where_padding_is_long_a_segment_waits_for_its_neighbour():
     assert np.flatnonzero(far["end"] >= 0)[0] == 28  # no neighbour within 600 ms
 
 
-def test_the_flush_closes_what_is_open():
+def test_flush_closes_the_open_segment():
     made = rows(SpeechSegments(SIGNAL), [0.0] * 4 + [0.9] * 20)
     assert len(made["end"]) == 25
     assert (made["start"][-1], made["end"][-1]) == (4 * 512 - 480, 24 * 512)
@@ -134,7 +134,7 @@ def test_a_probability_that_is_not_finite_is_refused():
         ({"hops": 2, "pending": -2}, "pending is -2"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+def test_impossible_states_are_not_restored(bad, says):
     stage = SpeechSegments(SIGNAL)
     with pytest.raises(SnapshotError, match=says):
         stage.load(
@@ -167,6 +167,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
+def test_bad_options_are_refused_at_construction(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         SpeechSegments(signal, **options)

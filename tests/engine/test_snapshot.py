@@ -79,7 +79,7 @@ def one(**changed: object) -> dict[str, object]:
     return {"pipeline": "p", "seq": 0, "ended": False, "stages": [["m", [["h", "uint8", [2]]]]]} | changed
 
 
-def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
+def test_unchanged_base_snapshot_is_accepted() -> None:
     assert decode(made_up(one(), b"ab")).stages[0][1]["h"].tobytes() == b"ab"
 
 
@@ -113,7 +113,7 @@ def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
         (made_up(one(stages=None), b"ab"), "makes no sense"),
     ],
 )
-def test_a_snapshot_that_somebody_made_up(blob: bytes, words: str) -> None:
+def test_forged_snapshot_is_refused(blob: bytes, words: str) -> None:
     with pytest.raises(SnapshotError, match=words):
         decode(blob)
 
@@ -129,7 +129,7 @@ json_values = st.recursive(
     header=json_values | st.builds(lambda k, v: one(**{k: v}), st.sampled_from(list(one())), json_values),
     tail=st.binary(max_size=20),
 )
-def test_any_header_is_taken_or_refused(header: object, tail: bytes) -> None:
+def test_any_header_is_accepted_or_refused(header: object, tail: bytes) -> None:
     with suppress(SnapshotError):
         decode(made_up(header, tail))
 
@@ -198,7 +198,7 @@ def test_more_rows_than_memory() -> None:
         Arena([state("h", ("slot", 1024))], 2**48)
 
 
-def test_what_decode_would_refuse_is_not_encoded() -> None:
+def test_state_that_decode_would_refuse_is_not_encoded() -> None:
     for odd in (np.zeros(2, np.complex64), np.zeros((1,) * 9, np.float32)):
         with pytest.raises(SnapshotError, match="a snapshot holds"):
             encode(Snapshot("p", 1, False, (("m", {"h": odd}),)))

@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, machine: Machine, width: int, **opti
     return source
 
 
-def test_shares_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentages_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 10 s: 3 busy, 1 waiting for a disk, 6 idle; a guest's second counts once. 500 bytes in 0.5 s."""
     machine = Machine(
         cpu_times=[Times(10, 5, 100, 2, 1), Times(12, 6, 106, 3, 2), Times(12, 6, 106, 3, 2)],
@@ -87,7 +87,7 @@ def test_the_pace_is_the_clocks_and_does_not_drift(
     assert "host: 5 ticks were missed" in capsys.readouterr().err
 
 
-def test_a_row_is_paced_and_real() -> None:
+def test_rows_are_paced_and_real() -> None:
     """The real sensors of this machine: psutil's own numbers are the oracle for current values."""
     source = host.Host(signal(2, None, TensorSpec("time", "float64")), ["memory", "cpu"], rate=20.0)
     rows = list(islice(source.chunks(1), 4))
@@ -121,12 +121,12 @@ def test_every_metric_has_a_value() -> None:
         (Signal((TensorSpec("x", "int64"),)), {}, "sensors give fractions, but the pipeline takes x: int64"),
     ],
 )
-def test_what_cannot_be(given: Signal, options: dict[str, Any], says: str) -> None:
+def test_invalid_options_are_refused(given: Signal, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         host.Host(given, **options)
 
 
-def test_without_psutil_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_psutil_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "psutil", None)
     with pytest.raises(UsageError, match=r"need the package psutil .*pip install 'runnel\[sensors\]'"):
         host.Host(signal(1))

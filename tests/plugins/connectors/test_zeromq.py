@@ -99,7 +99,7 @@ def test_messages_at_the_rate_and_at_any(address: str, publisher: Any) -> None:
         publisher.recv()  # the end of the subscription
 
 
-def test_malformed_messages_are_left_out_and_told(
+def test_malformed_messages_are_left_out_and_reported(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = [
@@ -126,14 +126,14 @@ def test_malformed_messages_are_left_out_and_told(
         ([bytes(8)], "1 frames, not a topic and 2 of numbers"),
     ],
 )
-def test_malformed_raw_numbers_end_the_run_where_that_is_asked_for(
+def test_malformed_raw_numbers_end_the_run_if_requested(
     address: str, publisher: Any, message: list[bytes], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         hear(Sub(TWO, address, format="raw", malformed="refuse"), publisher, message, rows=1)
 
 
-def test_what_came_before_a_refused_message_counts(address: str, publisher: Any) -> None:
+def test_messages_before_a_refused_one_count(address: str, publisher: Any) -> None:
     source = Sub(X, address, malformed="refuse")
     publisher.recv()
     publisher.send_multipart([b"[1, 2]"])
@@ -146,7 +146,7 @@ def test_what_came_before_a_refused_message_counts(address: str, publisher: Any)
 
 
 @pytest.mark.parametrize("form", ["json", "raw"])
-def test_what_is_published_is_heard(address: str, form: Any) -> None:
+def test_sub_receives_what_pub_sends(address: str, form: Any) -> None:
     source = Sub(TWO, address, topic="out", format=form, bind=True)
     sink = Pub(TWO, address, topic="out", format=form, connect=True)
     n, x = np.array([2**60 + 1, 2, 3]), np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
@@ -198,7 +198,7 @@ def test_an_address_that_is_not_this_machines(address: str, says: str) -> None:
             kind(X, address)
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_socket_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pub: cannot listen at ipc://.*no/such"):
         Pub(X, f"ipc://{tmp_path}/no/such/socket")
     with pytest.raises(UsageError, match="queue must be 1 to 1000000, not 0"):
@@ -236,7 +236,7 @@ def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
     assert "a message of more than 10000 bytes ended a connection" in capsys.readouterr().err
 
 
-def test_a_publisher_that_comes_back_is_heard_again(
+def test_reconnected_publisher_is_received_again(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """libzmq reconnects then; the source must not confuse the two cases."""
