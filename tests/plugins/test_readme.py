@@ -30,10 +30,10 @@ def tabled():
         head, _, *rows = [
             [cell.strip() for cell in row.strip("|\n").split("|")] for row in table.splitlines()
         ]
-        if not head[0].startswith(("stage,", "end")):
+        if not head[0].startswith(("stage,", "connector")):
             continue
         for row in rows:
-            marks = zip(head[1:4], row[1:4], strict=True) if head[0] == "end" else [("stage", "✓")]
+            marks = zip(head[1:4], row[1:4], strict=True) if head[0] == "connector" else [("stage", "✓")]
             of = {kind for kind, mark in marks if mark}
             for name in re.findall(r"`(\w+)`", row[0]):
                 assert name not in kinds, f"{name} has two rows"
