@@ -110,7 +110,7 @@ def runnel_sources() -> Mapping[str, SourceFactory]:
 
 
         class Tone(runnel.Source):
-            """A sine of `hz` for so many seconds, at the pipeline's rate, the same in each channel."""
+            """A sine of `hz` Hz, `seconds` long, at the pipeline's rate, the same in each channel."""
 
             def __init__(self, signal: runnel.Signal, hz: float = 440.0, seconds: float = 1.0) -> None:
                 if signal.rate is None or len(signal.tensors) != 1:

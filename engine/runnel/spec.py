@@ -156,11 +156,11 @@ class Framing:
 class Blocks:
     """How a model with lookahead takes ticks: in blocks, each with the ticks that follow it.
 
-    Step k sees ticks ``[k*ticks, k*ticks + window)`` and returns rows for the first `ticks` of them; its
+    Step k sees ticks ``[k*ticks, k*ticks + window)`` and returns outputs for the first `ticks` of them; its
     states are then those after the block. If the stream ends within a window, the rest of the window is
     padded. The input `present` holds the number of real ticks in the window, and the output `kept` holds the
-    number of rows that belong to the stream. The row of a tick comes at most `latency` ticks after it. (The
-    latency-controlled BLSTM of Zhang et al. 2016, https://arxiv.org/abs/1510.08983.)
+    number of outputs that belong to the stream. The output of a tick comes at most `latency` ticks after it.
+    (The latency-controlled BLSTM of Zhang et al. 2016, https://arxiv.org/abs/1510.08983.)
     """
 
     ticks: int
@@ -187,7 +187,7 @@ class Blocks:
 
     @property
     def latency(self) -> int:
-        """Ticks from the first tick of a block until its row is returned."""
+        """Ticks from the first tick of a block until its output is returned."""
         return self.window - 1
 
 

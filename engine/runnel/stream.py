@@ -112,7 +112,7 @@ class Stream:
                 self._notices.deliver()
 
     def generate(self, steps: int) -> Out:
-        """Generate `steps` time steps without input, 1 to `runnel.stage.MAX_STEPS`; return one row for each.
+        """Generate `steps` time steps without input, 1 to `runnel.stage.MAX_STEPS`; return the outputs.
 
         For a pipeline whose file feeds all its inputs back ([feedback]): each step gets the output of the
         step before, and the first step gets the last output or the initial value. Returns a dict of arrays as
@@ -223,7 +223,7 @@ class Stream:
         """Statistics of the current float states of its models, by ``stage.name``.
 
         `rms`, `peak` and `distance` (from the initial state) are in the state's own unit; `saturated` is a
-        share, 0 to 1. They are computed on each access, whatever [health] says.
+        share, 0 to 1. They are computed on each access, regardless of [health].
         """
         self._check_open()
         return MappingProxyType(self._health.of(self._states))

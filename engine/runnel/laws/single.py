@@ -113,8 +113,8 @@ def determinism(trial: Trial) -> None:
 def chunking(trial: Trial) -> None:
     """The law: however the samples are cut, the outputs and the flush concatenated are the same.
 
-    To keep it: keep in the state all earlier samples that a row needs; compute nothing per chunk (a mean, a
-    first row, a rounding of lengths).
+    To keep it: store in the state all earlier samples that an output needs; compute nothing per chunk (a
+    mean, a first value, a rounding of lengths).
     """
     whole = play(trial.factory(), [trial.part(0, trial.steps)])
     single = play(trial.factory(), [trial.part(t, t + 1) for t in range(trial.steps)])
@@ -124,7 +124,7 @@ def chunking(trial: Trial) -> None:
 
 
 def empty(trial: Trial) -> None:
-    """The law: an empty chunk gives no rows and changes nothing after it.
+    """The law: an empty chunk gives no output and changes nothing after it.
 
     To keep it: make `step` work for arrays of length 0; an early `return state, self.outputs.empty()` does.
     """

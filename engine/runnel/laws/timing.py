@@ -8,23 +8,23 @@ from ..spec import Array
 from .single import conforms
 from .trial import LawBroken, Trial, play
 
-POINTS = 8  # how many inputs are changed to see which rows change
+POINTS = 8  # how many inputs are changed to see which outputs change
 
 
 def latency(trial: Trial) -> None:
     """The law: the stated latency and ratio are the true ones, as far as can be seen from outside.
 
-    Row j lies at input time j * down / up. Two things are checked: how many inputs are needed before a row
-    comes out, and whether the row that should describe input k changes if input k does. A row stands for
+    Output time step j lies at input time j * down / up. Two things are checked: how many inputs are needed
+    before it comes, and whether the one that should describe input k changes if input k does. It stands for
     down/up inputs, and the stated latency may lie anywhere within those. If a stage has unlimited memory, its
-    rows do not show what they describe, and only the first is checked.
+    output does not show what it describes, and only the first is checked.
 
-    To keep it: set `latency`, in input time steps, and `ratio`, (up, down); set ratio None if rows come at
+    To keep it: set `latency`, in input time steps, and `ratio`, (up, down); set ratio None if output comes at
     irregular times.
     """
     stage = trial.factory()
     if stage.ratio is None:
-        return  # irregular rows: nothing is stated that could be wrong
+        return  # irregular output: nothing is stated that could be wrong
     up, down = stage.ratio
     grain = -(-down // up)
     held, rows = 0, 0
@@ -39,13 +39,13 @@ def latency(trial: Trial) -> None:
                 )
             held, rows = max(held, wait), rows + 1
     if not rows:
-        return  # all rows are held until the flush: longer samples would show more
+        return  # all output is held until the flush: longer samples would show more
     if stage.latency <= held - grain:
         raise LawBroken(
             "latency",
             f"{stage.latency} is stated, but a row came {held} inputs late at a ratio of {up}/{down}",
         )
-    shift = max(0, stage.latency - held)  # the rest of the latency must be in the rows' content
+    shift = max(0, stage.latency - held)  # the rest of the latency must be in the content of the outputs
     reached = {k: _changed(trial, k) for k in _points(trial.steps, shift)}
     if not any(changed.size for changed in reached.values()):
         return
@@ -67,7 +67,7 @@ def flush(trial: Trial) -> None:
     stage = trial.factory()
     conforms("flush", stage, stage.flush(stage.open())[1])
     if stage.ratio is None or stage.ratio[1] != 1:
-        return  # a row for several steps: the last steps may be too few for a row
+        return  # one output for several steps: the last steps may be too few for it
     rows = len(next(iter(play(trial.factory(), [trial.part(0, trial.steps)]).values())))
     missing = trial.steps - rows // stage.ratio[0]
     points = _points(trial.steps, 2 * missing)
@@ -91,7 +91,7 @@ def _points(steps: int, shift: int) -> list[int]:
 
 
 def _changed(trial: Trial, k: int, sign: int = 1) -> Array:
-    """Return the rows that change if input k changes."""
+    """Return the output time steps that change if input k changes."""
     other = trial.part(0, trial.steps)
     for array in other.values():
         if array.dtype.kind == "f":

@@ -29,7 +29,7 @@ def enclosed(model: Stage, blocks: Blocks, rate: float | None, present: str, kep
 
 
 class Gather(Stage):
-    """Collect ticks into windows: step k returns ticks ``[k*ticks, k*ticks + window)`` as one row.
+    """Collect ticks into windows: step k returns ticks ``[k*ticks, k*ticks + window)`` as one time step.
 
     State: the ticks from the start of the next block, fewer than `window`. `flush` returns the incomplete
     blocks, padded with copies of the last tick; `present` holds the number of real ticks.
@@ -83,7 +83,7 @@ class Gather(Stage):
         window, ticks = self.blocks.window, self.blocks.ticks
         steps = -(-count // ticks)
         room = (steps - 1) * ticks + window
-        # Copies of the last tick are typical input for the model; no row that is kept depends on them.
+        # Copies of the last tick are typical input for the model; no output that is kept depends on them.
         padded = {n: np.concatenate((a, np.repeat(a[-1:], room - count, axis=0))) for n, a in state.items()}
         present = np.minimum(count - ticks * np.arange(steps), window).astype(np.int32)
         return self._initial, self._windows(padded, steps, present)
@@ -99,7 +99,7 @@ class Gather(Stage):
 
 
 class Spread(Stage):
-    """Split the rows of blocks into ticks, without the rows of padding. No state."""
+    """Split blocks of output into ticks, without the padding. No state."""
 
     def __init__(self, blocked: Signal, blocks: Blocks, kept: str, rate: float | None) -> None:
         """`blocked`: the model's output, (ticks, ...) per step, and `kept`. `rate`: of the ticks."""

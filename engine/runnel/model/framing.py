@@ -10,7 +10,7 @@ from ..stage import Arrays, Chunk, Stage, State, require_finite
 
 
 class Frame(Stage):
-    """Cut a signal into overlapping windows, one per row.
+    """Cut a signal into overlapping windows, one per time step.
 
     Step k sees samples ``[k*hop - context, k*hop + hop)`` with ``context = window - hop`` and zeros before
     the first sample. Chunks of (T, ...) become chunks of (steps, window, ...). State: the last `context`

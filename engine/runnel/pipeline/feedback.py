@@ -83,9 +83,9 @@ def _named(signal: Signal, name: str, location: str, kind: str) -> TensorSpec:
 
 
 class Feedback(Stage):
-    """A pipeline that feeds back the outputs named by `loop_inputs`: each tick makes one row, latency 0.
+    """A pipeline that feeds back the outputs named by `loop_inputs`: each tick has one output, latency 0.
 
-    Raises PipelineError if an inner stage does not make one row for each row at once.
+    Raises PipelineError if an inner stage does not return one time step for each, at once.
     """
 
     name = "feedback"

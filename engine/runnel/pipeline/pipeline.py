@@ -214,7 +214,7 @@ class Pipeline:
         for i, runner in enumerate(self.runners):
             after[i], chunk = runner.step(states[i], chunk)
             if i < last and not len(next(iter(chunk.values()))):
-                return tuple(after), self.outputs.empty()  # no rows for the later stages
+                return tuple(after), self.outputs.empty()  # nothing for the later stages
         return tuple(after), self._unlocked(chunk)
 
     def flush(self, states: States) -> tuple[States, Chunk]:
@@ -350,7 +350,7 @@ class Pipeline:
             flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]
         before = list(zip(*states, strict=True))  # each stage's states
         after: list[Sequence[State]] = list(before)
-        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks still have rows
+        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks still have time steps
         ended: dict[int, Chunk | RunnelError] = {}  # outcomes of the other streams
         last = len(self.runners) - 1
         for k, runner in enumerate(self.runners):
@@ -368,7 +368,7 @@ class Pipeline:
                     continue
                 column[i], chunk = result
                 if k < last and not len(next(iter(chunk.values()))):
-                    ended[i] = self.outputs.empty()  # no rows for the later stages
+                    ended[i] = self.outputs.empty()  # nothing for the later stages
                 else:
                     going.append(i)
                     remaining.append(chunk)
