@@ -48,7 +48,7 @@ class Engine:
         self._notices = notices or Notices()
         self.health = Health(pipeline, health or Settings())
         self._streams: dict[str, Stream] = {}
-        self._calls = Calls(self._mend)
+        self._calls = Calls(self._repair)
         self._passages: set[Passage] = set()  # chunks that are being stepped in slices
         self._numbers = itertools.count(1)
 
@@ -306,7 +306,7 @@ class Engine:
         stream = Stream(
             self.pipeline, id, states, self._calls, self._forget, self._notices, self.health, seq, ended
         )
-        self._calls.made = stream
+        self._calls.opening = stream
         self._notices.queue("opened", id, seq, reason)
         self._streams[id] = stream
         return stream
@@ -317,10 +317,10 @@ class Engine:
         states, stream._states = stream._states, ()
         self.pipeline.close(states)
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """After an interrupted call, release what it had claimed or had not yet released."""
         for stream in list(self._streams.values()):
-            if stream is self._calls.made:
+            if stream is self._calls.opening:
                 stream._closed = True
                 self._notices.queue("closed", stream.id, stream.seq, "interrupted")
             if stream._closed:

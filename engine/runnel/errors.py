@@ -36,13 +36,13 @@ class ChunkError(RunnelError):
 
 
 class EmptyChunkError(ChunkError):
-    """A chunk with no time steps in it."""
+    """A chunk without time steps."""
 
     code = "EMPTY_CHUNK"
 
 
 class NonFiniteError(ChunkError):
-    """A NaN or an infinity in the input, or in what a stage made of it."""
+    """A NaN or an infinity in the input, or in a stage's output."""
 
     code = "NON_FINITE"
     state = ""  # the model's state that became non-finite, as ``stage.name``, if it was a state
@@ -79,25 +79,25 @@ class StreamEndedError(StreamError):
 
 
 class GapError(StreamError):
-    """A ``seq`` beyond the next one: what lies between has not arrived, or has failed."""
+    """A ``seq`` beyond the next one: requests between have not arrived, or have failed."""
 
     code = "GAP"
 
 
 class ConflictError(StreamError):
-    """A ``seq`` that was applied, or an epoch that was begun, with another payload: two took one number."""
+    """A ``seq`` that was applied, or an epoch that was begun, with another payload: it was used twice."""
 
     code = "CONFLICT"
 
 
 class AlreadyAppliedError(StreamError):
-    """A ``seq`` that was applied so long ago that its reply is no longer kept."""
+    """A ``seq`` that was applied, and whose reply is no longer in the reply cache."""
 
     code = "ALREADY_APPLIED"
 
 
 class FencedError(StreamError):
-    """An epoch that is not the stream's: it is in other hands."""
+    """An epoch that is not the stream's: another client has the stream."""
 
     code = "FENCED"
 
@@ -146,7 +146,7 @@ class StageError(RunnelError):
 
 
 class SlowStageError(StageError):
-    """A stage took longer for a chunk than the pipeline's limit; what it made was thrown away."""
+    """A stage took longer for a chunk than the pipeline's limit; its result was discarded."""
 
     code = "STAGE_SLOW"
     retry = True
@@ -165,7 +165,7 @@ class CertificateError(ModelError):
 
 
 class ProviderError(ModelError):
-    """An onnxruntime execution provider that is not here."""
+    """An onnxruntime execution provider that is not available."""
 
     code = "NO_PROVIDER"
 
@@ -189,7 +189,7 @@ class WireError(RunnelError):
 
 
 class TooLargeError(WireError):
-    """A message that is larger than any may be: send smaller chunks."""
+    """A message above the size limit: send smaller chunks."""
 
     code = "TOO_LARGE"
 

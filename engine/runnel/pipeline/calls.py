@@ -18,15 +18,15 @@ from ..notices import Notices
 class Calls:
     """Whether a call of an engine is running, and the clean-up after an interrupted call."""
 
-    __slots__ = ("_mend", "busy", "made", "torn")
+    __slots__ = ("_repair", "busy", "dirty", "opening")
 
-    def __init__(self, mend: Callable[[], None]) -> None:
-        """`mend`: frees the storage that no open stream uses."""
+    def __init__(self, repair: Callable[[], None]) -> None:
+        """`repair`: frees the storage that no open stream uses."""
         self.busy = False
         # The stream that the call opens: no caller has it if the call is interrupted.
-        self.made: object = None
-        self.torn = False  # a call was interrupted, and `mend` has not completed since
-        self._mend = mend
+        self.opening: object = None
+        self.dirty = False  # a call was interrupted, and `repair` has not completed since
+        self._repair = repair
 
     def refuse(self) -> NoReturn:
         raise StreamError(
@@ -36,12 +36,12 @@ class Calls:
 
     def interrupted(self) -> None:
         """Clean up after a call that ended with a BaseException that is not an Exception, such as Ctrl-C."""
-        self.torn = True
-        self.mend()
+        self.dirty = True
+        self.repair()
 
-    def mend(self) -> None:
-        self._mend()
-        self.torn = False
+    def repair(self) -> None:
+        self._repair()
+        self.dirty = False
 
 
 class _Caller(Protocol):
@@ -66,10 +66,10 @@ def exclusive(
         calls = self._calls
         if calls.busy:
             calls.refuse()
-        calls.busy, calls.made = True, None
+        calls.busy, calls.opening = True, None
         try:
-            if calls.torn:
-                calls.mend()
+            if calls.dirty:
+                calls.repair()
             return method(self, *args, **kwargs)
         except Exception:
             raise
