@@ -22,7 +22,10 @@ from .stage import Arrays, Chunk, Results, Stage, State, require_finite
 
 
 class Batch(Sequence[Chunk]):
-    """Chunks of equal length, stacked: arrays of shape (streams, T, ...). Item i is the chunk of stream i."""
+    """Chunks of equal length, stacked: arrays of shape (streams, T, ...).
+
+    Item i is the chunk of stream i.
+    """
 
     __slots__ = ("arrays",)
 
@@ -62,7 +65,7 @@ class BatchResult(Sequence[tuple[State, Chunk]]):
 
 
 def stack(chunks: Sequence[Chunk]) -> Batch | None:
-    """Stack the chunks without a copy if they are a batch already; None if their lengths differ."""
+    """Stack the chunks; None if their lengths differ. A batch is returned as it is."""
     if isinstance(chunks, Batch):
         return chunks
     first = chunks[0]
@@ -90,7 +93,7 @@ class RowStage(Stage):
 
     @abc.abstractmethod
     def rows(self, arrays: Chunk) -> Chunk:
-        """Return `outputs` for `inputs`: arrays of shape (T, ...) or (streams, T, ...), T >= 0.
+        """Return `outputs` for `inputs`: arrays (T, ...) or (streams, T, ...), T >= 0.
 
         Use only the axes of one time step, counted from the last. `arrays` must not be changed.
         """
@@ -119,7 +122,7 @@ class RowStage(Stage):
 
 
 class StackedStage(Stage):
-    """A stage whose state has fixed shapes, so that the states of streams can be stacked.
+    """A stage with a state of fixed shapes, which can be stacked for a batch.
 
     A subclass defines `initial` and `advance`. The input is checked to be finite before `advance`, because a
     NaN would stay in the state. `finite` = False turns the check off.
@@ -129,14 +132,14 @@ class StackedStage(Stage):
 
     @abc.abstractmethod
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
-        """Return the next states and the outputs: arrays (streams, ...) and (streams, T, ...), T >= 0.
+        """Return next states (streams, ...) and outputs (streams, T, ...), T >= 0.
 
         The numbers of one stream must not depend on another stream. `state` and `chunk` must not be changed,
         and no array of the result may share memory with them.
         """
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Raise SnapshotError for a shape other than that of `initial`, or for a value that is not finite."""
+        """Load a state; SnapshotError unless the shapes are those of `initial` and all is finite."""
         for name, like in self.initial().items():
             array = arrays[name]
             if array.shape != like.shape:

@@ -48,7 +48,7 @@ def check_stage(
     seed: int = 0,
     tolerance: float = 1e-5,
 ) -> None:
-    """Check every law of `LAWS` on the stage that `factory` makes; raise LawBroken for the first broken law.
+    """Check every law of `LAWS` on a stage; raise LawBroken for the first broken one.
 
     `factory` takes no argument and makes a new stage at each call. `samples` is one chunk of the stage's
     inputs with at least 16 time steps. The default is 256 time steps of noise: pass real samples if noise has
@@ -75,6 +75,6 @@ def check_stage(
 
 
 def _advice(law: Callable[[Trial], None], stage: Stage, seed: int) -> str:
-    """Return the docstring of the law, which says how to keep it, and how to repeat the trial."""
+    """Return the law's docstring, and how to repeat the trial."""
     text = inspect.getdoc(law) or ""
     return f"\n\n{text}\n\n(stage {getattr(stage, 'name', '?')!r}, seed {seed})"

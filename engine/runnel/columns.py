@@ -31,7 +31,10 @@ _IDS: Final = re.compile(
 
 
 def columns_of(signal: Signal) -> list[str]:
-    """Return a name for each number of a time step: ``x`` for a single one, else ``y.0`` … or ``z.0.1``."""
+    """Return a name for each number of a time step.
+
+    A tensor of one number is ``x``; the numbers of others are ``y.0``, ``y.1`` … or ``z.0.1``.
+    """
     return [name for tensor in signal.tensors for name in tensor_columns(tensor)]
 
 
@@ -44,7 +47,7 @@ def tensor_columns(tensor: TensorSpec) -> list[str]:
 
 
 def other_names(signal: Signal) -> dict[str, str]:
-    """Return second names that an input may use: ``x.0`` for ``x``, if ``x`` is an array of one number."""
+    """Return second names of inputs of one number: ``x.0`` for ``x``."""
     taken = set(columns_of(signal))
     pairs = {t.name: ".".join([t.name, *["0"] * len(t.shape)]) for t in signal.tensors if t.shape}
     ones = {t.name for t in signal.tensors if math.prod(t.shape) == 1}
@@ -52,12 +55,12 @@ def other_names(signal: Signal) -> dict[str, str]:
 
 
 def is_time_name(name: str) -> bool:
-    """Whether a column of that name holds the time of a row: ``time``, ``Timestamp``, ``t_ms`` …"""
+    """Whether such a column holds times: ``time``, ``Timestamp``, ``t_ms`` …"""
     return _TIMES.fullmatch(name.strip().lower()) is not None
 
 
 def is_row_name(name: str) -> bool:
-    """Whether a column of that name numbers the rows: ``id``, ``index``, or an empty name, as from pandas."""
+    """Whether such a column numbers the rows: ``id``, ``index``, or an empty name."""
     return _IDS.fullmatch(name.strip().lower()) is not None
 
 
@@ -127,7 +130,10 @@ def choose_columns(
 
 
 def is_ordered(values: Sequence[float | None]) -> bool:
-    """Whether the numbers only rise or only fall, as a time or an id does; False for fewer than ORDERED."""
+    """Whether the numbers only rise or only fall, as a time does.
+
+    False for fewer than ORDERED numbers.
+    """
     if len(values) < ORDERED:
         return False
     known = [value for value in values if value is not None]
@@ -136,7 +142,10 @@ def is_ordered(values: Sequence[float | None]) -> bool:
 
 
 def _advice(wanted: int, header: Sequence[str], numeric: Sequence[str], rises: Callable[[str], bool]) -> str:
-    """Advise which columns to choose. A time or an id is never proposed: a model cannot use its numbers."""
+    """Advise which columns to choose.
+
+    Never a time or an id, whose numbers a model cannot use.
+    """
     fit = [n for n in numeric if not (is_time_name(n) or is_row_name(n) or rises(n))]
     time = next((name for name in header if is_time_name(name)), None)
     advice = ""
@@ -179,7 +188,7 @@ def flat(tensor: TensorSpec, array: Array) -> Array:
 
 
 def label_texts(tensor: TensorSpec) -> dict[int, str] | None:
-    """Return the label of each number; None if the tensor has no labels or is not of integers."""
+    """Return the label of each number; None without labels, or for floats."""
     if not tensor.labels or np.dtype(tensor.dtype).kind not in "iu":
         return None
     return dict(enumerate(tensor.labels))

@@ -31,10 +31,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def chunks(self, block: int) -> Iterator[Chunk]:
-        """Return the input in chunks of 1 to `block` time steps of the signal; a live input in chunks as they
-        come.
+        """Yield the input in chunks of 1 to `block` time steps.
 
-        Called once. Raises UsageError, with the position, for input that cannot be read.
+        A live input is returned as it comes. Called once. Raises UsageError, with the position, for input
+        that cannot be read.
         """
 
     def close(self) -> None:  # noqa: B027 - many sources hold no resource

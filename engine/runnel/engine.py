@@ -231,9 +231,10 @@ class Engine:
 
     @exclusive
     def begin(self, stream: Stream, chunk: Array | Chunk) -> Passage:
-        """Start to apply a chunk in slices, with `advance`; the stream does not change before the last slice.
+        """Start to apply a chunk in slices; see `advance`.
 
-        Raises as `Stream.feed` does; LimitError if MAX_PASSAGES have started.
+        The stream does not change before the last slice. Raises as `Stream.feed` does; LimitError if
+        MAX_PASSAGES have started.
         """
         if stream._pipeline is not self.pipeline:
             self._refuse(stream)
@@ -331,7 +332,7 @@ class Engine:
 
 
 def _rounds(streams: Sequence[Stream]) -> list[Sequence[int]]:
-    """Group the indices into rounds with each stream at most once; a stream's chunks keep their order."""
+    """Group the indices into rounds with each stream at most once, in order."""
     if len(set(streams)) == len(streams):
         return [range(len(streams))]
     rounds: list[list[int]] = []

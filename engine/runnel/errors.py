@@ -219,12 +219,12 @@ def _walk(cls: type[RunnelError]) -> list[type[RunnelError]]:
 
 
 def by_code(code: str) -> type[RunnelError]:
-    """Return the class with this ``code``; ``RunnelError`` for a code that this version does not know."""
+    """Return the class with this ``code``, or ``RunnelError``."""
     return next((cls for cls in _walk(RunnelError) if cls.code == code), RunnelError)
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return ' (did you mean 'hop'?)' for a word near a known one, else a list of the known words."""
+    """Return ' (did you mean 'hop'?)' for a near word, else the known words."""
     close = get_close_matches(word, known, n=1, cutoff=0.75)
     if close:
         return f" (did you mean {close[0]!r}?)"

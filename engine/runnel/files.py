@@ -93,7 +93,7 @@ def _open(path: Path) -> int:
 
 
 def regular(path: Path, kind: str) -> Path:
-    """Return `path` if it is a regular file, which allows seeking; else raise UsageError with the `kind`."""
+    """Return `path` if it is a regular file; else raise UsageError with the `kind`."""
     try:
         odd = not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode)
     except OSError as error:
@@ -105,10 +105,10 @@ def regular(path: Path, kind: str) -> Path:
 
 
 class Lines(Iterator[str]):
-    """Lines of text with their line ends, as they arrive: UTF-8, or UTF-16 with a byte order mark.
+    """Lines of text as they arrive, with their line ends.
 
-    `more`: whether the next line is available without waiting. Raises UsageError for a line longer than
-    `MAX_LINE`, and for bytes in another encoding.
+    The text is UTF-8, or UTF-16 with a byte order mark. `more`: whether the next line is available without
+    waiting. Raises UsageError for a line longer than `MAX_LINE`, and for bytes in another encoding.
     """
 
     def __init__(self, source: Input) -> None:
@@ -164,11 +164,11 @@ class Lines(Iterator[str]):
 
 
 class OutputFile:
-    """A file that appears under its name only when complete; until then it is hidden beside that name.
+    """A file that appears under its name only when complete.
 
-    A previous file of that name stays until then, and stays if the run fails. A file that is never closed is
-    removed. A pipe or a device is written directly. Raises UsageError if the path cannot be written, or if
-    `seek` is set and the path does not allow seeking.
+    Until then it is hidden beside that name. A previous file of that name stays until then, and stays if the
+    run fails. A file that is never closed is removed. A pipe or a device is written directly. Raises
+    UsageError if the path cannot be written, or if `seek` is set and the path does not allow seeking.
     """
 
     def __init__(self, path: Path, seek: bool = False) -> None:
@@ -192,8 +192,9 @@ class OutputFile:
             raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
 
     def close(self, whole: bool) -> None:
-        """Move the file to its name, or remove it. Raises OSError if the disk is full; the file is then
-        removed.
+        """Move the file to its name, or remove it.
+
+        Raises OSError if the disk is full; the file is then removed.
         """
         try:
             self.file.close()

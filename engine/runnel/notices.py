@@ -52,7 +52,10 @@ are waiting already.
 
 
 class Notices:
-    """The listeners, each called for every notice. An error of a listener is logged; it stays registered."""
+    """The listeners, each called for every notice.
+
+    An error of a listener is logged; it stays registered.
+    """
 
     __slots__ = ("_delivering", "_listeners", "waiting")
 

@@ -42,7 +42,7 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """Return the snapshot as bytes, the same for equal states however their arrays are laid out.
+    """Return the snapshot as bytes: equal states give equal bytes.
 
     Raises SnapshotError for a state that `decode` would refuse.
     """
@@ -89,7 +89,7 @@ def decode(
     checked: bool = False,
     most_header: int = MAX_HEADER,
 ) -> Snapshot:
-    """Read a snapshot; the arrays are read-only. Raises SnapshotError if the bytes are not a valid snapshot.
+    """Read a snapshot; the arrays are read-only. Raises SnapshotError.
 
     `admit` is called before any array is made, and may raise, so that a foreign snapshot costs almost
     nothing. `checked`: the caller has verified the checksum. `most_header`: a longer header, in bytes, cannot

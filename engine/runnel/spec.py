@@ -38,7 +38,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One named array of a chunk. ``shape`` is the shape of one time step, without the time axis.
+    """One named array of a chunk; ``shape`` is that of one time step.
 
     `labels`: the meanings of the numbers 0, 1, 2 …, if they have any. They are for readers and are ignored
     when two stages are matched. A number without a label (such as -1) has no meaning.
@@ -154,7 +154,7 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a model with lookahead takes ticks: in blocks, each with the ticks that follow it.
+    """Blocks of ticks with a lookahead, as a model takes them.
 
     Step k sees ticks ``[k*ticks, k*ticks + window)`` and returns outputs for the first `ticks` of them; its
     states are then those after the block. If the stream ends within a window, the rest of the window is

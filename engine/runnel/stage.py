@@ -101,7 +101,7 @@ class Stage(abc.ABC):
         return state, self.outputs.empty()
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
-        """Run `step` for several streams; the error of a stream takes the place of its result.
+        """Run `step` for several streams; errors replace results.
 
         To be faster than this loop, derive from `RowStage` or `StackedStage` (batch.py).
         """
@@ -146,10 +146,11 @@ class Stage(abc.ABC):
     # so a step whose result was discarded may be repeated.
 
     def fork(self, state: State) -> State:
-        """Return a copy of `state` with its own storage, to be stepped while the stream keeps `state`.
+        """Return a copy of `state` with its own storage.
 
-        Each fork ends in one `land` or one `drop`. Raises LimitError if no storage is left; `state` is then
-        unchanged. Default: `state` itself, because a dict of arrays needs no storage here.
+        The copy is stepped while the stream keeps `state`. Each fork ends in one `land` or one `drop`. Raises
+        LimitError if no storage is left; `state` is then unchanged. Default: `state` itself, because a dict
+        of arrays needs no storage here.
         """
         return state
 
@@ -166,7 +167,7 @@ class Stage(abc.ABC):
 
 
 def as_error(name: str, error: Exception) -> RunnelError:
-    """Return a RunnelError as it is; wrap any other error in a StageError with stage and cause."""
+    """Return the error; wrap it in a StageError unless it is a RunnelError."""
     if isinstance(error, RunnelError):
         return error
     if isinstance(error, MemoryError):
@@ -205,7 +206,7 @@ def require_finite(name: str, array: Array, stage: str) -> None:
 
 
 def misdeclared(stage: Stage) -> str:
-    """Return what is wrong with a stage's attributes, as a text for its author; "" if nothing is."""
+    """Return what is wrong with a stage's attributes; "" if nothing is."""
     for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
         value = getattr(stage, part, None)
         if not isinstance(value, kind):

@@ -124,7 +124,7 @@ class Stream:
 
     @exclusive
     def flush(self) -> Out:
-        """End the stream and return what the stages still hold (one array if there is one output).
+        """End the stream and return what the stages still hold.
 
         Afterwards `feed` and `flush` raise StreamEndedError until `reset`. Raises as `feed` does; the stream
         has then not ended.
@@ -151,7 +151,7 @@ class Stream:
 
     @exclusive
     def rewind(self, blob: bytes) -> None:
-        """Return to a snapshot of this pipeline, taken from this stream or another one; the id stays.
+        """Return to a snapshot of this pipeline; the stream's id stays.
 
         Raises SnapshotError for damaged bytes or the snapshot of another pipeline; the stream is then
         unchanged.

@@ -37,7 +37,7 @@ STILL: Final = 1.0  # seconds: time stamps are rarely rounded to more than whole
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The pace of rows, in seconds: the mean step without the gaps (`period`) and with them (`mean`)."""
+    """The pace of rows, in seconds. `period`: without gaps, `mean`: with gaps."""
 
     period: float
     mean: float
@@ -57,7 +57,7 @@ class Pace:
 
 
 def pace(stamps: Array) -> Pace | None:
-    """Return the pace of rows with these ascending times in seconds; None if no time passes."""
+    """Return the pace of ascending times in seconds; None if no time passes."""
     steps = np.diff(stamps)
     moving = steps[steps > 0]
     if not len(moving):
@@ -92,7 +92,10 @@ class RowClock:
         return self._live or self._judged
 
     def follow(self, seconds: float) -> None:
-        """Add the next row's time. Raises ValueError if time runs backwards, UsageError at a wrong rate."""
+        """Add the next row's time.
+
+        Raises ValueError if time runs backwards, UsageError at a wrong rate.
+        """
         if self._window and seconds < self._window[-1]:
             raise ValueError(
                 f"time runs backwards, from {self._window[-1]!r} to {seconds!r} s: sort the rows, or give "

@@ -1,1 +1,1 @@
-"""The plugins that come with Runnel, one stage per file, found by entry points like any other plugin."""
+"""The plugins that come with Runnel, found by entry points like any other."""

@@ -16,7 +16,10 @@ def one(
     what: str,
     option: str = "of",
 ) -> TensorSpec:
-    """Return the array named by the option, or the only one that fits; PipelineError names `what` fits."""
+    """Return the array named by the option, or the only one that fits.
+
+    Raises PipelineError, which says that `what` is needed.
+    """
     if of is not None:
         named = next((t for t in inputs.tensors if t.name == of), None)
         if named is None:
@@ -36,7 +39,7 @@ def one(
 
 
 def with_tensors(stage: str, inputs: Signal, out: TensorSpec | None, *made: TensorSpec) -> Signal:
-    """Return `inputs` with `made` in place of `out`, or after all arrays if `out` is None."""
+    """Return `inputs` with `made` in place of `out`, or after all arrays."""
     if out is None:
         tensors = (*inputs.tensors, *made)
     else:

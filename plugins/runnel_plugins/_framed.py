@@ -75,7 +75,7 @@ class Framed(PhasedStage):
 
     @abc.abstractmethod
     def rows(self, frames: Array) -> Array:
-        """Return a row for each frame: (streams, n, window, ...) to (streams, n, ...), n >= 1.
+        """Return a row per frame: (streams, n, window, ...) to (streams, n, ...), n >= 1.
 
         `frames` overlap in memory: do not write to them, and return no view of them.
         """
@@ -93,7 +93,10 @@ class Framed(PhasedStage):
         return len(state["samples"]), bool(state["begun"])
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Refuse too many samples, which would make too many frames, or too few, which would make none."""
+        """Load a state; SnapshotError for too many samples or too few.
+
+        They would make too many frames, or never one.
+        """
         held, begun = arrays["samples"], bool(arrays["begun"])
         least = self._seen - self.hop if begun else len(self._initial)
         if not least <= len(held) < self._seen or held.shape[1:] != self._tensor.shape:

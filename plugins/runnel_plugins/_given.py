@@ -40,7 +40,7 @@ def _is_float(tensor: TensorSpec) -> bool:
 
 
 def require_small(stage: str, rows: int, tensors: Iterable[TensorSpec]) -> None:
-    """Raise PipelineError if `rows` time steps of all `tensors` are too large to hold for a stream."""
+    """Raise PipelineError if `rows` time steps of all `tensors` are too large."""
     held = rows * sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors)
     if held > MAX_HELD:
         raise PipelineError(
@@ -49,7 +49,10 @@ def require_small(stage: str, rows: int, tensors: Iterable[TensorSpec]) -> None:
 
 
 def per_feature(stage: str, option: str, value: float | list[float], tensor: TensorSpec) -> Array:
-    """Return a number, or one per element of the tensor's last axis, as an array of its dtype."""
+    """Return a number, or one per feature, as an array of the tensor's dtype.
+
+    A feature is an element of the last axis.
+    """
     if isinstance(value, list) and (not tensor.shape or len(value) != tensor.shape[-1]):
         size = tensor.shape[-1] if tensor.shape else "no"
         raise PipelineError(
@@ -72,7 +75,7 @@ def finite_option(stage: str, option: str, value: float, above: float = -math.in
 
 
 def require_state(stage: str, arrays: Arrays, like: Arrays) -> None:
-    """Raise SnapshotError unless `arrays` have the shapes of `like`, and hold no NaN and no infinity."""
+    """Raise SnapshotError unless `arrays` are finite, with the shapes of `like`."""
     for name, wanted in like.items():
         if arrays[name].shape != wanted.shape:
             raise SnapshotError(f"{stage}: {name!r} has shape {arrays[name].shape}, expected {wanted.shape}")

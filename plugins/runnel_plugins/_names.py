@@ -11,9 +11,10 @@ MAX_BYTES = 2**24  # of a file of names: a vocabulary of a million words is smal
 
 
 def given(stage: str, what: str, names: list[str] | str | None, file: Path | None) -> tuple[str, ...] | None:
-    """Return the names in order: the option's (the characters of a text), or the lines of a UTF-8 file.
+    """Return the names in order, from the option or from the file's lines.
 
-    `what`: the names of the two options, for the error. None if neither is given.
+    A text as the option is its characters. `what`: the names of the two options, for the error. None if
+    neither is given.
     """
     if names is not None and file is not None:
         raise PipelineError(f"{stage}: {what} are both given: one is enough")
@@ -21,7 +22,7 @@ def given(stage: str, what: str, names: list[str] | str | None, file: Path | Non
 
 
 def lines(stage: str, file: Path) -> tuple[str, ...]:
-    """Return the lines of a UTF-8 file, without line ends. An empty line is an empty name."""
+    """Return the lines of a UTF-8 file; an empty line is an empty name."""
     try:
         data = regular.read(file, MAX_BYTES, "a list of names", PipelineError)
     except PipelineError as error:

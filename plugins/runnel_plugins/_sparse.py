@@ -22,11 +22,11 @@ class SparseStage(Stage):
 
     @abc.abstractmethod
     def find(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Array, Chunk]:
-        """Return the next states (streams, ...), the stream of each output row, in order, and the rows (rows,
-        ...).
+        """Return the next states, the stream of each output row, and the rows.
 
-        `state` and `chunk` hold arrays (streams, ...) and (streams, T, ...), T >= 0. They must not be
-        changed, and no array of the result may share memory with them.
+        The states are (streams, ...), the rows (rows, ...) in the order of their streams. `state` and `chunk`
+        hold arrays (streams, ...) and (streams, T, ...), T >= 0. They must not be changed, and no array of
+        the result may share memory with them.
         """
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:

@@ -26,9 +26,10 @@ Function = Literal["rectangular", "hann", "hamming", "blackman", "povey"]
 
 
 def window_function(name: str, kind: str, length: int, periodic: bool = False) -> Array:
-    """Return the weights of `kind` as float64 (length,). `periodic`: over N instead of N - 1, for spectra.
+    """Return the weights of `kind` as float64 (length,).
 
-    `name`: the stage's name, for the PipelineError of an unknown kind.
+    `periodic`: over N instead of N - 1, for spectra. `name`: the stage's name, for the PipelineError of an
+    unknown kind.
     """
     if kind not in get_args(Function):
         raise PipelineError(f"{name}: the window function must be one of {get_args(Function)}, not {kind!r}")
@@ -48,11 +49,10 @@ def mel(hertz: Array | float) -> Array:
 
 
 def mel_filters(name: str, count: int, n_fft: int, rate: float, low: float, high: float) -> Array:
-    """Return each filter's weight for each line of a spectrum of `n_fft` points: float64 (n_fft // 2 + 1,
-    count).
+    """Return each filter's weights: float64 (n_fft // 2 + 1, count).
 
-    The filters lie between `low` and `high` Hz. Raises PipelineError, with the stage's `name`, if a filter
-    contains no line.
+    A row is a line of a spectrum of `n_fft` points. The filters lie between `low` and `high` Hz. Raises
+    PipelineError, with the stage's `name`, if a filter contains no line.
     """
     edges = np.linspace(mel(low), mel(high), count + 2)
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]

@@ -144,7 +144,10 @@ class _Track:
         }  # fmt: skip
 
     def take(self, x: Array, known: Array) -> tuple[Array, Array]:
-        """Return z and whether it is unusual, for one sample of each element. x is 0 if not `known`."""
+        """Return z and whether it is unusual, for one sample of each element.
+
+        x is 0 if not `known`.
+        """
         rule = self._rule
         away = x - self._mean
         z = away / np.maximum(np.sqrt(self._variance), rule._floor)

@@ -75,8 +75,9 @@ class CtcGreedy(SparseStage):
         )
 
     def initial(self) -> Arrays:
-        """`last` int64 (): the class of the last frame, -1 before the first. `frames` int64 (): frames so
-        far.
+        """The state, both int64 ().
+
+        `last`: the class of the last frame, -1 before the first. `frames`: frames so far.
         """
         return {"last": np.array(NONE, np.int64), "frames": np.array(0, np.int64)}
 

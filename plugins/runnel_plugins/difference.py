@@ -87,7 +87,7 @@ class Difference(StackedStage):
 
 
 def begin(past: Array, begun: Array, rows: Array) -> Array:
-    """Return `past` (streams, n, ...), filled with the first of `rows` for streams that have not begun."""
+    """Return `past`, filled with the first of `rows` for new streams."""
     if begun.all():
         return past
     return np.where(begun.reshape(-1, *(1 for _ in past.shape[1:])), past, rows[:, :1])

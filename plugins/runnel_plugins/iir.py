@@ -175,7 +175,10 @@ def design(kind: Kind, frequency: float | None, q: float, rate: float | None) ->
 
 
 def checked(sections: list[list[float]]) -> Array:
-    """Return the sections as float64 (n, 6) with a0 = 1; PipelineError if one is malformed or unstable."""
+    """Return the sections as float64 (n, 6) with a0 = 1.
+
+    Raises PipelineError if a section is malformed or unstable.
+    """
     if not 1 <= len(sections) <= MAX_SECTIONS:
         raise PipelineError(f"iir: 1 to {MAX_SECTIONS} sections, not {len(sections)}")
     for i, section in enumerate(sections):
@@ -196,7 +199,10 @@ def checked(sections: list[list[float]]) -> Array:
 
 
 def state_space(sections: Array) -> tuple[Array, Array, Array, float]:
-    """Return the system m' = A m + B x and y = C m + D x of all sections: A (n, n), B (n,), C (n,) and D."""
+    """Return A (n, n), B (n,), C (n,) and D of the system of all sections.
+
+    The system is m' = A m + B x and y = C m + D x.
+    """
     order = 2 * len(sections)
     a, b = np.zeros((order, order)), np.zeros(order)
     c, d = np.zeros(order), 1.0  # of the input of the next section: at first x itself

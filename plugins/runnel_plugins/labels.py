@@ -84,7 +84,7 @@ class Labels(runnel.RowStage):
 
 
 def top(flat: Array, k: int) -> tuple[Array, Array]:
-    """Return the indices and values of the k largest of each row of (rows, n), largest first.
+    """Return the indices and values of the k largest of each row, largest first.
 
     Of equal ones the first is taken. The first value of a row with a NaN is NaN.
     """

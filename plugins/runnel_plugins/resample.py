@@ -96,7 +96,10 @@ class Resample(PhasedStage):
         return int(state["position"])
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Refuse a position far away, for which outputs would be made until the memory is full."""
+        """Load a state; SnapshotError for a position far away.
+
+        Its outputs would fill the memory.
+        """
         position = int(arrays["position"])
         if not 0 <= position <= max(self.half, self.down):
             raise SnapshotError(f"{self.name}: position {position} is none that a stream can have")
@@ -173,7 +176,10 @@ class Resample(PhasedStage):
 
 
 def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:
-    """Return the filter h: float64 (2*half + 1,), half = half_width * max(up, down); gain `up` at 0 Hz."""
+    """Return the filter h: float64 (2*half + 1,), with gain `up` at 0 Hz.
+
+    half is half_width * max(up, down).
+    """
     if up == down == 1:
         return np.ones(1)
     widest = max(up, down)
@@ -185,7 +191,10 @@ def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:
 
 
 def _polyphase(taps: Array, up: int) -> Array:
-    """Return the taps p, p + up, p + 2*up, … in row p, latest sample last: float32 (up, taps per phase)."""
+    """Return the taps by phase: float32 (up, taps per phase).
+
+    Row p has the taps p, p + up, p + 2*up, …, latest sample last.
+    """
     each = -(-len(taps) // up)
     padded = np.zeros(each * up)
     padded[: len(taps)] = taps

@@ -160,7 +160,10 @@ class Sample(runnel.StackedStage):
 
 
 def uniform(seed: Array, n: Array) -> Array:
-    """Return number n (from 0) of the sequences with these seeds, both uint64: float64 in [0, 1)."""
+    """Return number n of the sequences with these seeds: float64 in [0, 1).
+
+    n counts from 0; both are uint64.
+    """
     z = seed + (n + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -33,7 +33,7 @@ MAX_SORTED = 2**20  # numbers sorted at once: bounds the memory for a long chunk
 
 
 class _Smooth(runnel.StackedStage):
-    """Common part of both kinds: the arrays, and a state of one array for each and `started`."""
+    """Common part of both kinds: their arrays and their state."""
 
     name = "smooth"
     _held: str  # name of an array's state
@@ -64,7 +64,10 @@ class _Smooth(runnel.StackedStage):
         return after, made
 
     def _smooth(self, held: Array, x: Array, started: Array) -> tuple[Array, Array]:
-        """Return the next state and output for x (streams, T > 0, features); `started` (streams, 1, 1)."""
+        """Return the next state and output for x (streams, T > 0, features).
+
+        `started`: (streams, 1, 1).
+        """
         raise NotImplementedError
 
 

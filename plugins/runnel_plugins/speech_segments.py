@@ -142,7 +142,7 @@ class SpeechSegments(runnel.StackedStage):
         }  # fmt: skip
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
-        """Run `step` for many streams: the rule of `_Track`, one hop of all streams at a time."""
+        """Run `step` for many streams, one hop of all streams at a time."""
         (given,) = chunk.values()
         probability = given.reshape(given.shape[:2]).copy()
         rows = np.full((2, *probability.shape), NONE, np.int64)

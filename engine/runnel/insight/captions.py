@@ -16,7 +16,7 @@ _MOST_STRANGE: Final = 0.1  # the share of a text that may be undecodable; numbe
 
 
 def row_texts(track: Track) -> list[str] | None:
-    """Return the text of each row, "" for none; None if the track is of numbers.
+    """Return the text of each row ("" if it has none), or None for numbers.
 
     A row is a label, or a byte of a text in UTF-8. A character is placed at its last byte.
     """
@@ -84,7 +84,7 @@ def words(texts: Sequence[str]) -> list[Run]:
 
 
 def axis_texts(record: Record) -> tuple[Track, list[str]] | None:
-    """Return an input track of texts with one row per step of the model, to label the time axis; or None."""
+    """Return an input track of texts to label the time axis, or None."""
     tick = float(record.axis.tick)
     for track in record.tracks:
         if track.kind in ("input", "to") and track.step == tick:

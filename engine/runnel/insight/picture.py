@@ -50,7 +50,10 @@ def require_libraries() -> None:
 
 
 def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
-    """Write the picture in one of `FORMATS`, the same bytes for the same record. Return the panel count."""
+    """Write the picture in one of `FORMATS`; return the number of panels.
+
+    The same record gives the same bytes.
+    """
     require_libraries()
     import matplotlib
 
@@ -86,7 +89,10 @@ def heading(track: Track) -> str:
 
 
 def envelope(values: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Return (first index, least, greatest) of at most `bins` parts of a column; NaN for an empty part."""
+    """Return (first index, least, greatest) of at most `bins` parts of a column.
+
+    They are NaN for an empty part.
+    """
     width = max(1, -(-len(values) // bins))
     padded = np.full(-(-len(values) // width) * width, np.nan)
     padded[: len(values)] = values
@@ -272,7 +278,7 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
-    """Draw one line per channel; if it has more rows than pixels, the range between least and greatest."""
+    """Draw one line per channel, or its range if rows exceed pixels."""
     bins = int(sheet.wide * _DPI)
     middle = track.start + track.step / 2
     for i in range(len(track.units)):
@@ -301,7 +307,7 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _band(axes: Any, sheet: Sheet, track: Track) -> None:
-    """Draw text: characters at their ticks, rotated words if these have no room, or names as bands."""
+    """Draw text: characters at their ticks, rotated words, or bands."""
     texts = captions.row_texts(track) or []
     upright = captions.are_characters(texts) and not sheet.legible(track)
     if upright:

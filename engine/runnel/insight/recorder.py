@@ -48,7 +48,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One tensor over time, to be drawn. Row k is at ``[start + k * step, start + (k+1) * step)``."""
+    """One tensor over time.
+
+    Row k is at ``[start + k * step, start + (k+1) * step)``.
+    """
 
     name: str  # the heading
     tensor: str
@@ -170,9 +173,10 @@ class Recorder:
         return [s.point.model for s in self._observed if s.point.kind == "states" and s.point.exported]
 
     def axis(self, rate: float | None) -> Axis:
-        """Return the time axis of the (first) model, in time steps of the input if they correspond.
+        """Return the time axis of the first model.
 
-        `rate`: the input's, if only its source knows it.
+        It counts time steps of the input, if these correspond. `rate`: the input's, if only its source knows
+        it.
         """
         models = [observed.point for observed in self._observed if observed.point.kind == "from"]
         clock = models[0].clock if models else Clock()
@@ -184,7 +188,7 @@ class Recorder:
         return Axis(clock.domain, clock.step, rates[0] if rates else None if clock.domain else rate)
 
     def choose(self, layers: Collection[str] | None, letters: Collection[str] | None) -> None:
-        """Choose the layers and letters of the probes to record; None: all. UsageError for an unknown one."""
+        """Choose the layers and letters to record; None: all. Raises UsageError."""
         here = [layer.name for probe in self.probes for layer in probe.layers]
         shown = {letter for probe in self.probes for layer in probe.layers for letter in layer.outputs}
         for option, asked, known in (("--layers", layers, here), ("--show", letters, sorted(shown))):
@@ -307,7 +311,7 @@ class Recorder:
 
 
 def _means(columns: Array) -> Array:
-    """Return the mean of each row's finite numbers; NaN if it has none, as in a sensor's gap."""
+    """Return the mean of each row's finite numbers; NaN if it has none."""
     numbers = np.isfinite(columns)
     sums = np.where(numbers, columns, 0).sum(axis=1, dtype=np.float64)
     count = numbers.sum(axis=1)
@@ -331,14 +335,14 @@ def _title(point: Point) -> str:
 
 
 def _meaning(layer: ProbeLayer, letter: str) -> str:
-    """Return the meaning of a layer's letter. Two kinds of GRU define z in opposite ways."""
+    """Return the meaning of a layer's letter; z has two, by the kind of GRU."""
     if letter != "z":
         return MEANING[letter]
     return f"{MEANING[letter]}: how much {'of the candidate is taken' if layer.takes else 'of h is kept'}"
 
 
 def _is_drawn(track: Track, before: Sequence[Track]) -> bool:
-    """Whether an equal track is drawn already, or it is a one-hot input with too many channels."""
+    """Whether the track is drawn already, or is a wide one-hot input."""
     if track.kind not in ("to", "output"):
         return False
     for other in before:

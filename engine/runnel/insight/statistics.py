@@ -1,4 +1,4 @@
-"""Statistics of a state: its size, its distance from the initial state, and the input before it."""
+"""Statistics of a state, and the input before it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ModelStates:
         self._row_index = (), {}
 
     def given(self, row: int, at: int) -> float | None:
-        """Return the last input of the stream now at `row`, as one number; None if there is none or unknown.
+        """Return the last input of the stream now at `row`, as one number, or None.
 
         `at`: its index among the streams stepped together, valid here if all of them came this far.
         """
@@ -122,12 +122,12 @@ class ModelStates:
 
 
 def same(x: Array, y: Array) -> bool:
-    """Whether two states are equal bit for bit. Most differ at the start, which saves copying large ones."""
+    """Whether two states are equal bit for bit, comparing their heads first."""
     return x[:_HEAD].tobytes() == y[:_HEAD].tobytes() and (len(x) <= _HEAD or x.tobytes() == y.tobytes())
 
 
 def norm(x: Array) -> float:
-    """Return the Euclidean norm, computed of x / max |x| if the dtype cannot hold the sum."""
+    """Return the Euclidean norm, of x / max |x| if the sum would overflow."""
     if x.dtype.itemsize > 2:
         square = float(_vdot(x, x))
         if square < math.inf:
@@ -140,6 +140,6 @@ def norm(x: Array) -> float:
 
 
 def _weights(size: int, seed: int) -> Array:
-    """Return numbers in -1..1 without a pattern found in inputs: the cosine of a growing square."""
+    """Return weights in -1..1: the cosine of a growing square, unlike any input."""
     weights: Array = np.cos((np.arange(size, dtype=np.float64) + 1.5 + seed) ** 2)
     return weights

@@ -24,7 +24,7 @@ OnChunk = Callable[[Chunk], None]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The times of a signal's rows: row k begins at time step ``k * step`` of the domain.
+    """The times of a signal's rows: row k begins at time step ``k * step``.
 
     After a stage with irregular rows, the time step of a row is unknown, so a new `domain` begins. The time
     steps of the first domain are those of the pipeline's input.
@@ -77,7 +77,7 @@ class Tap(Stage):
 
 
 class Watched(Stage):
-    """A model that is stepped tick by tick, so that its states are shown after each tick."""
+    """A model that is stepped tick by tick, to show its states."""
 
     def __init__(self, model: Stage, on_chunk: OnChunk) -> None:
         self.name, self.inputs, self.outputs = model.name, model.inputs, model.outputs

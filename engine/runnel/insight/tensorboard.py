@@ -1,4 +1,4 @@
-"""Write a record for TensorBoard: scalars and histograms by step of the model, pictures and text.
+"""Write a record for TensorBoard: scalars, histograms, pictures, text.
 
 TensorBoard's own writer frames the records. The file appears under its name only when complete, so that a
 full disk leaves no partial file. The time of an event is the stream's time, counted from the time of writing.
@@ -34,7 +34,7 @@ def require_libraries() -> None:
 
 
 def write(record: Record, folder: Path, image: bytes) -> int:
-    """Add an event file to `folder`, which is made if missing; `image`: the whole picture, a PNG.
+    """Add an event file to `folder`. `image`: the whole picture, a PNG.
 
     Returns the number of tags. Raises UsageError if the file cannot be written.
     """

@@ -123,7 +123,7 @@ def _owned(stage: Stage, case: _Case, results: Sequence[object]) -> None:
 
 
 def _alone(stage: Stage, past: Chunk, chunk: Chunk) -> tuple[Arrays, Chunk] | Exception:
-    """Return the state and output of a stream with that past after the chunk, or its error."""
+    """Return a stream's state and output after the chunk, or its error."""
     state, _ = stage.step(stage.open(), past)
     try:
         after, out = stage.step(state, copied(chunk))

@@ -41,7 +41,7 @@ def signal(trial: Trial) -> None:
 
 
 def _stepped(stage: Stage, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-    """Run `step`; report for a new author on which chunk it failed or what it returned."""
+    """Run `step`; report on which chunk it failed or what it returned."""
     steps = len(next(iter(chunk.values())))
     try:
         result = stage.step(state, chunk)
@@ -171,7 +171,7 @@ def commit(trial: Trial) -> None:
 
 
 def own_state(stage: Stage) -> bool:
-    """Whether the state holds the arrays themselves, not a reference to storage (as the model's does)."""
+    """Whether the state holds the arrays themselves, unlike the model's."""
     return type(stage).open is Stage.open
 
 

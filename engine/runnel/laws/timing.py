@@ -1,4 +1,4 @@
-"""The laws of timing: how late an output comes, and what comes at the end of a stream."""
+"""The laws of timing: latency and flush."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Trial:
         return [self.part(a, b) for a, b in itertools.pairwise(edges)]
 
     def poisoned(self, start: int, value: float = math.nan) -> dict[str, Array]:
-        """Return the samples from `start` with a NaN or infinity at the end of each float array."""
+        """Return the samples from `start`, with `value` last in each float array."""
         chunk = self.part(start, self.steps)
         for array in chunk.values():
             if array.dtype.kind == "f":
@@ -96,7 +96,7 @@ def locked(arrays: Arrays) -> Arrays:
 
 
 def memory(array: Array) -> int:
-    """Bytes of the base array of `array`, which stays in memory as long as `array` does."""
+    """Bytes of the array's base, which stays in memory with it."""
     held: Any = array
     while isinstance(held.base, np.ndarray):
         held = held.base
@@ -108,9 +108,9 @@ def described(chunk: Chunk) -> str:
 
 
 def same(law: str, left: Arrays, right: Arrays, message: str, tolerance: float = 0.0) -> None:
-    """Raise LawBroken unless both are equal: floats within `tolerance` of their peak, NaN equal to NaN.
+    """Raise LawBroken unless both are equal; NaN equals NaN.
 
-    `message` describes the two.
+    Floats may differ by `tolerance` of their peak. `message` describes the two.
     """
     if sorted(left) != sorted(right):
         raise LawBroken(law, f"{message}: {sorted(left)} and {sorted(right)}")

@@ -45,7 +45,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | Path) -> bytes:
-    """Return the file's bytes; ModelError if it is missing, empty, too large, or not a regular file."""
+    """Return the file's bytes; ModelError if it is no readable model file."""
     data = regular.read(path, MAX_FILE, "the model", ModelError)
     if not data:
         raise ModelError(f"{path}: the file is empty")
@@ -123,10 +123,10 @@ def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
 
 
 def content(data: bytes, description: Mapping[str, Any] | None, where: str) -> str:
-    """Return a digest of what the model computes: its graph, and the inputs and states of its description.
+    """Return a digest of what the model computes.
 
-    The file's author, date and versions are excluded, so that a new export of the same weights has the same
-    content.
+    It covers the graph, and the inputs and states of the description. The file's author, date and versions
+    are excluded, so that a new export of the same weights has the same content.
     """
     found = hashlib.sha256()
     for field, wire, start, end in fields(data, where):
@@ -139,9 +139,10 @@ def content(data: bytes, description: Mapping[str, Any] | None, where: str) -> s
 
 
 def seal(graph: bytes, description: Mapping[str, Any]) -> bytes:
-    """Return the model file: `graph` (an ONNX file without a description) and `description` with its hash.
+    """Return the model file: `graph` and `description`, with its hash.
 
-    `description["certificate"]`, if present, gets the key ``hash``.
+    `graph` is an ONNX file without a description. `description["certificate"]`, if present, gets the key
+    ``hash``.
     """
     final = dict(description)
     if final.get("certificate") is not None:

@@ -63,7 +63,7 @@ def load_pipeline(
     flush_denormals: bool,
     observer: taps.Observer | None = None,
 ) -> Pipeline:
-    """Load the pipeline of a .toml or .onnx file, for up to `slots` streams; raise errors of the tree.
+    """Load the pipeline of a .toml or .onnx file, for up to `slots` streams.
 
     `observer`: gets all values of its one stream. A model with a probe beside it is then run as the probe;
     input and output are the same.
@@ -164,11 +164,10 @@ def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
 
 
 def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]:
-    """Return the identity of a pipeline: the file's tables that affect its numbers, and the content of named
-    files.
+    """Return the identity of a pipeline.
 
-    How a pipeline is served, and its sources and sinks, are not part of it: they do not invalidate a
-    snapshot.
+    It covers the file's tables that affect its numbers, and the content of named files. How a pipeline is
+    served, and its sources and sinks, are not part of it: they do not invalidate a snapshot.
     """
     computing = [key for key in ("input", "feedback") if key in document]
     parts = [Part(f"[{key}]", options=digest(document[key])) for key in computing]

@@ -123,7 +123,7 @@ def read_model(
 
 
 def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
-    """Read the probe beside a model. Raises ModelError if it is not a probe, or another model's."""
+    """Read the probe beside a model. ModelError if it does not belong to it."""
     found = probes.beside(file)
     data = container.read(found)
     container.refuse_external(data, str(found))

@@ -45,7 +45,10 @@ class Graph:
 
 
 def read(data: bytes, where: str) -> tuple[Graph, dict[tuple[str, str], Graph]]:
-    """Return the file's graph, and its functions by domain and name. ModelError if the file is damaged."""
+    """Return the file's graph, and its functions by domain and name.
+
+    Raises ModelError for a damaged file.
+    """
     graph: Graph | None = None
     functions = {}
     for number, payload in _parts(memoryview(data), where):

@@ -150,7 +150,7 @@ _FORGETS = {
 
 
 def _write_out(flow: _Flow, graph: Graph, scope: ChainMap[str, int], depth: int) -> None:
-    """Number the values of `graph`; `scope` holds the values that it may name, and gets its own."""
+    """Number the values of `graph`. `scope`: the values that it may name."""
     for name, numbers in graph.constants.items():
         value = scope[name] = flow.new()
         if numbers is not None:
@@ -282,7 +282,7 @@ def _label(node: Node) -> str:
 
 
 def _folded(flow: _Flow, node: Node, ins: list[int | None]) -> Known | None:
-    """Return the output's integers if the file fixes them: enough to know the branch of an If."""
+    """Return the output's integers if the file fixes them; needed for an If."""
     if node.op == "Constant":
         return next(iter(node.numbers.values()), None) or None
     if node.op == "SequenceEmpty":

@@ -1,4 +1,4 @@
-"""Find the package of a ``use``, and make its stage, source, sink or listener from the options.
+"""Find the package of a ``use``, and make what it provides.
 
 Only the packages that a pipeline names are imported, so a broken package breaks only the pipelines that use
 it.
@@ -94,12 +94,15 @@ def installed() -> list[str]:
 
 
 def distribution(name: str) -> tuple[str, str]:
-    """Return the name and version of the package that offers `name`. PluginError unless exactly one does."""
+    """Return the name and version of the package that offers `name`.
+
+    Raises PluginError unless exactly one does.
+    """
     return _origin(_entry(name))
 
 
 def origin(name: str) -> str:
-    """Return the package and version that offer `name`; without a version, a digest of its module."""
+    """Return the package that offers `name`, with its version or a digest."""
     entry = _entry(name)
     package, version = _origin(entry)
     if version != "?":
@@ -129,7 +132,7 @@ def load(name: str, kind: str = "stage") -> Plugin:
 
 
 def offers(name: str) -> list[Plugin]:
-    """Return the plugins under `name`, in the order of `KINDS`, at least one. Raises as `load`."""
+    """Return the plugins under `name`, in the order of `KINDS`. Raises as `load`."""
     entry = _entry(name)
     package, version = _origin(entry)
     where = f"plugin {name!r} of {package} {version}"
@@ -209,7 +212,7 @@ def make(
     where: str,
     folder: Path | None = None,
 ) -> Any:
-    """Call the factory of that kind and name with `given` and the checked options; return its result.
+    """Call a factory with `given` and the checked options; return its result.
 
     Raises as `make_stage` does; a source or a sink raises UsageError if it cannot be opened.
     """
@@ -229,7 +232,7 @@ def make(
 
 
 def named_files(use: str, options: Mapping[str, Any], where: str, folder: Path) -> dict[str, list[Path]]:
-    """Return the files that a stage's options name, by option: those that its factory declares as paths."""
+    """Return the files that a stage's path options name, by option."""
     if not any(isinstance(value, str | list) for value in options.values()):
         return {}  # the common case needs no look-up
     checked = check_options(load(use), options, where, folder)
@@ -300,7 +303,10 @@ def _entry(name: str) -> importlib.metadata.EntryPoint:
 
 
 def _undeclared(name: str) -> str:
-    """Find the package with a plugin of that name but no entry point. Read, not imported; "" if none."""
+    """Find a package with that plugin but without its entry point; "" if none.
+
+    The modules are read, not imported.
+    """
     for module, entry in {entry.value.partition(":")[0]: entry for entry in _entries()}.items():
         package, version = _origin(entry)
         if package != GROUP and name in _keys(module):
@@ -313,7 +319,7 @@ def _undeclared(name: str) -> str:
 
 
 def _keys(module: str) -> set[str]:
-    """Return the keys of all dict literals in a module's source, which include its plugins' names."""
+    """Return the keys of all dict literals in a module's source."""
     try:
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):

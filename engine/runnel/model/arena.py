@@ -40,7 +40,7 @@ class Slots:
         return self._held.count(1)
 
     def find(self) -> int | None:
-        """Return the lowest free slot that was used before, else a new slot; None if all are held."""
+        """Return the lowest free slot, used ones first; None if all are held."""
         while self._free:
             slot = heapq.heappop(self._free)
             if not self._held[slot - self.first]:
@@ -77,9 +77,10 @@ class Slots:
 
 
 class Arena:
-    """State rows for up to `slots` streams. The memory of a slot is touched when the slot is first taken.
+    """State rows for up to `slots` streams.
 
-    `spares`: slots for forks, after those of the streams.
+    The memory of a slot is touched when the slot is first taken. `spares`: slots for forks, after those of
+    the streams.
     """
 
     def __init__(self, states: Sequence[ModelState], slots: int, spares: int = 0) -> None:
@@ -123,9 +124,10 @@ class Arena:
         return self._forks.held
 
     def allocate(self) -> int:
-        """Take a slot and return its first row, which holds the initial state. LimitError if all are taken.
+        """Take a slot; return its first row, with the initial state.
 
-        Both rows are written now, so that a lack of memory shows when a stream is opened, and not later.
+        Raises LimitError if all slots are taken. Both rows are written now, so that a lack of memory shows
+        when a stream is opened, and not later.
         """
         slot = self._streams.find()
         if slot is None:
@@ -139,7 +141,10 @@ class Arena:
         return 2 * slot
 
     def fork(self, row: int) -> int:
-        """Copy `row` to a spare slot and return its first row. LimitError if all spare slots are taken."""
+        """Copy `row` to a spare slot; return the slot's first row.
+
+        Raises LimitError if all spare slots are taken.
+        """
         slot = self._forks.find()
         if slot is None:
             raise LimitError(

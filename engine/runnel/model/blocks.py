@@ -29,7 +29,7 @@ def enclosed(model: Stage, blocks: Blocks, rate: float | None, present: str, kep
 
 
 class Gather(Stage):
-    """Collect ticks into windows: step k returns ticks ``[k*ticks, k*ticks + window)`` as one time step.
+    """Collect ticks into windows: step k is ticks ``[k*ticks, k*ticks + window)``.
 
     State: the ticks from the start of the next block, fewer than `window`. `flush` returns the incomplete
     blocks, padded with copies of the last tick; `present` holds the number of real ticks.

@@ -125,7 +125,7 @@ def placement(session: ort.InferenceSession) -> dict[str, Counter[str]]:
 
 
 class _Call:
-    """A binding for a number of streams and ticks, and numpy views of the bound memory."""
+    """A binding for a number of streams and ticks, with numpy views."""
 
     __slots__ = (
         "binding", "first_in", "first_out", "flats", "inputs", "keep", "next_state", "outputs",
@@ -186,7 +186,7 @@ class _Call:
 
 
 def _slot_time(buffer: Array, slot_axis: int, time_axis: int | None) -> Array:
-    """Return a view with axes (slot, time, ...); a missing time axis is added with length 1."""
+    """Return a view with axes (slot, time, ...), adding a missing time axis."""
     if time_axis is None:
         return np.moveaxis(buffer, slot_axis, 0)[:, None]
     return np.moveaxis(buffer, (slot_axis, time_axis), (0, 1))
@@ -359,7 +359,7 @@ class ModelStage(Stage):
         return [self.step_many([row], [chunk])[0] for row, chunk in zip(states, chunks, strict=True)]
 
     def _located(self, error: RunnelError, chunk: Chunk) -> RunnelError:
-        """Return the error; if the input caused it, an error with the chunk's own time step."""
+        """Return the error, or a more exact one if the input caused it."""
         try:
             for name in self.inputs.names:
                 require_finite(name, chunk[name], self.name)
@@ -382,7 +382,10 @@ class ModelStage(Stage):
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]
     ) -> list[tuple[int, Chunk] | RunnelError]:
-        """Step chunks of unequal lengths, longest first, in calls of ticks that all remaining chunks have."""
+        """Step chunks of unequal lengths, longest first.
+
+        Each call takes ticks that all remaining chunks have.
+        """
         pieces: list[dict[str, list[Array]]] = [
             {name: [] for name in self.outputs.names} for _ in range(len(rows))
         ]
@@ -411,7 +414,7 @@ class ModelStage(Stage):
         ]
 
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:
-        """Check the bound input, gather rows `now`, run, check and scatter rows `then`; raise on failure."""
+        """Run the model from the rows `now` to the rows `then`, with all checks."""
         for name, flat, zeros in call.flats:
             if vdot(flat, zeros) != 0:
                 require_finite(name, flat, self.name)
@@ -429,14 +432,17 @@ class ModelStage(Stage):
             columns[name][then] = view
 
     def zeros(self, like: Array) -> Array:
-        """Return a flat array of zeros of the same size; one array per dtype, shared, grown by doubling."""
+        """Return a flat, shared array of zeros of the same size and dtype.
+
+        The array is grown by doubling.
+        """
         held = self._zeros.get(like.dtype)
         if held is None or held.size < like.size:
             held = self._zeros[like.dtype] = np.zeros(1 << max(0, like.size - 1).bit_length(), like.dtype)
         return held[: like.size]
 
     def _block(self, slots: int, ticks: int) -> int:
-        """Return the ticks of the next call: a power of two, so that few bindings serve all lengths."""
+        """Return the ticks of the next call: a power of two, to limit bindings."""
         if not self.spec.any_ticks:
             return 1
         most = min(ticks, MAX_TICKS, max(1, MAX_CELLS // slots))
@@ -453,7 +459,10 @@ class ModelStage(Stage):
         return call
 
     def buffer(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        """Return memory for a bound tensor, shared by all bindings of that name, grown by doubling."""
+        """Return memory for a bound tensor, shared by all bindings of that name.
+
+        It is grown by doubling.
+        """
         size = math.prod(shape)
         flat = self._buffers.get(name)
         if flat is None or flat.size < size:
@@ -470,7 +479,7 @@ class ModelStage(Stage):
 def output_shapes(
     session: ort.InferenceSession, spec: ModelSpec, names: Sequence[str], where: str
 ) -> dict[str, tuple[int | str, ...]]:
-    """Find the output shapes of a foreign model by running it on zeros, since many files lack them.
+    """Find the output shapes of a foreign model by running it on zeros.
 
     Runs the model for 2 and 3 streams and, if it accepts them, for two numbers of ticks. The axis that grows
     with the streams is the slot axis. Raises ModelError if the model does not run, or if an output does not

@@ -35,7 +35,7 @@ class Calls:
         )
 
     def interrupted(self) -> None:
-        """Clean up after a call that ended with a BaseException that is not an Exception, such as Ctrl-C."""
+        """Clean up after a call that was interrupted, such as by Ctrl-C."""
         self.dirty = True
         self.repair()
 

@@ -46,8 +46,9 @@ class LoopState(NamedTuple):
 
 
 def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
-    """Make the stage of a [feedback] table: ``input = {output = "…", initial = …}``. Raises PipelineError,
-    ModelError.
+    """Make the stage of a [feedback] table.
+
+    The table is ``input = {output = "…", initial = …}``. Raises PipelineError, ModelError.
     """
     if not part:
         raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
@@ -83,7 +84,7 @@ def _named(signal: Signal, name: str, location: str, kind: str) -> TensorSpec:
 
 
 class Feedback(Stage):
-    """A pipeline that feeds back the outputs named by `loop_inputs`: each tick has one output, latency 0.
+    """A pipeline that feeds outputs back: one output per tick, latency 0.
 
     Raises PipelineError if an inner stage does not return one time step for each, at once.
     """
@@ -221,7 +222,7 @@ class Feedback(Stage):
         return results
 
     def _run(self, states: Sequence[LoopState], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
-        """Step tick by tick, all remaining streams together; a stream with several ticks steps a fork."""
+        """Step tick by tick, on a fork if a stream has several ticks."""
         now = [state.states for state in states]
         forked: set[int] = set()
         try:
@@ -330,12 +331,12 @@ class Feedback(Stage):
 
 
 def _kept(states: States, fed: Arrays) -> LoopState:
-    """Return a stream's next state, with copies of the values fed back: the caller owns the originals."""
+    """Return a stream's next state, with copies of the values fed back."""
     return LoopState(states, freeze({name: value.copy() for name, value in fed.items()}))
 
 
 def _located(error: RunnelError, tick: int, count: int) -> RunnelError:
-    """Return the error with its time step in the chunk, which a single tick does not know."""
+    """Return the error with its time step in the chunk."""
     if count == 1:
         return error
     placed = type(error)(f"in time step {tick} of {count}: {error.message}")

@@ -1,4 +1,4 @@
-"""The identity of a pipeline, in parts, so that an error can say which part differs.
+"""The identity of a pipeline, in parts that an error can name.
 
 A part is the model, a stage, or a table of the pipeline file that affects the numbers. What a part computes
 follows from its package's version, its options and the content of the files that it names. The certificate's

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Passage:
-    """One chunk of one stream, of which the first `at` of `steps` time steps are done.
+    """One chunk of one stream; `at` of its `steps` time steps are done.
 
     Made by `Engine.begin`, advanced by `Engine.advance`, ended by `land` or `drop`. Do not step the stream
     meanwhile: a passage cannot land if its stream has changed.
@@ -131,7 +131,7 @@ def advance(parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
 
 
 def _located(error: RunnelError, passage: Passage, steps: int) -> RunnelError:
-    """Return the error with its time steps in the chunk, which a single slice does not know."""
+    """Return the error with its time steps in the chunk."""
     if steps == passage.steps:
         return error
     end = passage.at + steps - 1

@@ -1,4 +1,4 @@
-"""Stages in sequence: the path of a chunk through them, for one stream and for many.
+"""Stages in sequence: the path of chunks, for one stream and many.
 
 A stream's state is the tuple of its stages' states. The functions here return the next tuple and never change
 the given one; the caller commits by storing the result.
@@ -85,14 +85,14 @@ class Pipeline:
 
     @property
     def unrolled(self) -> Pipeline:
-        """The pipeline with the stages of the file: this one, or the one inside a feedback loop."""
+        """The pipeline of the file's stages, inside a feedback loop if there is one."""
         inner = getattr(self.stages[0], "inner", None)
         return inner if isinstance(inner, Pipeline) else self
 
     # Input and output
 
     def accept(self, chunk: Array | Chunk) -> Chunk:
-        """Return the chunk as a dict after a check of names, types, dtypes, shapes and length >= 1.
+        """Check a chunk's names, types, dtypes and shapes; return it as a dict.
 
         The stages check whether the numbers are finite, since some stages accept NaN.
         """
@@ -164,7 +164,7 @@ class Pipeline:
         return accepted
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
-        """Return a bare array if the chunk was one (or None) and there is one output; else the dict."""
+        """Return a bare array for a bare array and one output; else the dict."""
         if self.only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
             return out[self.only_out]
         return out
@@ -191,7 +191,7 @@ class Pipeline:
         return tuple(made)
 
     def close(self, states: States) -> None:
-        """Free the state of every stage, even if one raises; the first error is raised at the end."""
+        """Free the state of every stage; the first error is raised at the end."""
         failed: RunnelError | None = None
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
@@ -218,7 +218,7 @@ class Pipeline:
         return tuple(after), self._unlocked(chunk)
 
     def flush(self, states: States) -> tuple[States, Chunk]:
-        """End a stream: each stage gets the rest from the stages before it, then is flushed itself."""
+        """End a stream: step what earlier stages held back, then flush each stage."""
         after = list(states)
         chunk: Chunk = self.inputs.empty()
         for i, runner in enumerate(self.runners):
@@ -247,7 +247,7 @@ class Pipeline:
         return tuple(after)
 
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
-        """Return each stage's name (with its position, if it occurs twice) and the arrays of its state."""
+        """Return each stage's name, with its position if repeated, and its arrays."""
         return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
 
     @cached_property
@@ -290,8 +290,9 @@ class Pipeline:
     # Several steps before a commit: see `Stage.fork`.
 
     def fork(self, states: States) -> States:
-        """Return a copy of `states` with its own storage. Raises errors of the tree; nothing is then
-        allocated.
+        """Return a copy of `states` with its own storage.
+
+        Raises errors of the tree; nothing is then allocated.
         """
         made: list[State] = []
         try:
@@ -306,7 +307,7 @@ class Pipeline:
             raise
 
     def land(self, states: States, forked: States) -> States:
-        """Return the states that the fork has reached, in the storage of `states`, which stay valid.
+        """Return the fork's states in the storage of `states`, which stay valid.
 
         Raises errors of the tree. The fork's storage is freed in any case.
         """
@@ -323,7 +324,7 @@ class Pipeline:
             raise
 
     def drop(self, forked: States) -> None:
-        """Free a fork's storage, even if a stage raises; the first error is raised at the end."""
+        """Free a fork's storage; the first error is raised at the end."""
         if failed := self._drop_each(self.runners, forked):
             raise failed
 
@@ -342,7 +343,7 @@ class Pipeline:
     def step_many(
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
-        """Run `step` for several streams, stage by stage; an error takes the place of the stream's result."""
+        """Run `step` for several streams, stage by stage; errors replace results."""
         if not chunks:  # all were refused before
             return []
         flowing = chunks
@@ -407,7 +408,7 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 
 def freeze(state: State) -> State:
-    """Make a state's arrays read-only: a stage that changes one in place then fails at once."""
+    """Make a state's arrays read-only, so that changing one in place fails."""
     if isinstance(state, dict):
         for array in state.values():
             array.setflags(write=False)
@@ -415,7 +416,7 @@ def freeze(state: State) -> State:
 
 
 def _is_own(array: Array) -> bool:
-    """Whether the caller may write to it: it is not part of a state, which is read-only by now."""
+    """Whether the caller may write to it: it is not part of a state."""
     return array.flags.writeable and (array.base is None or not _is_locked(array.base))
 
 

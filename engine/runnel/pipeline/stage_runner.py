@@ -178,7 +178,7 @@ class StageRunner:
         return done
 
     def _frozen(self, state: State) -> State:
-        """Make the state read-only: a stage that changes one in place then fails instead of corrupting it.
+        """Make the state read-only, so that changing it in place fails.
 
         A view is copied: its base array would stay in memory, and could be written to. Arrays that differ in
         kind from those of `initial` are refused now, because no snapshot of them could be restored.

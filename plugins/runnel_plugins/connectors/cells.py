@@ -38,8 +38,9 @@ def is_number(cell: str) -> bool:
 
 
 def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
-    """Return the number in a cell; ValueError gives the reason if there is none. `whole`: an integer is
-    expected.
+    """Return the number in a cell; ValueError gives the reason if there is none.
+
+    `whole`: an integer is expected.
     """
     if missing == "nan" and not whole and cell.strip().lower() in ("", "nan", "na", "null"):
         return math.nan
@@ -129,10 +130,11 @@ class Row:
 
 
 class Json:
-    """Time steps as JSON: ``{"x": [1, 2]}``, by the names of the tensors or of their columns (``x.0``).
+    """Time steps as JSON: ``{"x": [1, 2]}``.
 
-    If the signal has one tensor, its value may stand alone. `columns` names other keys instead, one per
-    number, in the order of the signal's columns.
+    The keys are the names of the tensors, or of their columns (``x.0``). If the signal has one tensor, its
+    value may stand alone. `columns` names other keys instead, one per number, in the order of the signal's
+    columns.
     """
 
     def __init__(self, where: str, row: Row, columns: list[str] | None, missing: Missing) -> None:

@@ -155,7 +155,10 @@ def _kind(name: str) -> str:
 
 
 def _busy(times: Any) -> tuple[float, float]:
-    """Return (seconds busy, seconds in total). Linux counts a guest's time twice, also as its host's."""
+    """Return (seconds busy, seconds in total).
+
+    Linux counts a guest's time twice, also as its host's.
+    """
     spent = times._asdict()
     all_of_it = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)
     return all_of_it - spent["idle"] - spent.get("iowait", 0.0), all_of_it

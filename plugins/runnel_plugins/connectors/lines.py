@@ -1,7 +1,7 @@
-"""Lines of numbers from a microcontroller, a scale or a meter at a serial port: ``21.5, 40.1``.
+"""Lines of numbers from a device at a serial port: ``21.5, 40.1``.
 
-One line per time step; the numbers are separated by commas, semicolons or blanks. Bytes may arrive in any
-parts: a time step is passed on when its line has ended.
+The device is a microcontroller, a scale or a meter. One line per time step; the numbers are separated by
+commas, semicolons or blanks. Bytes may arrive in any parts: a time step is passed on when its line has ended.
 """
 
 from __future__ import annotations

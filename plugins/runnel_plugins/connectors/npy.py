@@ -1,6 +1,7 @@
-"""NumPy files (``.npy``): one array with time as its first axis, or records with one field per tensor.
+"""NumPy files: one array, or records with one field per tensor.
 
-The format is NumPy's own (numpy.lib.format, version 1.0); nothing in it is ever unpickled.
+Time is the first axis. The format is NumPy's own (numpy.lib.format, version 1.0); nothing in it is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _cast(path: Path, tensor: TensorSpec, block: Array) -> Array:
 
 
 def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
-    """Return the array for one input: the file's own, or a field of its records (as in our output)."""
+    """Return the array for one input: the file's own, or a field of its records."""
     if array.dtype.names:
         if tensor.name not in array.dtype.names:
             names = list(array.dtype.names)

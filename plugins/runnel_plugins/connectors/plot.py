@@ -1,7 +1,8 @@
-"""A live plot in the terminal, by plotext: the last seconds of each column, one panel each.
+"""A live plot of the last seconds in the terminal, by plotext.
 
-If there are more points than dots, each position on the time axis shows the least and the greatest of its
-points, so that a peak is never missed. The picture is redrawn at most ten times per second.
+Each column has its own panel. If there are more points than dots, each position on the time axis shows the
+least and the greatest of its points, so that a peak is never missed. The picture is redrawn at most ten times
+per second.
 """
 
 from __future__ import annotations

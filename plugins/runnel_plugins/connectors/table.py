@@ -138,7 +138,10 @@ class Csv(Timed):
         self._input.close()
 
     def _rows(self, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-        """Yield the rows under the header with their line numbers. Blank lines at the end are left out."""
+        """Yield the rows under the header with their line numbers.
+
+        Blank lines at the end are left out.
+        """
         blank = 0
         for row in reader:
             line: int = reader.line_num  # type: ignore[attr-defined]
@@ -153,7 +156,10 @@ class Csv(Timed):
             yield line, row
 
     def _is_blank(self, row: list[str]) -> bool:
-        """Whether a row is empty. A quoted empty text is a cell; so are several cells with ``missing``."""
+        """Whether a row is empty.
+
+        A quoted empty text is a cell; so are several cells with ``missing``.
+        """
         if row and (row[0].strip() or row == [""]):
             return False
         return not any(cell.strip() for cell in row) and (self._missing == "refuse" or len(row) < 2)

@@ -88,7 +88,7 @@ class UnusedTime:
         self.column = None
 
     def _found(self) -> str:
-        """Return a note if the rows come at another rate, in every unit of the times."""
+        """Return a note if the rows come at another rate in every unit."""
         found = pace(np.array(self._stamps)) if self._rate and len(self._stamps) > 1 else None
         if found is None or not self._rate:
             return ""
