@@ -77,7 +77,7 @@ def test_stage_that_breaks_the_contract(engine: Callable[[Any], Engine], wrong: 
 def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
     """The stream's state must not change if the caller reuses its buffer."""
 
-    class Keeper(Odd):
+    class StoresInput(Odd):
         def initial(self) -> dict[str, Any]:
             return {"last": np.zeros((0, 3), np.float32)}
 
@@ -85,7 +85,7 @@ def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
             return {"last": chunk["x"]}, chunk
 
     signal = Signal((TensorSpec("x", "float32", (3,)),))
-    engine = Engine(Pipeline([Keeper(signal, print)], None, {}))
+    engine = Engine(Pipeline([StoresInput(signal, print)], None, {}))
     stream = engine.open()
     buffer = X.copy()
     for feed in (lambda: stream.feed(buffer), lambda: engine.feed_many([(stream, buffer)])[0]):

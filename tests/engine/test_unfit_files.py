@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from runnel import Engine, regular, spec
 from runnel.errors import ModelError, PipelineError, RunnelError, UsageError
 from runnel.loading import toml as tables
-from runnel.model import briefly
+from runnel.model import bounded_call
 from runnel.wire import keys
 from runnel_plugins import _names
 
@@ -208,8 +208,8 @@ def endless(grows: bool) -> onnx.GraphProto:
 def test_endless_loop_is_stopped_at_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: bool, said: str
 ) -> None:
-    monkeypatch.setattr(briefly, "MAX_SECONDS", 60.0 if grows else 0.5)
-    monkeypatch.setattr(briefly, "MAX_BYTES", 2**26)
+    monkeypatch.setattr(bounded_call, "MAX_SECONDS", 60.0 if grows else 0.5)
+    monkeypatch.setattr(bounded_call, "MAX_BYTES", 2**26)
     with pytest.raises(ModelError, match=said):
         Engine.load(foreign(tmp_path, endless(grows), STATE))
     assert not [thread for thread in threading.enumerate() if thread.name == "runnel-trial"]

@@ -33,7 +33,7 @@ from ..errors import (
 from ..spec import Array, ModelSpec, Signal, TensorSpec
 from ..stage import MAX_PASSAGES, Arrays, Chunk, Results, Stage, require_finite
 from .arena import Arena, blown_up
-from .briefly import briefly
+from .bounded_call import bounded_call
 
 MAX_TICKS = 256  # time steps in one call: bounds the buffers; a longer chunk is several calls
 MAX_CELLS = 4096  # streams times time steps in one call, for the same reason
@@ -491,7 +491,7 @@ def output_shapes(
         feeds |= {s.input: np.zeros(s.sized(slots), s.dtype) for s in spec.states}
         outputs = [*names, *(s.output for s in spec.states)]
         options = ort.RunOptions()  # onnxruntime checks it between two operations, in a loop's body too
-        found = briefly(
+        found = bounded_call(
             lambda: session.run(outputs, {**feeds, **spec.constants}, options),
             lambda: setattr(options, "terminate", True),
         )

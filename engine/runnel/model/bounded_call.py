@@ -19,7 +19,7 @@ _LOOK_SECONDS: Final = 0.02  # between two checks: a call can allocate about 100
 _T = TypeVar("_T")
 
 
-def briefly(call: Callable[[], _T], stop: Callable[[], object]) -> _T:
+def bounded_call(call: Callable[[], _T], stop: Callable[[], object]) -> _T:
     """Return what `call` returns. Above a bound, call `stop` from another thread and raise RuntimeError.
 
     `stop` must make the call raise soon. The error says which bound was exceeded.
