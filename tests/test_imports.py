@@ -19,7 +19,7 @@ PURE_TOP = ("errors", "spec", "stage", "batch", "snapshot", "connectors", "notic
 PURE_TOP += ("checks", "probe", "times")
 IMPURE = {  # what a module of a pure folder may import beyond that, and why
     "model/session.py": {"onnxruntime"},  # the one that runs models
-    "model/briefly.py": SYSTEM | CLOCKS,  # it bounds a first try in time
+    "model/bounded_call.py": SYSTEM | CLOCKS,  # it bounds a first run in time
     "pipeline/stage_runner.py": {"time"},  # stages have a limit of seconds
     "wire/curve.py": {"zmq"},  # keys on a socket
 }

@@ -1,4 +1,4 @@
-"""Runnel: recurrent models on live data, state carried, every chunk applied once."""
+"""Streaming inference for recurrent models: carry the state, apply every chunk once."""
 
 import os
 from importlib import import_module
@@ -42,7 +42,7 @@ __all__ = [
     "hookimpl",
 ]
 
-# Loaded when first named, so that `import runnel` costs a device next to nothing (PEP 562).
+# Imported when first used, so that `import runnel` stays cheap on a device (PEP 562).
 _HOMES = {
     "AsyncClient": "client.aclient",
     "Blocks": "spec",
@@ -61,7 +61,7 @@ _HOMES = {
     "TensorSpec": "spec",
     "hookimpl": "loading.registry",
 }
-_MODULES = ("checks", "errors")  # public too: what authors of plugins and callers name
+_MODULES = ("checks", "errors")  # public modules
 
 
 def __getattr__(name: str) -> Any:
@@ -75,5 +75,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is public. The modules behind it become attributes when they are imported, and are not."""
+    """List the public names only, without the submodules that were imported."""
     return sorted([*(name for name in globals() if name.startswith("__")), *__all__, *_MODULES])

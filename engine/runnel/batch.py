@@ -1,11 +1,11 @@
-"""Chunks of several streams side by side: one array a name instead of one for each stream.
+"""Chunks of several streams, stacked into one array per name.
 
-`step_many` may give and take sequences of chunks that are stacked: a stage that can work on many streams
-at once then does so without laying its input together and its output apart again. To a stage that cannot,
-a `Batch` is a sequence of chunks like any other.
+`step_many` may take and return stacked sequences of chunks. A stage that works on many streams at once then
+need not stack its input and split its output again. Any other stage uses a `Batch` as a sequence of chunks.
 
-Two kinds of stage get all of that for nothing: a `RowStage` has no state, a `StackedStage` has one of
-fixed shapes. Each is written once, with leading axes left free, and steps one stream or many.
+Two kinds of stage support batches without further code: a `RowStage` has no state, and a `StackedStage` has a
+state of fixed shapes. A subclass is written once, for arrays with free leading axes, and steps one stream or
+many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from .stage import Arrays, Chunk, Results, Stage, State, require_finite
 
 
 class Batch(Sequence[Chunk]):
-    """Chunks of equal length, stacked: arrays of shape (streams, T, ...); item i is stream i's chunk."""
+    """Chunks of equal length, stacked: arrays of shape (streams, T, ...).
+
+    Item i is the chunk of stream i.
+    """
 
     __slots__ = ("arrays",)
 
@@ -46,8 +49,8 @@ class Batch(Sequence[Chunk]):
         return Batch(part) if isinstance(i, slice) else part
 
 
-class Done(Sequence[tuple[State, Chunk]]):
-    """What `step_many` may give where every stream succeeded: their states, and their chunks as a batch."""
+class BatchResult(Sequence[tuple[State, Chunk]]):
+    """Result of `step_many` if every stream succeeded: the states, and the chunks as a batch."""
 
     __slots__ = ("batch", "states")
 
@@ -62,11 +65,11 @@ class Done(Sequence[tuple[State, Chunk]]):
 
 
 def stack(chunks: Sequence[Chunk]) -> Batch | None:
-    """The chunks as a batch, or None where they differ in length. Copies, unless they are one already."""
+    """Stack the chunks; None if their lengths differ. A batch is returned as it is."""
     if isinstance(chunks, Batch):
         return chunks
     first = chunks[0]
-    if len(first) == 1:  # as most chunks are, and half the time of what follows
+    if len(first) == 1:  # the common case, in half the time of the general one below
         (name,) = first
         arrays = [chunk[name] for chunk in chunks]
         if len(set(map(len, arrays))) > 1:
@@ -80,23 +83,23 @@ def stack(chunks: Sequence[Chunk]) -> Batch | None:
 
 
 class RowStage(Stage):
-    """A stage that makes each row of the time step at hand alone: no state, latency 0.
+    """A stage that computes each time step alone: no state, latency 0.
 
-    A subclass defines `rows`. `finite`: whether a NaN or an infinity is refused; a stage that is not asked to
-    passes it on.
+    A subclass defines `rows`. `finite`: whether the stage refuses NaN and infinity; if False, it passes them
+    on.
     """
 
     finite = False
 
     @abc.abstractmethod
     def rows(self, arrays: Chunk) -> Chunk:
-        """`outputs` for `inputs`, row by row: arrays of shape (T, ...) or (streams, T, ...), T >= 0.
+        """Return `outputs` for `inputs`: arrays (T, ...) or (streams, T, ...), T >= 0.
 
-        Use only the axes of one time step, counted from the last; `arrays` may not be changed.
+        Use only the axes of one time step, counted from the last. `arrays` must not be changed.
         """
 
     def initial(self) -> Arrays:
-        """None: it remembers nothing."""
+        """Return no arrays: the stage has no state."""
         return {}
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
@@ -113,30 +116,30 @@ class RowStage(Stage):
             if self.finite:
                 for name, array in batch.arrays.items():
                     require_finite(name, array, self.name)
-            return Done(states, Batch(self.rows(batch.arrays)))
-        except Exception:  # somebody's chunk: each alone, so that only that one fails
+            return BatchResult(states, Batch(self.rows(batch.arrays)))
+        except Exception:  # one bad chunk: step each stream alone, so that only its stream fails
             return super().step_many(states, chunks)
 
 
 class StackedStage(Stage):
-    """A stage whose state has fixed shapes, so that the streams' states can be stacked as their chunks are.
+    """A stage with a state of fixed shapes, which can be stacked for a batch.
 
-    A subclass defines `initial` and `advance`. What arrives must be finite, since a NaN would stay in the
-    state: that is checked before `advance`, unless `finite` is False.
+    A subclass defines `initial` and `advance`. The input is checked to be finite before `advance`, because a
+    NaN would stay in the state. `finite` = False turns the check off.
     """
 
     finite = True
 
     @abc.abstractmethod
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
-        """The next states, and what the chunks make: arrays (streams, ...) and (streams, T, ...), T >= 0.
+        """Return next states (streams, ...) and outputs (streams, T, ...), T >= 0.
 
-        No stream's numbers may depend on another's. Neither `state` nor `chunk` may be changed, and no array
-        of the result may share memory with one of them.
+        The numbers of one stream must not depend on another stream. `state` and `chunk` must not be changed,
+        and no array of the result may share memory with them.
         """
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Refuses other shapes than those of `initial`, and what is not finite: it would stay."""
+        """Load a state; SnapshotError unless the shapes are those of `initial` and all is finite."""
         for name, like in self.initial().items():
             array = arrays[name]
             if array.shape != like.shape:
@@ -153,7 +156,7 @@ class StackedStage(Stage):
             {name: array[None] for name, array in state.items()},
             {name: array[None] for name, array in chunk.items()},
         )
-        # A copy, for a view may be of much more than itself; `...` keeps a state of rank 0 an array.
+        # A copy: a view would keep the batch's whole array in memory. `...` keeps a state of rank 0 an array.
         return {name: array[0, ...].copy() for name, array in after.items()}, {
             n: a[0] for n, a in made.items()
         }
@@ -163,9 +166,9 @@ class StackedStage(Stage):
         if batch is not None:
             try:
                 return self._step_batch(states, batch)
-            except Exception:  # somebody's chunk: each alone, so that only that one fails
+            except Exception:  # one bad chunk: step each stream alone, so that only its stream fails
                 return super().step_many(states, chunks)
-        # Unequal lengths: those that are equal together.
+        # Unequal lengths: batch the chunks of equal length.
         groups: dict[int, list[int]] = {}
         lead = next(iter(chunks[0]))
         for i, chunk in enumerate(chunks):
@@ -185,9 +188,12 @@ class StackedStage(Stage):
             for name, array in batch.arrays.items():
                 require_finite(name, array, self.name)
         names = list(states[0])
+        # Np.array is several times faster than np.stack here.
         after, made = self.advance(
             {name: np.array([state[name] for state in states]) for name in names}, batch.arrays
-        )  # np.array: what np.stack gives, several times sooner
-        # Copies: as a view, one idle stream's state would keep the whole batch's in memory.
+        )
+        # Copies: a view would keep the whole batch's states in memory for one idle stream.
         columns = [map(np.array, after[name]) for name in names]
-        return Done([dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)], Batch(made))
+        return BatchResult(
+            [dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True)], Batch(made)
+        )

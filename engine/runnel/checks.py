@@ -1,12 +1,12 @@
-"""The laws that every stage keeps, as checks that an author's own tests can run.
+"""The laws of stages, as checks for a plugin author's own tests.
 
     from runnel.checks import check_stage
 
     def test_gain_keeps_the_laws():
         check_stage(lambda: Gain(Signal((TensorSpec("x", "float32"),)), factor=0.5))
 
-`LAWS` names them, each a function of a `Trial`; `check_stage` runs them all. They need numpy alone, and a
-seed gives the same trial again.
+`LAWS` maps the name of each law to a function of a `Trial`. `check_stage` runs all laws. They need numpy
+only, and the same seed repeats the same trial.
 """
 
 from __future__ import annotations
@@ -16,32 +16,30 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .laws import batched as laws_many
-from .laws import single as laws
-from .laws import timing as laws_time
+from .laws import batched, single, timing
 from .laws.trial import LawBroken, Trial, noise
 from .stage import Chunk, Stage
 
 __all__ = ["LAWS", "LawBroken", "Trial", "check_stage"]
 
 LAWS: Mapping[str, Callable[[Trial], None]] = {
-    "signal": laws.signal,
-    "arrays": laws.arrays,
-    "determinism": laws.determinism,
-    "commit": laws.commit,
-    "ownership": laws.ownership,
-    "isolation": laws_many.isolation,
-    "return": laws.round_trip,
-    "reset": laws.reset,
-    "empty": laws.empty,
-    "chunking": laws.chunking,
-    "batched": laws_many.batched,
-    "finite": laws.finite,
-    "bounded": laws.bounded,
-    "latency": laws_time.latency,
-    "flush": laws_time.flush,
+    "signal": single.signal,
+    "arrays": single.arrays,
+    "determinism": single.determinism,
+    "commit": single.commit,
+    "ownership": single.ownership,
+    "isolation": batched.isolation,
+    "return": single.round_trip,
+    "reset": single.reset,
+    "empty": single.empty,
+    "chunking": single.chunking,
+    "batched": batched.batched,
+    "finite": single.finite,
+    "bounded": single.bounded,
+    "latency": timing.latency,
+    "flush": timing.flush,
 }
-"""The laws by name, in the order in which `check_stage` tries them: what others rest on comes first."""
+"""The laws by name, in the order of `check_stage`: a law comes after the laws that it relies on."""
 
 
 def check_stage(
@@ -50,15 +48,15 @@ def check_stage(
     seed: int = 0,
     tolerance: float = 1e-5,
 ) -> None:
-    """Try every law of `LAWS` on the stage that `factory` makes; raise LawBroken for the first broken one.
+    """Check every law of `LAWS` on a stage; raise LawBroken for the first broken one.
 
-    `factory` takes nothing and makes a new stage at each call. `samples` is one chunk of the stage's inputs,
-    at least 16 time steps; without it, 256 steps of noise: give real ones to a stage for which noise means
-    nothing (tokens, probabilities, time stamps). Floats may differ by `tolerance` times the output's peak
-    where the law lets the arithmetic be done in another order (chunking, isolation, batched); everything else
-    is exact.
+    `factory` takes no argument and makes a new stage at each call. `samples` is one chunk of the stage's
+    inputs with at least 16 time steps. The default is 256 time steps of noise: pass real samples if noise has
+    no meaning for the stage (tokens, probabilities, time stamps). Floats may differ by `tolerance` times the
+    output's peak in the laws that change the order of the arithmetic (chunking, isolation, batched). All
+    other comparisons are exact.
     """
-    __tracebackhide__ = True  # pytest then shows the author's own line
+    __tracebackhide__ = True  # pytest then shows the line of the author's test
     stage = factory()
     given = noise(stage, seed) if samples is None else {n: np.asarray(a) for n, a in samples.items()}
     if sorted(given) != sorted(stage.inputs.names) or any(len(a) < 16 for a in given.values()):
@@ -68,7 +66,7 @@ def check_stage(
         try:
             law(trial)
         except LawBroken as broken:
-            kept = LAWS[broken.law]  # another than `law` where that is how it came to light
+            kept = LAWS[broken.law]  # a law may find that another law is broken
             raise LawBroken(broken.law, f"{broken.found}{_advice(kept, stage, seed)}") from broken.__cause__
         except Exception as error:
             raise LawBroken(
@@ -77,6 +75,6 @@ def check_stage(
 
 
 def _advice(law: Callable[[Trial], None], stage: Stage, seed: int) -> str:
-    """The law in its own words, and how to keep it: what an author needs beside what was found."""
+    """Return the law's docstring, and how to repeat the trial."""
     text = inspect.getdoc(law) or ""
     return f"\n\n{text}\n\n(stage {getattr(stage, 'name', '?')!r}, seed {seed})"

@@ -1,8 +1,8 @@
-"""A signal as columns of numbers, as tables and messages hold it: their names, and chunks made of rows.
+"""The columns of a signal in tables and messages: names, and chunks made of rows.
 
-For authors of sources and sinks. A time step is a row: the numbers of each tensor in C order, one after
-another. A float64 tensor called ``time``, one number a time step, is when it was taken: seconds since 1970
-UTC, or since whatever the input counts from.
+For authors of sources and sinks. A time step is a row of a table: the numbers of each tensor in C order, one
+tensor after another. A float64 tensor called ``time``, with one number per time step, holds the time of the
+time step in seconds since 1970 UTC, or since the input's own origin.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .errors import UsageError, nearest
 from .spec import Array, Signal, TensorSpec
 
 TIME: Final = "time"
-SAMPLE: Final = 100  # rows that are looked at before columns are proposed
-ORDERED: Final = 8  # rows that only rise or only fall: of random columns, 1 in 20,000 does
+SAMPLE: Final = 100  # rows that are read before columns are proposed
+ORDERED: Final = 8  # rows in order that make an ordered column: of random columns, 1 in 20,000 has this
 
 _TIMES: Final = re.compile(
     r"(((date|time)[ _-]?)?(time|stamp|date)s?|ts|t|epoch)([ _-]?[(\[]?(s|sec|seconds|ms|us|ns|utc)[)\]]?)?"
@@ -31,20 +31,23 @@ _IDS: Final = re.compile(
 
 
 def columns_of(signal: Signal) -> list[str]:
-    """A name for each number of a time step: ``x`` if it is alone, else ``y.0``, ``y.1`` … or ``z.0.1``."""
+    """Return a name for each number of a time step.
+
+    A tensor of one number is ``x``; the numbers of others are ``y.0``, ``y.1`` … or ``z.0.1``.
+    """
     return [name for tensor in signal.tensors for name in tensor_columns(tensor)]
 
 
 def tensor_columns(tensor: TensorSpec) -> list[str]:
-    """The columns of one array, in C order."""
+    """Return the columns of one array, in C order."""
     if math.prod(tensor.shape) == 1:
         return [tensor.name]
-    places = itertools.product(*map(range, tensor.shape))
-    return [".".join([tensor.name, *map(str, place)]) for place in places]
+    indices = itertools.product(*map(range, tensor.shape))
+    return [".".join([tensor.name, *map(str, index)]) for index in indices]
 
 
 def other_names(signal: Signal) -> dict[str, str]:
-    """The column names that an input may have too: ``x.0`` for ``x``, if ``x`` is an array of one number."""
+    """Return second names of inputs of one number: ``x.0`` for ``x``."""
     taken = set(columns_of(signal))
     pairs = {t.name: ".".join([t.name, *["0"] * len(t.shape)]) for t in signal.tensors if t.shape}
     ones = {t.name for t in signal.tensors if math.prod(t.shape) == 1}
@@ -52,28 +55,28 @@ def other_names(signal: Signal) -> dict[str, str]:
 
 
 def is_time_name(name: str) -> bool:
-    """Whether a column of that name says when a row was taken: ``time``, ``Timestamp``, ``t_ms`` …"""
+    """Whether such a column holds times: ``time``, ``Timestamp``, ``t_ms`` …"""
     return _TIMES.fullmatch(name.strip().lower()) is not None
 
 
 def is_row_name(name: str) -> bool:
-    """Whether a column of that name numbers the rows: ``id``, ``index``, or none, as pandas writes it."""
+    """Whether such a column numbers the rows: ``id``, ``index``, or an empty name."""
     return _IDS.fullmatch(name.strip().lower()) is not None
 
 
 def time_of(signal: Signal) -> TensorSpec | None:
-    """The tensor that says when a time step was taken, if the signal has one."""
+    """Return the tensor that holds the time of each time step, or None."""
     wanted = TensorSpec(TIME, "float64")
     return next((tensor for tensor in signal.tensors if tensor == wanted), None)
 
 
 def untimed(signal: Signal) -> Signal:
-    """The signal without that tensor: what a source reads its numbers for."""
+    """Return the signal without the tensor of `time_of`."""
     return Signal(tuple(t for t in signal.tensors if t != time_of(signal)), signal.rate)
 
 
 def only_tensor(where: str, signal: Signal) -> TensorSpec:
-    """The signal's one tensor; UsageError where it has several and the source holds a single array."""
+    """Return the signal's only tensor; raise UsageError if the signal has several."""
     if len(signal.tensors) != 1:
         raise UsageError(
             f"{where}: it holds one array, but the pipeline takes {signal}: use a table, JSON lines or a "
@@ -90,11 +93,11 @@ def choose_columns(
     columns: Sequence[str] | None,
     rises: Callable[[str], bool] = lambda name: False,
 ) -> list[int]:
-    """Which column of `header` holds each number of a time step.
+    """Return the index in `header` of the column for each number of a time step.
 
-    `numeric`: the columns that hold numbers; `columns`: those that were asked for, in the signal's order;
-    `rises`: whether a column's numbers are `is_ordered`, which is asked for the advice in an error alone.
-    Raises UsageError for a column that is not there, and if the choice would be a guess.
+    `numeric`: the columns that hold numbers. `columns`: the columns requested by the user, in the signal's
+    order. `rises`: whether a column's numbers are `is_ordered`; called only for the advice in an error.
+    Raises UsageError if a column is missing or if the choice would be a guess.
     """
     wanted = columns_of(signal)
     chosen = list(columns) if columns is not None else wanted
@@ -113,8 +116,8 @@ def choose_columns(
     if not missing:
         return [list(header).index(name) for name in chosen]
     if columns is None and len(signal.tensors) == 1:
-        # One array, named otherwise in the file: the whole table if that fits exactly. Of a table that
-        # holds more, no part is guessed: an id is a number too.
+        # One array with other names in the file: use the whole table if it fits exactly. Never guess a part
+        # of a larger table, because an id is a number too.
         odd = [name for name in header if is_time_name(name) or is_row_name(name)]
         if len(missing) == len(wanted) == len(header) == len(numeric) and not odd:
             return list(range(len(header)))
@@ -127,7 +130,10 @@ def choose_columns(
 
 
 def is_ordered(values: Sequence[float | None]) -> bool:
-    """Whether numbers only rise, or only fall, as a time or an id does; of too few it is not known."""
+    """Whether the numbers only rise or only fall, as a time does.
+
+    False for fewer than ORDERED numbers.
+    """
     if len(values) < ORDERED:
         return False
     known = [value for value in values if value is not None]
@@ -136,33 +142,38 @@ def is_ordered(values: Sequence[float | None]) -> bool:
 
 
 def _advice(wanted: int, header: Sequence[str], numeric: Sequence[str], rises: Callable[[str], bool]) -> str:
-    """What to do instead. It proposes no time and no id: to a model these are numbers without a meaning."""
+    """Advise which columns to choose.
+
+    Never a time or an id, whose numbers a model cannot use.
+    """
     fit = [n for n in numeric if not (is_time_name(n) or is_row_name(n) or rises(n))]
     time = next((name for name in header if is_time_name(name)), None)
-    told = ""
+    advice = ""
     if len(fit) >= wanted:
-        told = f": say which, in order, such as --columns {','.join(fit[:wanted])}"
+        advice = f": say which, in order, such as --columns {','.join(fit[:wanted])}"
     elif len(numeric) >= wanted:
-        told = ": say which, in order, with --columns"
+        advice = ": say which, in order, with --columns"
     if time is not None:
-        told += f"; for the time of a row, ?time={time} behind the file's name, in quotes"
-    return told
+        advice += f"; for the time of a row, ?time={time} behind the file's name, in quotes"
+    return advice
 
 
 def whole_columns(signal: Signal) -> list[bool]:
-    """For each column, whether it holds whole numbers: those must not pass through a float's 53 bits."""
+    """For each column, whether it holds whole numbers, which a float's 53 bits could change."""
     return [np.dtype(t.dtype).kind in "iu" for t in signal.tensors for _ in tensor_columns(t)]
 
 
 def pack(rows: Sequence[Sequence[float]], signal: Signal) -> dict[str, Array]:
-    """Rows of numbers, in the order of `columns_of`, as a chunk. OverflowError for one that a dtype cannot
-    hold, with the tensor's name."""
+    """Make a chunk of rows of numbers in the order of `columns_of`.
+
+    Raises OverflowError, with the tensor's name, for a number that the dtype cannot hold.
+    """
     chunk: dict[str, Array] = {}
     at = 0
     for tensor in signal.tensors:
         width = math.prod(tensor.shape)
         try:
-            with np.errstate(over="raise"):  # else a number beyond a float's range would be an infinity
+            with np.errstate(over="raise"):  # otherwise a number beyond a float's range would become infinite
                 values = np.array([row[at : at + width] for row in rows], tensor.dtype)
         except (OverflowError, FloatingPointError) as error:
             raise OverflowError(f"{error} ({tensor})") from None
@@ -172,12 +183,12 @@ def pack(rows: Sequence[Sequence[float]], signal: Signal) -> dict[str, Array]:
 
 
 def flat(tensor: TensorSpec, array: Array) -> Array:
-    """An array of a chunk as columns: shape (T, numbers of a time step)."""
+    """Return an array of a chunk as columns: shape (T, numbers of a time step)."""
     return array.reshape(len(array), math.prod(tensor.shape))
 
 
 def label_texts(tensor: TensorSpec) -> dict[int, str] | None:
-    """What its numbers stand for; None where the tensor has no labels, or no whole numbers."""
+    """Return the label of each number; None without labels, or for floats."""
     if not tensor.labels or np.dtype(tensor.dtype).kind not in "iu":
         return None
     return dict(enumerate(tensor.labels))

@@ -16,14 +16,14 @@ from . import snapshot as snapshots
 from .errors import LimitError, PipelineError, RunnelError, StreamError, StreamExistsError
 from .insight.health import Health, Settings
 from .notices import Notices
-from .pipeline.calls import Calls, alone
+from .pipeline.calls import Calls, exclusive
 from .pipeline.passage import Passage, advance
 from .pipeline.pipeline import Pipeline, States
 from .spec import Array, brief
 from .stage import Chunk, Steps
 from .stream import Stream
 
-MAX_ID = 512  # characters of a stream's name, and its user's before it: kept per stream, repeated in messages
+MAX_ID = 512  # characters of a stream's name with its user's prefix: stored per stream, repeated in messages
 MAX_STREAMS = 10_000_000
 _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 
@@ -31,8 +31,8 @@ _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ID}}}\Z")
 class Engine:
     """A loaded pipeline and its streams.
 
-    One call at a time: a call while another thread's is inside, or from a stage, raises StreamError. Between
-    two calls another thread may take over.
+    An engine runs one call at a time. A call during a call of another thread, or from a stage, raises
+    StreamError. Between two calls another thread may take over.
     """
 
     def __init__(
@@ -42,15 +42,14 @@ class Engine:
         notices: Notices | None = None,
         health: Settings | None = None,
     ) -> None:
-        """`notices`: who listens to what happens to the streams. `health`: when and how their states are
-        looked at."""
+        """`notices`: the listeners to events of streams. `health`: when and how states are checked."""
         self.pipeline = pipeline
         self.max_streams = max_streams
         self._notices = notices or Notices()
         self.health = Health(pipeline, health or Settings())
         self._streams: dict[str, Stream] = {}
-        self._calls = Calls(self._mend)
-        self._passages: set[Passage] = set()  # chunks on their way
+        self._calls = Calls(self._repair)
+        self._passages: set[Passage] = set()  # chunks that are being stepped in slices
         self._numbers = itertools.count(1)
 
     @classmethod
@@ -66,18 +65,19 @@ class Engine:
     ) -> Engine:
         """Load a pipeline file (.toml) or a self-describing model (.onnx).
 
-        `max_streams` bounds the streams open at once; their state rows are reserved, but touched only
-        when used. `providers`: onnxruntime execution providers by name, CPU by default. `threads`:
-        onnxruntime's threads for one step; small steps run fastest with 1. `trust`: take a file that
-        is not the certified one, or has no certificate. `flush_denormals`: numbers below 1e-38 become
-        0, so that a state that decays in silence cannot slow a step by up to 30 times; onnxruntime
-        does it by setting the calling thread's floating-point mode, once for the whole process and for
-        good, so it is for a process of your own (`runnel serve` does it). On other machines than x86-64
-        onnxruntime cannot: a warning of the logger `runnel.model` says so.
+        `max_streams` bounds the streams open at once; their state rows are reserved, but memory is touched
+        only when used. `providers`: onnxruntime execution providers by name, CPU by default. `threads`:
+        onnxruntime's threads for one step; small steps run fastest with 1. `trust`: load a file that is not
+        the certified one, or has no certificate.
+
+        `flush_denormals`: treat numbers below 1e-38 as 0, so that a state that decays in silence cannot slow
+        a step by up to 30 times. onnxruntime does this by setting the calling thread's floating-point mode,
+        once and permanently for the whole process, so use it only in a process of your own, as `runnel serve`
+        does. onnxruntime supports it on x86-64 only; elsewhere the logger `runnel.model` warns.
 
         Raises PipelineError, PluginError, ModelError, CertificateError, ProviderError.
         """
-        # Reads files and starts onnxruntime: not at import.
+        # Imported here, because it loads onnxruntime.
         from .loading.loader import load_health, load_notices, load_pipeline
 
         for name, value, most in (("max_streams", max_streams, MAX_STREAMS), ("threads", threads, 1024)):
@@ -88,7 +88,7 @@ class Engine:
         notices, health = load_notices(file), load_health(file)
         try:
             return cls(pipeline, max_streams, notices, health)
-        except PipelineError as error:  # what [health] says does not fit the pipeline
+        except PipelineError as error:  # [health] does not fit the pipeline
             raise PipelineError(f"{file}: {error.message}") from None
 
     def __repr__(self) -> str:
@@ -97,7 +97,7 @@ class Engine:
 
     @property
     def notices(self) -> Notices:
-        """The listeners to what happens to the streams."""
+        """The listeners to events of streams."""
         return self._notices
 
     @notices.setter
@@ -109,20 +109,21 @@ class Engine:
         """The open streams by id."""
         return MappingProxyType(self._streams)
 
-    @alone
+    @exclusive
     def open(self, id: str | None = None) -> Stream:
-        """A new stream in its initial state; without an id it gets one.
+        """Open a stream in its initial state; the default id is chosen by the engine.
 
-        Raises StreamExistsError, LimitError when `max_streams` are open, StreamError for a bad id.
+        Raises StreamExistsError, LimitError if `max_streams` are open, StreamError for a bad id.
         """
         return self._add(id, self._claim(id), "new")
 
-    @alone
+    @exclusive
     def restore(self, blob: bytes, id: str | None = None, *, checked: bool = False) -> Stream:
-        """A new stream that continues exactly where the snapshot was taken.
+        """Open a stream that continues exactly where the snapshot was taken.
 
-        `checked`: its checksum was found to be right (`runnel.snapshot.Checksum`). Raises SnapshotError for
-        damaged bytes or another pipeline's snapshot, and as `open` does; then no stream is opened.
+        `checked`: the snapshot's checksum was verified before (`runnel.snapshot.Checksum`). Raises
+        SnapshotError for damaged bytes or the snapshot of another pipeline, and the errors of `open`. After
+        an error no stream is open.
         """
         snapshot = snapshots.decode(blob, self.pipeline.admit, checked, self.pipeline.most_header)
         states = self._claim(id)
@@ -134,28 +135,28 @@ class Engine:
         return self._add(id, loaded, "restored", snapshot.seq, snapshot.ended)
 
     def feed_many(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
-        """Feed several streams, batched: what `Stream.feed` returns for each, in the same order.
+        """Feed several streams in batches; return what `Stream.feed` returns for each, in the same order.
 
-        In place of a failed chunk's output stands its error (a RunnelError, not raised); that stream
-        is unchanged and the others are not affected. A stream may occur more than once: its chunks
-        are applied in order, and after one that failed its later ones fail too, so that none is skipped.
+        A failed chunk has its error (a RunnelError, not raised) in place of its output; its stream is
+        unchanged, and other streams are not affected. A stream may occur more than once: its chunks are
+        applied in order, and after a failed chunk its later chunks fail too, so that no chunk is skipped.
         """
-        if len(pairs) == 1:  # a batch of one costs twice what a step alone does
+        if len(pairs) == 1:  # a batch of one costs twice as much as a single step
             return [self._feed_one(*pairs[0])]
         return self._feed_together(pairs)
 
-    @alone
+    @exclusive
     def _feed_together(self, pairs: Sequence[tuple[Stream, Array | Chunk]]) -> list[Any]:
         results: list[Any] = [None] * len(pairs)
         pipeline = self.pipeline
         name, dtype, shape = pipeline.tick_name, pipeline.tick_dtype, pipeline.tick_shape
-        ndarray = np.ndarray  # a local name: looked up twice a stream
+        ndarray = np.ndarray  # a local name, because it is looked up twice per stream
         broken: set[Stream] = set()
         for indices in _rounds([stream for stream, _ in pairs]):
             now: list[int] = []
             states: list[States] = []
             chunks: list[Chunk] = []
-            due: list[tuple[int, int]] = []  # its place among `pairs`, and among those stepped now
+            due: list[tuple[int, int]] = []  # index in `pairs`, index among the streams stepped now
             for i in indices:
                 stream, chunk = pairs[i]
                 try:
@@ -166,7 +167,7 @@ class Engine:
                         or (broken and stream in broken)
                     ):
                         self._refuse(stream)
-                    # One well-formed tick is seen without a call, as in Stream.feed.
+                    # Fast path without a call: one valid time step of the only input, as in Stream.feed.
                     if chunk.__class__ is ndarray and chunk.dtype is dtype and chunk.shape == shape:
                         chunks.append({name: chunk})
                     else:
@@ -182,17 +183,17 @@ class Engine:
                 now.append(i)
                 states.append(stream._states)
             if due:
-                self.health.listen()
+                self.health.start_recording()
             try:
                 self._step(pairs, now, states, chunks, results, broken)
                 for i, at in due:
                     stream = pairs[i][0]
                     if not isinstance(results[i], RunnelError):
                         stream._due += self.health.every
-                        self.health.look(stream, results[i], at)
+                        self.health.check(stream, results[i], at)
             finally:
                 if due:
-                    self.health.rest()
+                    self.health.stop_recording()
         return results
 
     def _step(
@@ -204,7 +205,7 @@ class Engine:
         results: list[Any],
         broken: set[Stream],
     ) -> None:
-        """Step the streams `now`, by their places among `pairs`; commit each, or note its error."""
+        """Step the streams with the indices `now` in `pairs`; commit each, or store its error."""
         only_out = self.pipeline.only_out
         for i, done in zip(now, self.pipeline.step_many(states, chunks), strict=True):
             stream, chunk = pairs[i]
@@ -221,18 +222,19 @@ class Engine:
                 results[i] = out
 
     def generate_many(self, pairs: Sequence[tuple[Stream, int]]) -> list[Any]:
-        """`Stream.generate` for several streams, batched: tick by tick, all that have one together.
+        """Run `Stream.generate` for several streams, batched tick by tick.
 
-        `pairs`: streams, and how many time steps each is to make. Results and errors as of `feed_many`.
+        `pairs`: each stream, and the number of time steps to generate. Results and errors as in `feed_many`.
         """
         made = self.feed_many([(stream, Steps(steps)) for stream, steps in pairs])
         return [m if isinstance(m, RunnelError) else self.pipeline.answer(None, m) for m in made]
 
-    @alone
+    @exclusive
     def begin(self, stream: Stream, chunk: Array | Chunk) -> Passage:
-        """Put a chunk on its way, to be stepped in slices by `advance`; until it lands nothing has changed.
+        """Start to apply a chunk in slices; see `advance`.
 
-        Raises as `Stream.feed`; LimitError where MAX_PASSAGES are on their way.
+        The stream does not change before the last slice. Raises as `Stream.feed` does; LimitError if
+        MAX_PASSAGES have started.
         """
         if stream._pipeline is not self.pipeline:
             self._refuse(stream)
@@ -240,9 +242,9 @@ class Engine:
         self._passages.add(passage)
         return passage
 
-    @alone
+    @exclusive
     def advance(self, parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
-        """Step each passage by this many time steps, all together: what each makes, or its error."""
+        """Step each passage by its number of time steps, batched; return the outputs, or errors."""
         return advance(parts)
 
     def _feed_one(self, stream: Stream, chunk: Array | Chunk) -> Any:
@@ -260,7 +262,7 @@ class Engine:
         raise StreamError(f"stream {stream.id!r}: an earlier chunk of it in this call failed")
 
     def placement(self) -> dict[str, Counter[str]]:
-        """Which onnxruntime provider runs which operators of all models, counted."""
+        """Count the operators of all models by the onnxruntime provider that runs them."""
         from .model.session import ModelStage, placement
 
         placed: dict[str, Counter[str]] = {}
@@ -271,7 +273,7 @@ class Engine:
         return placed
 
     def close(self) -> None:
-        """Close every stream: each is evicted, since its owner did not close it."""
+        """Close every stream, with the notice ``evicted``, because its owner did not close it."""
         for stream in list(self._streams.values()):
             self._notices("evicted", stream.id, stream.seq, "the engine is closed")
             stream.close("evicted")
@@ -305,7 +307,7 @@ class Engine:
         stream = Stream(
             self.pipeline, id, states, self._calls, self._forget, self._notices, self.health, seq, ended
         )
-        self._calls.made = stream
+        self._calls.opening = stream
         self._notices.queue("opened", id, seq, reason)
         self._streams[id] = stream
         return stream
@@ -316,10 +318,10 @@ class Engine:
         states, stream._states = stream._states, ()
         self.pipeline.close(states)
 
-    def _mend(self) -> None:
-        """Give back what an interrupted call took, or had not given back yet."""
+    def _repair(self) -> None:
+        """After an interrupted call, release what it had claimed or had not yet released."""
         for stream in list(self._streams.values()):
-            if stream is self._calls.made:
+            if stream is self._calls.opening:
                 stream._closed = True
                 self._notices.queue("closed", stream.id, stream.seq, "interrupted")
             if stream._closed:
@@ -330,7 +332,7 @@ class Engine:
 
 
 def _rounds(streams: Sequence[Stream]) -> list[Sequence[int]]:
-    """Positions in order, each stream at most once a round: a chunk waits for the one before it."""
+    """Group the indices into rounds with each stream at most once, in order."""
     if len(set(streams)) == len(streams):
         return [range(len(streams))]
     rounds: list[list[int]] = []

@@ -1,8 +1,8 @@
 """Every error that Runnel raises on purpose, as one tree.
 
-A class has a stable ``code``, the same string on the wire, and says with ``retry`` whether the same
-call can succeed later. The message names the thing, what was given, what was expected and, where it
-is known, the likely mistake. Whatever is raised, the stream's state and its ``seq`` are as before.
+A class has a stable ``code``, which is also used on the wire, and a flag ``retry``: whether the same call can
+succeed later. The message names the thing, what was given, what was expected and, if known, the likely
+mistake. After any error, the stream's state and its ``seq`` are unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import ClassVar
 
-MAX_MESSAGE = 2000  # characters: an error's text crosses the wire, so it is bounded
+MAX_MESSAGE = 2000  # characters: the text is sent to clients, so it is bounded
 
 
 class RunnelError(Exception):
@@ -20,7 +20,7 @@ class RunnelError(Exception):
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:
-        # A file's name may hold bytes that are no text. A message crosses the wire: there they are escapes.
+        # A file name may hold bytes that are not text. They are escaped, so that the message can be sent.
         message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 
@@ -36,16 +36,16 @@ class ChunkError(RunnelError):
 
 
 class EmptyChunkError(ChunkError):
-    """A chunk with no time steps in it."""
+    """A chunk without time steps."""
 
     code = "EMPTY_CHUNK"
 
 
 class NonFiniteError(ChunkError):
-    """A NaN or an infinity in the input, or in what a stage made of it."""
+    """A NaN or an infinity in the input, or in a stage's output."""
 
     code = "NON_FINITE"
-    state = ""  # where it is a model's state that became so: ``stage.name``
+    state = ""  # the model's state that became non-finite, as ``stage.name``, if it was a state
 
 
 class StreamError(RunnelError):
@@ -79,25 +79,25 @@ class StreamEndedError(StreamError):
 
 
 class GapError(StreamError):
-    """A ``seq`` beyond the next one: what lies between has not arrived, or has failed."""
+    """A ``seq`` beyond the next one: requests between have not arrived, or have failed."""
 
     code = "GAP"
 
 
 class ConflictError(StreamError):
-    """A ``seq`` that was applied, or an epoch that was begun, with another payload: two took one number."""
+    """A ``seq`` that was applied, or an epoch that was begun, with another payload: it was used twice."""
 
     code = "CONFLICT"
 
 
 class AlreadyAppliedError(StreamError):
-    """A ``seq`` that was applied so long ago that its reply is no longer kept."""
+    """A ``seq`` that was applied, and whose reply is no longer in the reply cache."""
 
     code = "ALREADY_APPLIED"
 
 
 class FencedError(StreamError):
-    """An epoch that is not the stream's: it is in other hands."""
+    """An epoch that is not the stream's: another client has the stream."""
 
     code = "FENCED"
 
@@ -146,7 +146,7 @@ class StageError(RunnelError):
 
 
 class SlowStageError(StageError):
-    """A stage took longer for a chunk than the pipeline's limit; what it made was thrown away."""
+    """A stage took longer for a chunk than the pipeline's limit; its result was discarded."""
 
     code = "STAGE_SLOW"
     retry = True
@@ -165,7 +165,7 @@ class CertificateError(ModelError):
 
 
 class ProviderError(ModelError):
-    """An onnxruntime execution provider that is not here."""
+    """An onnxruntime execution provider that is not available."""
 
     code = "NO_PROVIDER"
 
@@ -189,7 +189,7 @@ class WireError(RunnelError):
 
 
 class TooLargeError(WireError):
-    """A message that is larger than any may be: send smaller chunks."""
+    """A message above the size limit: send smaller chunks."""
 
     code = "TOO_LARGE"
 
@@ -219,12 +219,12 @@ def _walk(cls: type[RunnelError]) -> list[type[RunnelError]]:
 
 
 def by_code(code: str) -> type[RunnelError]:
-    """The class whose ``code`` this is; ``RunnelError`` for one that this version does not know."""
+    """Return the class with this ``code``, or ``RunnelError``."""
     return next((cls for cls in _walk(RunnelError) if cls.code == code), RunnelError)
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """' (did you mean 'hop'?)' for a word near a known one, else a list of what is known."""
+    """Return ' (did you mean 'hop'?)' for a near word, else the known words."""
     close = get_close_matches(word, known, n=1, cutoff=0.75)
     if close:
         return f" (did you mean {close[0]!r}?)"

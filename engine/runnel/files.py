@@ -1,6 +1,6 @@
-"""For authors of sources and sinks: input read as it comes, and output that appears only when it is whole.
+"""Input read as it arrives, and output files that appear only when complete.
 
-``-`` as a path, or none, is standard input or output.
+For authors of sources and sinks. ``-`` as a path, or None, is standard input or output.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .errors import UsageError
 from .shown import for_data
 
 STDIO: Final = "-"
-MAX_LINE: Final = 2**20  # characters: a row of a table with a hundred thousand columns
-_READ: Final = 2**16  # bytes asked for at once: what a pipe holds
+MAX_LINE: Final = 2**20  # characters: a row of a table with 100,000 columns
+_READ: Final = 2**16  # bytes per read: the size of a pipe's buffer
 
 
 def warn(text: str) -> None:
-    """A line on standard error for what is odd and no reason to stop."""
+    """Print a warning on standard error."""
     print(f"runnel: warning: {text}", file=sys.stderr)
 
 
 def library(name: str, what: str, extra: str) -> Any:
-    """The module of an optional library that `what` needs; UsageError says which `extra` has it."""
+    """Import an optional library that `what` needs; UsageError names the `extra` that installs it."""
     try:
         return import_module(name)
-    except (ImportError, OSError) as error:  # OSError: the package is there, its C library is not
+    except (ImportError, OSError) as error:  # OSError: the package is installed, but its C library is not
         package = name.partition(".")[0]
         raise UsageError(
             f"{what} need the package {package} ({error}): pip install 'runnel[{extra}]'"
@@ -46,9 +46,9 @@ def is_stdio(path: Path | None) -> bool:
 
 
 class Input:
-    """Bytes of a file, a pipe, a device or standard input, given as they come.
+    """Bytes of a file, a pipe, a device or standard input, as they arrive.
 
-    `live`: whether they come when they come, as from a pipe. Raises UsageError where it cannot be read.
+    `live`: the bytes arrive over time, as from a pipe. Raises UsageError if the input cannot be read.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -64,11 +64,11 @@ class Input:
 
     @property
     def share(self) -> float | None:
-        """How much was read, 0 to 1; None where nobody knows how much there is."""
+        """The share that was read, 0 to 1; None if the size is not known."""
         return None if self.live else min(1.0, self._read / max(1, self._size))
 
     def read(self, most: int) -> bytes:
-        """1 to `most` bytes, as soon as there are some; none at the end."""
+        """Return 1 to `most` bytes, as soon as any are there; none at the end."""
         try:
             data = os.read(self.fd, most)
         except OSError as error:
@@ -82,7 +82,7 @@ class Input:
 
 
 def _open(path: Path) -> int:
-    """A device is opened without waiting (a serial port waits for a carrier), and then read with waiting."""
+    """Open without blocking (a serial port would wait for a carrier); then make reads blocking."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(0, "Is a directory")
@@ -93,22 +93,22 @@ def _open(path: Path) -> int:
 
 
 def regular(path: Path, kind: str) -> Path:
-    """`path`, if a file that is read to and fro is there; UsageError, which names the `kind` of file."""
+    """Return `path` if it is a regular file; else raise UsageError with the `kind`."""
     try:
         odd = not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode)
     except OSError as error:
         raise UsageError(f"{path}: cannot read it: {error.strerror or error}") from None
     if odd:
         raise UsageError(f"{path}: {kind} is read from a file, and this is a pipe or a device")
-    Input(path).close()  # a folder, or not ours to read: told in the same words for all kinds
+    Input(path).close()  # a folder or a missing permission: the usual error text
     return path
 
 
 class Lines(Iterator[str]):
-    """Lines of text, each with its end, as they come: UTF-8, or UTF-16 if its byte order mark comes first.
+    """Lines of text as they arrive, with their line ends.
 
-    `more`: whether the next can be had without waiting. Raises UsageError for a line past `MAX_LINE`, and for
-    bytes that are no such text.
+    The text is UTF-8, or UTF-16 with a byte order mark. `more`: whether the next line is available without
+    waiting. Raises UsageError for a line longer than `MAX_LINE`, and for bytes in another encoding.
     """
 
     def __init__(self, source: Input) -> None:
@@ -116,7 +116,7 @@ class Lines(Iterator[str]):
         self._decoder: codecs.IncrementalDecoder | None = None
         self._ready: deque[str] = deque()
         self._rest = ""
-        self._count = 0  # lines given, for errors
+        self._count = 0  # lines returned, for errors
         self._ended = False
 
     @property
@@ -134,7 +134,7 @@ class Lines(Iterator[str]):
     def _fill(self) -> None:
         data = self._source.read(_READ)
         if self._decoder is None:
-            while len(data) == 1 and (more := self._source.read(1)):  # a mark may come in two parts
+            while len(data) == 1 and (more := self._source.read(1)):  # the mark may arrive in two parts
                 data += more
             kind = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
             self._decoder = codecs.getincrementaldecoder(kind)()
@@ -164,11 +164,11 @@ class Lines(Iterator[str]):
 
 
 class OutputFile:
-    """A file that takes its name when it is whole; until then it stands beside it, hidden.
+    """A file that appears under its name only when complete.
 
-    What stood under the name before stands there until then, and for good where the run fails. A file
-    that is never closed is removed. A pipe or a device is written as it is. Raises UsageError where
-    it cannot be written, and with `seek` where nothing once written could be changed.
+    Until then it is hidden beside that name. A previous file of that name stays until then, and stays if the
+    run fails. A file that is never closed is removed. A pipe or a device is written directly. Raises
+    UsageError if the path cannot be written, or if `seek` is set and the path does not allow seeking.
     """
 
     def __init__(self, path: Path, seek: bool = False) -> None:
@@ -183,16 +183,19 @@ class OutputFile:
                 "allow: write a table or JSON lines, or to a file"
             )
         self._part = path if self.device else path.with_name(f".{path.name}.{os.getpid()}.part")
-        # Made before the file: a signal may interrupt the caller before it can close this.
+        # Before the file is made: a signal may interrupt the caller before it can close this.
         self._remove = weakref.finalize(self, _unlink, None if self.device else self._part)
         try:
             self.file: BinaryIO = self._part.open("wb" if self.device else "xb")
         except OSError as error:
-            self._remove.detach()  # the part file is another writer's
+            self._remove.detach()  # the part file belongs to another writer
             raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from None
 
     def close(self, whole: bool) -> None:
-        """Give it its name, or take it away. Raises OSError where the disk is full; then it is away."""
+        """Move the file to its name, or remove it.
+
+        Raises OSError if the disk is full; the file is then removed.
+        """
         try:
             self.file.close()
             if whole and not self.device:
@@ -207,7 +210,7 @@ def _unlink(part: Path | None) -> None:
 
 
 class OutputText:
-    """A text in UTF-8, to an `OutputFile` or, if `stdio`, to standard output: `text` takes it."""
+    """Text in UTF-8, written to an `OutputFile` or, if `stdio`, to standard output."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None if is_stdio(path) else OutputFile(cast(Path, path))
@@ -219,13 +222,13 @@ class OutputText:
         )
 
     def close(self, whole: bool) -> None:
-        """As `OutputFile.close`; what standard output was given stays."""
+        """Close as `OutputFile.close`; standard output is only flushed."""
         if self._file is None:
             if whole:
                 self.text.flush()
             return
         try:
-            cast(TextIOWrapper, self.text).detach()  # flushes
+            cast(TextIOWrapper, self.text).detach()  # this flushes
         except BaseException:
             self._file.close(False)
             raise

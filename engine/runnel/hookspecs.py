@@ -1,16 +1,16 @@
-"""The hooks by which a package joins Runnel. A hook hands over factories; none is called per message.
+"""The hooks by which a package extends Runnel.
 
-A package is found by an entry point in the group ``runnel``. Its name is what a pipeline writes after
-``use``; its value is the module that implements the hook. The module is imported when a pipeline, or a
-command line, names it, and not before. One module may hand over several names, each with an entry of its
-own, and one name may be a source and a sink at once.
+A hook returns factories, and none is called per message. A package is found by an entry point in the group
+``runnel``: its name is what a pipeline writes after ``use``, and its value is the module that implements the
+hook. The module is imported when a pipeline or a command line names it, not before. One module may provide
+several names, each with an entry point of its own, and one name may be both a source and a sink.
 
-A factory is mostly the class itself. Its first argument is what flows where it stands (none for a notice);
-every other is an option: a keyword with an annotation out of int, float, bool, str, Path, a Literal of
-strings, a list of one of these, or one of these with ``| None``. What a pipeline says is checked against
-these when the pipeline is read: a wrong key, or value, is an error that names the nearest right one. An int
-is taken for a float; a Path is relative to the pipeline's file. On a command line an end is written
-``"NAME:ARG?key=value&key=value"``, where ARG is the value of its first option; the quotes are for the shell.
+A factory is usually the class itself. Its first argument is the signal at its position in the pipeline (a
+notice has none). Every other argument is an option: a keyword annotated as int, float, bool, str, Path, a
+Literal of strings, a list of one of these, or one of these with ``| None``. The options in a pipeline are
+checked when the pipeline is read: an error names the nearest valid key or value. An int is accepted for a
+float, and a Path is relative to the pipeline's file. On a command line a connector is written
+``"NAME:ARG?key=value&key=value"``, where ARG is the value of the first option; the quotes are for the shell.
 
 `runnel plugins new NAME` writes a package like those below, with a test.
 """
@@ -110,7 +110,7 @@ def runnel_sources() -> Mapping[str, SourceFactory]:
 
 
         class Tone(runnel.Source):
-            """A sine of `hz` for so many seconds, at the pipeline's rate, the same in each channel."""
+            """A sine of `hz` Hz, `seconds` long, at the pipeline's rate, the same in each channel."""
 
             def __init__(self, signal: runnel.Signal, hz: float = 440.0, seconds: float = 1.0) -> None:
                 if signal.rate is None or len(signal.tensors) != 1:

@@ -1,4 +1,4 @@
-"""What happens to streams, told to those who asked: one notice an event, none for a chunk that went well."""
+"""Events of streams, and the listeners to them. A chunk that succeeds causes no notice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ Event = Literal[
     "opened", "reset", "idle", "evicted", "failed", "closed", "died", "blown_up", "recovered"
 ]  # fmt: skip
 
-MAX_NESTED: Final = (
-    10_000  # notices of what listeners do themselves, in one delivery: more is an endless loop
-)
+MAX_NESTED: Final = 10_000  # notices caused by listeners in one delivery: more is an endless loop
 
 _log = logging.getLogger("runnel.notices")
 
@@ -24,38 +22,45 @@ _log = logging.getLogger("runnel.notices")
 class Notice:
     """One event of one stream.
 
-    - ``opened``: made, new or from a snapshot; `reason` is "new" or "restored";
-    - ``reset``: back in its initial state;
-    - ``failed``: a chunk was refused, or a stage failed on it; the stream is as before. `reason`: the error;
-    - ``idle``: nothing was asked of it for so long that it is about to be closed; then comes ``closed``;
-    - ``evicted``: it must make way though its client is there; then comes ``closed``. `reason`: for what;
-    - ``died``, ``blown_up``: a state of it no longer answers what goes in, or is beyond all bounds, as
-      health.py defines it; its chunks go on being applied. `reason`: which state, and what was seen;
-    - ``recovered``: that is over. `reason`: which it was. A reset, or the stream's end, tells itself only;
-    - ``closed``: gone, with its state. `reason`: "closed" by its owner, "ended" after a flush, "idle", …
+    - ``opened``: new or from a snapshot. `reason` is "new" or "restored".
+    - ``reset``: back in its initial state.
+    - ``failed``: a chunk was refused, or a stage failed on it; the stream is unchanged. `reason`: the error.
+    - ``idle``: the stream was not used for the idle time and is about to be closed. ``closed`` follows.
+    - ``evicted``: the stream must be closed although its client is connected. ``closed`` follows. `reason`:
+      the cause.
+    - ``died``, ``blown_up``: a state no longer responds to the input, or has grown beyond its bound, as
+      defined in health.py. Chunks are still applied. `reason`: which state, and what was measured.
+    - ``recovered``: the state is healthy again. `reason`: which problem ended. No ``recovered`` follows a
+      reset or the end of the stream.
+    - ``closed``: the stream and its state are gone. `reason`: "closed" by its owner, "ended" after a flush,
+      "idle", …
     """
 
     event: Event
-    stream: str  # its id
-    seq: int  # chunks applied to it by then
+    stream: str  # the stream's id
+    seq: int  # chunks applied before the event
     reason: str = ""
 
 
 Listener = Callable[[Notice], None]
-"""Called in the thread that runs the streams, which waits for it: be quick, hand long work to a thread.
+"""Called in the thread that runs the streams, which waits: be quick, and pass long work to a thread.
 
-It is called when the engine is at rest, just before the call in which the event came returns or raises. So it
-may open, feed, reset and close streams; notices of that follow after those that wait already.
+A listener is called when the engine is at rest, just before the call that caused the event returns or raises.
+It may therefore open, feed, reset and close streams. Notices of these events are delivered after those that
+are waiting already.
 """
 
 
 class Notices:
-    """The listeners, each called for every notice. A listener that raises is logged, and called again."""
+    """The listeners, each called for every notice.
+
+    An error of a listener is logged; it stays registered.
+    """
 
     __slots__ = ("_delivering", "_listeners", "waiting")
 
     def __init__(self, listeners: Sequence[tuple[str, Listener]] = ()) -> None:
-        self._listeners = tuple(listeners)  # (its name, for the log; itself)
+        self._listeners = tuple(listeners)  # (name for the log, listener)
         self.waiting: deque[Callable[[], None]] = deque()
         self._delivering = False
 
@@ -63,21 +68,21 @@ class Notices:
         return bool(self._listeners)
 
     def __call__(self, event: Event, stream: str, seq: int, reason: str = "") -> None:
-        """Notify at once, of what happened outside of an engine's calls."""
+        """Notify at once of an event outside the engine's calls."""
         self.queue(event, stream, seq, reason)
         self.deliver()
 
     def queue(self, event: Event, stream: str, seq: int, reason: str = "") -> None:
-        """Let a notice wait until the call that is inside of the engine ends."""
+        """Queue a notice until the current call of the engine ends."""
         if self._listeners:
             self.waiting.append(partial(self._notify, Notice(event, stream, seq, reason)))
 
     def later(self, call: Callable[[], None]) -> None:
-        """Let a callback wait as a notice does, in its turn."""
+        """Queue a callback among the notices."""
         self.waiting.append(call)
 
     def deliver(self) -> None:
-        """Deliver what waits, in order. Within a delivery it does nothing: the outer one goes on."""
+        """Deliver the queue in order. Within a delivery it does nothing: the outer delivery continues."""
         if self._delivering:
             return
         self._delivering = True

@@ -1,7 +1,7 @@
-"""What a probe shows: a model with outputs that lay open the inside of its recurrent layers, tick by tick.
+"""Probes: models whose extra outputs show the inside of recurrent layers, tick by tick.
 
-A probe gives what the model gives that it was made with, and beside it the gates, cell states and hidden
-states of each layer. They are ordinary outputs of its graph; this says which of them is what.
+A probe returns the outputs of its model and, beside them, the gates, cell states and hidden states of each
+layer. They are ordinary outputs of its graph; this module describes which output is which.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 SUFFIX: Final = ".probe.onnx"
 
-# By the letters of the literature, and of torch's documentation. Gates are after their activation.
+# Letters as in the literature and in torch's documentation. Gates are after their activation.
 MEANING: Final = {
     "i": "input gate",
     "f": "forget gate",
@@ -25,45 +25,45 @@ MEANING: Final = {
     "n": "candidate",
     "h": "hidden state",
 }
-GATES: Final = ("i", "f", "o", "r", "z")  # within 0..1; of the others c, h and n may be any number
-# Of the layers whose formula is known by their kind: all that is shown of each.
+GATES: Final = ("i", "f", "o", "r", "z")  # values within 0..1; c, h and n may be any number
+# For layers with a known formula: the letters of all that a probe shows.
 KNOWN: Final = {"LSTM": frozenset("ifogch"), "GRU": frozenset("rznh")}
 FLAGS: Final = ("backward", "takes")  # of a layer
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeLayer:
-    """One recurrent layer and what of it is to be seen."""
+    """One recurrent layer, and the outputs and states that show it."""
 
-    name: str  # where it is in the module, and which layer there: "lstm.0"
-    kind: str  # "LSTM", "GRU" (see `KNOWN`), "RNN", or the class that it was written as
-    outputs: Mapping[str, str]  # by letter: the model's output, (time, hidden) in a stream
-    # By letter, the model's states that are what the layer shows: before a tick, and after it.
+    name: str  # path in the module, and the layer's index there: "lstm.0"
+    kind: str  # "LSTM", "GRU" (see `KNOWN`), "RNN", or the name of the layer's class
+    outputs: Mapping[str, str]  # letter: the model's output, (time, hidden) in a stream
+    # Letter: the model's state that holds the same value before and after each tick.
     states: Mapping[str, str] = field(default_factory=dict)
-    backward: bool = False  # it goes through each window from its end; see `runnel.spec.Blocks`
-    takes: bool = False  # of a GRU: z is how much is taken of the candidate, not how much of h is kept
+    backward: bool = False  # the layer runs from the end of each window; see `runnel.spec.Blocks`
+    takes: bool = False  # for a GRU: z weighs the candidate, not the previous h
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Which outputs of a model show its inside."""
+    """The outputs of a model that show its inside."""
 
-    of: str  # the hash in the certificate of the model that it was made with
+    of: str  # the certificate's hash of the model that the probe belongs to
     layers: tuple[ProbeLayer, ...]
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Every output that the model itself has not."""
+        """Every output that the model itself does not have."""
         return tuple(name for layer in self.layers for name in layer.outputs.values())
 
 
 def beside(model: Path) -> Path:
-    """Where a model's probe is: ``lm.probe.onnx`` for ``lm.onnx``."""
+    """Return the path of a model's probe: ``lm.probe.onnx`` for ``lm.onnx``."""
     return model.with_name(model.name.removesuffix(".onnx") + SUFFIX)
 
 
 def to_document(probe: Probe) -> dict[str, Any]:
-    """As JSON values."""
+    """Return the probe as JSON values."""
     layers = []
     for x in probe.layers:
         layer = {"name": x.name, "kind": x.kind, "outputs": dict(x.outputs), "states": dict(x.states)}

@@ -1,6 +1,6 @@
-"""Reading a whole file that somebody names: a regular file only, and no more bytes than it may have.
+"""Read a whole regular file with a bounded size.
 
-A pipe would be waited for, a device read without end, and a folder has nothing to read.
+Other kinds are refused: a pipe would block, a device has no end, and a folder has no content.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from .errors import RunnelError
 
-_FLAGS = (
-    os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-)  # to open a pipe does not wait for its writer
-_AT_ONCE = 2**24  # bytes asked for: a file may be shorter than it says
+# O_NONBLOCK: opening a pipe does not wait for its writer.
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_AT_ONCE = 2**24  # bytes per read: a file may be shorter than its stated size
 
 
 def read(path: str | Path, most: int, what: str, error: type[RunnelError]) -> bytes:
-    """The file's bytes. Raises `error`, which names the path and `what` it should be, for what is no file.
+    """Return the file's bytes.
 
-    `most`: bytes that the file may have.
+    `most`: the largest size allowed, in bytes. Raises `error`, which names the path and `what` it should be,
+    if the path is not such a file.
     """
     return read_with_mode(path, most, what, error)[0]
 
 
 def read_with_mode(path: str | Path, most: int, what: str, error: type[RunnelError]) -> tuple[bytes, int]:
-    """The same, and the permissions of the file that was read."""
+    """Return the bytes and the permissions of the file that was read."""
     shown = str(path) if str(path).isprintable() else repr(str(path))
     try:
         descriptor = os.open(path, _FLAGS)
@@ -49,7 +49,7 @@ def _read(descriptor: int, most: int, shown: str, what: str, error: type[RunnelE
     data = bytearray()
     while part := os.read(descriptor, min(_AT_ONCE, most + 1 - len(data))):
         data += part
-        if len(data) > most:  # it grew meanwhile, or said nothing of its size
+        if len(data) > most:  # the file grew, or its stated size was wrong
             raise error(f"{shown}: {what} has at most {most} bytes")
     return bytes(data)
 

@@ -1,7 +1,7 @@
-"""A stream's state as bytes, and back: the snapshot.
+"""Snapshots: a stream's state as bytes, and back.
 
-Layout: magic, format (1 byte), header length (4 bytes, little-endian), header (JSON), the arrays'
-buffers in C order, and a BLAKE2b-128 over all of it. No pickle: only names, dtypes, shapes and numbers.
+Layout: magic, format (1 byte), header length (4 bytes, little-endian), header (JSON), the arrays' buffers in
+C order, and a BLAKE2b-128 of everything before it. No pickle: only names, dtypes, shapes and numbers.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from .spec import DTYPES, MAX_RANK, Array
 
 MAGIC = b"RNLS"
 FORMAT = 1
-MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; more is no snapshot of ours
-MAX_HEADER = 2**18  # bytes of JSON: some 4,000 arrays; it takes milliseconds to read
-MAX_SEQ = 2**63 - 1  # what the wire can say
+MAX_SNAPSHOT = 256 * 2**20  # bytes: a stream's state is small; anything larger is not a snapshot
+MAX_HEADER = 2**18  # bytes of JSON: about 4,000 arrays, read in milliseconds
+MAX_SEQ = 2**63 - 1  # the largest number that the wire format holds
 _DIGEST = 16
 _HEAD = struct.Struct("<4sBI")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One stream at rest."""
+    """The state of one stream between two calls."""
 
-    pipeline: str  # fingerprint of the pipeline that it belongs to
+    pipeline: str  # fingerprint of the stream's pipeline
     seq: int
     ended: bool
-    stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state laid open), in order
-    parts: tuple[Part, ...] = ()  # what the fingerprint was made from, to say what differs
+    stages: tuple[tuple[str, Mapping[str, Array]], ...]  # (stage name, its state's arrays), in order
+    parts: tuple[Part, ...] = ()  # what the fingerprint was made from, to describe a difference
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as bytes: the same for equal states, however their arrays lie in memory.
+    """Return the snapshot as bytes: equal states give equal bytes.
 
-    Raises SnapshotError for what `decode` would not take back.
+    Raises SnapshotError for a state that `decode` would refuse.
     """
     buffers: list[bytes] = []
     stages = []
@@ -76,11 +76,11 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 class Claim(NamedTuple):
-    """What a snapshot says of itself, before any of its arrays is made."""
+    """The contents that a snapshot's header claims, read before any array is made."""
 
     pipeline: str  # fingerprint
     parts: tuple[Part, ...]
-    stages: tuple[tuple[str, tuple[str, ...]], ...]  # (stage name, its states' names)
+    stages: tuple[tuple[str, tuple[str, ...]], ...]  # (stage name, names of its states)
 
 
 def decode(
@@ -89,14 +89,14 @@ def decode(
     checked: bool = False,
     most_header: int = MAX_HEADER,
 ) -> Snapshot:
-    """Read a snapshot; the arrays are read-only. Raises SnapshotError for anything else than one.
+    """Read a snapshot; the arrays are read-only. Raises SnapshotError.
 
-    `admit` is asked before any array is made, and may raise: a foreign snapshot then costs next to nothing.
-    `checked`: the caller has found the checksum to be right. `most_header`: bytes of a header that is worth
-    reading; a longer one cannot be of the caller's pipeline.
+    `admit` is called before any array is made, and may raise, so that a foreign snapshot costs almost
+    nothing. `checked`: the caller has verified the checksum. `most_header`: a longer header, in bytes, cannot
+    belong to the caller's pipeline and is not read.
 
-    The checksum finds damage, not malice: whoever may restore may have written these bytes. What comes
-    back is well-formed; whether it is a state of the stage is for the stage to see, in `Stage.load`.
+    The checksum detects damage, not an attack: a client that may restore may also have written the bytes. The
+    result is well-formed. Whether it is a valid state is for the stage to check, in `Stage.load`.
     """
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise SnapshotError(f"a snapshot is bytes, not {type(blob).__name__}")
@@ -128,14 +128,14 @@ def decode(
 
 
 class Checksum:
-    """The checksum at the end of a snapshot, of bytes that come in pieces."""
+    """Check the checksum at the end of a snapshot whose bytes come in pieces."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=_DIGEST)
         self._last = b""  # the last bytes so far, which may be the checksum
 
     def update(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes, in their order."""
+        """Add the next bytes, in order."""
         if len(piece) < _DIGEST:
             piece, self._last = self._last + bytes(piece), b""
         self._hash.update(self._last)
@@ -168,7 +168,7 @@ def _parse(header: Any, body: memoryview, at: int) -> Snapshot:
                 raise ValueError(f"array {key!r} runs past the end")
             if dtype == "bool" and (np.frombuffer(body, np.uint8, count, at) > 1).any():
                 raise ValueError(f"array {key!r} is bool, and holds what is neither 0 nor 1")
-            # Bytes of its own: within others an array may be unaligned, which some machines cannot read.
+            # A copy: inside the body an array may be unaligned, which some machines cannot read.
             end = at + count * kind.itemsize
             array: Array = np.ndarray(tuple(shape), kind, bytes(body[at:end]))
             if not kind.isnative:
@@ -182,12 +182,12 @@ def _parse(header: Any, body: memoryview, at: int) -> Snapshot:
     seq, ended = header["seq"], header["ended"]
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ or type(ended) is not bool:
         raise ValueError(f"seq is {seq!r:.80}, ended is {ended!r:.80}")
-    parts = identity.read(header.get("parts", []))  # of earlier versions there are none
+    parts = identity.read(header.get("parts", []))  # absent in earlier versions
     return Snapshot(str(header["pipeline"]), seq, ended, tuple(stages), parts)
 
 
 def fit_names(name: str, keys: Sequence[str], like: Mapping[str, Array]) -> None:
-    """Raise SnapshotError unless these are the names of a stage's state `like`."""
+    """Raise SnapshotError unless `keys` are the names of a stage's state `like`."""
     if sorted(keys) != sorted(like):
         held = f"{sorted(keys)}" if len(keys) <= 64 else f"{len(keys)} arrays"
         raise SnapshotError(f"stage {name!r}: the state holds {held}, expected {sorted(like)}")

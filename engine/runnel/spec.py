@@ -1,8 +1,8 @@
-"""What a model takes, gives and carries: the document inside a model file, as checked types.
+"""The specification of a model: the document inside a model file, as checked types.
 
-Two kinds of shape, kept apart. A *model tensor* has the shape of the ONNX value, with the words
-``"time"`` and ``"slot"`` in place of the free axes: ``("time", "slot", 80)``. A *chunk tensor*
-(`TensorSpec`) has the shape of one time step only: ``(80,)``, and a chunk holds ``(T, 80)``.
+There are two kinds of shape. A *model tensor* has the shape of the ONNX value, with the words ``"time"`` and
+``"slot"`` for its free axes: ``("time", "slot", 80)``. A *chunk tensor* (`TensorSpec`) has the shape of one
+time step: ``(80,)``, and a chunk holds ``(T, 80)``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ FORMAT = 1
 TIME, SLOT = "time", "slot"
 MAX_RANK = 8
 MAX_STATES = 1024
-MAX_RATE = sys.float_info.max  # Hz: a whole number may be larger, and then no float
-MAX_STATE_BYTES = 2**28  # of one stream's states in one model: far beyond any recurrent layer
-MAX_WINDOW = 2**16  # ticks of a block and its lookahead: they wait in memory, and are one call of the model
+MAX_RATE = sys.float_info.max  # Hz: a JSON integer may be larger than any float
+MAX_STATE_BYTES = 2**28  # bytes of one stream's states in one model: far more than any recurrent layer needs
+MAX_WINDOW = 2**16  # ticks of a block and its lookahead: they are buffered, and are one call of the model
 DTYPES = (
     "float32", "float16", "float64", "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64", "bool",
@@ -38,10 +38,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One named array of a chunk: ``shape`` is that of one time step, without the time axis.
+    """One named array of a chunk; ``shape`` is that of one time step.
 
-    `labels`: where its numbers stand for something, what 0, 1, 2 … stand for; for those who read, so that it
-    plays no part in whether two stages fit. A number without one (-1, say) stands for nothing.
+    `labels`: the meanings of the numbers 0, 1, 2 …, if they have any. They are for readers and are ignored
+    when two stages are matched. A number without a label (such as -1) has no meaning.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TensorSpec:
     labels: tuple[str, ...] = field(default=(), compare=False)
 
     def empty(self) -> Array:
-        """Zero time steps of it: shape (0, *shape)."""
+        """Return zero time steps: shape (0, *shape)."""
         return np.zeros((0, *self.shape), self.dtype)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What flows between two stages: the arrays of a chunk and, where it is known, their rate in Hz."""
+    """The arrays of a chunk between two stages and, if known, their rate in Hz."""
 
     tensors: tuple[TensorSpec, ...]
     rate: float | None = None
@@ -70,7 +70,7 @@ class Signal:
         return tuple(t.name for t in self.tensors)
 
     def empty(self) -> dict[str, Array]:
-        """A chunk of zero time steps."""
+        """Return a chunk of zero time steps."""
         return {t.name: t.empty() for t in self.tensors}
 
     def __str__(self) -> str:
@@ -96,17 +96,17 @@ class ModelTensor:
 
     @property
     def step_shape(self) -> tuple[int, ...]:
-        """One time step of one stream: the shape without time and slot."""
+        """The shape of one time step of one stream, without time and slot."""
         return tuple(d for d in self.shape if isinstance(d, int))
 
     def sized(self, slots: int, ticks: int) -> tuple[int, ...]:
-        """The concrete shape for so many streams and time steps."""
+        """Return the concrete shape for `slots` streams and `ticks` time steps."""
         return tuple({SLOT: slots, TIME: ticks}[d] if isinstance(d, str) else d for d in self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelState:
-    """An ONNX input and the output that becomes it at the next step, paired by name."""
+    """An ONNX input, and the output that becomes it at the next step."""
 
     input: str
     output: str
@@ -132,10 +132,10 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How samples become the windows that the model sees, one a step.
+    """How samples are cut into windows, one per step of the model.
 
-    Step k sees samples ``[k*hop - (window - hop), k*hop + hop)``, zeros before the first. Worked
-    example: window 576, hop 512 keeps 64 samples of context; after 1024 samples there are two steps.
+    Step k sees samples ``[k*hop - (window - hop), k*hop + hop)``, with zeros before the first sample.
+    Example: window 576 and hop 512 carry 64 samples of context; after 1024 samples there are two steps.
     """
 
     window: int
@@ -154,19 +154,19 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How ticks are taken by a model that looks ahead: a block at a time, with the ticks that follow it.
+    """Blocks of ticks with a lookahead, as a model takes them.
 
-    Step k sees ticks ``[k*ticks, k*ticks + window)`` and gives rows for the first `ticks` of them; then its
-    states are those after the block. Where the stream ends within a window, the rest is filled up, and the
-    model is told by the input `present` how many of the window's ticks there are; its output `kept` says
-    how many of the rows it gives are the stream's. So a tick's row comes at most `latency` ticks after it.
+    Step k sees ticks ``[k*ticks, k*ticks + window)`` and returns outputs for the first `ticks` of them; its
+    states are then those after the block. If the stream ends within a window, the rest of the window is
+    padded. The input `present` holds the number of real ticks in the window, and the output `kept` holds the
+    number of outputs that belong to the stream. The output of a tick comes at most `latency` ticks after it.
     (The latency-controlled BLSTM of Zhang et al. 2016, https://arxiv.org/abs/1510.08983.)
     """
 
     ticks: int
     lookahead: int
-    present: str = "present"  # the model's input: int32, one number a window
-    kept: str = "kept"  # the model's output: likewise
+    present: str = "present"  # the model's input: int32, one number per window
+    kept: str = "kept"  # the model's output: int32, one number per window
 
     def __post_init__(self) -> None:
         if self.ticks < 1 or self.lookahead < 0 or self.window > MAX_WINDOW:
@@ -182,31 +182,31 @@ class Blocks:
 
     @property
     def own(self) -> tuple[str, str]:
-        """What is between the model and the stages around it, and never the stream's."""
+        """The tensors between the model and its surrounding stages, which no stream sees."""
         return self.present, self.kept
 
     @property
     def latency(self) -> int:
-        """Ticks from a block's first until its row comes out."""
+        """Ticks from the first tick of a block until its output is returned."""
         return self.window - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A step model: its signal, its states, and what is known of it."""
+    """A step model: its signal, its states, and its properties."""
 
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
     states: tuple[ModelState, ...]
     framing: Framing | None = None
-    rate: float | None = None  # Hz of the input's time axis: samples a second, or ticks
+    rate: float | None = None  # Hz of the input's time axis: samples or ticks per second
     latency: int = 0  # input time steps
-    any_ticks: bool = True  # a call may hold any number of time steps; else exactly one
+    any_ticks: bool = True  # whether a call may hold any number of time steps; else exactly one
     constants: Mapping[str, Array] = field(default_factory=dict)  # inputs that never change
     certificate: Mapping[str, Any] | None = None
-    graph: Mapping[str, Any] | None = None  # ops, parameters, flops: as counted at export
+    graph: Mapping[str, Any] | None = None  # ops, parameters and flops, counted at export
     blocks: Blocks | None = None
-    probe: Probe | None = None  # where some outputs show the inside of layers
+    probe: Probe | None = None  # set if some outputs show the inside of layers
 
     def __repr__(self) -> str:
         takes, gives = (brief(", ".join(map(str, tensors))) for tensors in (self.fed, self.given))
@@ -218,31 +218,31 @@ class ModelSpec:
 
     @property
     def hop(self) -> int:
-        """Time steps of the stream for one step of the model."""
+        """Time steps of the stream per step of the model."""
         return self.framing.hop if self.framing else self.blocks.ticks if self.blocks else 1
 
     @property
     def fed(self) -> tuple[TensorSpec, ...]:
-        """One time step of what a stream is fed: samples where it is framed, ticks where it takes blocks."""
+        """One time step of a stream's input: a sample if framed, else a tick."""
         inner = 1 if self.framing or self.blocks else 0
         own = self.blocks.present if self.blocks else None
         return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.inputs if t.name != own)
 
     @property
     def given(self) -> tuple[TensorSpec, ...]:
-        """One time step of what a stream gives."""
+        """One time step of a stream's output."""
         inner, own = (1, self.blocks.kept) if self.blocks else (0, None)
         return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.outputs if t.name != own)
 
 
 def brief(text: object, most: int = 60) -> str:
-    """The beginning of a text, for a line that an interactive session shows."""
+    """Return the beginning of a text, for display in an interactive session."""
     whole = str(text)
     return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) -> Array:
-    """A state's initial row from a number or a nested list; read-only."""
+    """Return a state's initial row, made from a number or a nested list; read-only."""
     size = math.prod(row_shape) * np.dtype(dtype).itemsize
     if size > MAX_STATE_BYTES:
         raise ModelError(f"{where}: {size} bytes of state a stream; at most {MAX_STATE_BYTES}")
@@ -259,7 +259,7 @@ def initial_row(value: Any, row_shape: tuple[int, ...], dtype: str, where: str) 
 
 
 def bounded(states: Iterable[ModelState], where: str) -> tuple[ModelState, ...]:
-    """The states, made one after another. Raises ModelError once they have too many bytes together."""
+    """Collect the states. Raises ModelError as soon as their total size is above the bound."""
     made: list[ModelState] = []
     size = 0
     for state in states:
@@ -274,7 +274,7 @@ def bounded(states: Iterable[ModelState], where: str) -> tuple[ModelState, ...]:
 
 
 def to_document(spec: ModelSpec) -> dict[str, Any]:
-    """The JSON document of design format 1. Inverse of `from_document`."""
+    """Return the JSON document (format 1) of a spec. Inverse of `from_document`."""
 
     def tensor(t: ModelTensor) -> dict[str, Any]:
         return {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
@@ -333,7 +333,7 @@ _KEYS = (
 def from_document(document: Any, where: str) -> ModelSpec:
     """Read a model's document strictly.
 
-    Raises ModelError, naming `where` and the part of the document, for anything unknown or unfit.
+    Raises ModelError, which names `where` and the part of the document, for unknown or invalid content.
     """
     doc = _mapping(document, where)
     for key in doc:
@@ -354,10 +354,10 @@ def from_document(document: Any, where: str) -> ModelSpec:
         framing = Framing(_count(part, "window", where), _count(part, "hop", where))
     blocks = None
     if doc.get("blocks") is not None:
-        part, place = _mapping(doc["blocks"], f"{where}: blocks"), f"{where}: blocks"
+        part, location = _mapping(doc["blocks"], f"{where}: blocks"), f"{where}: blocks"
         blocks = Blocks(
-            _count(part, "ticks", place), _count(part, "lookahead", place, 0),
-            _name(part, "present", place), _name(part, "kept", place),
+            _count(part, "ticks", location), _count(part, "lookahead", location, 0),
+            _name(part, "present", location), _name(part, "kept", location),
         )  # fmt: skip
     latency, rate, ticks = latency_of(doc, where), rate_of(doc, where), doc.get("ticks", "any")
     if ticks not in ("any", 1):
@@ -374,7 +374,7 @@ def from_document(document: Any, where: str) -> ModelSpec:
 
 
 def check(spec: ModelSpec, where: str) -> None:
-    """The rules that tie a spec's parts together; raises ModelError."""
+    """Check that the parts of a spec fit each other; raise ModelError."""
     if not spec.inputs or not spec.outputs:
         raise ModelError(f"{where}: a step model has at least one input and one output")
     ins = [t.name for t in spec.inputs] + [s.input for s in spec.states] + list(spec.constants)
@@ -487,20 +487,20 @@ def _probe(doc: Mapping[str, Any], where: str) -> Probe | None:
     part, where = _mapping(doc["probe"], f"{where}: probe"), f"{where}: probe"
     layers = []
     for i, item in enumerate(_items(part, "layers", where)):
-        place = f"{where}: layers[{i}]"
-        layer = _mapping(item, place)
-        outputs, states = _lettered(layer, "outputs", place), _lettered(layer, "states", place)
+        location = f"{where}: layers[{i}]"
+        layer = _mapping(item, location)
+        outputs, states = _lettered(layer, "outputs", location), _lettered(layer, "states", location)
         flags = {flag: layer.get(flag, False) for flag in probes.FLAGS}
         for flag, value in flags.items():
             if not isinstance(value, bool):
-                raise ModelError(f"{place}: {flag} must be true or false, not {value!r:.80}")
-        name, kind = _name(layer, "name", place), _name(layer, "kind", place)
+                raise ModelError(f"{location}: {flag} must be true or false, not {value!r:.80}")
+        name, kind = _name(layer, "name", location), _name(layer, "kind", location)
         layers.append(ProbeLayer(name, kind, outputs, states, **flags))
     return Probe(_name(part, "of", where), tuple(layers))
 
 
 def _lettered(layer: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
-    """Names by what they stand for."""
+    """Read names by their letter."""
     part = _mapping(layer.get(key, {} if key == "states" else None), f"{where}: {key}")
     for letter in part:
         if letter not in probes.MEANING:
@@ -531,7 +531,7 @@ def dtype_of(value: Any, where: str) -> str:
 
 
 def shape_of(value: Any, where: str, words: tuple[str, ...]) -> tuple[Dim, ...]:
-    """A shape of positive ints and the given words."""
+    """Read a shape of positive ints and the given words."""
     good = (
         isinstance(value, list | tuple)
         and len(value) <= MAX_RANK

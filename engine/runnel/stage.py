@@ -1,8 +1,8 @@
-"""The contract of everything on a stream's path: ``(state, chunk) -> (state, chunk)``.
+"""The contract of every stage: ``(state, chunk) -> (state, chunk)``.
 
-A stage object is immutable once made and knows no stream. All that it must remember of one is in the
-`State` that it is given and gives back: named arrays, never changed in place. That is what makes
-reset, snapshot, restore, roll-back and batching work for every stage alike.
+A stage object is immutable and holds no data of a stream. All that it must remember for a stream is in the
+`State` that it receives and returns: named arrays, never changed in place. Reset, snapshot, restore,
+roll-back and batching therefore work for every stage.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import numpy as np
 from .errors import ChunkError, LimitError, NonFiniteError, RunnelError, StageError
 from .spec import DTYPES, Array, Signal
 
-# Forks alive at once, beside those that one call makes and ends. Each is a long chunk that a server runs in
-# slices, and holds two rows of states.
+# Forks alive at once, besides those that one call makes and ends. Each fork is a long chunk that a server
+# runs in slices, and holds two rows of states.
 MAX_PASSAGES: Final = 64
-MAX_STEPS: Final = 1024  # of one `Steps`: 50 ms of a small model, in which no other stream is stepped
+MAX_STEPS: Final = 1024  # for one `Steps`: 50 ms of a small model, during which no other stream is stepped
 
 Chunk = Mapping[str, Array]
-"""Named arrays that share a leading time axis, of any length, zero included. No batch axis."""
+"""Named arrays that share a leading time axis of any length, including zero. No batch axis."""
 
 State = Any
-"""What a stage carries for one stream. For all stages but the model: a dict of arrays."""
+"""The state of a stage for one stream: a dict of arrays for every stage except the model."""
 
 Arrays = Mapping[str, Array]
-"""A state laid open: names to arrays."""
+"""A state as arrays by name."""
 
 Results = Sequence[tuple[State, Chunk] | RunnelError]
-"""What `step_many` gives: for each stream its next state and what its chunk makes, or its error."""
+"""Result of `step_many`: for each stream its next state and its output, or its error."""
 
 _ZEROS = np.zeros(4096, np.float32)
 
 
 class Steps(Mapping[str, Array]):
-    """A chunk of so many time steps with no arrays in it: for a pipeline that feeds itself (`generates`)."""
+    """A chunk of `count` time steps without arrays, for a pipeline that feeds itself (`generates`)."""
 
     __slots__ = ("count",)
 
@@ -70,40 +70,40 @@ class Stage(abc.ABC):
     """A pre-processor, a model or a post-processor.
 
     A subclass sets `name`, `inputs`, `outputs` and `latency` in ``__init__`` and defines `initial` and
-    `step`; `flush` where it holds something back, `step_many` where it can do better than a loop.
+    `step`. It defines `flush` if it holds output back, and `step_many` if it is faster than a loop.
     """
 
     name: str
     inputs: Signal
     outputs: Signal
     latency: int = 0  # in its own input time steps: at stream time t, outputs describe t - latency
-    # Output time steps for so many input time steps: (up, down). None where rows come when they come, as
-    # events do: then nothing is known of which input a row lies at. `outputs.rate` is None too, unless the
-    # rows out are regular though those in are not, as behind a clock.
+    # Output time steps per input time steps: (up, down). None if outputs come at irregular times, as events
+    # do: their position in the input is then not known. `outputs.rate` is then None too, unless the outputs
+    # are regular though the inputs are not, as after a clock.
     ratio: tuple[int, int] | None = (1, 1)
-    generates: bool = False  # whether `step` takes `Steps` too: all that it needs comes from itself
-    place_bytes: int = 0  # of one stream's state that it keeps in a place of its own, and not in `State`
+    generates: bool = False  # whether `step` also accepts `Steps`: its input is its own output
+    storage_bytes: int = 0  # bytes of one stream's state that the stage stores itself, outside `State`
 
     @abc.abstractmethod
     def initial(self) -> Arrays:
-        """A new stream's state."""
+        """Return the state of a new stream."""
 
     @abc.abstractmethod
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        """The next state, and what this chunk makes.
+        """Return the next state and the output of this chunk.
 
-        `chunk` has the names and dtypes of `inputs`, shapes (T, ...) with T >= 0. Neither `state` nor
-        `chunk` may be changed. Raises: anything; the engine wraps it and the old state stays.
+        `chunk` has the names and dtypes of `inputs`, shapes (T, ...) with T >= 0. Neither `state` nor `chunk`
+        may be changed. May raise any exception: the engine wraps it, and the stream keeps the old state.
         """
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """The end of the stream: what is still inside. Default: nothing is."""
+        """Return what the stage still holds at the end of the stream. Default: nothing."""
         return state, self.outputs.empty()
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
-        """`step` for several streams; an error stands in the place of the stream that it belongs to.
+        """Run `step` for several streams; errors replace results.
 
-        A stage that can do better than this loop is best made a `RowStage` or a `StackedStage` (batch.py).
+        To be faster than this loop, derive from `RowStage` or `StackedStage` (batch.py).
         """
         results: list[tuple[State, Chunk] | RunnelError] = []
         for state, chunk in zip(states, chunks, strict=True):
@@ -113,60 +113,61 @@ class Stage(abc.ABC):
                 results.append(as_error(self.name, error))
         return results
 
-    # Where the state lives. Only a stage that keeps it elsewhere (the model, in slots) overrides these.
+    # Storage of the state. Only the model, which stores states in slots, overrides these methods.
 
     def open(self) -> State:
-        """A place for a new stream's state, with the initial state in it."""
+        """Allocate the state of a new stream, with the initial values."""
         return self.initial()
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """`state`'s place with these arrays in it: restore and reset. `state` itself stays valid.
+        """Return `state` with the values of `arrays`, for restore and reset. `state` itself stays valid.
 
-        The names, dtypes and ranks are those of `initial`. What else must hold for `step` to be safe (a
-        length, the range of a position) is checked here: whoever restores a stream may have written its
-        state. Raises: anything; the engine wraps it and nothing was restored.
+        The names, dtypes and ranks are those of `initial`. Check here all else that `step` relies on (a
+        length, the range of an index): a client that restores a stream may have written its state. May raise
+        any exception: the engine wraps it, and nothing is restored.
         """
         return dict(arrays)
 
     def dump(self, state: State) -> Arrays:
-        """The state laid open; the arrays may be views and are not to be written to."""
+        """Return the state's arrays. They may be views and must not be written to."""
         arrays: Arrays = state
         return arrays
 
-    def close(self, state: State) -> None:  # noqa: B027 - most stages hold no place
-        """The stream is gone: give its place back."""
+    def close(self, state: State) -> None:  # noqa: B027 - most stages store no state themselves
+        """Free the state's storage, because the stream is closed."""
 
-    def reclaim(self, states: Sequence[State]) -> None:  # noqa: B027 - most stages hold no place
-        """Give back all places but those of `states`, the open streams': a call was interrupted.
+    def reclaim(self, states: Sequence[State]) -> None:  # noqa: B027 - most stages store no state themselves
+        """Free all storage except that of `states`, after an interrupted call.
 
-        Forks are not counted here: they are given back by those who made them.
+        `states` are those of the open streams. Forks are not included: their makers free them.
         """
 
-    # Several steps before the stream keeps any (the ticks of a loop, the slices of a long chunk). Every step
-    # stays pure: a step whose result is thrown away may be done again.
+    # Several steps before a commit: the ticks of a loop, the slices of a long chunk. Every step stays pure,
+    # so a step whose result was discarded may be repeated.
 
     def fork(self, state: State) -> State:
-        """A copy of `state` in a place of its own, to be stepped while the stream still has `state`.
+        """Return a copy of `state` with its own storage.
 
-        Each fork ends in one `land` or one `drop`. Raises LimitError if no place is left; `state` is then
-        as it was. Default: `state` itself, since a dict of arrays needs no place.
+        The copy is stepped while the stream keeps `state`. Each fork ends in one `land` or one `drop`. Raises
+        LimitError if no storage is left; `state` is then unchanged. Default: `state` itself, because a dict
+        of arrays needs no storage here.
         """
         return state
 
     def land(self, state: State, forked: State) -> State:
-        """The state that a fork of `state` came to, in the place of `state`.
+        """Return the state that a fork of `state` has reached, in the storage of `state`.
 
-        The fork's place is given back. `state` itself stays valid: the caller commits by keeping the result,
-        as after `step`.
+        The fork's storage is freed. `state` itself stays valid: the caller commits by using the result, as
+        after `step`.
         """
         return forked
 
-    def drop(self, forked: State) -> None:  # noqa: B027 - most stages hold no place
-        """Give a fork's place back without landing it."""
+    def drop(self, forked: State) -> None:  # noqa: B027 - most stages store no state themselves
+        """Free a fork's storage and discard its state."""
 
 
 def as_error(name: str, error: Exception) -> RunnelError:
-    """An error of the tree: itself, or a StageError that names the stage and the cause."""
+    """Return the error; wrap it in a StageError unless it is a RunnelError."""
     if isinstance(error, RunnelError):
         return error
     if isinstance(error, MemoryError):
@@ -177,7 +178,7 @@ def as_error(name: str, error: Exception) -> RunnelError:
         return short
     try:
         text = str(error)
-    except Exception:  # somebody's error whose own text fails
+    except Exception:  # an error whose own text fails
         text = "it cannot say why"
     wrapped = StageError(f"stage {name!r} failed: {type(error).__name__}: {text}")
     wrapped.__cause__ = error
@@ -187,11 +188,11 @@ def as_error(name: str, error: Exception) -> RunnelError:
 def require_finite(name: str, array: Array, stage: str) -> None:
     """Raise NonFiniteError if a float array holds a NaN or an infinity.
 
-    A stage that keeps samples back must call this before it keeps them: a NaN in its state would stay.
+    A stage that stores samples must call this first: a NaN in its state would stay there.
     """
     if array.dtype.kind != "f":
         return
-    # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
+    # 0 * x is 0 for every finite x, and NaN otherwise: numpy's fastest exact check.
     if array.size <= _ZEROS.size and np.vdot(array, _ZEROS[: array.size]) == 0:
         return
     finite = np.isfinite(array)
@@ -205,7 +206,7 @@ def require_finite(name: str, array: Array, stage: str) -> None:
 
 
 def misdeclared(stage: Stage) -> str:
-    """What is wrong with what a stage says of itself, as an author would be told; "" where nothing is."""
+    """Return what is wrong with a stage's attributes; "" if nothing is."""
     for part, kind in (("name", str), ("inputs", Signal), ("outputs", Signal), ("latency", int)):
         value = getattr(stage, part, None)
         if not isinstance(value, kind):

@@ -8,30 +8,30 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import snapshot as states
+from . import snapshot as snapshots
 from .errors import RunnelError, StreamClosedError, StreamEndedError, StreamError
 from .insight.health import Condition, Health, Watch
 from .insight.statistics import StateHealth
 from .notices import Notices
-from .pipeline.calls import Calls, alone
+from .pipeline.calls import Calls, exclusive
 from .pipeline.pipeline import Pipeline, States
 from .spec import Array
 from .stage import Chunk, Steps
 
-Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
+Out = Any  # dict[str, Array]; one Array if the chunk was one array and the pipeline has one output
 
 
-Mark = tuple[States, int, bool, int]
-"""Where a stream stands: its states, `seq`, whether it ended, and the `seq` of its next look."""
+Savepoint = tuple[States, int, bool, int]
+"""A stream's states, `seq`, whether it ended, and the `seq` of its next health check."""
 
 
 class Stream:
     """A stream of an engine; made by `Engine.open` and `Engine.restore`.
 
-    It is a tuple of its stages' states and a sequence number, replaced as a whole only after every
-    stage has succeeded: whatever a method raises, `state` and `seq` are what they were. An interrupt (Ctrl-C)
-    finds a stream before a chunk, or after it.
-    Not thread-safe: an engine and its streams serve one call at a time, and refuse another with StreamError.
+    A stream is a tuple of its stages' states and a sequence number, replaced as a whole only after every
+    stage has succeeded. After any error, `state` and `seq` are unchanged. An interrupt (Ctrl-C) leaves the
+    stream as before the chunk or as after it. Not thread-safe: an engine and its streams run one call at a
+    time, and raise StreamError for another.
     """
 
     __slots__ = (
@@ -56,23 +56,22 @@ class Stream:
         self._pipeline = pipeline
         self._calls = calls
         self._notices = notices
-        self._forget = forget  # what the engine does when the stream is closed
+        self._forget = forget  # called by `close`
         self._states = opened
         self._health = health
-        self._due = (
-            health.first(id) + seq
-        )  # the `seq` whose chunk is followed by a look; one that is past: none is
-        self._watch: Watch | None = None  # what a look before left to be seen
+        # The `seq` whose chunk is followed by a health check; a past value: no check.
+        self._due = health.first(id) + seq
+        self._watch: Watch | None = None  # what later checks must still observe
         self._ended = ended
         self._closed = False
 
     def feed(self, chunk: Array | Chunk) -> Out:
-        """Apply one chunk and return what it makes.
+        """Apply one chunk and return its output.
 
-        `chunk`: a dict of arrays named and typed as `engine.pipeline.inputs`, each (T, ...) with the
-        same T >= 1; or one array where the pipeline has one input. Returns a dict of arrays as
-        `engine.pipeline.outputs`, or one array for one array in where there is one output. The
-        outputs may have another number of time steps than the input, zero included.
+        `chunk`: a dict of arrays with the names and dtypes of `engine.pipeline.inputs`, each (T, ...) with
+        the same T >= 1; or one array if the pipeline has one input. Returns a dict of arrays as in
+        `engine.pipeline.outputs`; or one array if `chunk` is one array and the pipeline has one output. The
+        number of output time steps may differ from the input's, and may be zero.
 
         Raises ChunkError (a wrong name, dtype, shape), EmptyChunkError, NonFiniteError, StageError,
         StreamClosedError, StreamEndedError.
@@ -81,14 +80,14 @@ class Stream:
         if calls.busy:
             calls.refuse()
         due = self.seq == self._due
-        calls.busy = True  # as `alone` does, in the shortest way
+        calls.busy = True  # as `exclusive` does, but inline
         try:
             if self._ended or self._closed:
                 self._check_live()
             pipeline = self._pipeline
             if due:
-                self._health.listen()
-            # One well-formed tick of the only input, seen without a call: what a sensor sends all day.
+                self._health.start_recording()
+            # Fast path without a call: one valid time step of the only input, as most sensors send.
             if (
                 chunk.__class__ is np.ndarray
                 and chunk.dtype is pipeline.tick_dtype
@@ -100,7 +99,7 @@ class Stream:
             self._states, self.seq = after, self.seq + 1
             if due:
                 self._due += self._health.every
-                self._health.look(self, out, 0)
+                self._health.check(self, out, 0)
             return pipeline.answer(chunk, out)
         except RunnelError as error:
             self._failed(error)
@@ -108,26 +107,27 @@ class Stream:
         finally:
             calls.busy = False
             if due:
-                self._health.rest()
+                self._health.stop_recording()
             if self._notices.waiting:
                 self._notices.deliver()
 
     def generate(self, steps: int) -> Out:
-        """So many time steps without input, 1 to `runnel.stage.MAX_STEPS`: what they make, in `steps` rows.
+        """Generate `steps` time steps without input, 1 to `runnel.stage.MAX_STEPS`; return the outputs.
 
-        For a pipeline whose file feeds all its inputs back ([feedback]); the first step is given what the
-        last one made, or the initial value. Returns a dict of arrays as `engine.pipeline.outputs`, or one
-        array where there is one output; `seq` counts it as one chunk. Raises ChunkError for another pipeline
-        or number, and as `feed` does; the stream is then as it was, however far it had come.
+        For a pipeline whose file feeds all its inputs back ([feedback]): each step gets the output of the
+        step before, and the first step gets the last output or the initial value. Returns a dict of arrays as
+        in `engine.pipeline.outputs`, or one array if there is one output; `seq` counts the call as one chunk.
+        Raises ChunkError for another pipeline or a wrong number, and as `feed` does. After an error the
+        stream is unchanged, at whichever step it occurred.
         """
         return self._pipeline.answer(None, self.feed(Steps(steps)))
 
-    @alone
+    @exclusive
     def flush(self) -> Out:
-        """End the stream: return what is still inside (an array where there is one output).
+        """End the stream and return what the stages still hold.
 
-        After it `feed` and `flush` raise StreamEndedError until `reset`. Raises as `feed` does; the
-        stream is then not ended.
+        Afterwards `feed` and `flush` raise StreamEndedError until `reset`. Raises as `feed` does; the stream
+        has then not ended.
         """
         self._check_live()
         pipeline = self._pipeline
@@ -137,39 +137,41 @@ class Stream:
             self._failed(error)
             raise
         self._states, self._ended = after, True
-        if self._health.every:  # a file fed in large chunks may have come to its end without a look
-            self._health.look(self)
+        if self._health.every:  # a file fed in large chunks may end without any check
+            self._health.check(self)
         return pipeline.answer(None, out)
 
-    @alone
+    @exclusive
     def reset(self) -> None:
-        """Back to the initial state: as a new stream, with `seq` 0."""
+        """Return to the initial state, as a new stream with `seq` 0."""
         self._check_open()
         self._go_on(self._pipeline.reset(self._states), 0, False)
         self._health.forget(self)
         self._notices.queue("reset", self.id, 0)
 
-    @alone
+    @exclusive
     def rewind(self, blob: bytes) -> None:
-        """Back to a snapshot of this pipeline, its own or another stream's; the stream stays the same one.
+        """Return to a snapshot of this pipeline; the stream's id stays.
 
-        Raises SnapshotError for damaged bytes or another pipeline's; the stream is then as it was.
+        Raises SnapshotError for damaged bytes or the snapshot of another pipeline; the stream is then
+        unchanged.
         """
         self._check_open()
-        snapshot = states.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
+        snapshot = snapshots.decode(blob, self._pipeline.admit, most_header=self._pipeline.most_header)
         self._go_on(self._pipeline.load(self._states, snapshot), snapshot.seq, snapshot.ended)
         if self._watch is not None:
-            self._health.look(self)
+            self._health.check(self)
 
     def close(self, reason: str = "closed") -> None:
-        """Give the stream's place back. Closing twice is allowed; all else then raises StreamClosedError.
+        """Close the stream and free its state. Closing twice is allowed; other calls then raise
+        StreamClosedError.
 
-        `reason`: what the notice of it says.
+        `reason`: the reason in the notice.
         """
         if not self._closed:
             self._close(reason)
 
-    @alone
+    @exclusive
     def _close(self, reason: str) -> None:
         self._closed = True
         try:
@@ -177,33 +179,33 @@ class Stream:
         finally:
             self._notices.queue("closed", self.id, self.seq, reason)
 
-    @alone
+    @exclusive
     def snapshot(self) -> bytes:
-        """The stream at rest, as bytes for `Engine.restore`: no pickle, a checksum at the end."""
+        """Return the stream's state as bytes for `Engine.restore`: no pickle, a checksum at the end."""
         self._check_open()
         pipeline = self._pipeline
-        return states.encode(
-            states.Snapshot(
+        return snapshots.encode(
+            snapshots.Snapshot(
                 pipeline.fingerprint, self.seq, self._ended, pipeline.dump(self._states), pipeline.parts
             )
         )
 
-    def mark(self) -> Mark:
-        """Where the stream stands, for `back`: valid until its next step but one."""
+    def savepoint(self) -> Savepoint:
+        """Return the stream's position for `rollback`: valid until the next step but one."""
         return self._states, self.seq, self._ended, self._due
 
-    def back(self, mark: Mark) -> None:
-        """Undo the step since the mark, since its output cannot be delivered. Of a closed stream: nothing."""
+    def rollback(self, savepoint: Savepoint) -> None:
+        """Undo the step since the mark, because its output cannot be delivered. Ignored if closed."""
         if not self._closed:
-            self._states, self.seq, self._ended, self._due = mark
+            self._states, self.seq, self._ended, self._due = savepoint
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the stream's whole state: about what a snapshot of it takes."""
+        """Bytes of the stream's whole state: about the size of a snapshot."""
         return sum(a.nbytes for _, arrays in self._pipeline.dump(self._states) for a in arrays.values())
 
     @property
-    @alone
+    @exclusive
     def state(self) -> Mapping[str, Array]:
         """Every state array by name, ``stage.name``, copied and read-only."""
         self._check_open()
@@ -216,19 +218,19 @@ class Stream:
         return MappingProxyType(laid)
 
     @property
-    @alone
+    @exclusive
     def health(self) -> Mapping[str, StateHealth]:
-        """The figures of its models' states as they are now, by ``stage.name``; of whole numbers none.
+        """Statistics of the current float states of its models, by ``stage.name``.
 
         `rms`, `peak` and `distance` (from the initial state) are in the state's own unit; `saturated` is a
-        share, 0 to 1. They are computed when asked for, whatever [health] says.
+        share, 0 to 1. They are computed on each access, regardless of [health].
         """
         self._check_open()
         return MappingProxyType(self._health.of(self._states))
 
     @property
     def condition(self) -> Condition:
-        """What the last look found: "", "died" or "blown_up"; see `runnel.insight.health`."""
+        """The result of the last health check: "", "died" or "blown_up"; see `runnel.insight.health`."""
         return self._watch.condition if self._watch is not None else ""
 
     @property
@@ -241,14 +243,14 @@ class Stream:
         return self._ended
 
     def _failed(self, error: RunnelError) -> None:
-        if self._closed or self._ended:  # nothing of it can fail any more
+        if self._closed or self._ended:  # no further call of it can fail
             return
         self._notices.queue("failed", self.id, self.seq, str(error))
         self._health.refused(self, error)
 
     def _go_on(self, states: States, seq: int, ended: bool) -> None:
-        """Commit other states than a chunk's: all of it, or nothing where an interrupt comes first."""
-        due = self._due + seq - self.seq  # the chunks until the next look are as many as before
+        """Commit a state that is not a chunk's result, atomically even if interrupted."""
+        due = self._due + seq - self.seq  # keep the number of chunks until the next check
         self._states, self.seq, self._ended, self._due = states, seq, ended, due
 
     def _check_open(self) -> None:

@@ -1,7 +1,7 @@
-"""The times of a table's rows, checked against the rate that the pipeline takes.
+"""Check the times of a table's rows against the pipeline's rate.
 
-For authors of sources. A model learns at one rate. Rows that come at another give plausible, wrong numbers,
-as sound at a wrong rate does.
+For authors of sources. A model learns at one rate. Rows at another rate give plausible but wrong numbers,
+like sound at a wrong rate.
 
 The period is the mean step between rows. It is estimated twice: over all steps, and without the gaps, which
 are steps longer than GAP times the median step. The rate fits if either estimate fits. Time stamps are
@@ -10,7 +10,8 @@ tolerance is
 
     period * (TOLERANCE + END / n) + (longest step - shortest step, without the gaps) / n
 
-which accepts jitter and stamps in whole milliseconds or seconds, and tells 25 Hz from 100 Hz by two rows.
+which accepts jitter and stamps in whole milliseconds or seconds, and distinguishes 25 Hz from 100 Hz by two
+rows.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ from .spec import Array
 Unit = Literal["s", "ms", "us", "ns"]
 SECONDS: Final[dict[Unit, float]] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
-TOLERANCE: Final = 0.02  # of the period: what a microcontroller's RC oscillator is off
-END: Final = 0.5  # of a period: the first and last row's times are rounded too
-GAP: Final = 2.5  # median steps: two rows are missing, or more
+TOLERANCE: Final = 0.02  # of the period: the error of a microcontroller's RC oscillator
+END: Final = 0.5  # of a period: the times of the first and last row are rounded too
+GAP: Final = 2.5  # median steps: at least two rows are missing
 WINDOW: Final = 1024  # rows that are judged together: seconds of most sensors, and 8 KiB
-FIRST: Final = 32  # rows of a live source before it is first judged: few, since they count already
-STILL: Final = 1.0  # seconds: time stamps are rounded to whole seconds, and rarely to more
+FIRST: Final = 32  # rows of a live source before the first check: few, because they are used at once
+STILL: Final = 1.0  # seconds: time stamps are rarely rounded to more than whole seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast rows come, in seconds: the mean step, without the gaps (`period`) and with them (`mean`)."""
+    """The pace of rows, in seconds. `period`: without gaps, `mean`: with gaps."""
 
     period: float
     mean: float
-    spread: float  # the longest step less the shortest, without the gaps
-    steps: int  # of the period's mean
+    spread: float  # the longest step minus the shortest, without the gaps
+    steps: int  # the number of steps in `period`
     gaps: int
-    longest: float  # of the gaps; 0 if there are none
+    longest: float  # the longest gap; 0 if there are none
 
     @property
     def rate(self) -> float:
         return 1 / self.period
 
     def fits(self, period: float) -> bool:
-        """Whether rows that come so far apart can have these times."""
+        """Whether rows with this period can have these times."""
         allowed = period * (TOLERANCE + END / self.steps) + self.spread / self.steps
         return min(abs(self.period - period), abs(self.mean - period)) <= allowed
 
 
 def pace(stamps: Array) -> Pace | None:
-    """The pace of rows by their times: ascending seconds. None for one row, or if time stands still."""
+    """Return the pace of ascending times in seconds; None if no time passes."""
     steps = np.diff(stamps)
     moving = steps[steps > 0]
     if not len(moving):
@@ -73,8 +74,8 @@ def pace(stamps: Array) -> Pace | None:
 class RowClock:
     """The times of one run's rows, in the order of the rows.
 
-    `name` is the input's and `column` the time column's, for errors. `rate`: the pipeline's, in Hz; None, and
-    only the order is checked. `live`: each row counts at once, so that few are waited for.
+    `name` and `column` name the input and its time column in errors. `rate`: the pipeline's, in Hz; if None,
+    only the order is checked. `live`: rows are used at once, so the first check comes early.
     """
 
     def __init__(self, name: str, column: str, rate: float | None, live: bool, unit: Unit = "s") -> None:
@@ -86,12 +87,15 @@ class RowClock:
         self._live, self._judged = live, False
 
     @property
-    def settled(self) -> bool:
-        """Whether the rows so far may be given on."""
+    def ready(self) -> bool:
+        """Whether the rows so far may be used."""
         return self._live or self._judged
 
     def follow(self, seconds: float) -> None:
-        """Take the next row's time. ValueError if time runs backwards, UsageError at a wrong rate."""
+        """Add the next row's time.
+
+        Raises ValueError if time runs backwards, UsageError at a wrong rate.
+        """
         if self._window and seconds < self._window[-1]:
             raise ValueError(
                 f"time runs backwards, from {self._window[-1]!r} to {seconds!r} s: sort the rows, or give "
@@ -105,13 +109,13 @@ class RowClock:
                 self._close()
 
     def end(self) -> None:
-        """The last row was taken. Raises UsageError as `follow`."""
+        """End after the last row. Raises UsageError as `follow` does."""
         if not self._judged or len(self._window) >= FIRST:
             self._judge()
         self._close()
 
-    def told(self) -> str:
-        """What a user should know of the gaps; "" if there are none."""
+    def warning(self) -> str:
+        """Return a warning about the gaps; "" if there are none."""
         if not self._gaps or self._rate is None:
             return ""
         return (
@@ -135,7 +139,7 @@ class RowClock:
             raise UsageError(wrong_rate(self._name, self._column, found, self._rate, self._unit))
 
     def _close(self) -> None:
-        """Go on with the next window, behind the last row."""
+        """Start the next window at the last row."""
         found = pace(np.array(self._window)) if len(self._window) > 1 else None
         if found is not None:
             self._gaps += found.gaps
@@ -144,7 +148,7 @@ class RowClock:
 
 
 def wrong_rate(name: str, column: str, found: Pace, rate: float, unit: Unit) -> str:
-    """The error for rows at another rate than the pipeline's, with the ways out."""
+    """Return the error text for rows at another rate than the pipeline's, with the remedies."""
     period, seconds = 1 / rate, SECONDS[unit]
     other = next((u for u in SECONDS if u != unit and found.fits(period * seconds / SECONDS[u])), None)
     asked = f"?time={column}"

@@ -1,1 +1,1 @@
-"""The stages that come with Runnel, one a file, behind the same door as a stranger's."""
+"""The plugins that come with Runnel, found by entry points like any other."""

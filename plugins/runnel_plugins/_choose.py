@@ -1,4 +1,4 @@
-"""Which of the arrays that arrive a stage works on, and what its outputs are then: for stages here."""
+"""Choose the array that a stage works on, and make its output signal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def one(
     what: str,
     option: str = "of",
 ) -> TensorSpec:
-    """The array that the option names, or else the only one that fits. PipelineError: `what` would."""
+    """Return the array named by the option, or the only one that fits.
+
+    Raises PipelineError, which says that `what` is needed.
+    """
     if of is not None:
         named = next((t for t in inputs.tensors if t.name == of), None)
         if named is None:
@@ -36,7 +39,7 @@ def one(
 
 
 def with_tensors(stage: str, inputs: Signal, out: TensorSpec | None, *made: TensorSpec) -> Signal:
-    """`inputs` with `made` in the place of `out`, or behind all where `out` is None."""
+    """Return `inputs` with `made` in place of `out`, or after all arrays."""
     if out is None:
         tensors = (*inputs.tensors, *made)
     else:

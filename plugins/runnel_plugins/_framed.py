@@ -1,18 +1,18 @@
-"""Overlapping frames of a signal, which `frame` hands out and `log_mel` and `mfcc` turn into features.
+"""Overlapping frames of a signal, for `frame`, `log_mel` and `mfcc`.
 
 Frame k sees the samples ``[k*hop - lead, k*hop - lead + window)``. `lead` depends on the padding:
 
-- ``none``: lead 0; the first frame comes when `window` samples are in. Latency window - hop.
-- ``left``: lead window - hop zeros, so that each hop of samples makes a frame at once. Latency 0. (It is the
+- ``none``: lead 0; the first frame comes after `window` samples. Latency window - hop.
+- ``left``: lead window - hop zeros, so that each hop of samples makes a frame at once. Latency 0. (The
   framing of a model file.)
-- ``center``: lead window // 2 zeros: frame k has sample k*hop in its middle. Latency
-  window - window // 2 - hop, at least 0.
-- ``mirror``: lead window // 2 - hop // 2 samples, which are the first ones mirrored: frame k has the middle
-  of its hop in its middle. Latency window - lead - hop. (Kaldi's framing where ``snip_edges`` is false.)
+- ``center``: lead window // 2 zeros: frame k has sample k*hop in its middle. Latency window - window // 2 -
+  hop, at least 0.
+- ``mirror``: lead window // 2 - hop // 2 samples, which are the first samples mirrored: the middle of frame k
+  is the middle of its hop. Latency window - lead - hop. (Kaldi's framing with ``snip_edges`` false.)
 
-At the end the last frames are filled up, or dropped. Filled up: with as few zeros as it takes to have each
-sample in a frame; with window // 2 zeros where the padding is ``center``; with the last samples mirrored,
-until each whole half hop has its frame, where it is ``mirror``.
+At the end the last frames are padded, or dropped. The padding is as few zeros as bring each sample into a
+frame; for ``center`` window // 2 zeros; for ``mirror`` the last samples mirrored, until each whole half hop
+has its frame.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ._phased import PhasedStage
 Padding = Literal["none", "left", "center", "mirror"]
 Last = Literal["fill", "drop"]
 
-MAX_WINDOW = 2**20  # samples: what a stream may hold, 20 s of sound at 48 kHz
+MAX_WINDOW = 2**20  # samples that a stream may hold: 20 s of sound at 48 kHz
 
 _BEGUN = np.array(True)
 _NOT_BEGUN = np.array(False)
 
 
 class Framed(PhasedStage):
-    """A stage that makes one row of each frame of its one input.
+    """A stage that makes one row of each frame of its only input.
 
     A subclass sets `name` and `outputs`, and defines `rows`.
     """
@@ -63,7 +63,7 @@ class Framed(PhasedStage):
             "none": 0, "left": window - hop, "center": window // 2, "mirror": window // 2 - hop // 2
         }[padding]  # fmt: skip
         self.mirrored = padding == "mirror"
-        # In the mirror at the end an odd window may see the sample before its first, if hops are even.
+        # At the mirrored end, an odd window may see the sample before its first one if hops are even.
         self._past = int(self.mirrored and window % 2 > hop % 2)
         self._seen = self._past + window
         self.ratio = (1, hop)
@@ -75,22 +75,28 @@ class Framed(PhasedStage):
 
     @abc.abstractmethod
     def rows(self, frames: Array) -> Array:
-        """A row for each frame: (streams, n, window, ...) to (streams, n, ...), n >= 1.
+        """Return a row per frame: (streams, n, window, ...) to (streams, n, ...), n >= 1.
 
-        `frames` overlap in memory: they are not to be written to, and no row may be a view of one.
+        `frames` overlap in memory: do not write to them, and return no view of them.
         """
 
     def initial(self) -> Arrays:
-        """`samples`: those that a frame to come will see, zeros of the lead included, fewer than `window`, or
-        as many where the mirror needs one more: (n, ...) in the input's dtype. `begun`: bool (), whether a
-        frame was made."""
+        """The state.
+
+        - `samples`: the samples that later frames will see, including zeros of the lead: (n, ...) in the
+          input's dtype; n < `window`, or one more for some mirrored frames.
+        - `begun`: bool (), whether a frame was made.
+        """
         return {"samples": self._initial.copy(), "begun": _NOT_BEGUN.copy()}
 
     def phase(self, state: Arrays) -> Hashable:
         return len(state["samples"]), bool(state["begun"])
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Too many samples would give too many frames, too few would have the engine wait for ever."""
+        """Load a state; SnapshotError for too many samples or too few.
+
+        They would make too many frames, or never one.
+        """
         held, begun = arrays["samples"], bool(arrays["begun"])
         least = self._seen - self.hop if begun else len(self._initial)
         if not least <= len(held) < self._seen or held.shape[1:] != self._tensor.shape:
@@ -110,21 +116,21 @@ class Framed(PhasedStage):
         count = (length - self._seen) // self.hop + 1
         if count <= 0:
             return {"samples": held, "begun": begun.copy()}, _nothing(streams, self.outputs)
-        # Overlapping frames as a view: what numpy's own sliding_window_view gives, 10 µs sooner.
+        # Overlapping frames as a view: as numpy's sliding_window_view, but 10 µs faster.
         stream, sample = held.strides[:2]
         frames: Array = np.ndarray(
             (streams, count, self.window, *held.shape[2:]),
             held.dtype, held, self._past * sample, (stream, self.hop * sample, *held.strides[1:]),
         )  # fmt: skip
         after = {
-            "samples": held[:, count * self.hop :].copy(),  # not a view: it would keep all of them
+            "samples": held[:, count * self.hop :].copy(),  # a copy: a view would keep all samples in memory
             "begun": begun | True,
         }
         return after, {self.outputs.tensors[0].name: self.rows(frames)}
 
     def flush(self, state: State) -> tuple[State, Chunk]:
         held, begun = state["samples"], bool(state["begun"])
-        empty = not begun and len(held) == len(self._initial)  # no sample ever came
+        empty = not begun and len(held) == len(self._initial)  # no sample has arrived
         if self.last == "drop" or empty:
             return state, self.outputs.empty()
         if self.mirrored:
@@ -137,7 +143,7 @@ class Framed(PhasedStage):
         else:
             missing = self.window // 2
             if self.padding != "center":
-                # Of what is held, window - hop samples were in a frame already, if one was made.
+                # If a frame was made, window - hop of the samples held were in it.
                 fresh = not begun or len(held) > self.window - self.hop
                 missing = self.window - len(held) if fresh else 0
             held = np.concatenate((held, np.zeros((missing, *held.shape[1:]), held.dtype)))
@@ -148,7 +154,7 @@ class Framed(PhasedStage):
 
 
 def _mirrored(samples: Array, before: int, after: int) -> Array:
-    """So many samples more at either end, as in a mirror: the outermost sample comes twice."""
+    """Pad both ends with mirrored samples; the outermost sample occurs twice."""
     pads = [(before, after), *[(0, 0)] * (samples.ndim - 1)]
     padded: Array = np.pad(samples, pads, mode="symmetric")
     return padded

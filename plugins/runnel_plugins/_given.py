@@ -1,5 +1,4 @@
-"""What a stage is given: the floats that it works on, numbers for each feature, and whether arrays from a
-snapshot are a state: for stages here."""
+"""Checks of a stage's arguments: its float arrays, numbers per feature, and restored states."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from runnel.stage import Arrays
 
 from ._choose import one
 
-MAX_HELD = 2**24  # bytes of past that a stream holds in one stage: a quarter of what the engine keeps
+MAX_HELD = 2**24  # bytes of past in one stage for one stream: a quarter of the engine's limit
 
 
 def floats(stage: str, inputs: Signal, of: str | None, dtypes: str = "efd") -> tuple[TensorSpec, ...]:
-    """The tensors that an elementwise stage acts on: the one named `of`, or else all that are floats.
+    """Return the tensors of an elementwise stage: the one named `of`, else all float tensors.
 
-    `dtypes`: the characters of those that it can take. PipelineError where there is none, or one of another
-    dtype.
+    `dtypes`: the dtype characters that the stage supports. Raises PipelineError if no tensor fits, or if one
+    has an unsupported dtype.
     """
     if of is not None:
         chosen: tuple[TensorSpec, ...] = (one(stage, inputs, of, _is_float, "floats"),)
@@ -41,7 +40,7 @@ def _is_float(tensor: TensorSpec) -> bool:
 
 
 def require_small(stage: str, rows: int, tensors: Iterable[TensorSpec]) -> None:
-    """PipelineError if so many rows of all `tensors` are more than a stream can hold."""
+    """Raise PipelineError if `rows` time steps of all `tensors` are too large."""
     held = rows * sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors)
     if held > MAX_HELD:
         raise PipelineError(
@@ -50,7 +49,10 @@ def require_small(stage: str, rows: int, tensors: Iterable[TensorSpec]) -> None:
 
 
 def per_feature(stage: str, option: str, value: float | list[float], tensor: TensorSpec) -> Array:
-    """A number, or one for each element of the tensor's last axis, as an array of the tensor's dtype."""
+    """Return a number, or one per feature, as an array of the tensor's dtype.
+
+    A feature is an element of the last axis.
+    """
     if isinstance(value, list) and (not tensor.shape or len(value) != tensor.shape[-1]):
         size = tensor.shape[-1] if tensor.shape else "no"
         raise PipelineError(
@@ -65,7 +67,7 @@ def per_feature(stage: str, option: str, value: float | list[float], tensor: Ten
 
 
 def finite_option(stage: str, option: str, value: float, above: float = -math.inf) -> float:
-    """`value`, if it is finite and above `above`."""
+    """Return `value` if it is finite and greater than `above`; else raise PipelineError."""
     if not (math.isfinite(value) and value > above):
         bound = f" above {above:g}" if above > -math.inf else ""
         raise PipelineError(f"{stage}: {option} must be a finite number{bound}, not {value:g}")
@@ -73,7 +75,7 @@ def finite_option(stage: str, option: str, value: float, above: float = -math.in
 
 
 def require_state(stage: str, arrays: Arrays, like: Arrays) -> None:
-    """Raise SnapshotError unless `arrays` have the shapes of `like`, and hold no NaN and no infinity."""
+    """Raise SnapshotError unless `arrays` are finite, with the shapes of `like`."""
     for name, wanted in like.items():
         if arrays[name].shape != wanted.shape:
             raise SnapshotError(f"{stage}: {name!r} has shape {arrays[name].shape}, expected {wanted.shape}")

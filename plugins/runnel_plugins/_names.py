@@ -1,4 +1,4 @@
-"""What classes are called: read from an option or from a file, for the stages that decide between classes."""
+"""Names of classes, from an option or a file, for stages that decide between classes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from runnel import regular
 from runnel.errors import PipelineError
 
-MAX_BYTES = 2**24  # of a file of names: a vocabulary of a million words has fewer
+MAX_BYTES = 2**24  # of a file of names: a vocabulary of a million words is smaller
 
 
 def given(stage: str, what: str, names: list[str] | str | None, file: Path | None) -> tuple[str, ...] | None:
-    """The names in order: those given (of a text, its characters), or the lines of a UTF-8 file.
+    """Return the names in order, from the option or from the file's lines.
 
-    `what`: how the two options are called, for the error. None where neither is given.
+    A text as the option is its characters. `what`: the names of the two options, for the error. None if
+    neither is given.
     """
     if names is not None and file is not None:
         raise PipelineError(f"{stage}: {what} are both given: one is enough")
@@ -21,7 +22,7 @@ def given(stage: str, what: str, names: list[str] | str | None, file: Path | Non
 
 
 def lines(stage: str, file: Path) -> tuple[str, ...]:
-    """The lines of a UTF-8 file, without their ends. An empty line is an empty name."""
+    """Return the lines of a UTF-8 file; an empty line is an empty name."""
     try:
         data = regular.read(file, MAX_BYTES, "a list of names", PipelineError)
     except PipelineError as error:
@@ -37,6 +38,6 @@ def lines(stage: str, file: Path) -> tuple[str, ...]:
 
 
 def check_count(stage: str, names: tuple[str, ...], classes: int) -> None:
-    """PipelineError unless there is one name a class."""
+    """Raise PipelineError unless there is one name per class."""
     if len(names) != classes:
         raise PipelineError(f"{stage}: {len(names)} names are given for {classes} classes")

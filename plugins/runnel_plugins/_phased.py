@@ -1,4 +1,4 @@
-"""For stages whose streams are not all at the same point of a cycle: between two frames, two output rows."""
+"""Stages whose streams are at different points of a cycle, such as between two frames."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from runnel.stage import Arrays, Chunk, Results, Stage, State
 
 
 class PhasedStage(StackedStage):
-    """A `StackedStage` whose states can be stacked where their `phase` is equal.
+    """A `StackedStage` whose states can be stacked if their `phase` is equal.
 
-    `advance` gets streams of one phase and of chunks that are equally long; so what depends on nothing else,
-    such as how many rows come out, is the same for all of them. Live streams with chunks of one size share a
+    `advance` gets streams of one phase with chunks of equal length, so the number of output rows, and all
+    else that depends only on these, is the same for all of them. Live streams with chunks of one size share a
     few phases, often one.
     """
 
     @abc.abstractmethod
     def phase(self, state: Arrays) -> Hashable:
-        """What must be equal for two states to have the same shapes and go the same way."""
+        """Return a key that is equal for two states exactly if they can be stacked."""
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """As any stage's: the shapes are those of a phase, for the subclass to check."""
+        """Load without a check of shapes, which depend on the phase: the subclass checks them."""
         return Stage.load(self, state, arrays)
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:

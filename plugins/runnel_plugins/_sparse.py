@@ -1,4 +1,4 @@
-"""Stages that give a row only where something happens: for stages here."""
+"""Stages that make output only at events."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from runnel.stage import Arrays, Chunk, Results, Stage, State
 
 
 class SparseStage(Stage):
-    """A stage with a state of fixed shapes, whose rows come when they come.
+    """A stage with a state of fixed shapes, whose output comes at irregular times.
 
-    A subclass defines `initial` and `find`; one stream or many are then stepped by the same code.
+    A subclass defines `initial` and `find`; the same code then steps one stream or many.
     """
 
     ratio = None
 
     @abc.abstractmethod
     def find(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Array, Chunk]:
-        """The next states (streams, ...), the stream of each row, in order, and the rows (rows, ...).
+        """Return the next states, the stream of each output row, and the rows.
 
-        `state` and `chunk` hold arrays (streams, ...) and (streams, T, ...), T >= 0, and may not be
-        changed; no array of the result may share memory with them."""
+        The states are (streams, ...), the rows (rows, ...) in the order of their streams. `state` and `chunk`
+        hold arrays (streams, ...) and (streams, T, ...), T >= 0. They must not be changed, and no array of
+        the result may share memory with them.
+        """
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         after, _, rows = self.find(
@@ -43,7 +45,7 @@ class SparseStage(Stage):
             after, owners, rows = self.find(
                 {name: np.array([state[name] for state in states]) for name in names}, batch.arrays
             )
-        except Exception:  # somebody's chunk: each alone, so that only that one fails
+        except Exception:  # one bad chunk: step each stream alone, so that only its stream fails
             return super().step_many(states, chunks)
         count = len(states)
         edges = np.searchsorted(owners, np.arange(count + 1)).tolist()
@@ -52,6 +54,6 @@ class SparseStage(Stage):
         for i in range(count):
             start, stop = edges[i], edges[i + 1]
             made = {n: a[start:stop] for n, a in rows.items()} if start < stop else dict(nothing)
-            # Copies: as a view, one idle stream's state would keep the whole batch's in memory.
+            # Copies: a view would keep the whole batch's states in memory for one idle stream.
             results.append(({name: after[name][i, ...].copy() for name in names}, made))
         return results

@@ -1,6 +1,6 @@
-"""Window functions and mel filters, as tables: what `frame`, `log_mel` and `mfcc` multiply with.
+"""Tables for spectra: window functions and mel filters, for `frame`, `log_mel` and `mfcc`.
 
-Windows: of N samples, sample n weighs, with c(k) = cos(2 pi k n / (N - 1)),
+Windows of N samples: the weight of sample n is, with c(k) = cos(2 pi k n / (N - 1)),
 
     hann         0.5 - 0.5 c(1)
     hamming      0.54 - 0.46 c(1)
@@ -9,8 +9,8 @@ Windows: of N samples, sample n weighs, with c(k) = cos(2 pi k n / (N - 1)),
     rectangular  1
 
 (F. Harris, On the use of windows for harmonic analysis, Proc. IEEE 66, 1978; D. Povey et al., The Kaldi
-speech recognition toolkit, 2011.) Mel filters: triangles that are straight, and half overlap, on the scale
-mel(f) = 1127 ln(1 + f / 700 Hz) (D. O'Shaughnessy, Speech Communication, 1987), with height 1.
+speech recognition toolkit, 2011.) Mel filters: triangles of height 1 that are straight, and half overlap, on
+the scale mel(f) = 1127 ln(1 + f / 700 Hz) (D. O'Shaughnessy, Speech Communication, 1987).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ Function = Literal["rectangular", "hann", "hamming", "blackman", "povey"]
 
 
 def window_function(name: str, kind: str, length: int, periodic: bool = False) -> Array:
-    """The weights of `kind` as float64 (length,). `periodic`: over N instead of N - 1, as for spectra.
+    """Return the weights of `kind` as float64 (length,).
 
-    `name`: the stage's, for the PipelineError that an unknown kind raises.
+    `periodic`: over N instead of N - 1, for spectra. `name`: the stage's name, for the PipelineError of an
+    unknown kind.
     """
     if kind not in get_args(Function):
         raise PipelineError(f"{name}: the window function must be one of {get_args(Function)}, not {kind!r}")
@@ -48,10 +49,10 @@ def mel(hertz: Array | float) -> Array:
 
 
 def mel_filters(name: str, count: int, n_fft: int, rate: float, low: float, high: float) -> Array:
-    """Filter j's weight for each line of a spectrum of `n_fft` points: float64 (n_fft // 2 + 1, count).
+    """Return each filter's weights: float64 (n_fft // 2 + 1, count).
 
-    The filters lie between `low` and `high` Hz. Raises PipelineError, with the stage's `name`, where one has
-    no line in it.
+    A row is a line of a spectrum of `n_fft` points. The filters lie between `low` and `high` Hz. Raises
+    PipelineError, with the stage's `name`, if a filter contains no line.
     """
     edges = np.linspace(mel(low), mel(high), count + 2)
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]

@@ -1,8 +1,8 @@
-"""How unusual each sample is, against the mean and the deviation of those before it.
+"""Anomaly scores of samples, against the mean and the deviation of the samples before.
 
-    z[t] = (x[t] - mean[t-1]) / deviation[t-1],        unusual where |z[t]| > threshold
+    z[t] = (x[t] - mean[t-1]) / deviation[t-1],        unusual if |z[t]| > threshold
 
-Then the sample is learned, with d = x[t] - mean[t-1] and w = 1 / min(n, memory), n counting the samples
+Then the sample is learned, with d = x[t] - mean[t-1], w = 1 / min(n, memory), and n the number of samples
 learned:
 
     mean[t] = mean[t-1] + w*d,        variance[t] = (1 - w) * (variance[t-1] + w*d*d)
@@ -27,33 +27,33 @@ from runnel.stage import Arrays, Chunk, State
 from . import _given
 from ._choose import is_float, one, with_tensors
 
-MAX_COUNT = 2**53  # samples that float64 can count; what `memory = 0` stops at
-LARGEST_Z = 1e6  # further out, it is the deviation that is wrong: a series that never moved
+MAX_COUNT = 2**53  # samples: the largest count that float64 holds; the limit with `memory = 0`
+LARGEST_Z = 1e6  # a larger z means a wrong deviation, such as of a series that never moved
 
 
 class Anomaly(runnel.StackedStage):
-    """Score each sample against running statistics, and say which are unusual.
+    """Score each sample against running statistics, and mark unusual samples.
 
-    Input: a float32 array (T, ...), a series or a residual; `of` names it where there are several. Output:
-    all that arrives, and beside it, of the same shape, each element with statistics of its own:
+    Input: a float32 array (T, ...), a series or a residual; `of` names it if there are several. Output: all
+    input arrays and, of the same shape, with statistics of its own for each element:
 
     - ``z`` float32: deviations from the mean, within ±1e6;
     - ``anomaly`` bool: whether |z| > `threshold`.
 
-    The first `warm_up` samples are learned, and their z is 0. `memory`: samples after which an old one
-    counts 1/e; 0: none is ever forgotten. `floor`: the least deviation that is believed, in the unit of the
-    series: of one that stands still, the smallest step would be unusual. What is unusual is not learned,
-    unless `learn_all`; but after `restart` unusual samples in a row (0: never) this is the new normal, and
-    the statistics start again with a warm-up.
+    The first `warm_up` samples are learned, and their z is 0. `memory`: the number of samples after which an
+    old one counts 1/e; 0: none is forgotten. `floor`: the least deviation, in the unit of the series; without
+    it, the smallest step of a constant series would be unusual. Unusual samples are not learned, unless
+    `learn_all` is set. After `restart` unusual samples in a row (0: never) they are the new normal, and the
+    statistics start again with a warm-up.
 
-    NaN is "no value" here: its z is NaN, it is not unusual, and nothing is learned from it.
+    NaN means "no value": its z is NaN, it is not unusual, and nothing is learned from it.
 
-    Raises PipelineError where no such array arrives, one named z or anomaly does, or an option is out of
-    range; NonFiniteError for an infinity in a chunk.
+    Raises PipelineError if no such array arrives, if an array named z or anomaly arrives, or if an option is
+    out of range; NonFiniteError for an infinity in a chunk.
     """
 
     name = "anomaly"
-    finite = False  # NaN is taken on purpose, infinities are refused in `advance`
+    finite = False  # NaN is allowed, infinities are refused in `advance`
 
     def __init__(
         self,
@@ -84,9 +84,12 @@ class Anomaly(runnel.StackedStage):
         )
 
     def initial(self) -> Arrays:
-        """All of one time step's shape. `mean`, `variance`: float64, in the series' unit and its square.
-        `learned`: int64, samples in them, counted up to what can matter. `run`: int64, unusual samples in a
-        row."""
+        """The state, each array in the shape of one time step.
+
+        - `mean`, `variance`: float64, in the series' unit and its square.
+        - `learned`: int64, the number of samples in them, up to the largest count that matters.
+        - `run`: int64, unusual samples in a row.
+        """
         shape = self._taken.shape
         return {
             "mean": np.zeros(shape), "variance": np.zeros(shape),
@@ -99,7 +102,7 @@ class Anomaly(runnel.StackedStage):
             raise SnapshotError("anomaly: a count is below 0")
         if (arrays["learned"] > self._most).any() or (arrays["run"] > MAX_COUNT).any():
             raise SnapshotError("anomaly: a count is higher than any stream's can be")
-        # Beyond what float32 samples add up to, the next variance could be infinite, and then NaN.
+        # Beyond what float32 samples can add up to, the next variance could be infinite, and then NaN.
         most = float(np.finfo(np.float32).max)
         _given.require_range(self.name, "mean", arrays["mean"], -most, most)
         _given.require_range(self.name, "variance", arrays["variance"], 0, (2 * most) ** 2)
@@ -127,7 +130,7 @@ class Anomaly(runnel.StackedStage):
 
 
 class _Track:
-    """The streams' statistics for the length of one call."""
+    """The streams' statistics during one call."""
 
     def __init__(self, rule: Anomaly, state: Arrays) -> None:
         self._rule = rule
@@ -135,13 +138,16 @@ class _Track:
         self._learned, self._run = state["learned"].copy(), state["run"].copy()
 
     def state(self) -> Arrays:
-        """What `Anomaly.initial` describes."""
+        """Return the state as `Anomaly.initial` describes it."""
         return {
             "mean": self._mean, "variance": self._variance, "learned": self._learned, "run": self._run
         }  # fmt: skip
 
     def take(self, x: Array, known: Array) -> tuple[Array, Array]:
-        """One sample of each: its z, and whether it is unusual. Where it is not `known`, x is 0."""
+        """Return z and whether it is unusual, for one sample of each element.
+
+        x is 0 if not `known`.
+        """
         rule = self._rule
         away = x - self._mean
         z = away / np.maximum(np.sqrt(self._variance), rule._floor)

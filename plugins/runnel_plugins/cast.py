@@ -1,11 +1,11 @@
-"""From one dtype to another, without a number becoming another one unseen.
+"""Conversion from one dtype to another, in which no number changes unnoticed.
 
-With scale, between whole numbers of b bits and floats of -1 to 1, as audio has them:
+With scale, between integers of b bits and floats of -1 to 1, as in audio:
 
-    float y = x / 2**(b - 1)            whole y = round(x * 2**(b - 1)), halves to the even neighbour
+    float y = x / 2**(b - 1)            integer y = round(x * 2**(b - 1)), halves to the even neighbour
 
-so that 16 bits to float32 and back is exact, and 1.0 itself is one beyond the largest whole number. (Rounding
-is IEEE 754's roundTiesToEven, 2019, section 4.3.1.) Latency 0.
+so that 16 bits to float32 and back is exact, and 1.0 itself is one beyond the largest integer. (Rounding is
+IEEE 754's roundTiesToEven, 2019, section 4.3.1.) Latency 0.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ SATURATE = "saturate = true would cut it off there"
 
 
 class Cast(RowStage):
-    """Change an array's dtype, and refuse what the new one cannot hold.
+    """Change an array's dtype, and refuse values that the new dtype cannot hold.
 
-    Input: one array that is not of dtype `to` yet; where several arrive, the one named `of`. All others
-    pass; where all are `to` already, nothing changes. `scale` maps the full range of int8, int16 or int32
-    to -1..1 and back. What lies outside the new dtype raises ChunkError with the value and its place, or
-    with `saturate` becomes the nearest number that does not. So do a fraction that would be a whole number,
-    and a whole number too large for a float to tell from its neighbours, but with `round`: to the nearest,
-    halves to the even one. A float in a narrower float is rounded in any case, and so is what is scaled. A
-    NaN stays one in a float; in a whole number or a bool it raises NonFiniteError. To bool only 0 and 1 fit.
+    Input: one array that is not of dtype `to` yet; `of` names it if there are several. Other arrays pass; if
+    all are `to` already, nothing changes. `scale` maps the full range of int8, int16 or int32 to -1..1 and
+    back.
 
-    Raises PipelineError where no array is named and several would do, and for a scale between other dtypes.
+    A value outside the new dtype raises ChunkError with the value and its position; with `saturate` it
+    becomes the nearest value inside. A fraction for an integer dtype, and an integer that a float cannot
+    represent exactly, also raise ChunkError; with `round` they are rounded to the nearest, halves to the even
+    one. A float for a narrower float is always rounded, and so is a scaled value. A NaN stays NaN in a float;
+    in an integer or a bool it raises NonFiniteError. To bool only 0 and 1 fit.
+
+    Raises PipelineError if no array is named and several would fit, and for a scale between other dtypes.
     """
 
     name = "cast"
@@ -65,7 +67,7 @@ class Cast(RowStage):
         )
         source = np.dtype(self.tensor.dtype)
         self.factor = _factor(source, self.to) if scale else None
-        # Numbers of these dtypes all fit: nothing to look at.
+        # All numbers of these dtypes fit: no check is needed.
         self.safe = np.can_cast(source, self.to, "safe") and not (
             source.kind in "iu" and self.to.kind == "f" and np.iinfo(source).bits > np.finfo(self.to).nmant
         )
@@ -77,7 +79,7 @@ class Cast(RowStage):
             return arrays
         x = arrays[self.tensor.name]
         if self.factor is not None and self.to.kind == "f":
-            # In float64, where an int32 is exact, and rounded once.
+            # In float64, which holds an int32 exactly, and rounded once.
             made = (x * np.float64(self.factor)).astype(self.to)
         elif self.safe:
             made = x.astype(self.to)
@@ -92,7 +94,7 @@ class Cast(RowStage):
 
     def _to_float(self, x: Array) -> Array:
         kind = np.finfo(self.to)
-        limit = 2 ** (kind.nmant + 1)  # the whole numbers up to here are all floats
+        limit = 2 ** (kind.nmant + 1)  # all integers up to this are exact in the float
         whole = x.dtype.kind in "iu" and x.size
         if whole and not self.round and (int(x.max()) > limit or int(x.min()) < -limit):
             self._refuse(x, (x > limit) | (x < -limit), f"{self.to} has gaps beyond {limit}; {ROUND}")
@@ -108,7 +110,7 @@ class Cast(RowStage):
     def _float_to_whole(self, x: Array) -> Array:
         nan = np.isnan(x)
         if nan.any():
-            raise NonFiniteError(f"cast: {self._name} is NaN at {_place(nan)}; {self.to} has no NaN")
+            raise NonFiniteError(f"cast: {self._name} is NaN at {_position(nan)}; {self.to} has no NaN")
         values = x.astype(np.float64) if self.factor is None else x * np.float64(self.factor)
         whole = np.rint(values)
         if self.factor is None and not self.round:
@@ -116,7 +118,7 @@ class Cast(RowStage):
             if broken.any():
                 self._refuse(x, broken, f"a fraction is no {self.to}; {ROUND}")
         low, high = _limits(self.to)
-        # 2**63 - 1 is no float64, 2**63 is: so the bound above is compared with the number after it.
+        # 2**63 - 1 is not a float64, 2**63 is: so the upper bound is compared with the number after it.
         under, over = whole < float(low), whole >= float(high + 1)
         if under.any() or over.any():
             if not self.saturate:
@@ -127,11 +129,11 @@ class Cast(RowStage):
         return made
 
     def _fit(self, x: Array, low: int, high: int) -> Array:
-        """Whole numbers or bools within low..high."""
+        """Return integers or bools within low..high."""
         if x.dtype == bool or not x.size or (int(x.min()) >= low and int(x.max()) <= high):
             return x
         least, most = _limits(x.dtype)
-        low, high = max(low, least), min(high, most)  # what x's own dtype can be compared with
+        low, high = max(low, least), min(high, most)  # values that x's own dtype can be compared with
         if not self.saturate:
             self._refuse(x, (x < low) | (x > high), self._range(*_limits(self.to)))
         return np.clip(x, low, high)
@@ -147,7 +149,7 @@ class Cast(RowStage):
 
     def _refuse(self, x: Array, where: Array, why: str) -> None:
         value = x[tuple(np.argwhere(where)[0])]
-        raise ChunkError(f"cast: {self._name} is {value!s} at {_place(where)}: {why}")
+        raise ChunkError(f"cast: {self._name} is {value!s} at {_position(where)}: {why}")
 
 
 def _factor(source: np.dtype[np.generic], to: np.dtype[np.generic]) -> float:
@@ -165,7 +167,7 @@ def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-def _place(where: Array) -> str:
+def _position(where: Array) -> str:
     first = tuple(int(i) for i in np.argwhere(where)[0])
     return f"time step {first[0]}" + (f", element {first[1:]}" if len(first) > 1 else "")
 

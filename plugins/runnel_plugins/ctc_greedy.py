@@ -1,10 +1,9 @@
-"""From the classes' scores, frame by frame, to what was said: connectionist temporal classification, decoded
-greedily.
+"""CTC decoding: from the classes' scores per frame to tokens, by the best path.
 
-The likeliest class of each frame is taken; of classes that follow each other and are the same, the first
-stays; the class `blank` is dropped. So a token counts twice only where a blank lies between. (A. Graves, S.
-Fernández, F. Gomez, J. Schmidhuber, Connectionist Temporal Classification, ICML 2006, "best path
-decoding".) A token is given at its first frame: latency 0.
+The most likely class of each frame is taken. Of equal classes in a row the first is kept, and the class
+`blank` is dropped, so a token occurs twice only if a blank lies between. (A. Graves, S. Fernández, F. Gomez,
+J. Schmidhuber, Connectionist Temporal Classification, ICML 2006, "best path decoding".) A token is output at
+its first frame: latency 0.
 """
 
 from __future__ import annotations
@@ -23,26 +22,27 @@ from . import _names
 from ._choose import one
 from ._sparse import SparseStage
 
-MAX_FRAMES = 2**53  # of a stream: more than any has, and far from where int64 ends
+MAX_FRAMES = 2**53  # of a stream: more than any has, and well below the limit of int64
 NONE = -1  # in the state: there was no frame before
 
 
 class CtcGreedy(SparseStage):
-    """Give the tokens that a CTC model's outputs spell, one row a token.
+    """Decode the outputs of a CTC model into tokens, one output row per token.
 
-    Input: a float32 array (T, n), the scores or probabilities of n classes in each frame; `of` names it where
-    there are several. The others end here: their rows are frames, the output's are tokens. Output:
+    Input: a float32 array (T, n), the scores or probabilities of n classes in each frame; `of` names it if
+    there are several. Other arrays are dropped, because the output has a row per token, not per frame.
+    Output:
 
     - ``token`` int64: the class;
-    - ``frame`` int64: the frame where it begins, counted from 0 at the stream's start;
-    - ``score`` float32: what the array holds for it there.
+    - ``frame`` int64: its first frame, counted from 0 at the stream's start;
+    - ``score`` float32: its value in the array there.
 
-    `blank` is the number of the class that means "no token"; -1 is the last one. What the classes are
-    called is for the sinks to write: `alphabet`, a text with one character a class, or `vocabulary`, a
-    UTF-8 file with one name a line; n of them, or n - 1 that leave the blank out.
+    `blank` is the number of the class that means "no token"; -1 is the last one. Names of the classes, for
+    sinks to write: `alphabet`, a text with one character per class, or `vocabulary`, a UTF-8 file with one
+    name per line. There are n names, or n - 1 without the blank.
 
-    Raises PipelineError where no such array arrives, for a blank that is none of the classes, and for names
-    that are too many, too few or cannot be read; NonFiniteError for a NaN in a chunk.
+    Raises PipelineError if no such array arrives, if blank is not a class, and if the names are too many, too
+    few or unreadable; NonFiniteError for a NaN in a chunk.
     """
 
     name = "ctc_greedy"
@@ -75,7 +75,10 @@ class CtcGreedy(SparseStage):
         )
 
     def initial(self) -> Arrays:
-        """Both int64 (). `last`: the class of the last frame, -1 before the first. `frames`: seen so far."""
+        """The state, both int64 ().
+
+        `last`: the class of the last frame, -1 before the first. `frames`: frames so far.
+        """
         return {"last": np.array(NONE, np.int64), "frames": np.array(0, np.int64)}
 
     def load(self, state: State, arrays: Arrays) -> State:
@@ -93,7 +96,7 @@ class CtcGreedy(SparseStage):
         best = scores.argmax(-1)
         seen = np.concatenate([state["last"][:, None], best], axis=1)
         owners, at = np.nonzero((best != seen[:, :-1]) & (best != self._blank))
-        # To argmax the largest of a row with a NaN is the NaN.
+        # If a row has a NaN, argmax returns the NaN.
         bad = np.isnan(np.take_along_axis(scores, best[..., None], -1))
         if bad.any():
             raise NonFiniteError(

@@ -1,8 +1,8 @@
-"""Keep one row of every n: y[j] = x[j*n + phase], or the mean of x[j*n] … x[j*n + n - 1].
+"""Decimation: keep one time step of every n, y[j] = x[j*n + phase], or the mean of x[j*n] … x[j*n + n - 1].
 
-Nothing is filtered but by that mean: what is faster than half the new rate folds into what is slower (the
-sampling theorem; C. Shannon, Proc. IRE 37, 1949). For audio and other waves there is `resample`, which has
-the filter. Units: those of x. Latency 0, with the mean n - 1: row j begins n - 1 rows before it is out.
+Only that mean is a filter: frequencies above half the new rate fold into lower ones (the sampling theorem; C.
+Shannon, Proc. IRE 37, 1949). For audio and other waves use `resample`, which has the filter. Units: those of
+x. Latency 0; with the mean n - 1, because the mean waits for the last of its n time steps.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from runnel.stage import Arrays, Chunk, Stage, State, require_finite
 
 from . import _given
 
-MAX_EVERY = 2**20  # rows: twelve days of seconds
+MAX_EVERY = 2**20  # time steps: twelve days of seconds
 
 
 class Decimate(Stage):
-    """Keep one row of every `every`, or their mean.
+    """Keep one time step of every `every`, or their mean.
 
-    All arrays alike, of any dtype: the rows t with t modulo `every` equal to `phase`. With `mean`, float
-    arrays only: the mean of `every` rows, computed in float64; what is left at the flush is a row too, the
-    mean of fewer. Nothing else is filtered: `resample` is the stage for waves.
+    All arrays, of any dtype: the time steps t with t modulo `every` equal to `phase`. With `mean`, float
+    arrays only: the mean of `every` time steps, computed in float64; the flush returns the mean of the rest.
+    There is no other filter: use `resample` for waves.
 
-    Raises PipelineError for `every` or `phase` out of range and for a mean of what is not float32 or float16;
-    with `mean`, NonFiniteError for a NaN or an infinity in a chunk.
+    Raises PipelineError if `every` or `phase` is out of range, and for a mean of arrays that are not float32
+    or float16; with `mean`, NonFiniteError for a NaN or an infinity in a chunk.
     """
 
     name = "decimate"
@@ -52,13 +52,16 @@ class Decimate(Stage):
         self.latency = every - 1 if mean else 0
 
     def initial(self) -> Arrays:
-        """`position` int64 (): rows seen of the present `every`, 0 to every - 1. With a mean,
-        `sum.NAME` float64, one row's shape: their sum."""
+        """The state.
+
+        - `position`: int64 (), time steps of the current group of `every`, 0 to every - 1.
+        - `sum.NAME` with a mean: float64 in the shape of one time step, their sum.
+        """
         sums = {f"sum.{t.name}": np.zeros(t.shape) for t in self.inputs.tensors} if self.mean else {}
         return {"position": np.zeros((), np.int64), **sums}
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """A sum can be no larger than that of so many rows."""
+        """Check that a sum is no larger than `position` time steps can make it."""
         _given.require_state(self.name, arrays, self.initial())
         _given.require_range(self.name, "position", arrays["position"], 0, self.every - 1)
         for t in self.inputs.tensors if self.mean else ():
@@ -81,7 +84,7 @@ class Decimate(Stage):
         return after, made
 
     def _means(self, total: Array, position: int, rows: Array) -> tuple[Array, Array]:
-        """The means that `rows` complete, and the sum of what is left."""
+        """Return the means that `rows` complete, and the sum of the rest."""
         if position + len(rows) < self.every:
             return rows[:0].copy(), np.asarray(total + rows.sum(axis=0, dtype=np.float64))
         first = self.every - position
@@ -94,7 +97,7 @@ class Decimate(Stage):
         return means, np.asarray(rows[end:].sum(axis=0, dtype=np.float64))
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """With a mean: that of the rows left, if there are any."""
+        """With a mean, return the mean of the rest, if there is any."""
         position = int(state["position"])
         if not (self.mean and position):
             return state, self.outputs.empty()

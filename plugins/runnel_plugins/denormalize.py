@@ -1,4 +1,4 @@
-"""Undo a fixed `normalize`: y[t] = x[t] * std + mean.
+"""Inverse of a fixed `normalize`: y[t] = x[t] * std + mean.
 
 Units: those of mean and std. Latency 0.
 """
@@ -20,11 +20,11 @@ from . import _given
 class Denormalize(RowStage):
     """Bring normalized numbers back to their own units.
 
-    Each float array, or the one named `of`, is changed; all others pass. `mean` and `std`: a number, or one
-    for each element of the last axis; what `normalize` was given. A NaN passes.
+    Each float array, or the one named `of`, is changed; other arrays pass. `mean` and `std`: a number, or one
+    for each element of the last axis, as given to `normalize`. A NaN passes.
 
-    Raises PipelineError where neither is given, for a std that is not above 0, and for lists that do not fit
-    the arrays.
+    Raises PipelineError if neither is given, for a std that is not above 0, and for lists that do not fit the
+    arrays.
     """
 
     name = "denormalize"

@@ -1,8 +1,8 @@
-"""The change over `lag` rows, taken `order` times: y = (1 - B**lag)**order x, with B x[t] = x[t-1].
+"""The change over `lag` time steps, taken `order` times: y = (1 - B**lag)**order x, with B x[t] = x[t-1].
 
-order 1, lag 1 is the slope from row to row; lag 24 of hourly rows takes a day's season out (G. Box and
-G. Jenkins, Time Series Analysis: Forecasting and Control, 1970, chapters 4 and 9). Units: those of x, per
-lag rows. Latency 0.
+order 1, lag 1 is the slope from one time step to the next; lag 24 of hourly data removes the daily season (G.
+Box and G. Jenkins, Time Series Analysis: Forecasting and Control, 1970, chapters 4 and 9). Units: those of x,
+per lag time steps. Latency 0.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from runnel.stage import Arrays, Chunk
 
 from . import _given
 
-MAX_ORDER = 8  # each order doubles the noise's power, and more
-MAX_PAST = 100_000  # rows of past, copied at each step: a day of seconds fits
+MAX_ORDER = 8  # each order at least doubles the power of the noise
+MAX_PAST = 100_000  # time steps of past, copied at each step: a day of seconds fits
 
 
 class Difference(StackedStage):
-    """Subtract from each row the one `lag` rows before it; `order` times.
+    """Subtract from each time step the one `lag` before it; `order` times.
 
-    Each float array, or the one named `of`, is changed; all others pass. Rows before the stream's first are
-    taken to be equal to it (`before` "first": differences begin with 0), or to be 0 ("zero"). A stream's
-    state is order * lag rows, and each step copies it.
+    Each float array, or the one named `of`, is changed; other arrays pass. The time steps before the stream's
+    first are taken to be equal to it (`before` "first": differences begin with 0), or to be 0 ("zero"). A
+    stream's state is order * lag time steps, and each step copies it.
 
-    Raises PipelineError for a lag or an order below 1, and for too much of both; NonFiniteError for a NaN or
-    an infinity in a chunk.
+    Raises PipelineError for a lag or an order below 1, and if order * lag is too large; NonFiniteError for a
+    NaN or an infinity in a chunk.
     """
 
     name = "difference"
@@ -58,8 +58,12 @@ class Difference(StackedStage):
         self.order, self.lag, self.before = order, lag, before
 
     def initial(self) -> Arrays:
-        """`past.NAME`: the last order * lag rows of each array, oldest first, of its dtype: 0 before the
-        first. `begun` bool (): whether there was one."""
+        """The state.
+
+        - `past.NAME`: the last order * lag time steps of each array, oldest first, in its dtype; 0 before the
+          first.
+        - `begun`: bool (), whether there was a time step.
+        """
         rows = self.order * self.lag
         past = {f"past.{t.name}": np.zeros((rows, *t.shape), t.dtype) for t in self.tensors}
         return {**past, "begun": np.zeros((), bool)}
@@ -83,7 +87,7 @@ class Difference(StackedStage):
 
 
 def begin(past: Array, begun: Array, rows: Array) -> Array:
-    """`past` (streams, n, ...), but the first of `rows` throughout for streams that have not begun."""
+    """Return `past`, filled with the first of `rows` for new streams."""
     if begun.all():
         return past
     return np.where(begun.reshape(-1, *(1 for _ in past.shape[1:])), past, rows[:, :1])

@@ -1,7 +1,7 @@
-"""When a series of yes and no changes, and how long it had been what it was.
+"""Edges of an on-off series: when it changes, and how long it had been unchanged.
 
 A rising edge is a sample that is on after one that was off, a falling edge the reverse; before the first
-sample all is off. Sample k lies at k / rate seconds. An edge is given at its own sample: latency 0.
+sample all is off. Sample k lies at k / rate seconds. An edge is output at its own sample: latency 0.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from . import _given
 from ._choose import one
 from ._sparse import SparseStage
 
-MAX_SAMPLES = 2**53  # of a stream: what a float64 counts, since `time` is one
+MAX_SAMPLES = 2**53  # of a stream: the largest count that float64 holds, which `time` is
 
 
 class Event(SparseStage):
-    """Give the rising and falling edges of a yes-or-no series, one row an edge.
+    """Find the rising and falling edges of an on-off series, one output row per edge.
 
-    Input: an array (T, ...) of bool or whole numbers, where 0 is off and anything else on; `of` names it
-    where there are several. The others end here: their rows are samples, the output's are edges. Output:
+    Input: an array (T, ...) of bool or integers, in which 0 is off and any other value on; `of` names it if
+    there are several. Other arrays are dropped, because the output has a row per edge, not per sample.
+    Output:
 
-    - ``edge`` int8: 1 where it comes on, -1 where it goes off;
-    - ``index`` int64: the sample where that is, counted from 0 at the stream's start;
-    - ``length`` int64: samples since the edge before, or since the start: how long the phase that ends here
-      was;
-    - ``time``, ``duration`` float64: index and length in seconds, where the rate is known;
-    - ``channel`` int64: which number of a time step it is, in C order, where a time step has several.
+    - ``edge`` int8: 1 for rising, -1 for falling;
+    - ``index`` int64: the sample of the edge, counted from 0 at the stream's start;
+    - ``length`` int64: samples since the previous edge, or since the start: the length of the phase that
+      ends;
+    - ``time``, ``duration`` float64: index and length in seconds, if the rate is known;
+    - ``channel`` int64: the index within a time step in C order, if a time step has several numbers.
 
-    Edges come in the order of time, then of channel. `rate`, in Hz, is for where the signal does not say.
-    With `close`, the flush ends what is on: a falling edge at the sample that would have come next.
+    Edges come in the order of time, then of channel. `rate`, in Hz, is for a signal without a rate. With
+    `close`, the flush ends what is on: a falling edge at the sample that would have come next.
 
-    Raises PipelineError where no such array arrives (of float32, `threshold` makes one), and for a rate
-    that is not positive or contradicts the signal's.
+    Raises PipelineError if no such array arrives (of float32, `threshold` makes one), and for a rate that is
+    not positive or contradicts the signal's.
     """
 
     name = "event"
@@ -66,8 +67,12 @@ class Event(SparseStage):
         self.outputs = Signal(tuple(made))
 
     def initial(self) -> Arrays:
-        """`on`: bool, of one time step's shape: the last sample. `since`: int64, of that shape: the sample
-        of the last edge, or 0. `samples`: int64 (): seen so far."""
+        """The state.
+
+        - `on`: bool in the shape of one time step, the last sample.
+        - `since`: int64 in that shape, the sample of the last edge, or 0.
+        - `samples`: int64 (), samples so far.
+        """
         shape = self._taken.shape
         return {
             "on": np.zeros(shape, bool), "since": np.zeros(shape, np.int64), "samples": np.array(0, np.int64)
@@ -90,7 +95,7 @@ class Event(SparseStage):
         on = np.concatenate([before, (given != 0).reshape(streams, steps, channels)], axis=1)
         owners, at, channel = np.nonzero(on[:, 1:] != on[:, :-1])
         index = state["samples"][owners] + at
-        # The edges of one channel of one stream lie side by side in this order, still by time.
+        # In this order the edges of one channel of one stream are adjacent, and still sorted by time.
         series = owners * channels + channel
         order = np.argsort(series, kind="stable")
         series, when = series[order], index[order]
@@ -109,7 +114,7 @@ class Event(SparseStage):
         return after, owners, self._rows(on[owners, at + 1, channel], index, length, channel)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """With `close`, what is on goes off."""
+        """With `close`, end what is on."""
         if not self._close or not state["on"].any():
             return state, self.outputs.empty()
         (channel,) = np.nonzero(state["on"].reshape(-1))

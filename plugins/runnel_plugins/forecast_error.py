@@ -1,9 +1,9 @@
-"""How far a forecast was off, once what it was for has come.
+"""Errors of a forecast, computed when the forecast time has come.
 
     residual[t] = actual[t] - forecast[t - horizon]
 
-in the unit of the series; rows t < horizon have no forecast and are NaN. Latency 0: row t describes the
-sample t.
+in the unit of the series; for t < horizon there is no forecast, and the residual is NaN. Latency 0:
+residual[t] describes sample t.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from runnel.stage import Arrays, Chunk, State
 from . import _given
 from ._choose import is_float, one, with_tensors
 
-MAX_HORIZON = 65_536  # time steps; so many forecasts are held for each stream
+MAX_HORIZON = 65_536  # time steps: the number of forecasts held for each stream
 RESIDUAL = "residual"
 
 
 class ForecastError(runnel.StackedStage):
     """Compare each sample with the forecast that was made for it.
 
-    Input: two float32 arrays (T, ...) of one shape in the same chunk, rows at the same times: `forecast`,
-    whose row t was made at time t for time t + horizon, and `actual`, the series itself; `actual` may be
-    left out where only one other array has the forecast's shape. Output: all that arrives, and ``residual``
-    float32 (T, ...). Its first `horizon` rows are NaN, since nothing was forecast for them: `anomaly` and
-    the sinks know that as "none". Forecasts whose time has not come when the stream ends are compared with
-    nothing.
+    Input: two float32 arrays (T, ...) of one shape in the same chunk, at the same times. `forecast`, whose
+    time step t was made at time t for time t + horizon. `actual`, the series itself, which need not be named
+    if only one other array has the forecast's shape. Output: all input arrays, and ``residual`` float32 (T,
+    ...). Its first `horizon` time steps are NaN, because there was no forecast for them; `anomaly` and the
+    sinks treat NaN as "none". Forecasts for times after the end of the stream are not compared.
 
-    A model gives only its own outputs, not what went in. So let it give both: ``return self.head(h), x`` at
+    A model returns only its own outputs, not its input. So let it return both: ``return self.head(h), x`` at
     the end of `forward`, exported as y0 and y1, and in the pipeline file
 
         [model.outputs]
         y0 = "forecast"
         y1 = "x"
 
-    Raises PipelineError where there are no two such arrays, a `residual` arrives, or the horizon is not in
-    1..65536, or of more than 16 MiB; NonFiniteError for a NaN or an infinity in a chunk.
+    Raises PipelineError if there are no two such arrays, if a `residual` arrives, or if the horizon is not in
+    1..65536 or needs more than 16 MiB; NonFiniteError for a NaN or an infinity in a chunk.
     """
 
     name = "forecast_error"
@@ -65,8 +64,11 @@ class ForecastError(runnel.StackedStage):
         self.outputs = with_tensors("forecast_error", inputs, None, residual)
 
     def initial(self) -> Arrays:
-        """`held`: float32 (horizon, ...), the last forecasts, oldest first, zeros before the first. `made`:
-        int64 (): how many of them there are."""
+        """The state.
+
+        - `held`: float32 (horizon, ...), the last forecasts, oldest first, zeros before the first.
+        - `made`: int64 (), the number of forecasts in `held`.
+        """
         return {
             "held": np.zeros((self._horizon, *self._shape), np.float32),
             "made": np.array(0, np.int64),
@@ -83,7 +85,7 @@ class ForecastError(runnel.StackedStage):
         steps = actual.shape[1]
         seen = np.concatenate([state["held"], chunk[self._forecast]], axis=1)
         residual: Array = np.subtract(actual, seen[:, :steps])
-        # Row t of the chunk meets forecast t of `seen`, of which the first horizon - made are none.
+        # Time step t of the chunk meets forecast t of `seen`; the first horizon - made do not exist.
         none = np.arange(steps) < self._horizon - state["made"][:, None]
         residual[none] = np.nan
         made = np.minimum(state["made"] + steps, self._horizon)

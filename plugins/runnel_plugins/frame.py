@@ -1,8 +1,8 @@
-"""Cut a signal into overlapping frames: y[k, i] = w[i] * x[k*hop - lead + i], for i in 0 .. window - 1.
+"""Framing: cut a signal into frames, y[k, i] = w[i] * x[k*hop - lead + i], for i in 0 .. window - 1.
 
-Window, hop and lead are in samples. `_framed.py` says how many samples `lead` are for each padding, what they
-are, how the end is filled up, and what the latency is; `_spectrum.py` has the window functions w. (L. Rabiner
-and R. Schafer, Digital Processing of Speech Signals, 1978, chapter 4.)
+Window, hop and lead are in samples. `_framed.py` defines the paddings, with their lead, their end and their
+latency; `_spectrum.py` has the window functions w. (L. Rabiner and R. Schafer, Digital Processing of Speech
+Signals, 1978, chapter 4.)
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ._spectrum import Function, window_function
 
 
 class Frame(Framed):
-    """Cut a signal into overlapping frames, one a row.
+    """Cut a signal into overlapping frames, one per output time step.
 
-    Input: one array (T, ...) of any dtype. Output: (rows, window, ...) of the same dtype and name, one row
-    for each `hop` samples; `hop` is `window` where it is not given. `padding` is what stands before the first
-    sample: nothing (the first row waits for a whole window), zeros so that each hop makes a row at once
-    (``left``), zeros so that sample k*hop stands in the middle of row k (``center``), or the first samples
-    mirrored (``mirror``). `last`: whether what is left at the end is filled up to a row, or dropped.
-    `function` weighs the samples of a row, if they are float32; `periodic` takes it over window samples
-    instead of window - 1, as for spectra. Latency: window - hop samples with no padding, 0 with ``left``.
+    Input: one array (T, ...) of any dtype. Output: (frames, window, ...) of the same dtype and name, one
+    frame for each `hop` samples; `hop` defaults to `window`. `padding` defines the samples before the first:
+    ``none`` (the first frame waits for a whole window), zeros so that each hop makes a frame at once
+    (``left``), zeros so that sample k*hop is in the middle of frame k (``center``), or the first samples
+    mirrored (``mirror``). `last`: whether an incomplete frame at the end is padded, or dropped. `function`
+    weighs the samples of a float32 frame; `periodic` computes it over window samples instead of window - 1,
+    for spectra. Latency: window - hop samples without padding, 0 with ``left``.
 
-    Raises PipelineError for several arrays, a window or a hop out of range, and a function for what is not
-    float32; NonFiniteError for a NaN or an infinity in a chunk.
+    Raises PipelineError for several arrays, a window or a hop out of range, and a function for arrays that
+    are not float32; NonFiniteError for a NaN or an infinity in a chunk.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Multiply every sample: y[t] = factor * x[t], where a gain of d decibels is the factor 10 ** (d / 20).
+"""Gain: y[t] = factor * x[t], where a gain of d decibels is the factor 10 ** (d / 20).
 
 Latency 0.
 """
@@ -16,16 +16,17 @@ from runnel.stage import Chunk
 
 from . import _given
 
-MAX_DB = 300.0  # either way: what is left of float32's range holds samples still
+MAX_DB = 300.0  # in both directions: samples still fit in float32's range
 
 
 class Gain(RowStage):
     """Multiply every sample by a factor, or by a gain in decibels.
 
-    Every float array is multiplied, in its dtype; others pass unchanged, and so does a NaN. Give `factor`,
-    which may be negative, or `db`. Latency 0.
+    Every float array is multiplied, in its dtype; other arrays pass unchanged, and so does a NaN. Give
+    `factor`, which may be negative, or `db`. Latency 0.
 
-    Raises PipelineError for both or neither of the two, for one out of range, and where no float arrives.
+    Raises PipelineError for both or neither of the two, for a value out of range, and if no float array
+    arrives.
     """
 
     name = "gain"

@@ -1,4 +1,4 @@
-"""Recursive filters: sections of second order (biquads), one after the other.
+"""Recursive filters: sections of second order (biquads) in sequence.
 
 A section b0, b1, b2, a0, a1, a2 computes
 
@@ -9,17 +9,17 @@ in the transposed direct form II, whose two memories m are, for a0 = 1,
     y = b0 x + m1,    m1 <- b1 x - a1 y + m2,    m2 <- b2 x - a2 y
 
 (A. Oppenheim and R. Schafer, Discrete-Time Signal Processing, 1989, chapter 6). Designed sections are those
-of R. Bristow-Johnson, Cookbook formulae for audio EQ biquad filter coefficients, 1998: with
-w = 2 pi frequency / rate and s = sin(w) / (2 q),
+of R. Bristow-Johnson, Cookbook formulae for audio EQ biquad filter coefficients, 1998: with w = 2 pi
+frequency / rate and s = sin(w) / (2 q),
 
     lowpass   b = (1 - cos w) / 2 * (1, 2, 1)        a = (1 + s, -2 cos w, 1 - s) for all of them
     highpass  b = (1 + cos w) / 2 * (1, -2, 1)
     bandpass  b = (s, 0, -s), 0 dB at its peak
     notch     b = (1, -2 cos w, 1)
 
-All sections together are one linear system, m' = A m + B x and y = C m + D x. So a block of samples is
-y = O m + T x and m' = A**n m + K x, with tables made once: O of rows C A**t, T of the impulse response, K of
-columns A**(n-1-t) B. That is what is computed: a few products of matrices instead of a loop over samples.
+All sections together are one linear system, m' = A m + B x and y = C m + D x. So a block of samples is y = O
+m + T x and m' = A**n m + K x, with tables made once: O has the rows C A**t, T the impulse response, and K the
+columns A**(n-1-t) B. This needs a few matrix products instead of a loop over samples.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from . import _given
 
 Kind = Literal["lowpass", "highpass", "bandpass", "notch"]
 
-MAX_SECTIONS = 32  # order 64: more than any filter that is sound in float64; bounds the tables to 3 MB
-BLOCK = 64  # samples at once: fewer are more steps, more are more products with zeros
-TINY = 1e-30  # memories below it become 0: they cannot be heard, and denormals are slow
+MAX_SECTIONS = 32  # order 64: more than any filter that is accurate in float64; bounds the tables to 3 MB
+BLOCK = 64  # samples per block: fewer need more steps, more need more products with zeros
+TINY = 1e-30  # smaller memories become 0: they are inaudible, and denormals are slow
 
 
 class Iir(StackedStage):
-    """Filter by biquads.
+    """Filter every float array with biquads.
 
-    Every float array (T, ...) is filtered along time, in its dtype, computed in float64; others pass
-    unchanged. Give either `sections`, each [b0, b1, b2, a0, a1, a2], as scipy.signal has them; or `kind` with
-    `frequency` in Hz and `q` (sqrt(1/2) where it is not given), and the signal's rate known. Latency 0: what
-    a filter delays, and how much at which frequency, is its own.
+    Float arrays (T, ...) are filtered along time in float64 and returned in their dtype; other arrays pass
+    unchanged. Give either `sections`, each [b0, b1, b2, a0, a1, a2], as in scipy.signal; or `kind` with
+    `frequency` in Hz and `q` (default sqrt(1/2)), if the signal's rate is known. Latency 0: the delay of a
+    filter depends on the frequency and is not counted.
 
     Raises PipelineError for both or neither of the two, sections that are malformed or unstable, a frequency
-    not below half the rate, and where no float arrives; NonFiniteError for a NaN or an infinity in a chunk,
-    and for numbers so large that the memories would not be finite.
+    not below half the rate, and if no float array arrives; NonFiniteError for a NaN or an infinity in a
+    chunk, and for numbers so large that the memories would become infinite.
     """
 
     name = "iir"
@@ -85,8 +85,11 @@ class Iir(StackedStage):
             raise PipelineError("iir: the sections' numbers are too large: the filter would be infinite")
 
     def initial(self) -> Arrays:
-        """`memory.NAME`: m1 and m2 of each section for each number of a sample: float64 (..., sections, 2),
-        in the input's unit; 0 at first. (scipy.signal.sosfilt's `zi`, its first axis last but one.)"""
+        """The state `memory.NAME`: m1 and m2 of each section for each number of a time step.
+
+        float64 (..., sections, 2), in the input's unit; 0 at first. (scipy.signal.sosfilt's `zi` with its
+        first axis last but one.)
+        """
         return {f"memory.{t.name}": np.zeros((*t.shape, len(self.sections), 2)) for t in self._floats}
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
@@ -94,7 +97,7 @@ class Iir(StackedStage):
         made = dict(chunk)
         for tensor in self._floats:
             given, memory = chunk[tensor.name], state[f"memory.{tensor.name}"]
-            # Each stream's each number is a signal of its own: (signals, T), and (signals, order).
+            # Each number of each stream is a signal of its own: (signals, T), and (signals, order).
             lines = np.moveaxis(given, 1, -1) if given.ndim > 2 else given
             signals = memory.size // self._order
             samples = lines.reshape(signals, given.shape[1]).astype(np.float64)
@@ -107,7 +110,7 @@ class Iir(StackedStage):
         return after, {n: a.copy() if a is chunk[n] else a for n, a in made.items()}
 
     def _filter(self, samples: Array, memory: Array) -> tuple[Array, Array]:
-        """(signals, T) filtered, and the next memories; neither argument is changed."""
+        """Return (signals, T) filtered, and the next memories; neither argument is changed."""
         signals, steps = samples.shape
         blocks, rest = divmod(steps, BLOCK)
         whole = blocks * BLOCK
@@ -129,7 +132,7 @@ class Iir(StackedStage):
         return out, np.where(np.abs(memory) < TINY, 0.0, memory)
 
     def _make_tables(self) -> None:
-        """The tables of the module's docstring, each transposed: they are multiplied from the right."""
+        """Make the tables of the module's docstring, transposed, to multiply from the right."""
         a, b, c, d = state_space(self.sections)
         powers = [np.eye(self._order)]
         for _ in range(BLOCK):
@@ -145,7 +148,7 @@ class Iir(StackedStage):
 
 
 def design(kind: Kind, frequency: float | None, q: float, rate: float | None) -> list[float]:
-    """One section of the cookbook's."""
+    """Design one section by the cookbook."""
     if frequency is None:
         raise PipelineError(f"iir: a {kind} needs its frequency, in Hz")
     if rate is None:
@@ -172,7 +175,10 @@ def design(kind: Kind, frequency: float | None, q: float, rate: float | None) ->
 
 
 def checked(sections: list[list[float]]) -> Array:
-    """The sections as float64 (n, 6) with a0 = 1; PipelineError for one that is none, or not stable."""
+    """Return the sections as float64 (n, 6) with a0 = 1.
+
+    Raises PipelineError if a section is malformed or unstable.
+    """
     if not 1 <= len(sections) <= MAX_SECTIONS:
         raise PipelineError(f"iir: 1 to {MAX_SECTIONS} sections, not {len(sections)}")
     for i, section in enumerate(sections):
@@ -193,10 +199,13 @@ def checked(sections: list[list[float]]) -> Array:
 
 
 def state_space(sections: Array) -> tuple[Array, Array, Array, float]:
-    """All sections in a row as m' = A m + B x and y = C m + D x: A (n, n), B (n,), C (n,) and D."""
+    """Return A (n, n), B (n,), C (n,) and D of the system of all sections.
+
+    The system is m' = A m + B x and y = C m + D x.
+    """
     order = 2 * len(sections)
     a, b = np.zeros((order, order)), np.zeros(order)
-    c, d = np.zeros(order), 1.0  # of what enters the next section: at first x itself
+    c, d = np.zeros(order), 1.0  # of the input of the next section: at first x itself
     for i, (b0, b1, b2, _, a1, a2) in enumerate(sections):
         at = slice(2 * i, 2 * i + 2)
         into = np.array([b1 - a1 * b0, b2 - a2 * b0])

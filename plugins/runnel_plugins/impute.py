@@ -1,13 +1,13 @@
-"""Fill what is missing: a NaN is a tick that the sensor did not give.
+"""Imputation: fill missing values, which are NaN.
 
-- hold: y[t] is the last number that came, `value` before the first.
-- linear: a gap of up to max_gap NaNs lies on the straight line between its neighbours,
-  y[t] = x[a] + (x[b] - x[a]) * (t - a) / (b - a), with a < t < b the nearest ticks that came. A longer gap,
-  one that nothing came before, and one that the stream ends in, are held. Latency max_gap rows.
+- hold: y[t] is the last number, and `value` before the first.
+- linear: a gap of up to max_gap NaNs is filled by a straight line, y[t] = x[a] + (x[b] - x[a]) * (t - a) / (b
+  - a), where a < t < b are the nearest time steps with a number. A longer gap, and a gap at the start or the
+  end of the stream, is held. Latency max_gap time steps.
 - constant: y[t] is `value`.
 
-Each element of an array has gaps of its own. Rows that are not there at all are for `tick`. Latency 0 but
-for linear; units are those of the input.
+Each element of an array has its own gaps. For time steps that are absent altogether, use `tick`. Latency 0
+except for linear; units are those of the input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runnel.stage import Arrays, Chunk, Stage, State, require_finite
 
 from . import _given
 
-MAX_GAP = 1024  # rows: so many are held back, in each stream's state
+MAX_GAP = 1024  # time steps held back in each stream's state
 
 
 def impute(
@@ -38,14 +38,13 @@ def impute(
 ) -> Stage:
     """Fill NaNs by the last number, by a straight line, or by a constant.
 
-    Each float array, or the one named `of`, is filled; all others pass. `method` "hold" or "linear" takes
-    `value` (0) before the first number came, "constant" always. "linear" needs `max_gap`, in rows: the
-    longest gap that is drawn across, and how many rows everything comes later. With `mark` there is beside
-    each filled NAME an array ``NAME.missing``, float32 of the same shape: 1 where a NaN was, else 0.
+    Each float array, or the one named `of`, is filled; other arrays pass. `value` (0) is used before the
+    first number by the methods "hold" and "linear", and always by "constant". "linear" needs `max_gap`, in
+    time steps: the longest gap that is filled by a line, and the delay of all arrays. With `mark`, each
+    filled NAME gets an array ``NAME.missing``, float32 of the same shape: 1 for a NaN, else 0.
 
-    An infinity is no missing tick: it raises NonFiniteError, and so does a NaN that "linear" would hold back
-    in an array that it does not fill. Raises PipelineError for options that do not fit each other or the
-    arrays.
+    An infinity raises NonFiniteError, and so does a NaN that "linear" would hold back in an array that it
+    does not fill. Raises PipelineError for options that do not fit each other or the arrays.
     """
     _given.finite_option("impute", "value", value)
     if method == "linear":
@@ -70,7 +69,7 @@ def _outputs(inputs: Signal, filled: tuple[TensorSpec, ...], mark: bool) -> Sign
 
 
 def _missing(name: str, array: Array, leading: int) -> Array:
-    """Where a NaN is; NonFiniteError for an infinity. `leading`: axes before that of time."""
+    """Return a mask of NaNs; NonFiniteError for an infinity. `leading`: axes before time."""
     missing = np.isnan(array)
     infinite = np.isinf(array)
     if infinite.any():
@@ -83,7 +82,7 @@ def _missing(name: str, array: Array, leading: int) -> Array:
 
 
 class Constant(RowStage):
-    """A constant for each NaN; see `impute`."""
+    """Replace each NaN by a constant; see `impute`."""
 
     name = "impute"
 
@@ -103,10 +102,10 @@ class Constant(RowStage):
 
 
 class Hold(StackedStage):
-    """The last number for each NaN; see `impute`."""
+    """Replace each NaN by the last number; see `impute`."""
 
     name = "impute"
-    finite = False  # NaN is what it is for, and it keeps none
+    finite = False  # NaN is expected, and never stored
 
     def __init__(self, inputs: Signal, value: float, mark: bool, of: str | None = None) -> None:
         self.filled, self.mark = _filled(inputs, of), mark
@@ -114,7 +113,7 @@ class Hold(StackedStage):
         self.values = {t.name: _given.per_feature(self.name, "value", value, t) for t in self.filled}
 
     def initial(self) -> Arrays:
-        """`last.NAME`: the last number that came, `value` before the first: one row's dtype and shape."""
+        """The state `last.NAME`: the last number, or `value`, in the dtype and shape of one time step."""
         return {f"last.{t.name}": np.full(t.shape, self.values[t.name]) for t in self.filled}
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
@@ -124,7 +123,7 @@ class Hold(StackedStage):
             steps = given.shape[1]
             missing = _missing(t.name, given, 1)
             if missing.any():
-                # Row i of `seen` is input i - 1; each missing row takes the newest one before it.
+                # Row i of `seen` is input i - 1; each missing one takes the newest before it.
                 seen = np.concatenate([last[:, None], given], axis=1)
                 row = np.arange(1, steps + 1).reshape(1, steps, *(1 for _ in t.shape))
                 newest = np.maximum.accumulate(np.where(missing, 0, row), axis=1)
@@ -136,7 +135,7 @@ class Hold(StackedStage):
 
 
 class Linear(Stage):
-    """A straight line across each short gap; see `impute`."""
+    """Fill each short gap by a straight line; see `impute`."""
 
     name = "impute"
 
@@ -148,10 +147,15 @@ class Linear(Stage):
         self.latency = self.max_gap = max_gap
 
     def initial(self) -> Arrays:
-        """Of all arrays `held.NAME`: the rows held back, (up to max_gap, ...) of its dtype, 0 for a NaN. Of
-        those that are filled also `missing.NAME` bool, the same shape: which those are; `last.NAME`, one
-        row's dtype and shape: the last number before them; `age.NAME` int64, one row's shape: rows since
-        then, up to max_gap, which is also what it is where there is none."""
+        """The state.
+
+        - `held.NAME` for all arrays: the time steps held back, (up to max_gap, ...) in its dtype, 0 for a
+          NaN.
+        - `missing.NAME` for filled arrays: bool of that shape, whether it was a NaN.
+        - `last.NAME` for filled arrays: the last number before them, in one time step's dtype and shape.
+        - `age.NAME` for filled arrays: int64 of one time step's shape, the time steps since then, up to
+          max_gap; also max_gap if there was no number.
+        """
         state: dict[str, Array] = {f"held.{t.name}": t.empty() for t in self.inputs.tensors}
         for t in self.filled:
             state[f"missing.{t.name}"] = np.zeros((0, *t.shape), bool)
@@ -160,7 +164,7 @@ class Linear(Stage):
         return state
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Rows held back must be few, and equally many of each array."""
+        """Check that all arrays hold back equally many time steps, at most max_gap."""
         held = len(arrays[f"held.{self.inputs.names[0]}"])
         if held > self.max_gap:
             raise SnapshotError(f"impute: {held} rows are held back; at most {self.max_gap}")
@@ -177,7 +181,7 @@ class Linear(Stage):
         return self._advance(state, chunk, self.max_gap)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """The rows held back; what is missing at their end is held."""
+        """Return the time steps held back; a gap at their end is held."""
         return self._advance(state, self.inputs.empty(), 0)
 
     def _advance(self, state: State, chunk: Chunk, hold_back: int) -> tuple[State, Chunk]:
@@ -188,7 +192,7 @@ class Linear(Stage):
             key = f"held.{name}"
             missing = _missing(name, given, 0) if name in filled else None
             if missing is None:
-                require_finite(name, given, self.name)  # it is kept for a while
+                require_finite(name, given, self.name)  # it is stored for a while
             elif missing.any():
                 given = np.where(missing, given.dtype.type(0), given)
             seen = np.concatenate([state[key], given])
@@ -211,21 +215,21 @@ class Linear(Stage):
     def _fill(
         self, seen: Array, missing: Array, rows: int, last: Array, age: Array
     ) -> tuple[Array, Array, Array]:
-        """The first `rows` of `seen` filled; the last number in them, and the rows since."""
+        """Return the first `rows` of `seen` filled, the last number in them, and the time steps since."""
         steps = len(seen)
         at = np.arange(steps).reshape(steps, *(1 for _ in age.shape))
-        before = np.maximum.accumulate(np.where(missing, -1, at))[:rows]  # the nearest that came, -1: none
+        before = np.maximum.accumulate(np.where(missing, -1, at))[:rows]  # the nearest number, -1: none
         behind = np.minimum.accumulate(np.where(missing, steps, at)[::-1])[::-1][:rows]  # steps: none
         start = np.where(before < 0, -1 - age, before)
         low = np.where(before < 0, last, np.take_along_axis(seen, np.maximum(before, 0), 0))
         high = np.take_along_axis(seen, np.minimum(behind, steps - 1), 0)
         drawn = (behind < steps) & (behind - start - 1 <= self.max_gap)
         share = np.where(drawn, (at[:rows] - start) / np.maximum(behind - start, 1), 0.0)
-        # As a weighted mean: high - low could overflow.
+        # A weighted mean, because high - low could overflow.
         line = (low * (1 - share) + high * share).astype(seen.dtype)
         out = np.where(missing[:rows], line, seen[:rows])
         since = np.minimum(rows - 1 - start, self.max_gap)
-        return out, low[-1, ...], since[-1, ...]  # `...` keeps what is of rank 0 an array
+        return out, low[-1, ...], since[-1, ...]  # `...` keeps rank 0 an array
 
 
 @runnel.hookimpl

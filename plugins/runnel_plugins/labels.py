@@ -1,4 +1,4 @@
-"""The likeliest classes of a row, the likeliest first, by their numbers and names.
+"""The most likely classes of each time step, by number and name.
 
 label[0] = argmax over i of x[i], label[1] the next, and so on; of equal ones the lower number is first. No
 unit, latency 0.
@@ -19,23 +19,23 @@ from runnel.stage import Chunk
 from . import _names
 from ._choose import is_classes, one, with_tensors
 
-FEW = 16  # up to so many are found one by one, which is faster than to sort all classes
+FEW = 16  # up to this k one by one, which is faster than sorting all classes
 
 
 class Labels(runnel.RowStage):
-    """Give the `k` likeliest classes of each row.
+    """Find the `k` most likely classes of each time step.
 
     Input: a float32 array (T, ..., n) with one number for each of n classes on its last axis: scores or
-    probabilities; `of` names it where there are several such arrays. Output, in its place:
+    probabilities; `of` names it if there are several such arrays. Output, in its place:
 
-    - ``label`` int64 (T, ..., k), with k = 1 (T, ...): the classes' numbers, the likeliest first;
-    - ``score`` float32, of the same shape: what the array holds for them.
+    - ``label`` int64 (T, ..., k), with k = 1 (T, ...): the classes' numbers, the most likely first;
+    - ``score`` float32, of the same shape: their values in the array.
 
-    Other arrays pass. `names`, or `names_file` with a name a line: what the classes are called, all n of them
-    in order; sinks then write names in place of numbers.
+    Other arrays pass. `names`, or `names_file` with one name per line: the names of all n classes in order;
+    sinks then write names in place of numbers.
 
-    Raises PipelineError where no such array arrives, for a k outside 1..n, and for names that are not n or
-    cannot be read; NonFiniteError for a row with a NaN, since there is no likeliest then.
+    Raises PipelineError if no such array arrives, for a k outside 1..n, and for names that are not n or
+    unreadable; NonFiniteError if a time step has a NaN, because no class is then the most likely.
     """
 
     name = "labels"
@@ -68,7 +68,7 @@ class Labels(runnel.RowStage):
         given = arrays[self._of]
         flat = given.reshape(-1, given.shape[-1])
         ids, scores = top(flat, self._k)
-        # The largest of a row with a NaN is NaN to numpy, so that the first found shows it.
+        # numpy treats NaN as the largest, so the first class found shows it.
         first = scores[:, 0]
         if np.isnan(first).any():
             where = np.unravel_index(int(np.isnan(first).argmax()), given.shape[:-1])
@@ -84,9 +84,9 @@ class Labels(runnel.RowStage):
 
 
 def top(flat: Array, k: int) -> tuple[Array, Array]:
-    """The k largest of each row of (rows, n), largest first and of equal ones the first: which, and what.
+    """Return the indices and values of the k largest of each row, largest first.
 
-    A row with a NaN gives NaN first.
+    Of equal ones the first is taken. The first value of a row with a NaN is NaN.
     """
     at = np.arange(len(flat))
     if k == 1:
@@ -99,7 +99,7 @@ def top(flat: Array, k: int) -> tuple[Array, Array]:
             ids[:, j] = best = rest.argmax(-1)
             rest[at, best] = -np.inf
         scores = flat[at[:, None], ids]
-        if not (scores == -np.inf).any():  # else what was found cannot be told from what was there
+        if not (scores == -np.inf).any():  # else a class already taken looks like one with -inf
             return ids, scores
     ids[:] = np.argsort(-flat, axis=-1, kind="stable")[:, :k]
     scores = flat[at[:, None], ids]

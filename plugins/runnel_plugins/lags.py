@@ -1,7 +1,7 @@
-"""The present row and earlier ones as features: y[t] = (x[t - l] for l in lags).
+"""Lags: the current time step and earlier ones as features, y[t] = (x[t - l] for l in lags).
 
-What a model without a memory of its own needs of the past: an autoregression's inputs (G. Box and G. Jenkins,
-Time Series Analysis: Forecasting and Control, 1970, chapter 3). Units: those of x. Latency 0.
+For a model without a memory of its own: the inputs of an autoregression (G. Box and G. Jenkins, Time Series
+Analysis: Forecasting and Control, 1970, chapter 3). Units: those of x. Latency 0.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from . import _given
 from ._choose import one
 from .difference import MAX_PAST, begin
 
-MAX_LAGS = 4096  # copies of each row
+MAX_LAGS = 4096  # copies of each time step
 
 
 class Lags(StackedStage):
-    """Give each row together with earlier ones.
+    """Combine each time step with earlier ones.
 
-    `lags`: a number n, for the last n rows, oldest first; or a list, in its own order: [0, 1, 24] is the
-    present row, the one before it, and the one 24 rows ago. `layout` "stack" puts them on a new axis, one
-    row's shape (...) becomes (n, ...); "concatenate" lays them in a row on the last axis, (..., f) becomes
-    (..., n*f). Each float array, or the one named `of`, of any dtype; all others pass. Rows before the
-    stream's first are taken to be equal to it (`before` "first"), or to be 0 ("zero"). A stream's state is
-    as many rows as the longest lag, and each step copies it.
+    `lags`: a number n, for the last n time steps, oldest first; or a list, in its own order: [0, 1, 24] is
+    the current time step, the one before it, and the one 24 steps ago. `layout` "stack" puts them on a new
+    axis: the shape (...) of a time step becomes (n, ...); "concatenate" joins them on the last axis: (..., f)
+    becomes (..., n*f). This applies to each float array, or to the one named `of`, of any dtype; other arrays
+    pass. The time steps before the stream's first are taken to be equal to it (`before` "first"), or to be 0
+    ("zero"). A stream's state is as many time steps as the longest lag, and each step copies it.
 
     Raises PipelineError for lags that are negative, too long or too many; NonFiniteError for a NaN or an
     infinity in a chunk.
@@ -74,8 +74,12 @@ class Lags(StackedStage):
         return TensorSpec(t.name, t.dtype, shape, t.labels)
 
     def initial(self) -> Arrays:
-        """`past.NAME`: as many rows as the longest lag, oldest first, of the array's dtype: 0 before the
-        first. `begun` bool (): whether there was one."""
+        """The state.
+
+        - `past.NAME`: as many time steps as the longest lag, oldest first, in the array's dtype; 0 before the
+          first.
+        - `begun`: bool (), whether there was a time step.
+        """
         past = {f"past.{t.name}": np.zeros((self.past, *t.shape), t.dtype) for t in self.tensors}
         return {**past, "begun": np.zeros((), bool)}
 

@@ -1,6 +1,6 @@
-"""Log mel energies of short frames, as speech recognisers take them (Kaldi's "fbank").
+"""Log mel energies of short frames, the usual input of speech recognisers (Kaldi's "fbank").
 
-Each frame of `frame_ms`, one every `hop_ms`, goes through
+Each frame of `frame_ms`, one every `hop_ms`, is transformed by
 
     x = scale * samples                 x -= mean(x)
     y[0] = (1 - a) x[0]                 y[i] = x[i] - a x[i-1]         a: the pre-emphasis
@@ -8,9 +8,9 @@ Each frame of `frame_ms`, one every `hop_ms`, goes through
     out[j] = ln(max(floor, sum over f of S[f] * filter[j, f]))
 
 with the window and the mel filters of `_spectrum.py`. (S. Davis and P. Mermelstein, IEEE Trans. ASSP 28,
-1980; D. Povey et al., The Kaldi speech recognition toolkit, 2011, whose order of steps this is, dither left
-out.) All arithmetic is in float32: on speech, logarithms within 3e-5 of float64's, where Kaldi's own float32
-is within 6e-5; float64 would take a third longer.
+1980; D. Povey et al., The Kaldi speech recognition toolkit, 2011, for the order of steps, without dither.)
+All arithmetic is in float32: on speech, the logarithms are within 3e-5 of float64's, while Kaldi's own
+float32 is within 6e-5; float64 would take a third longer.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from runnel.spec import Array, Signal, TensorSpec
 from ._framed import Framed, Padding
 from ._spectrum import Function, mel_filters, window_function
 
-MAX_FFT = 2**15  # points: 0.7 s at 48 kHz, beyond any frame of speech; bounds the tables
+MAX_FFT = 2**15  # points: 0.7 s at 48 kHz, longer than any frame of speech; bounds the tables
 MAX_MELS = 1024  # bounds the tables
-BLOCK = 256  # frames at once: what they take stays in the cache, however long a chunk
-FEW = 8  # frames up to which a product for each is faster than one for all: a live chunk has that many
-FLOOR = 2.0**-23  # the spacing of float32 at 1, as Kaldi has it
+BLOCK = 256  # frames at once: their data stays in the cache, however long the chunk
+FEW = 8  # up to this many frames, as in a live chunk, one product per frame is faster than one for all
+FLOOR = 2.0**-23  # the spacing of float32 at 1, as in Kaldi
 
 
 class LogMel(Framed):
     """Turn sound into log mel energies.
 
-    Input: one float32 array of one sample a time step, (T,), at a known rate. Output: (rows, n_mels) float32
-    under the same name, a row every `hop_ms`; natural logarithms. Frames and hops are whole numbers of
-    samples, rounded down.
+    Input: one float32 array with one sample per time step, (T,), at a known rate. Output: (frames, n_mels)
+    float32 under the same name, one frame every `hop_ms`; natural logarithms. Frames and hops are whole
+    numbers of samples, rounded down.
 
-    `scale` multiplies the samples: 32768 where a model was trained on 16-bit numbers and samples lie in
-    -1..1. `high_hz` at or below 0 is counted from half the rate. `n_fft` is the next power of two that holds
-    a frame where it is not given. `power` = false takes magnitudes instead of their squares. `snip_edges` =
-    false puts frame k around the middle of hop k, and mirrors the samples at both ends; with it, what is left
-    at the end is dropped. Latency: frame - hop samples, about half of that without `snip_edges`.
+    `scale` multiplies the samples: 32768 if the model was trained on 16-bit numbers and samples lie in -1..1.
+    If `high_hz` is 0 or negative, half the rate is added to it. `n_fft` defaults to the next power of two
+    that holds a frame. `power` = false uses magnitudes instead of their squares. `snip_edges` = false puts
+    frame k around the middle of hop k, and mirrors the samples at both ends; with `snip_edges`, an incomplete
+    frame at the end is dropped. Latency: frame - hop samples, about half of that without `snip_edges`.
 
     Raises PipelineError for other inputs, an unknown rate, and options out of range; NonFiniteError for a NaN
     or an infinity in a chunk.
@@ -93,7 +93,7 @@ class LogMel(Framed):
         snip_edges: bool,
         scale: float,
     ) -> None:
-        """Everything but `outputs`, under the name of the stage that it is made for."""
+        """Initialize all but `outputs`, for the stage called `name`."""
         for tensor in inputs.tensors:
             if (tensor.dtype, tensor.shape) != ("float32", ()):
                 raise PipelineError(
@@ -107,13 +107,13 @@ class LogMel(Framed):
             ("frame_ms", frame_ms, 0 < frame_ms < math.inf),
             ("hop_ms", hop_ms, 0 < hop_ms < math.inf),
             ("pre_emphasis", pre_emphasis, 0 <= pre_emphasis <= 1),
-            ("floor", floor, 1e-37 <= floor < math.inf),  # below, it is no normal float32
+            ("floor", floor, 1e-37 <= floor < math.inf),  # below, it is not a normal float32
             ("scale", scale, 1e-6 <= scale <= 1e6),
         ):
             if not good:
                 ranges = {"pre_emphasis": "in 0..1", "scale": "in 1e-6..1e6", "floor": "at least 1e-37"}
                 raise PipelineError(f"{name}: {what} must be {ranges.get(what, 'above 0')}, not {value:g}")
-        # A hair more, since 0.1 ms at 44100 Hz is 4.41 samples, but 1.1 ms at 10 kHz is not 10.999.
+        # Slightly more, so that 1.1 ms at 10 kHz are 11 samples and not 10.
         size, hop = (int(min(rate * ms / 1000 + 1e-6, 2**40)) for ms in (frame_ms, hop_ms))
         padding: Padding = "none" if snip_edges else "mirror"
         super().__init__(name, inputs, size, hop, padding, "drop" if snip_edges else "fill")
@@ -155,19 +155,19 @@ class LogMel(Framed):
         return out
 
     def features(self, frames: Array) -> Array:
-        """A row for each frame, float32: (streams, n, window) to (streams * n, n_mels)."""
+        """Return one row per frame, float32: (streams, n, window) to (streams * n, n_mels)."""
         return self.log_energies(self.centered(frames))
 
     def centered(self, frames: Array) -> Array:
-        """The frames without their mean, if that is asked for: (streams, n, window)."""
+        """Subtract the mean of each frame, if requested: (streams, n, window)."""
         if self._mean is None:
             return frames
         return np.asarray(frames - np.add.reduce(frames, axis=-1, keepdims=True) * self._mean)
 
     def log_energies(self, frames: Array) -> Array:
-        """From centered frames (streams, n, window) to (streams * n, n_mels)."""
+        """Transform centered frames (streams, n, window) to (streams * n, n_mels)."""
         streams, count, size = frames.shape
-        padded = np.zeros((streams * count, self._n_fft), np.float32)  # rfft's own padding takes longer
+        padded = np.zeros((streams * count, self._n_fft), np.float32)  # rfft's own padding is slower
         shaped = padded.reshape(streams, count, self._n_fft)[..., :size]
         np.multiply(frames, self._now, out=shaped)
         if self._emphasised:
@@ -178,7 +178,7 @@ class LogMel(Framed):
         energy += imaginary * imaginary
         if not self._power:
             np.sqrt(energy, out=energy)
-        energy = np.asarray(energy, np.float32)  # as the FFT's lines are, but numpy 1's knows only float64
+        energy = np.asarray(energy, np.float32)  # as the FFT's lines are, but numpy 1 returns float64
         made: Array
         if len(energy) <= FEW:
             made = (energy[:, None] @ self._filters)[:, 0]

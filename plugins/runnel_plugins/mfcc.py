@@ -1,12 +1,12 @@
-"""Mel-frequency cepstral coefficients: the discrete cosine transform of `log_mel`'s rows.
+"""Mel-frequency cepstral coefficients: the discrete cosine transform of `log_mel`'s output.
 
     c[k] = lift[k] * g[k] * sum over j of m[j] * cos(pi k (j + 1/2) / n_mels),   k in 0 .. n_ceps - 1
 
-m are the log mel energies, g[0] = sqrt(1 / n_mels) and else sqrt(2 / n_mels), and
-lift[k] = 1 + L/2 * sin(pi k / L) for a lifter L (1 for L = 0). With `use_energy`, c[0] is instead the log
-energy of the frame: ln(max(floor, sum of x**2)), after the mean is taken off, before pre-emphasis and window.
-(S. Davis and P. Mermelstein, IEEE Trans. ASSP 28, 1980; B. Juang, L. Rabiner and J. Wilpon, IEEE Trans.
-ASSP 35, 1987, for the lifter; the defaults are Kaldi's.)
+m are the log mel energies; g[0] = sqrt(1 / n_mels), and the other g[k] = sqrt(2 / n_mels); and lift[k] = 1 +
+L/2 * sin(pi k / L) for a lifter L (1 for L = 0). With `use_energy`, c[0] is instead the log energy of the
+frame: ln(max(floor, sum of x**2)), after the mean is subtracted, before pre-emphasis and window. (S. Davis
+and P. Mermelstein, IEEE Trans. ASSP 28, 1980; B. Juang, L. Rabiner and J. Wilpon, IEEE Trans. ASSP 35, 1987,
+for the lifter; the defaults are Kaldi's.)
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .log_mel import FLOOR, LogMel
 class Mfcc(LogMel):
     """Turn sound into mel-frequency cepstral coefficients.
 
-    Input: one float32 array of one sample a time step, (T,), at a known rate. Output: (rows, n_ceps) float32
-    under the same name, a row every `hop_ms`. `lifter` 0 leaves the coefficients as they are. The options
-    that `log_mel` has mean the same here, and the latency is the same.
+    Input: one float32 array with one sample per time step, (T,), at a known rate. Output: (frames, n_ceps)
+    float32 under the same name, one frame every `hop_ms`. `lifter` 0 leaves the coefficients unchanged. The
+    other options, and the latency, are those of `log_mel`.
 
     Raises PipelineError for other inputs, an unknown rate, and options out of range; NonFiniteError for a NaN
     or an infinity in a chunk.
@@ -77,7 +77,7 @@ class Mfcc(LogMel):
 
 
 def cosines(n_mels: int, n_ceps: int, lifter: float) -> Array:
-    """The transform and the lifter as one table: float64 (n_mels, n_ceps)."""
+    """Return the transform and the lifter as one table: float64 (n_mels, n_ceps)."""
     k = np.arange(n_ceps)
     table = np.cos(np.pi * k * (np.arange(n_mels)[:, None] + 0.5) / n_mels) * np.sqrt(2 / n_mels)
     table[:, 0] = np.sqrt(1 / n_mels)

@@ -1,4 +1,4 @@
-"""One channel of several: y[t] = the mean of x[t, c] over the chosen channels c.
+"""Mono: one channel from several, y[t] = the mean of x[t, c] over the chosen channels c.
 
 Units are the input's. Latency 0.
 """
@@ -16,14 +16,14 @@ from runnel.stage import Chunk
 
 
 class Mono(RowStage):
-    """Make one channel of several.
+    """Make one channel from several.
 
     Input: a float array (T, channels). Output: (T,) under the same name, in the same dtype: the mean of
-    `channels`, which are counted from 0, or of all. `of` names the array where several have channels; others
-    pass unchanged. A NaN is passed on if it is in a chosen channel. Latency 0.
+    `channels`, which are counted from 0, or of all. `of` names the array if several have channels; other
+    arrays pass unchanged. A NaN in a chosen channel passes. Latency 0.
 
-    Raises PipelineError where no array, or several and no `of`, has channels, and for channels that are not
-    there or named twice.
+    Raises PipelineError if no array, or several and no `of`, has channels, and for channels that do not exist
+    or are named twice.
     """
 
     name = "mono"
@@ -56,7 +56,7 @@ class Mono(RowStage):
 
     def rows(self, arrays: Chunk) -> Chunk:
         given = arrays[self._name]
-        # One add a channel: numpy's mean over a short last axis takes ten times as long.
+        # One addition per channel: numpy's mean over a short last axis takes ten times as long.
         total = given[..., self._channels[0]].copy()
         for channel in self._channels[1:]:
             total += given[..., channel]

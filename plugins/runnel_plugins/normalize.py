@@ -1,18 +1,18 @@
-"""Bring numbers to mean 0 and standard deviation 1, by statistics that are given, or by the stream's own.
+"""Normalization to mean 0 and standard deviation 1, by fixed statistics or the stream's own.
 
 Fixed: y[t] = (x[t] - mean) / std.
 
-Running, over all rows so far, row t among them, each weighing decay**(its age in rows):
+Running, over all time steps so far including t, each with the weight decay**(its age in time steps):
 
     W[t]    = decay * W[t-1] + 1
     mean[t] = mean[t-1] + d / W[t],                               d = x[t] - mean[t-1]
     S[t]    = decay * S[t-1] + d**2 * (1 - 1 / W[t])
     y[t]    = (x[t] - mean[t]) / sqrt(S[t] / W[t] + eps)
 
-decay = 1 is the method of B. Welford (Technometrics 4, 1962), decay = exp(-1 / time_constant) that of
-T. Finch (Incremental calculation of weighted mean and variance, 2009). A block of rows is summed at once
-around the mean before it, as T. Chan, G. Golub and R. LeVeque do (The American Statistician 37, 1983).
-Units: those of x for mean and std, rows for time_constant. Latency 0.
+decay = 1 is the method of B. Welford (Technometrics 4, 1962), decay = exp(-1 / time_constant) that of T.
+Finch (Incremental calculation of weighted mean and variance, 2009). A block of time steps is summed at once
+around the mean before it, as by T. Chan, G. Golub and R. LeVeque (The American Statistician 37, 1983). Units:
+those of x for mean and std, time steps for time_constant. Latency 0.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from runnel.stage import Arrays, Chunk, Stage, State
 
 from . import _given
 
-BLOCK = 64  # rows summed at once: bounds the matrix of weights, and what rounding can lose
-MAX_WEIGHT = 2.0**48  # rows: nine years of a million a second; a restored stream claims no more
-MAX_TIME_CONSTANT = 1e9  # rows: beyond it the decay is not to be told from 1 in what it does
+BLOCK = 64  # time steps summed at once: bounds the matrix of weights, and the loss by rounding
+MAX_WEIGHT = 2.0**48  # time steps: nine years at a million per second; a restored stream may claim no more
+MAX_TIME_CONSTANT = 1e9  # time steps: beyond it the decay has the same effect as 1
 DEFAULT_EPS = 1e-8
 
 
@@ -48,15 +48,16 @@ def normalize(
 ) -> Stage:
     """Bring numbers to mean 0 and standard deviation 1, by fixed or by running statistics.
 
-    Each float array, or the one named `of`, is changed; all others pass. `mean` and `std`: a number, or one
-    for each element of the last axis; 0 and 1 where only the other is given. That is all where `running`
-    is false: no state, and a NaN passes.
+    Each float array, or the one named `of`, is changed; other arrays pass. `mean` and `std`: a number, or one
+    for each element of the last axis; they default to 0 and 1 if only the other is given. If `running` is
+    false, that is all: there is no state, and a NaN passes.
 
-    With ``running = true`` each element has its own statistics, over the stream's rows so far, the present
-    one among them: over all alike, or with `time_constant` rows of memory. Of the first `warm_up` rows (1
-    where it is not given: one row has no variance) the statistics are only collected; these are normalized by
-    `mean` and `std`, or are 0 where neither is given. `eps`, 1e-8, is added to the variance. float32 or
-    float16; a NaN or an infinity in a chunk raises NonFiniteError.
+    With ``running = true`` each element has its own statistics, over the stream's time steps so far including
+    the current one: over all with equal weight, or with a memory of `time_constant` time steps. During the
+    first `warm_up` time steps (default 1, because a single one has no variance) the statistics are only
+    collected. The output of these steps is normalized by `mean` and `std`, or is 0 if neither is given.
+    `eps`, 1e-8, is added to the variance. The arrays are float32 or float16; a NaN or an infinity in a chunk
+    raises NonFiniteError.
 
     Raises PipelineError for options that do not fit each other or the arrays.
     """
@@ -74,7 +75,7 @@ def normalize(
 
 
 class Fixed(RowStage):
-    """(x - mean) / std, row by row; see `normalize`."""
+    """Compute (x - mean) / std; see `normalize`."""
 
     name = "normalize"
 
@@ -100,7 +101,7 @@ class Fixed(RowStage):
 def scaling(
     stage: str, mean: float | list[float], std: float | list[float], tensor: TensorSpec
 ) -> tuple[Array | None, Array]:
-    """The mean, None where it is 0, and 1/std, in the tensor's dtype."""
+    """Return the mean, None if it is 0, and 1/std, in the tensor's dtype."""
     deviations = _given.per_feature(stage, "std", std, tensor)
     with np.errstate(divide="ignore", over="ignore"):
         scale = np.asarray(1 / deviations, tensor.dtype)
@@ -113,7 +114,7 @@ def scaling(
 
 
 class Running(StackedStage):
-    """(x - mean so far) / (standard deviation so far); see `normalize`."""
+    """Compute (x - mean so far) / (standard deviation so far); see `normalize`."""
 
     name = "normalize"
 
@@ -144,20 +145,25 @@ class Running(StackedStage):
         decay = 1.0 if time_constant is None else math.exp(-1 / time_constant)
         self.limit = MAX_WEIGHT if time_constant is None else 1 / (1 - decay)
         age = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
-        self.weights = np.where(age >= 0, decay ** np.maximum(age, 0), 0.0)  # of row j (column) at row i
-        self.fade = decay ** np.arange(1.0, BLOCK + 1)  # of what lies before the block
+        # Weight of time step j (column) at time step i.
+        self.weights = np.where(age >= 0, decay ** np.maximum(age, 0), 0.0)
+        self.fade = decay ** np.arange(1.0, BLOCK + 1)  # weight of the time steps before the block
 
     def initial(self) -> Arrays:
-        """`weight` float64 (): W, in rows. `seen` int64 (): rows so far, warm_up at most. For each array
-        `mean.NAME` and `spread.NAME`, both float64 of one row's shape: the mean, and S, the weighted sum of
-        squared deviations from it."""
+        """The state.
+
+        - `weight`: float64 (), W, in time steps.
+        - `seen`: int64 (), time steps so far, at most warm_up.
+        - `mean.NAME`, `spread.NAME` for each array: float64 in the shape of one time step, the mean and S,
+          the weighted sum of squared deviations.
+        """
         state = {"weight": np.zeros(()), "seen": np.zeros((), np.int64)}
         for t in self.tensors:
             state |= {f"mean.{t.name}": np.zeros(t.shape), f"spread.{t.name}": np.zeros(t.shape)}
         return state
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Numbers beyond what rows of floats can add up to would become infinite, and then NaN."""
+        """Refuse numbers that floats cannot add up to: they would become infinite, and then NaN."""
         after = super().load(state, arrays)
         _given.require_range(self.name, "weight", arrays["weight"], 0, self.limit * (1 + 1e-9))
         _given.require_range(self.name, "seen", arrays["seen"], 0, self.warm_up)
@@ -188,11 +194,11 @@ class Running(StackedStage):
     def _block(
         self, after: dict[str, Array], t: TensorSpec, given: Array, weight: Array, early: Array
     ) -> Array:
-        """Rows (streams, size, ...) normalized, and their statistics written into `after`."""
+        """Return time steps (streams, size, ...) normalized, and write their statistics to `after`."""
         streams, size = given.shape[:2]
         x = given.reshape(streams, size, -1).astype(np.float64)
         spread = after[f"spread.{t.name}"].reshape(streams, 1, -1)
-        # Summed around the mean so far (the first row, where there is none): small numbers, little rounding.
+        # Summed around the mean so far, or the first value: small numbers, little rounding.
         centre = after[f"mean.{t.name}"].reshape(streams, 1, -1)
         centre = np.where(after["weight"][:, None, None] > 0, centre, x[:, :1])
         weight, fade, weights = weight[:, :, None], self.fade[:size, None], self.weights[:size, :size]
@@ -208,7 +214,7 @@ class Running(StackedStage):
         return y
 
     def _early(self, name: str, given: Array) -> Array:
-        """Rows as they come out of the warm-up."""
+        """Return the output of time steps in the warm-up."""
         if name not in self.before:
             return np.zeros_like(given)
         mean, scale = self.before[name]

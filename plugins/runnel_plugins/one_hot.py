@@ -1,4 +1,4 @@
-"""Whole numbers as vectors: y[t][i] = 1 where i = x[t], else 0.
+"""One-hot vectors of integers: y[t][i] = 1 if i = x[t], else 0.
 
 Latency 0; no unit.
 """
@@ -18,17 +18,16 @@ from runnel.stage import Chunk
 
 from ._choose import one, with_tensors
 
-MAX_SIZE = 2**20  # numbers of one row: beyond any vocabulary, and 4 MB
+MAX_SIZE = 2**20  # numbers of one time step: larger than any vocabulary, and 4 MB
 
 
 class OneHot(RowStage):
-    """Make of each whole number a float32 vector of `size`: 1 at that place, 0 elsewhere.
+    """Replace each integer by a float32 vector of `size`: 1 at that index, 0 elsewhere.
 
-    Input: one array of whole numbers, shape (...); where several arrive, the one named `of`. It becomes
-    float32 (..., size); all others pass. `size` is the number of the array's labels where it is not given,
-    as behind `tokens`.
+    Input: one array of integers, shape (...); `of` names it if several arrive. It becomes float32 (...,
+    size); other arrays pass. `size` defaults to the number of the array's labels, as after `tokens`.
 
-    A number outside 0..size-1 raises ChunkError with its value and place. Raises PipelineError where no
+    A number outside 0..size-1 raises ChunkError with its value and position. Raises PipelineError if no
     array, or no size, is known.
     """
 
@@ -61,7 +60,7 @@ class OneHot(RowStage):
                 + f"; expected 0..{self.size - 1}, since size is {self.size}"
             )
         vectors = np.zeros((*ids.shape, self.size), np.float32)
-        # As intp: a uint64 is no index, and by now every number fits.
+        # As intp: numpy cannot index with uint64, and every number fits by now.
         vectors.reshape(-1, self.size)[np.arange(ids.size), ids.astype(np.intp).ravel()] = 1
         return {**arrays, self.tensor.name: vectors}
 

@@ -1,7 +1,7 @@
-"""Raise the high frequencies: y[t] = x[t] - a * x[t-1], with x[-1] = 0.
+"""Pre-emphasis: raise the high frequencies, y[t] = x[t] - a * x[t-1], with x[-1] = 0.
 
 The usual first step of a speech front end (J. Markel and A. Gray, Linear Prediction of Speech, 1976). Here it
-runs over the whole signal; Kaldi's, which begins anew with each frame, is an option of `log_mel` and `mfcc`.
+runs over the whole signal. Kaldi's, which begins anew with each frame, is an option of `log_mel` and `mfcc`.
 Units are the input's. Latency 0.
 """
 
@@ -20,13 +20,13 @@ from . import _given
 
 
 class PreEmphasis(StackedStage):
-    """Subtract a part of the sample before from each sample.
+    """Subtract a part of the previous sample from each sample.
 
-    Every float array (T, ...) is filtered along time, in its dtype; others pass unchanged. `coefficient` is
-    the part, in 0..1. Latency 0.
+    Every float array (T, ...) is filtered along time, in its dtype; other arrays pass unchanged.
+    `coefficient` is the part, in 0..1. Latency 0.
 
-    Raises PipelineError for a coefficient out of range, and where no float arrives; NonFiniteError for a NaN
-    or an infinity in a chunk.
+    Raises PipelineError for a coefficient out of range, and if no float array arrives; NonFiniteError for a
+    NaN or an infinity in a chunk.
     """
 
     name = "pre_emphasis"
@@ -39,7 +39,7 @@ class PreEmphasis(StackedStage):
         self.inputs = self.outputs = inputs
 
     def initial(self) -> Arrays:
-        """`last.NAME`: each float array's last sample, in its dtype and shape; 0 before the first."""
+        """The state `last.NAME`: each float array's last sample, in its dtype and shape; 0 at first."""
         return {f"last.{t.name}": np.zeros(t.shape, t.dtype) for t in self._floats}
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:

@@ -1,4 +1,4 @@
-"""Change the sample rate by any rational factor, exactly as if the whole signal were there.
+"""Resampling by any rational factor, exactly as if the whole signal were known.
 
 With up/down = rate/from_rate in lowest terms, the output is
 
@@ -7,8 +7,8 @@ With up/down = rate/from_rate in lowest terms, the output is
 where h is a low-pass filter of 2*half + 1 taps at from_rate*up: a sinc that cuts at the lower of the two
 Nyquist frequencies, under a Kaiser window, with unit gain at 0 Hz. Only the taps that meet a sample are
 multiplied: the polyphase form. (R. Crochiere and L. Rabiner, Multirate Digital Signal Processing, 1983,
-chapter 4; J. Kaiser, IEEE ISCAS 1974.) Row m describes input time m*down/up: the filter's delay is held
-back, not left in the signal.
+chapter 4; J. Kaiser, IEEE ISCAS 1974.) y[m] describes input time m*down/up: the filter's delay is held back,
+not left in the signal.
 """
 
 from __future__ import annotations
@@ -30,25 +30,24 @@ from ._phased import PhasedStage
 
 MAX_FACTOR = 4096  # up and down: the filter has 2 * half_width * max(up, down) + 1 taps
 MAX_HALF_WIDTH = 256
-ROUNDING = Fraction(1, 2**48)  # of a ratio of rates: those that stages before this one made were rounded
-MAX_BETA = 500  # beyond 700 the window's Bessel function is infinite; 40 stops all that float32 can tell
-BLOCK = 4096  # output rows gathered at once: bounds the memory that a long chunk takes
-SWEEP = 64  # rows of each phase from which on going phase by phase is faster than gathering
+ROUNDING = Fraction(1, 2**48)  # of a ratio of rates: earlier stages may have rounded their rates
+MAX_BETA = 500  # the window's Bessel function is infinite beyond 700; 40 attenuates below float32's precision
+BLOCK = 4096  # output time steps gathered at once: bounds the memory for a long chunk
+SWEEP = 64  # time steps per phase from which on a loop over phases is faster than gathering
 
 
 class Resample(PhasedStage):
     """Resample to `rate` Hz by a polyphase low-pass filter.
 
-    Input: float32 arrays, each (T, ...) at `from_rate` Hz; where that is not given, at the rate that the
-    signal has, which is the one under ``[input]`` for the first stage. Output: the same arrays at `rate`;
-    n samples give ceil(n*up/down), the last of them at the flush. `half_width` is the filter's length on
-    either side, in zero crossings of its sinc: more is steeper and later. `beta` is the Kaiser window's:
-    more stops better and is less steep. The defaults are those of ``scipy.signal.resample_poly``.
-    Latency: half_width periods of the slower of the two rates. Equal rates change nothing.
+    Input: float32 arrays, each (T, ...) at `from_rate` Hz, which defaults to the signal's rate; for the first
+    stage that is the rate under ``[input]``. Output: the same arrays at `rate`; n samples give
+    ceil(n*up/down), the last of them at the flush. `half_width` is the filter's length on either side, in
+    zero crossings of its sinc: a larger one is steeper and has more latency. `beta` is the Kaiser window's: a
+    larger one attenuates more and is less steep. The defaults are those of ``scipy.signal.resample_poly``.
+    Latency: half_width periods of the lower of the two rates. Equal rates change nothing.
 
-    Raises PipelineError for rates that are unknown, not positive, or whose ratio is not one of whole
-    numbers up to 4096, and for arrays that are not float32; NonFiniteError for a NaN or an infinity in a
-    chunk.
+    Raises PipelineError for rates that are unknown, not positive, or whose ratio is not one of integers up to
+    4096, and for arrays that are not float32; NonFiniteError for a NaN or an infinity in a chunk.
     """
 
     name = "resample"
@@ -76,15 +75,19 @@ class Resample(PhasedStage):
         self.inputs = Signal(inputs.tensors, source)
         self.outputs = Signal(inputs.tensors, rate)
         self.ratio = (self.up, self.down)
-        # Row m needs input floor((m*down + half)/up) and describes floor(m*down/up); periodic in m.
+        # y[m] needs input floor((m*down + half)/up) and describes floor(m*down/up); periodic in m.
         self.latency = max(
             (m * self.down + self.half) // self.up - m * self.down // self.up for m in range(self.up)
         )
 
     def initial(self) -> Arrays:
-        """`tail.NAME`: the last samples of each array, as far as the filter reaches back: float32
-        (taps a phase - 1, ...). `position`: int64 (): where the next row lies, in steps of the common
-        rate after the input so far; it is due once its filter's last sample is in."""
+        """The state.
+
+        - `tail.NAME`: float32 (taps per phase - 1, ...), the last samples of each array that the filter
+          needs.
+        - `position`: int64 (), the next output's position after the input so far, in steps of the common
+          rate. The output is due once its filter's last sample is in.
+        """
         width = self.phases.shape[1] - 1
         tails = {f"tail.{t.name}": np.zeros((width, *t.shape), np.float32) for t in self.inputs.tensors}
         return {**tails, "position": np.array(self.half, np.int64)}
@@ -93,7 +96,10 @@ class Resample(PhasedStage):
         return int(state["position"])
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """A position far away would have rows made until memory is full."""
+        """Load a state; SnapshotError for a position far away.
+
+        Its outputs would fill the memory.
+        """
         position = int(arrays["position"])
         if not 0 <= position <= max(self.half, self.down):
             raise SnapshotError(f"{self.name}: position {position} is none that a stream can have")
@@ -107,12 +113,12 @@ class Resample(PhasedStage):
         return self._advance(state, chunk, position, rows, position + rows * self.down - steps * self.up)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """The rows that the last samples are due, made as if zeros followed."""
+        """Return the outputs due for the last samples, as if zeros followed."""
         position = int(state["position"])
         rows = max(0, -(-(self.half - position) // self.down))
         steps = self.half // self.up + 1
         zeros = {t.name: np.zeros((1, steps, *t.shape), np.float32) for t in self.inputs.tensors}
-        # No rows are left to be made, so that the next one lies anywhere: within what `load` takes.
+        # No outputs remain, so the next position does not matter; 0 is one that `load` accepts.
         after, made = self._advance({n: a[None] for n, a in state.items()}, zeros, position, rows, 0)
         return {n: a[0, ...] for n, a in after.items()}, {n: a[0] for n, a in made.items()}
 
@@ -123,12 +129,12 @@ class Resample(PhasedStage):
         made: dict[str, Array] = {}
         for name, samples in chunk.items():
             seen = np.concatenate((state[f"tail.{name}"], samples), axis=1)
-            # Not a view: it would keep the chunk alive.
+            # A copy: a view would keep the chunk in memory.
             new[f"tail.{name}"] = seen[:, samples.shape[1] :].copy()
             if seen.ndim == 2:
                 made[name] = self._filter(seen, position, rows)
                 continue
-            # Each number of a sample is a signal of its own; its samples must lie side by side.
+            # Each number of a sample is a signal of its own; its samples must be contiguous.
             streams, shape = len(seen), seen.shape[2:]
             lines = np.ascontiguousarray(np.moveaxis(seen, 1, -1))
             lines = lines.reshape(streams * math.prod(shape), seen.shape[1])
@@ -137,16 +143,16 @@ class Resample(PhasedStage):
         return new, made
 
     def _filter(self, seen: Array, position: int, rows: int) -> Array:
-        """(signals, rows) from (signals, taps a phase - 1 + T), which begin with the tail.
+        """Filter (signals, taps per phase - 1 + T), which begins with the tail, to (signals, rows).
 
-        einsum sums in an order that depends on the taps alone: the cuts leave no trace in the result.
+        einsum sums in an order that depends on the taps only, so the cuts do not affect the result.
         """
         taps = self.phases.shape[1]
         signals, length = seen.shape
         out = np.empty((signals, rows), np.float32)
         stride, item = seen.strides
         if rows >= SWEEP * self.up or self.up == 1:
-            # Phase by phase: the windows of one phase's rows lie `down` samples apart, a view.
+            # Phase by phase: the windows of one phase's outputs are `down` samples apart, a view.
             for first in range(min(self.up, rows)):
                 newest, phase = divmod(position + first * self.down, self.up)
                 count = (rows - first - 1) // self.up + 1
@@ -155,7 +161,7 @@ class Resample(PhasedStage):
                 )
                 np.einsum("smk,k->sm", windows, self.phases[phase], out=out[:, first :: self.up])
             return out
-        # Few rows of each phase: windows and taps of each row are gathered.
+        # Few outputs per phase: gather the window and the taps of each output.
         every: Array = np.ndarray(
             (signals, length - taps + 1, taps), np.float32, seen, 0, (stride, item, item)
         )
@@ -170,7 +176,10 @@ class Resample(PhasedStage):
 
 
 def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:
-    """The filter h: float64 (2*half + 1,), with half = half_width * max(up, down); gain `up` at 0 Hz."""
+    """Return the filter h: float64 (2*half + 1,), with gain `up` at 0 Hz.
+
+    half is half_width * max(up, down).
+    """
     if up == down == 1:
         return np.ones(1)
     widest = max(up, down)
@@ -182,7 +191,10 @@ def low_pass(up: int, down: int, half_width: int, beta: float) -> Array:
 
 
 def _polyphase(taps: Array, up: int) -> Array:
-    """Row p: the taps p, p + up, p + 2*up, ... latest sample last, as float32 (up, taps a phase)."""
+    """Return the taps by phase: float32 (up, taps per phase).
+
+    Row p has the taps p, p + up, p + 2*up, …, latest sample last.
+    """
     each = -(-len(taps) // up)
     padded = np.zeros(each * up)
     padded[: len(taps)] = taps
@@ -190,7 +202,7 @@ def _polyphase(taps: Array, up: int) -> Array:
 
 
 def _source_rate(inputs: Signal, from_rate: float | None) -> float:
-    """`from_rate`, or else the signal's; two that contradict each other are for the pipeline to see."""
+    """Return `from_rate`, or the signal's rate; the pipeline checks whether they agree."""
     rate = inputs.rate if from_rate is None else from_rate
     if rate is None:
         raise PipelineError(
@@ -205,7 +217,7 @@ def _ratio(rate: float, from_rate: float) -> tuple[int, int]:
             raise PipelineError(f"resample: {name} must be a positive number of Hz, not {value:g}")
     exact = Fraction(rate) / Fraction(from_rate)
     ratio = exact.limit_denominator(MAX_FACTOR)
-    # A third of 16 kHz is no float: what differs by no more than rounding is meant.
+    # A third of 16 kHz is not a float: allow a difference by rounding.
     if abs(ratio - exact) > exact * ROUNDING or ratio.numerator > MAX_FACTOR:
         raise PipelineError(
             f"resample: {from_rate:.12g} Hz to {rate:.12g} Hz is no ratio of whole numbers up to "

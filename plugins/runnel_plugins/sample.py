@@ -1,16 +1,16 @@
-"""Draw a class from the distribution that a model gives: how a text generator chooses its next character.
+"""Sampling: draw a class from a model's distribution, such as a text generator's next character.
 
     p[i] = exp(x[i] / temperature) / sum over j of exp(x[j] / temperature)
 
-of which the `top_k` likeliest stay, and of these the fewest, likeliest first, that together have at least
-`top_p`; their probabilities are made to sum to 1 again. The class drawn is the first whose cumulative
+The `top_k` most likely classes are kept, and of these the fewest, most likely first, that together have at
+least `top_p`; their probabilities are scaled to sum to 1 again. The class drawn is the first whose cumulative
 probability, in the order of the classes, exceeds a uniform number u. (A. Fan, M. Lewis, Y. Dauphin,
 Hierarchical Neural Story Generation, 2018: top-k; A. Holtzman and others, The Curious Case of Neural Text
 Degeneration, 2020: top-p.)
 
 The n-th u of a stream is a function of the seed and of n alone: the upper 53 bits, times 2^-53, of
-SplitMix64's n-th output (G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators,
-OOPSLA 2014). So the state of the generator is two numbers, and a replay draws the same. Latency 0.
+SplitMix64's n-th output (G. Steele, D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA
+2014). So the state of the generator is two numbers, and a replay draws the same. Latency 0.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from runnel.stage import Arrays, Chunk
 from . import _names
 from ._choose import is_classes, one, with_tensors
 
-LEAST_TEMPERATURE = 1e-6  # but for 0, which is the limit itself
-MAX_SEED = 2**63 - 1  # what TOML's whole numbers reach
+LEAST_TEMPERATURE = 1e-6  # except 0, which is the limit itself
+MAX_SEED = 2**63 - 1  # the range of TOML's integers
 SEED, DRAWN = "sample_seed", "sample_drawn"
 
 
 class Sample(runnel.StackedStage):
-    """Draw one class a row, at random by the model's own scores.
+    """Draw one class per time step at random, by the model's scores.
 
-    Input: a float32 array (T, ..., n) with the scores (logits or log-probabilities; with `probabilities`,
-    those themselves) of n classes on its last axis; `of` names it where there are several. -inf is a class
-    that cannot be drawn. Output, in its place:
+    Input: a float32 array (T, ..., n) with the scores (logits or log-probabilities; with `probabilities`, the
+    probabilities) of n classes on its last axis; `of` names it if there are several. A class with -inf cannot
+    be drawn. Output, in its place:
 
     - ``token`` int64 (T, ...): the class;
-    - ``probability`` float32: the one that it was drawn with.
+    - ``probability`` float32: the probability with which it was drawn.
 
-    Other arrays pass. `temperature` below 1 prefers the likely more, 0 takes the likeliest always. `top_k`
-    0 and `top_p` 1 keep all classes. What the classes are called is for the sinks to write: `alphabet`, a
-    text with one character a class, or `vocabulary`, a UTF-8 file with one name a line.
+    Other arrays pass. `temperature` below 1 prefers likely classes more, and 0 always takes the most likely.
+    `top_k` 0 and `top_p` 1 keep all classes. Names of the classes, for sinks to write: `alphabet`, a text
+    with one character per class, or `vocabulary`, a UTF-8 file with one name per line.
 
-    Every stream begins with the same `seed`: the same inputs make the same choices, today and in a replay,
-    and two streams of a pipeline draw the same numbers. Where they are to differ, `reseeded` gives a
-    snapshot another seed.
+    Every stream begins with the same `seed`: the same inputs make the same choices, now and in a replay, and
+    two streams of a pipeline draw the same numbers. If they should differ, `reseeded` gives a snapshot
+    another seed.
 
-    Raises PipelineError where no such array arrives, for an option out of range, and for names that are too
-    many, too few or cannot be read; NonFiniteError for a row with a NaN or +inf, or with nothing but -inf.
+    Raises PipelineError if no such array arrives, for an option out of range, and if the names are too many,
+    too few or unreadable; NonFiniteError for a time step with a NaN or +inf, or with only -inf.
     """
 
     name = "sample"
-    finite = False  # -inf has a meaning; the rest is refused in `advance`
+    finite = False  # -inf has a meaning; other values are refused in `advance`
 
     def __init__(
         self,
@@ -98,8 +98,11 @@ class Sample(runnel.StackedStage):
         )  # fmt: skip
 
     def initial(self) -> Arrays:
-        """Both uint64 (). `sample_seed`: the generator's. `sample_drawn`: random numbers drawn, modulo
-        2^64."""
+        """The state, both uint64 ().
+
+        - `sample_seed`: the generator's seed.
+        - `sample_drawn`: random numbers drawn, modulo 2^64.
+        """
         return {SEED: np.array(self._seed, np.uint64), DRAWN: np.array(0, np.uint64)}
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
@@ -110,7 +113,7 @@ class Sample(runnel.StackedStage):
         numbers = uniform(state[SEED][:, None], state[DRAWN][:, None] + np.arange(count, dtype=np.uint64))
         sums = np.cumsum(weights, axis=-1)
         total = sums[..., -1]
-        # u is at most 1 - 2^-53: the product, rounded too, is less than the total, and some class exceeds it.
+        # u is at most 1 - 2^-53: even rounded, the product is below the total, and a class exceeds it.
         target = numbers.reshape(shape) * total
         token = (sums <= target[..., None]).sum(-1)
         chosen = np.take_along_axis(weights, token[..., None], -1)[..., 0] / total
@@ -126,7 +129,7 @@ class Sample(runnel.StackedStage):
         return {SEED: state[SEED].copy(), DRAWN: state[DRAWN] + np.uint64(count)}, rows
 
     def _weights(self, given: Array) -> Array:
-        """What each class is drawn in proportion to: float64, 0 for those that cannot be drawn."""
+        """Return the weights of the classes for the draw: float64, 0 for those that cannot be drawn."""
         scores = given.astype(np.float64)
         if self._probabilities:
             self._require(np.asarray((scores >= 0).all(-1)), "a probability below 0, or nan")
@@ -137,12 +140,12 @@ class Sample(runnel.StackedStage):
         weights: Array = np.exp((scores - best) / (self._temperature or 1.0))
         if self._top_k == self._classes and self._top_p == 1:
             return weights
-        # Stable: of equal ones the first stays.
+        # Stable: of equal classes the first is kept.
         order = np.argsort(-weights, axis=-1, kind="stable")[..., : self._top_k]
         kept = np.take_along_axis(weights, order, -1)
         if self._top_p < 1:
             sums = np.cumsum(kept, axis=-1)
-            # Once the classes before it have enough, a class is not needed.
+            # A class is not needed if those before it have enough.
             kept[..., 1:][sums[..., :-1] >= self._top_p * sums[..., -1:]] = 0
         weights[...] = 0
         np.put_along_axis(weights, order, kept, -1)
@@ -157,7 +160,10 @@ class Sample(runnel.StackedStage):
 
 
 def uniform(seed: Array, n: Array) -> Array:
-    """The numbers n (from 0) of the sequences with these seeds, uint64 both: float64 in [0, 1)."""
+    """Return number n of the sequences with these seeds: float64 in [0, 1).
+
+    n counts from 0; both are uint64.
+    """
     z = seed + (n + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -167,10 +173,10 @@ def uniform(seed: Array, n: Array) -> Array:
 
 
 def reseeded(blob: bytes, seed: int) -> bytes:
-    """A stream's snapshot in which each `sample` stage draws from another seed, as if from the start of it.
+    """Return a snapshot in which each `sample` stage draws from another seed, from its start.
 
-    ``engine.restore(reseeded(stream.snapshot(), 7))`` is a stream that goes its own way from there. Raises
-    SnapshotError for bytes that are no snapshot, or one of a pipeline without `sample`.
+    ``engine.restore(reseeded(stream.snapshot(), 7))`` is a stream that makes other choices from there. Raises
+    SnapshotError for bytes that are not a snapshot, or the snapshot of a pipeline without `sample`.
     """
     snapshot = runnel.snapshot.decode(blob)
     if not 0 <= seed <= MAX_SEED:
@@ -178,7 +184,7 @@ def reseeded(blob: bytes, seed: int) -> bytes:
     found, stages = False, []
     for name, arrays in snapshot.stages:
         after = dict(arrays)
-        for key in arrays:  # a stage around this one may put its own name before the key
+        for key in arrays:  # a stage around this one may prefix the key with its own name
             if key.endswith(SEED):
                 found, after[key] = True, np.array(seed, np.uint64)
             elif key.endswith(DRAWN):

@@ -1,12 +1,12 @@
-"""Smooth a series: by an exponential average, or by the median of the last samples.
+"""Smoothing of a series by an exponential average, or by the median of the last samples.
 
-Exponential: y[t] = y[t-1] + weight * (x[t] - y[t-1]), with y[0] = x[0]. The weight of a time constant tau in
-seconds, after which 63 % of a jump is followed, is 1 - exp(-1 / (rate * tau)). (R. G. Brown, Statistical
-Forecasting for Inventory Control, 1959.) Latency 0: each row describes the latest sample, in part.
+Exponential: y[t] = y[t-1] + weight * (x[t] - y[t-1]), with y[0] = x[0]. The weight for a time constant tau in
+seconds, after which y has followed 63 % of a jump, is 1 - exp(-1 / (rate * tau)). (R. G. Brown, Statistical
+Forecasting for Inventory Control, 1959.) Latency 0: each output describes the latest sample, in part.
 
-Median: y[t] = the middle one by size of x[t-window+1] ... x[t], where what lies before the first sample
-counts as equal to it. It takes out single wild values and keeps edges. (J. W. Tukey, Exploratory Data
-Analysis, 1977.) Latency (window - 1) / 2: an edge comes out so much later.
+Median: y[t] = the middle one by size of x[t-window+1] ... x[t], where samples before the first count as equal
+to it. It removes single outliers and keeps edges. (J. W. Tukey, Exploratory Data Analysis, 1977.) Latency
+(window - 1) / 2: an edge is delayed by that.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from . import _given
 from ._choose import is_float, one
 
 BLOCK = 64  # time steps that one matrix product smooths
-LARGEST = float(np.finfo(np.float32).max) * (1 + 1e-9)  # average of samples, with what rounding adds
-LEAST_WEIGHT = 1e-12  # less changes nothing that float64 could hold
-MAX_WINDOW = 1023  # samples: a median of more costs more than it tells
-MAX_SORTED = 2**20  # numbers laid out for sorting at once: bounds the memory that a long chunk takes
+LARGEST = float(np.finfo(np.float32).max) * (1 + 1e-9)  # average of samples, with rounding
+LEAST_WEIGHT = 1e-12  # a smaller weight changes nothing in float64
+MAX_WINDOW = 1023  # samples: the median of more costs more than it is worth
+MAX_SORTED = 2**20  # numbers sorted at once: bounds the memory for a long chunk
 
 
 class _Smooth(runnel.StackedStage):
-    """What both kinds share: which arrays they work on, and a state of one array for each and `started`."""
+    """Common part of both kinds: their arrays and their state."""
 
     name = "smooth"
-    _held: str  # what the state keeps of an array
+    _held: str  # name of an array's state
 
     def __init__(self, inputs: Signal, of: str | None) -> None:
         if of is None:
@@ -64,12 +64,15 @@ class _Smooth(runnel.StackedStage):
         return after, made
 
     def _smooth(self, held: Array, x: Array, started: Array) -> tuple[Array, Array]:
-        """What is held next and the rows, for x (streams, T > 0, features); `started` (streams, 1, 1)."""
+        """Return the next state and output for x (streams, T > 0, features).
+
+        `started`: (streams, 1, 1).
+        """
         raise NotImplementedError
 
 
 class Exponential(_Smooth):
-    """`smooth` by an exponential average."""
+    """Smooth by an exponential average; see `smooth`."""
 
     _held = "level"
 
@@ -78,19 +81,22 @@ class Exponential(_Smooth):
         steps = np.arange(BLOCK + 1)
         powers = (1.0 - weight) ** steps
         self._decay = powers[1:, None]
-        # Row t of a block is the sum over s <= t of weight * (1 - weight)^(t - s) * x[s], and what is left of
-        # the level before: a matrix product for many steps at once.
+        # Output t of a block is the sum over s <= t of weight * (1 - weight)^(t - s) * x[s], plus the decayed
+        # level before the block: one matrix product for many time steps.
         ages = steps[:-1, None] - steps[None, :-1]
         self._mix = np.where(ages >= 0, weight * powers[np.abs(ages)], 0.0)
 
     def initial(self) -> Arrays:
-        """`level.NAME`: float64, of one time step's shape: the last output, 0 before the first. `started`:
-        bool (): whether there was a first sample."""
+        """The state.
+
+        - `level.NAME`: float64 in the shape of one time step, the last output, 0 before the first.
+        - `started`: bool (), whether there was a first sample.
+        """
         levels = {f"level.{t.name}": np.zeros(t.shape) for t in self._taken}
         return {**levels, "started": np.zeros((), bool)}
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """An average of float32s is no larger than they are: beyond it the rows would be infinite."""
+        """Refuse a level larger than float32, which no average has: the output would be infinite."""
         after = super().load(state, arrays)
         for t in self._taken:
             _given.require_range(self.name, f"level.{t.name}", arrays[f"level.{t.name}"], -LARGEST, LARGEST)
@@ -110,7 +116,7 @@ class Exponential(_Smooth):
 
 
 class Median(_Smooth):
-    """`smooth` by the median of the last samples."""
+    """Smooth by the median of the last samples; see `smooth`."""
 
     _held = "tail"
 
@@ -120,8 +126,11 @@ class Median(_Smooth):
         self.latency = (window - 1) // 2
 
     def initial(self) -> Arrays:
-        """`tail.NAME`: float32 (window - 1, ...): the last samples, zeros before the first. `started`: bool
-        (): whether there was a first sample."""
+        """The state.
+
+        - `tail.NAME`: float32 (window - 1, ...), the last samples, zeros before the first.
+        - `started`: bool (), whether there was a first sample.
+        """
         tails = {f"tail.{t.name}": np.zeros((self._window - 1, *t.shape), np.float32) for t in self._taken}
         return {**tails, "started": np.zeros((), bool)}
 
@@ -147,18 +156,18 @@ def smooth(
     median: int | None = None,
     of: str | None = None,
 ) -> Stage:
-    """Smooth each number over time: by an exponential average, or by the median of the last samples.
+    """Smooth each number over time, by an exponential average or the median of the last samples.
 
     Input: float32 arrays (T, ...), all of which are smoothed, or the one that `of` names; other arrays pass.
-    Output: the same arrays, float32. One of these says how:
+    Output: the same arrays, float32. Give one of these:
 
-    - `weight`, above 0 and at most 1: exponentially, this much of each new sample. Latency 0;
-    - `time_constant`, in seconds: exponentially; the signal's rate must be known. Latency 0;
-    - `median`, an odd number of samples from 1 to 1023: the median of so many, the latest the last. Latency
+    - `weight`, above 0 and at most 1: exponential, with this weight for each new sample. Latency 0;
+    - `time_constant`, in seconds: exponential; the signal's rate must be known. Latency 0;
+    - `median`, an odd number of samples from 1 to 1023: the median of that many, up to the latest. Latency
       (median - 1) / 2.
 
-    Raises PipelineError where not one of them is given, it is out of range, or there is nothing to smooth;
-    NonFiniteError for a NaN or an infinity in a chunk.
+    Raises PipelineError unless exactly one of them is given, if it is out of range, or if there is nothing to
+    smooth; NonFiniteError for a NaN or an infinity in a chunk.
     """
     ways = {"weight": weight, "time_constant": time_constant, "median": median}
     chosen = [name for name, value in ways.items() if value is not None]

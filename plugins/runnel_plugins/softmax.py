@@ -1,9 +1,8 @@
-"""Scores to probabilities: p[i] = exp(x[i] / temperature) / sum over j of exp(x[j] / temperature).
+"""Softmax: scores to probabilities, p[i] = exp(x[i] / temperature) / sum over j of exp(x[j] / temperature).
 
-The largest score is subtracted first, which changes nothing but that no exponential overflows. With `log`,
-the logarithm of p, computed as x[i] - log(sum of exp(x[j])) so that small ones keep their digits.
-(J. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.) No unit,
-latency 0.
+The largest score is subtracted first, which only prevents an overflow. With `log`, the logarithm of p is
+computed as x[i] - log(sum of exp(x[j])), which is exact for small p. (J. Bridle, Probabilistic interpretation
+of feedforward classification network outputs, 1990.) No unit, latency 0.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ LEAST_TEMPERATURE = 1e-6  # below it 1/temperature times a score leaves float32'
 class Softmax(runnel.RowStage):
     """Turn scores into probabilities, or their logarithms.
 
-    Input: a float32 array (T, ..., n) with the scores of n classes on its last axis; `of` names it where
-    there are several such arrays. Output: the same array with probabilities that sum to 1 over that axis,
-    float32; other arrays pass. `temperature` above 1 makes them more alike, below 1 less. `log`: the
-    natural logarithm of the probabilities. A NaN passes on, to all classes of its row; a score of -inf is a
-    probability of 0.
+    Input: a float32 array (T, ..., n) with the scores of n classes on its last axis; `of` names it if there
+    are several such arrays. Output: the same array with probabilities that sum to 1 over that axis, float32;
+    other arrays pass. `temperature` above 1 makes them more alike, below 1 less. `log`: the natural logarithm
+    of the probabilities. A NaN passes, to all classes of its time step; a score of -inf is a probability of
+    0.
 
-    Raises PipelineError where no such array arrives, or the temperature is not in 1e-6..1e6.
+    Raises PipelineError if no such array arrives, or the temperature is not in 1e-6..1e6.
     """
 
     name = "softmax"
@@ -50,7 +49,7 @@ class Softmax(runnel.RowStage):
 
     def rows(self, arrays: Chunk) -> Chunk:
         scores = arrays[self._of]
-        # What is not finite may give NaN: that is its answer, and no reason for a warning on a server's log.
+        # Non-finite scores may give NaN, which is the documented result: no warning in a server's log.
         with np.errstate(invalid="ignore", over="ignore"):
             made = scores - np.maximum.reduce(scores, -1, keepdims=True)
             if not self._plain:

@@ -1,13 +1,13 @@
-"""From the probability of speech, hop by hop, to segments of speech: where each starts and ends.
+"""Speech segments: start and end of speech, from the probability of speech in each hop.
 
-The rule is the one that Silero VAD publishes beside its models (``get_speech_timestamps_from_probs`` of
-the package silero-vad), written as one step at a time. Speech begins at a hop with p >= threshold. It
-ends where p first fell below neg_threshold, once min_silence_ms have passed without p >= threshold.
-A segment of min_speech_ms or less is dropped. What stays is widened by pad_ms on both sides; two
-segments nearer to each other than twice that share the silence between them.
+The rule is the one that Silero VAD publishes beside its models (``get_speech_timestamps_from_probs`` of the
+package silero-vad), rewritten for one hop at a time. Speech begins at a hop with p >= threshold. It ends
+where p first fell below neg_threshold, once min_silence_ms have passed without p >= threshold. A segment of
+min_speech_ms or less is dropped. The others are widened by pad_ms on both sides; two segments nearer to each
+other than twice that share the silence between them.
 
-A segment is given as soon as nothing that may still come can change it: how far its end is widened
-depends on where the next one starts, so this can be some hops after its end.
+A segment is output as soon as no later hop can change it. How far its end is widened depends on the start of
+the next one, so this can be some hops after its end.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from runnel.hookspecs import StageFactory
 from runnel.spec import Array, Signal, TensorSpec
 from runnel.stage import Arrays, Chunk, State, require_finite
 
-NONE = -1  # in a state or a row: no such sample
-MAX_SAMPLES = 2**53  # of a stream: what a float64 counts, and a thousand years and more
+NONE = -1  # in a state or an output: no such sample
+MAX_SAMPLES = 2**53  # of a stream: the largest count that float64 holds, more than a thousand years
 
 
 class SpeechSegments(runnel.StackedStage):
     """Turn speech probabilities into segments.
 
-    Input: one float32 array with one number a time step, the probability of speech in one hop of `hop`
-    samples at `rate` Hz. Output, one row a hop:
+    Input: one float32 array with one number per time step, the probability of speech in one hop of `hop`
+    samples at `rate` Hz. Output, one time step per hop:
 
-    - ``probability`` float32: as it came;
-    - ``speech`` bool: whether this hop lies in speech, judged by the two thresholds alone;
-    - ``start``, ``end`` int64: a segment decided at this hop, in samples since the stream began, or -1.
-      They are samples at `rate`, the model's: where a resampler stands before it, not those that came in.
+    - ``probability`` float32: as in the input;
+    - ``speech`` bool: whether this hop lies in speech, by the two thresholds alone;
+    - ``start``, ``end`` int64: a segment decided at this hop, in samples since the stream began, or -1. They
+      count samples at `rate`, the model's: after a resampler, these are not the samples of the input.
 
-    The flush gives at most two rows more, for what only the end decides; their probability is 0. The end
-    of the stream is taken to be that of the last hop. `neg_threshold` is threshold - 0.15 (at least 0.01)
-    where it is not given. Latency 0: row t has the probability and the verdict of hop t.
+    The flush outputs at most two more time steps, with probability 0, for segments that only the end decides.
+    The end of the stream is taken to be that of the last hop. `neg_threshold` defaults to threshold - 0.15
+    (at least 0.01). Latency 0: time step t has the probability and the decision of hop t.
 
-    Raises PipelineError for other inputs, a threshold outside 0..1, negative durations, and where hop
-    and rate contradict the signal's own rate; NonFiniteError for a NaN or an infinity in a chunk.
+    Raises PipelineError for other inputs, a threshold outside 0..1, negative durations, and if hop and rate
+    contradict the signal's own rate; NonFiniteError for a NaN or an infinity in a chunk.
     """
 
     name = "speech_segments"
@@ -101,11 +101,15 @@ class SpeechSegments(runnel.StackedStage):
             )
 
     def initial(self) -> Arrays:
-        """All int64 (), in samples but for `hops`; -1 where there is none.
+        """The state: all int64 (), in samples except `hops`; -1 for none.
 
-        `hops`: seen so far. `start`: the open segment's. `silence`: where it may have ended. `padded`: its
-        widened start, once it is sure to be long enough. `last_end`: the end, not widened, of the last
-        segment that stayed. `pending`: the widened start of that segment, until it is given."""
+        - `hops`: hops so far.
+        - `start`: the start of the open segment.
+        - `silence`: where the open segment may have ended.
+        - `padded`: its widened start, once it is certain to be long enough.
+        - `last_end`: the end, not widened, of the last segment that was kept.
+        - `pending`: the widened start of that segment, until it is output.
+        """
         return {name: np.array(0 if name == "hops" else NONE, np.int64) for name in _NAMES}
 
     def load(self, state: State, arrays: Arrays) -> State:
@@ -138,7 +142,7 @@ class SpeechSegments(runnel.StackedStage):
         }  # fmt: skip
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
-        """`step` for many streams: the rule of `_Track`, a hop of all streams at a time."""
+        """Run `step` for many streams, one hop of all streams at a time."""
         (given,) = chunk.values()
         probability = given.reshape(given.shape[:2]).copy()
         rows = np.full((2, *probability.shape), NONE, np.int64)
@@ -167,7 +171,7 @@ _NAMES = ("hops", "start", "silence", "padded", "last_end", "pending")
 
 
 class _Track:
-    """One stream's state laid out as plain ints for the length of one call."""
+    """One stream's state as plain ints during one call."""
 
     def __init__(self, rule: SpeechSegments, state: State) -> None:
         self.rule = rule
@@ -176,12 +180,15 @@ class _Track:
         )
 
     def state(self) -> Arrays:
-        """What `SpeechSegments.initial` describes."""
+        """Return the state as `SpeechSegments.initial` describes it."""
         return {name: np.array(getattr(self, name), np.int64) for name in _NAMES}
 
     def hop(self, p: float) -> tuple[int, int] | None:
-        """Take one hop's probability; the segment that this decides. It can never decide two: a segment is
-        known to stay before its end is seen, and that is when the one before it is given."""
+        """Take one hop's probability; return the segment that it decides, or None.
+
+        It never decides two: a segment is known to be kept before its end is known, and at that moment the
+        segment before it is output.
+        """
         rule = self.rule
         now = self.hops * rule.hop
         self.hops += 1
@@ -196,16 +203,16 @@ class _Track:
                 self._close(self.silence)
         after = now + rule.hop
         if self.start != NONE and self.padded == NONE:
-            # Its end will lie here or later, so this is when it is sure to stay.
+            # Its end will be here or later, so it is now certain to be kept.
             earliest_end = after if self.silence == NONE else self.silence
             if earliest_end - self.start > rule.min_speech:
                 return self._keep()
         elif self.start == NONE and self.pending != NONE and after - self.last_end >= 2 * rule.pad:
-            return self._give(int(self.last_end + rule.pad))  # a next segment would start too late to matter
+            return self._give(int(self.last_end + rule.pad))  # any next segment starts too late to matter
         return None
 
     def finish(self) -> list[tuple[int, int]]:
-        """The end of the stream: the segments that it decides."""
+        """End the stream; return the segments that this decides."""
         found, end = [], self.hops * self.rule.hop
         if self.start != NONE and end - self.start > self.rule.min_speech:
             if self.padded == NONE and (before := self._keep()):
@@ -216,7 +223,7 @@ class _Track:
         return found
 
     def _keep(self) -> tuple[int, int] | None:
-        """The open segment will stay: widen its start, and give the one that waited for it."""
+        """Keep the open segment: widen its start, and return the segment before it, if pending."""
         before = None
         share = self.rule.pad
         if self.last_end != NONE and self.start - self.last_end < 2 * self.rule.pad:
@@ -227,7 +234,7 @@ class _Track:
         return before
 
     def _close(self, end: int) -> None:
-        """The open segment ends; unless it was sure to stay, it is forgotten."""
+        """End the open segment, and drop it unless it was certain to be kept."""
         if self.padded != NONE:
             self.pending, self.last_end = self.padded, end
         self.start = self.silence = self.padded = NONE
@@ -239,9 +246,10 @@ class _Track:
 
 
 class _Tracks:
-    """Many streams' states side by side for the length of one call: what `_Track` does, with masks for ifs.
+    """Many streams' states during one call: as `_Track`, with masks instead of ifs.
 
-    Worth its lines: 256 streams in a fifth of the time."""
+    256 streams take a fifth of the time.
+    """
 
     def __init__(self, rule: SpeechSegments, state: Arrays) -> None:
         self.rule = rule
@@ -253,7 +261,7 @@ class _Tracks:
         return {name: getattr(self, name) for name in _NAMES}
 
     def hop(self, p: Array, rows: Array) -> None:
-        """Take a hop of each stream; what it decides goes into `rows` (2, streams)."""
+        """Take one hop of each stream; write the decided segments to `rows` (2, streams)."""
         rule = self.rule
         now = self.hops * rule.hop
         self.hops += 1

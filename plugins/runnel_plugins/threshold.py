@@ -1,8 +1,8 @@
-"""On above one level, off below another, and in between as before: a Schmitt trigger.
+"""Threshold with hysteresis (a Schmitt trigger): on above one level, off below another.
 
     y[t] = true if x[t] >= on, false if x[t] < off, else y[t-1]        with off <= on, y[-1] = false
 
-(O. Schmitt, A thermionic trigger, 1938.) Levels in the unit of what arrives; latency 0.
+(O. Schmitt, A thermionic trigger, 1938.) Levels in the unit of the input; latency 0.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class Threshold(runnel.StackedStage):
-    """Compare each number with a level, or with two: one to come on, a lower one to go off.
+    """Compare each number with a level, or with two: one to turn on, a lower one to turn off.
 
-    Input: a float32 array (T, ...); `of` names it where there are several. Output: the same array as bool,
-    each element judged by itself; other arrays pass. `off` is `on` where it is not given: then there is no
-    memory. `below`: the other way round, on where x <= on, off where x > off, which is then at least `on`.
+    Input: a float32 array (T, ...); `of` names it if there are several. Output: the same array as bool, each
+    element judged alone; other arrays pass. `off` defaults to `on`: then there is no memory. `below` reverses
+    it: on if x <= on, off if x > off, which is then at least `on`.
 
-    Raises PipelineError where no such array arrives, a level is not finite, or `off` is on the wrong side of
+    Raises PipelineError if no such array arrives, a level is not finite, or `off` is on the wrong side of
     `on`; NonFiniteError for a NaN or an infinity in a chunk.
     """
 
@@ -50,7 +50,7 @@ class Threshold(runnel.StackedStage):
                 f"threshold: off must be at {'least' if below else 'most'} on, but off is {off:g} and on is "
                 f"{on:g}" + ("" if below else "; to come on where x is low, say below = true")
             )
-        # Rounded as what arrives was: a sample of 0.7 is to reach a level of 0.7.
+        # Rounded as the input was: a sample of 0.7 must reach a level of 0.7.
         self._on, self._off = np.float32(on), np.float32(off)
         self._below = below
         self.inputs = inputs
@@ -58,7 +58,7 @@ class Threshold(runnel.StackedStage):
         self.outputs = with_tensors("threshold", inputs, self._taken, made)
 
     def initial(self) -> Arrays:
-        """`on`: bool, of one time step's shape: the last verdict."""
+        """The state `on`: bool in the shape of one time step, the last output."""
         return {"on": np.zeros(self._taken.shape, bool)}
 
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
@@ -71,7 +71,7 @@ class Threshold(runnel.StackedStage):
         if steps == 1:
             verdict = on | (before & ~off)
         else:
-            # For each step, the last one that decided; 0 is the state.
+            # For each time step, the last one that decided; 0 is the state.
             numbers = np.arange(1, steps + 1).reshape(-1, *(1,) * len(self._taken.shape))
             decided = np.maximum.accumulate(np.where(on | off, numbers, 0), axis=1)
             verdict = np.take_along_axis(np.concatenate([before, on], axis=1), decided, axis=1)

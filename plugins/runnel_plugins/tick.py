@@ -1,15 +1,15 @@
-"""Rows with time stamps onto a regular clock.
+"""A regular clock for rows with time stamps.
 
-Tick k lies at T[k] = t[0] + k / rate seconds: the clock starts with the stream's first row. What comes out
-at tick k:
+Tick k lies at T[k] = t[0] + k / rate seconds: the clock starts with the stream's first row. The output at
+tick k is:
 
-- hold: the row at T[k], or else the last one before it;
-- linear: a point of the straight line between the rows a and b on both sides,
-  x[a] + (x[b] - x[a]) * (T[k] - t[a]) / (t[b] - t[a]);
-- mean: that of the rows with T[k] <= t < T[k+1]; where there is none, the mean before.
+- hold: the row at T[k], else the last one before it;
+- linear: a point of the straight line between the rows a and b on both sides, x[a] + (x[b] - x[a]) * (T[k] -
+  t[a]) / (t[b] - t[a]);
+- mean: the mean of the rows with T[k] <= t < T[k+1]; if there is none, the mean before.
 
-A tick comes out with the first row at or after it (mean: after its interval), so that rows which are regular
-already lose no time. Units: seconds and Hz; the values keep theirs. Latency: 0 behind the row that decides.
+A tick is output with the first row at or after it (mean: after its interval), so that rows which are regular
+already are not delayed. Units: seconds and Hz; the values keep theirs. Latency: 0 after the row that decides.
 """
 
 from __future__ import annotations
@@ -27,35 +27,34 @@ from runnel.stage import Arrays, Chunk, Stage, State, require_finite
 
 from . import _given
 
-NEAR = 1e-3  # of a period: a time stamp this near to a tick is on it, since clocks are rounded
-MAX_GAP_TICKS = 2**16  # between two rows: a time stamp in milliseconds, or of another year, makes more
-MAX_MADE = 2**28  # bytes that the ticks of one chunk may take while they are made
-TICK_BYTES = 80  # of those, a tick's own: its number, the rows on both sides, its share
-NUMBER_BYTES = 32  # and each number's at it: as computed, in float64, and as it comes out
-MAX_TICKS = 2.0**48  # of one stream: so far a tick's number and its fraction are exact
+NEAR = 1e-3  # of a period: a time stamp this near to a tick is on it, because clocks are rounded
+MAX_GAP_TICKS = 2**16  # between two rows: a time stamp in milliseconds, or of another year, exceeds it
+MAX_MADE = 2**28  # bytes of memory for making the ticks of one chunk
+TICK_BYTES = 80  # of these, per tick: its number, the rows on both sides, its share
+NUMBER_BYTES = 32  # and per number of a tick: as computed, in float64, and as output
+MAX_TICKS = 2.0**48  # of one stream: up to this a tick's number and its fraction are exact
 
 
 class Tick(Stage):
-    """Put rows that come at irregular times onto a clock of `rate` Hz.
+    """Put rows that come at irregular times on a clock of `rate` Hz.
 
-    Input: one float64 number a row, named `time`, in seconds (since whenever), beside the arrays with what
-    was measured then. Output: those arrays without `time`, at `rate`; the first row at the first row's time.
-    `how` "hold" works on any dtype, "linear" and "mean" on floats ("mean": float32 or float16). Rows may
-    share a time; a tick there is the first of them. Ticks after the last row's time never come, but that of
-    a mean's open interval, at the flush.
+    Input: one float64 number per row, named `time`, in seconds from any origin, beside the arrays with the
+    measured values. Output: those arrays without `time`, at `rate`; the first output is at the first row's
+    time. `how` "hold" works on any dtype, "linear" and "mean" on floats ("mean": float32 or float16). Rows
+    may share a time; a tick there takes the first of them. Ticks after the last row's time are not output,
+    except that of a mean's open interval, at the flush.
 
-    `max_gap`, in seconds: where two rows are further apart, `gap` says what becomes of the ticks between:
-    "error" (the default) refuses the chunk, "hold" repeats what came before the gap, "nan" makes them NaN, as
-    `impute` takes them. Without `max_gap` no gap is too long; but one that would make more than 65536 ticks
-    is always refused.
+    `max_gap`, in seconds: if two rows are further apart, `gap` defines the ticks between: "error" (the
+    default) refuses the chunk, "hold" repeats the values before the gap, "nan" makes them NaN, for `impute`.
+    Without `max_gap` no gap is too long; but one that would make more than 65536 ticks is always refused.
 
     Raises PipelineError for options that do not fit each other or the arrays; NonFiniteError for a NaN or an
-    infinity; ChunkError where time goes backwards, for a gap as above, and for a chunk that would
-    take more than 256 MiB.
+    infinity; ChunkError if time goes backwards, for a gap as above, and for a chunk that would need more than
+    256 MiB.
     """
 
     name = "tick"
-    ratio = None  # the rows out are regular, but so many of them come of so many in
+    ratio = None  # the output is regular, but its length depends on the time stamps
 
     def __init__(
         self,
@@ -93,9 +92,13 @@ class Tick(Stage):
         self.row_bytes = TICK_BYTES + NUMBER_BYTES * sum(math.prod(t.shape) for t in self.tensors)
 
     def initial(self) -> Arrays:
-        """`begun` bool (): whether there was a row. `start` and `time` float64 (), seconds: the first
-        row's time and the last's. For each array `last.NAME`, one row's dtype and shape: the last row; but
-        for means `sum.NAME` float64, one row's shape, and `count` int64 (): of the open interval's rows."""
+        """The state.
+
+        - `begun`: bool (), whether there was a row.
+        - `start`, `time`: float64 (), seconds, the time of the first row and of the last.
+        - `last.NAME` for each array, unless `how` is "mean": the last row, in its dtype and shape.
+        - `sum.NAME` (float64, a row's shape) and `count` (int64 ()), for means: of the open interval's rows.
+        """
         state = {"begun": np.zeros((), bool), "start": np.zeros(()), "time": np.zeros(())}
         if self.how == "mean":
             sums = {f"sum.{t.name}": np.zeros(t.shape) for t in self.tensors}
@@ -103,7 +106,7 @@ class Tick(Stage):
         return {**state, **{f"last.{t.name}": np.zeros(t.shape, t.dtype) for t in self.tensors}}
 
     def load(self, state: State, arrays: Arrays) -> State:
-        """Where the clock stands follows from the times: they must be ones that it can have come to."""
+        """Check that a clock can have reached these times."""
         _given.require_state(self.name, arrays, self.initial())
         with np.errstate(over="ignore"):
             passed = float((arrays["time"] - arrays["start"]) * self.rate)
@@ -133,7 +136,7 @@ class Tick(Stage):
             "begun": np.ones((), bool), "start": np.array(start), "time": np.array(stamps[-1])
         }  # fmt: skip
         last = math.floor(at[-1])
-        if self.how == "mean":  # `last` is open still
+        if self.how == "mean":  # `last` is still open
             ticks = np.arange(math.floor(at[0]), self._bounded(math.floor(at[0]), last))
         else:
             first = math.floor(at[0]) + 1 if begun else 0
@@ -156,7 +159,7 @@ class Tick(Stage):
         behind: Array,
         far: Array,
     ) -> dict[str, Array]:
-        """Rows held or drawn at each tick; the last row into `after`."""
+        """Return the value held or interpolated at each tick; write the last row to `after`."""
         on = at[behind] == ticks
         before = np.where(on, behind, behind - 1)
         share = np.zeros(len(ticks))
@@ -172,7 +175,7 @@ class Tick(Stage):
             rows = seen[before]
             if share.any():
                 weight = share.reshape(-1, *(1 for _ in t.shape))
-                # As a weighted mean: the difference of two large numbers could overflow.
+                # A weighted mean: the difference of two large numbers could overflow.
                 rows = (rows * (1 - weight) + seen[behind] * weight).astype(t.dtype)
             if self.gap == "nan":
                 rows[far & ~on] = np.nan
@@ -182,19 +185,19 @@ class Tick(Stage):
     def _means(
         self, state: State, chunk: Chunk, after: dict[str, Array], interval: Array, ticks: Array, far: Array
     ) -> dict[str, Array]:
-        """The mean of each interval that is over; the sum of the open one into `after`."""
+        """Return the mean of each complete interval; write the sum of the open one to `after`."""
         size = len(ticks) + 1  # the open one is last
-        place = interval - (interval[-1] - len(ticks))
-        counts = np.bincount(place, minlength=size)
+        index = interval - (interval[-1] - len(ticks))
+        counts = np.bincount(index, minlength=size)
         counts[0] += state["count"]
         after["count"] = np.array(counts[-1], np.int64)
-        # An empty interval repeats the newest that is not; the first never is, as it was open.
+        # An empty interval repeats the newest that is not empty; the first is never empty, as it was open.
         source = np.maximum.accumulate(np.where(counts[:-1] > 0, np.arange(size - 1), 0))
         made = {}
         for t in self.tensors:
             sums = np.zeros((size, *t.shape))
             sums[0] = state[f"sum.{t.name}"]
-            np.add.at(sums, place, chunk[t.name])
+            np.add.at(sums, index, chunk[t.name])
             after[f"sum.{t.name}"] = sums[-1, ...].copy()
             divisor = counts[source].reshape(-1, *(1 for _ in t.shape))
             rows = (sums[source] / divisor).astype(t.dtype)
@@ -204,14 +207,14 @@ class Tick(Stage):
         return made
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """A mean's open interval, as far as it got."""
+        """Return the mean of the open interval."""
         if self.how != "mean" or not state["count"]:
             return state, self.outputs.empty()
         made = {t.name: (state[f"sum.{t.name}"] / state["count"]).astype(t.dtype)[None] for t in self.tensors}
         return self.initial(), made
 
     def _apart(self, stamps: Array, begun: bool) -> Array:
-        """Seconds between each row and the next; ChunkError for those that no clock can have."""
+        """Return the seconds between consecutive rows; ChunkError for those that no clock can have."""
         with np.errstate(over="ignore"):
             apart: Array = np.diff(stamps)
             ticks = apart * self.rate
@@ -235,7 +238,7 @@ class Tick(Stage):
         return apart
 
     def _clock(self, passed: Array) -> Array:
-        """Seconds since the start as ticks and parts of one, floats; on a tick what is near it."""
+        """Convert seconds since the start to ticks (floats), rounded if they are near one."""
         ticks: Array = passed * self.rate
         near = np.rint(ticks)
         return np.where(np.abs(ticks - near) <= NEAR, near, ticks)

@@ -1,13 +1,14 @@
-"""Text to the numbers that a model of language takes.
+"""Text to the integers that a language model takes.
 
-A chunk is UTF-8 (F. Yergeau, RFC 3629, 2003), one byte a time step, cut anywhere. Out come ids, one for each
+A chunk is UTF-8 (F. Yergeau, RFC 3629, 2003), one byte per time step, cut anywhere. The output is one id for
+each
 
-- byte: its own value, or its place in the alphabet; a row a byte;
-- character (Unicode code point): its place in the alphabet or the vocabulary, once its last byte is in;
-- word (what stands between blanks, as Python's ``str.split`` finds them): its place in the vocabulary, once
-  the blank after it is in, or at the flush.
+- byte: its own value, or its index in the alphabet; one output per byte;
+- character (Unicode code point): its index in the alphabet or the vocabulary, once its last byte is in;
+- word (text between blanks, as found by Python's ``str.split``): its index in the vocabulary, once the blank
+  after it is in, or at the flush.
 
-Bytes and ids have no unit. Latency 0 for bytes; else rows come when they come.
+Bytes and ids have no unit. Latency 0 for bytes; else the output comes at irregular times.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from runnel.stage import Arrays, Chunk, Stage, State
 from . import _names
 from ._choose import one, with_tensors
 
-MAX_TOKENS = 2**20  # larger vocabularies than any in use
-MAX_PENDING = 3  # bytes of a UTF-8 character that is not whole yet
+MAX_TOKENS = 2**20  # larger than any vocabulary in use
+MAX_PENDING = 3  # bytes of an incomplete UTF-8 character
 
 
 def tokens(
@@ -44,14 +45,14 @@ def tokens(
 ) -> Stage:
     """Turn UTF-8 text into ids.
 
-    Input: uint8 (T,), one byte a time step. Output: int64 of the same name, one id a unit, with the tokens
-    as its labels. The ids are places, from 0, in `alphabet`, a text, or in `vocabulary`, a UTF-8 file with
-    one token a line; bytes need neither, and are then ids themselves. A line of several characters among
-    characters ("<pad>") has its id and is never met.
+    Input: uint8 (T,), one byte per time step. Output: int64 of the same name, one id per unit, with the
+    tokens as its labels. An id is an index, from 0, in `alphabet`, a text, or in `vocabulary`, a UTF-8 file
+    with one token per line; bytes need neither, and are then ids themselves. A token of several characters at
+    unit "character" ("<pad>") has its id and never occurs.
 
-    What is not among the tokens gets the id `unknown`, at most one past the last; without it, it raises
-    ChunkError. Bytes that are no UTF-8 raise ChunkError; with `invalid` "replace" each becomes U+FFFD as in
-    Python's decoder. At unit "byte" any byte is valid; there other arrays may stand beside, and pass.
+    Text that is not a token gets the id `unknown`, at most one past the last; without `unknown`, it raises
+    ChunkError. Invalid UTF-8 raises ChunkError; with `invalid` "replace" it becomes U+FFFD as in Python's
+    decoder. At unit "byte" any byte is valid, and other arrays may arrive too, and pass.
 
     Raises PipelineError for tokens that are missing, given twice, or impossible in that unit.
     """
@@ -73,19 +74,19 @@ def tokens(
 
 
 def _tokens(alphabet: str | None, vocabulary: Path | None) -> tuple[str, ...]:
-    """The tokens in order of their ids; none where neither is given."""
+    """Return the tokens in order of their ids; () if neither is given."""
     listed = _names.given("tokens", "alphabet and vocabulary", alphabet, vocabulary)
     if listed is None:
         return ()
     if not 1 <= len(listed) <= MAX_TOKENS:
         raise PipelineError(f"tokens: 1..{MAX_TOKENS} tokens make a vocabulary, not {len(listed)}")
-    places: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for i, token in enumerate(listed):
         if not token:
             raise PipelineError(f"tokens: line {i + 1} of {vocabulary} is empty: one token a line")
-        if token in places:
-            raise PipelineError(f"tokens: {token!r} is token {places[token]} and token {i}: which is it?")
-        places[token] = i
+        if token in ids:
+            raise PipelineError(f"tokens: {token!r} is token {ids[token]} and token {i}: which is it?")
+        ids[token] = i
     return listed
 
 
@@ -102,7 +103,7 @@ TEXT = "text as uint8 (T,), one byte a time step"
 
 
 class Bytes(RowStage):
-    """An id for each byte; see `tokens`."""
+    """Return an id for each byte; see `tokens`."""
 
     name = "tokens"
 
@@ -136,7 +137,7 @@ class Bytes(RowStage):
 
 
 class Characters(Stage):
-    """An id for each character; see `tokens`."""
+    """Return an id for each character; see `tokens`."""
 
     name = "tokens"
     ratio = None
@@ -159,14 +160,14 @@ class Characters(Stage):
         self._learn(listed)
 
     def _learn(self, listed: Sequence[str]) -> None:
-        """What finds a token's id."""
+        """Make the tables that find a token's id."""
         single = sorted((ord(token), i) for i, token in enumerate(listed) if len(token) == 1)
         if not single:
             raise PipelineError("tokens: no token of the vocabulary is one character: is the unit 'word'?")
         self.codes, self.ids = (np.array(column) for column in zip(*single, strict=True))
 
     def initial(self) -> Arrays:
-        """`bytes` uint8 (0 to 3,): of a character that is not whole yet."""
+        """The state `bytes`: uint8 (0 to 3,), the bytes of an incomplete character."""
         return {"bytes": np.zeros(0, np.uint8)}
 
     def load(self, state: State, arrays: Arrays) -> State:
@@ -178,7 +179,7 @@ class Characters(Stage):
         return self._take(state, chunk[self.tensor.name].tobytes(), False)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """What the end completes: a last word. A character that is not whole is invalid."""
+        """Return the ids that the end completes: a last word. An incomplete character is invalid."""
         return self._take(state, b"", True)
 
     def _take(self, state: State, data: bytes, final: bool) -> tuple[State, Chunk]:
@@ -187,49 +188,53 @@ class Characters(Stage):
         return {"bytes": np.frombuffer(pending, np.uint8).copy(), **after}, {self.tensor.name: ids}
 
     def _decode(self, pending: bytes, data: bytes, final: bool) -> tuple[str, bytes]:
-        """The characters that are whole, and the bytes of one that is not."""
+        """Return the complete characters, and the bytes of an incomplete one."""
         decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
         decoder.setstate((pending, 0))
         try:
             text = decoder.decode(data, final)
         except UnicodeDecodeError as error:
             at = error.start - len(pending)
-            place = (
+            position = (
                 f"time step {at}" if at >= 0 else "the beginning, with what was left of the chunk before it"
             )
             raise ChunkError(
-                f"tokens: {error.object[error.start : error.end]!r} at {place} is no UTF-8 "
+                f"tokens: {error.object[error.start : error.end]!r} at {position} is no UTF-8 "
                 f'({error.reason}); encode the text as UTF-8, or set invalid = "replace"'
             ) from None
         return text, decoder.getstate()[0]
 
     def _ids(self, state: State, text: str, final: bool) -> tuple[Arrays, Array]:
-        """What more there is of the next state, and the ids."""
+        """Return the rest of the next state, and the ids."""
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
-        known = self.codes[place] == codes
+        index = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        known = self.codes[index] == codes
         if self.unknown is None and not known.all():
             first = int(np.argmin(known))
             raise ChunkError(self._not_known(text[first], f"character {first} of the chunk"))
-        return {}, np.where(known, self.ids[place], 0 if self.unknown is None else self.unknown)
+        return {}, np.where(known, self.ids[index], 0 if self.unknown is None else self.unknown)
 
     def _not_known(self, token: str, what: str) -> str:
         return f"tokens: {token!r}, {what}, is not among the tokens; give an id for such with unknown = …"
 
 
 class Words(Characters):
-    """An id for each word; see `tokens`."""
+    """Return an id for each word; see `tokens`."""
 
     def _learn(self, listed: Sequence[str]) -> None:
         for i, token in enumerate(listed):
             if token.split() != [token]:
                 raise PipelineError(f"tokens: token {i}, {token!r}, has a blank in it, and no word has")
-        self.places = {token: i for i, token in enumerate(listed)}
+        self.id_of = {token: i for i, token in enumerate(listed)}
         self.longest = max(map(len, listed))
 
     def initial(self) -> Arrays:
-        """`bytes` uint8 (0 to 3,): of a character that is not whole yet. `word` uint32: the code points of a
-        word that has not ended, no more than one beyond the longest token: what is longer is unknown."""
+        """The state.
+
+        - `bytes`: uint8 (0 to 3,), the bytes of an incomplete character.
+        - `word`: uint32, the code points of a word that has not ended, at most one more than the longest
+          token has: a longer word is unknown.
+        """
         return {**super().initial(), "word": np.zeros(0, np.uint32)}
 
     def load(self, state: State, arrays: Arrays) -> State:
@@ -247,7 +252,7 @@ class Words(Characters):
         words = text.split()
         ended = final or not text or text[-1].isspace()
         word = "" if ended else words.pop()[: self.longest + 1]
-        ids = [self.places.get(word, self.unknown) for word in words]
+        ids = [self.id_of.get(word, self.unknown) for word in words]
         if None in ids:
             first = ids.index(None)
             raise ChunkError(self._not_known(words[first][: self.longest + 1], f"word {first} of the chunk"))

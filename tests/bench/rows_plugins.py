@@ -54,7 +54,7 @@ def _around(kit: Kit) -> Measured:
     _agree(file.load(), Engine.load(path), chunks[0], mean.round(3), std.round(3))
     found = paired(ours, alone, kit.effort, a_steps=STREAMS, b_steps=STREAMS)
     beside = [("with the stages, a step", micros(found.a)), ("the model alone, a step", micros(found.b))]
-    spent = {place.label: 1e6 * place.seconds / place.calls for place in full.pipeline.places}
+    spent = {runner.label: 1e6 * runner.seconds / runner.calls for runner in full.pipeline.runners}
     beside += [(f"stage {label}, a step", f"{took:.2f} µs") for label, took in spent.items()]
     return Measured(found.ratio, beside, ours)
 

@@ -183,6 +183,6 @@ def test_each_call_of_what_is_timed_with_looks_has_one(tmp_path: Path) -> None:
     engine = Engine.load(hand.path, trust=True)
     loop = rows_health.between_looks(loops.feed(engine, [np.zeros((1, 3), np.float32)]))
     for calls in (1, 1, 1, 4):
-        before = engine.health.looks
+        before = engine.health.checks
         loop(calls)
-        assert engine.health.looks - before == calls
+        assert engine.health.checks - before == calls

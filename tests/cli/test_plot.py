@@ -19,7 +19,7 @@ import runnel_export
 from runnel import Engine
 from runnel.cli.main import main
 from runnel.insight import picture
-from runnel.insight.captions import on_axis
+from runnel.insight.captions import axis_texts
 from runnel.insight.recorder import Record
 from tests import models
 from tests.probes import LETTERS, lstm
@@ -116,7 +116,7 @@ def test_a_prompt_and_what_is_made_after_it_stand_on_the_axis(here: Path, drawn:
     stream = Engine.load(path).open()
     first = stream.feed({"byte": np.frombuffer(b"To be, or", np.uint8)})["token"]
     made = np.concatenate([first[-1:], stream.generate(39)["token"]])
-    found = on_axis(record)
+    found = axis_texts(record)
     assert found is not None
     assert "".join(found[1]) == "To be, or" + made.tobytes().decode()
     assert record.made_from == 9
@@ -320,7 +320,7 @@ def test_a_missing_package_is_named_before_anything_is_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["plot", "none.onnx", "none.npy", *words]) == 2
-    assert "pip install 'runnel[insight]'" in capsys.readouterr().err
+    assert "pip install 'runnel[plot]'" in capsys.readouterr().err
 
 
 def test_a_chunk_that_fails_leaves_no_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

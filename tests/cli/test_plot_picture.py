@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from runnel.insight import captions as words
-from runnel.insight.picture import MAX_CHARACTERS, Sheet, draw, envelope, heat
+from runnel.insight import captions
+from runnel.insight.picture import MAX_CHARACTERS, Sheet, draw, envelope, heat_map
 from runnel.insight.recorder import Axis, Record, Track
 
 
@@ -42,7 +42,7 @@ def gate(rows: int = 6, units: int = 4, letter: str = "f") -> Track:
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
 def test_a_text_is_its_characters_each_at_its_last_byte(text: str) -> None:
-    found = words.written(text_of(text))
+    found = captions.row_texts(text_of(text))
     assert found is not None
     assert "".join(found) == text
     ends = np.cumsum([len(c.encode()) for c in text]) - 1
@@ -50,27 +50,31 @@ def test_a_text_is_its_characters_each_at_its_last_byte(text: str) -> None:
 
 
 def test_numbers_that_are_no_text_stay_numbers() -> None:
-    assert words.written(track(np.arange(200, dtype=np.uint8))) is None
-    assert words.written(track(np.arange(5, dtype=np.int64))) is None
-    assert words.written(track(np.zeros((5, 2), np.uint8))) is None
+    assert captions.row_texts(track(np.arange(200, dtype=np.uint8))) is None
+    assert captions.row_texts(track(np.arange(5, dtype=np.int64))) is None
+    assert captions.row_texts(track(np.zeros((5, 2), np.uint8))) is None
 
 
 def test_labels_are_what_numbers_stand_for() -> None:
     named = track(np.array([0, 0, 1, -1, 1, 1]), labels={0: "no", 1: "yes"})
-    found = words.written(named)
+    found = captions.row_texts(named)
     assert found == ["no", "no", "yes", "", "yes", "yes"]
-    assert words.runs(found) == [words.Run(0, 2, "no"), words.Run(2, 3, "yes"), words.Run(4, 6, "yes")]
+    assert captions.runs(found) == [
+        captions.Run(0, 2, "no"),
+        captions.Run(2, 3, "yes"),
+        captions.Run(4, 6, "yes"),
+    ]
 
 
 @given(st.text("ab \n", max_size=30))
 def test_words_are_where_they_are_written(text: str) -> None:
-    found = words.words(list(text))
+    found = captions.words(list(text))
     assert [run.text for run in found] == text.split()
     assert all(text[run.first : run.end] == run.text for run in found)
 
 
 def test_blanks_and_line_ends_can_be_seen() -> None:
-    assert words.visible("a b\n\x01") == "a␣b↵\ufffd"
+    assert captions.visible("a b\n\x01") == "a␣b↵\ufffd"
 
 
 def test_each_character_stands_under_its_tick() -> None:
@@ -162,7 +166,7 @@ def test_the_same_record_makes_the_same_bytes() -> None:
 def test_what_is_no_number_has_a_colour_that_no_number_has() -> None:
     values = np.linspace(-1, 1, 90, dtype=np.float32).reshape(9, 10)
     values[4, 4] = np.nan
-    png, _, _ = heat(track(values))
+    png, _, _ = heat_map(track(values))
     pixels = imread(BytesIO(png))
     tall, wide = (n // m for n, m in zip(pixels.shape, (10, 9), strict=False))
     cells = pixels[::tall, ::wide, :3].swapaxes(0, 1).astype(float)  # rows of time, as in `values`
@@ -174,7 +178,7 @@ def test_what_is_no_number_has_a_colour_that_no_number_has() -> None:
 def test_a_heat_map_alone_has_a_block_of_pixels_for_each_number() -> None:
     numbers = np.random.default_rng(3).permutation(np.linspace(0, 1, 15)).reshape(5, 3)
     shown = track(numbers, "layer", "f")
-    png, width, height = heat(shown)
+    png, width, height = heat_map(shown)
     pixels = imread(BytesIO(png))
     assert pixels.shape[:2] == (height, width)
     wide, tall = width // 5, height // 3

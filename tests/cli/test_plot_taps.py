@@ -12,7 +12,7 @@ import pytest
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
 from runnel.insight import picture
-from runnel.insight.captions import on_axis
+from runnel.insight.captions import axis_texts
 from runnel.insight.recorder import MAX_MAPS, MAX_UNITS, Record, Recorder
 from runnel.loading.loader import load_pipeline
 from runnel.probe import beside
@@ -63,7 +63,7 @@ names = ["no", "yes"]
 def looked(path: Path, first: int = 0, steps: int = 1000) -> tuple[Recorder, Stream]:
     """A stream that is looked at."""
     recorder = Recorder()
-    engine = Engine(load_pipeline(path, 1, None, 1, False, False, look=recorder), 1)
+    engine = Engine(load_pipeline(path, 1, None, 1, False, False, observer=recorder), 1)
     recorder.choose(None, None)
     recorder.begin(recorder.axis(None), first, steps)
     return recorder, engine.open()
@@ -154,7 +154,7 @@ def test_without_a_probe_the_states_are_seen_after_each_tick(tmp_path: Path) -> 
     assert [t.name for t in got] == ["m: state h0", "m: state c0", "m: state h1", "m: state c1"]
     for i, track in enumerate(got):
         np.testing.assert_allclose(track.values, [w[i] for w in want], rtol=1e-5, atol=1e-6)
-    assert recorder.without == ["m"]
+    assert recorder.unprobed == ["m"]
 
 
 def test_a_chunk_that_fails_leaves_a_watched_stream_as_it_was(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_rows_that_come_when_they_come_are_told_and_not_drawn(tmp_path: Path) ->
     stream.feed(noise(20))
     record = recorder.record()
     assert [t.name for t in record.tracks] == ["input x"]
-    assert [text for text in record.left if text.startswith("output: between it and")]
+    assert [text for text in record.omitted if text.startswith("output: between it and")]
 
 
 def test_words_that_a_model_takes_are_told_by_their_labels(tmp_path: Path) -> None:
@@ -213,12 +213,12 @@ def test_words_that_a_model_takes_are_told_by_their_labels(tmp_path: Path) -> No
     recorder, stream = looked(path)
     stream.feed(np.frombuffer(b"to be or be to ", np.uint8))
     record = recorder.record()
-    found = on_axis(record)
+    found = axis_texts(record)
     assert found is not None
     assert found[1] == ["to", "be", "or", "be", "to"]
     assert [t.name for t in record.tracks[:3]] == ["to m: x", "m: y", "output label"]
     assert set(record.tracks[2].labels or {}) == {0, 1}
-    assert record.left == ["input: between it and what is drawn rows come when they come"]
+    assert record.omitted == ["input: between it and what is drawn rows come when they come"]
 
 
 def test_what_only_passes_is_drawn_once_and_what_is_only_alike_is_drawn_too(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_only_so_many_states_are_drawn(tmp_path: Path) -> None:
     stream.feed(noise(2, 3))
     record = recorder.record()
     assert sum(t.kind == "states" for t in record.tracks) == MAX_MAPS
-    [said] = [text for text in record.left if "heat maps" in text]
+    [said] = [text for text in record.omitted if "heat maps" in text]
     assert said.startswith(f"{MAX_MAPS} heat maps, of ")
     assert said.endswith(f", …: at most {MAX_MAPS} are drawn")
 
@@ -301,7 +301,7 @@ def test_only_so_many_units_are_kept_but_the_mean_is_of_all(tmp_path: Path) -> N
     assert (len(f.units), f.size, f.units[0], f.units[-1]) == (MAX_UNITS, 300, 0, 299)
     np.testing.assert_allclose(f.values, want[:, f.units], rtol=1e-5)
     np.testing.assert_allclose(f.mean, want.mean(axis=1), rtol=1e-5)
-    assert any("units" in text for text in record.left)
+    assert any("units" in text for text in record.omitted)
 
 
 def test_a_bare_probe_is_a_model_with_more_outputs(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Stages that keep every law, and stages made to break one each; `test_checks` tries them."""
+"""Stages that keep every law, and stages that break one law each, for `test_checks`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
-from runnel.batch import Batch, Done
+from runnel.batch import Batch, BatchResult
 from runnel.stage import require_finite
 
 SIGNAL = Signal((TensorSpec("x", "float32", (2,)),), 100.0)
@@ -29,7 +29,7 @@ class Difference(Stage):
 
 
 class Holding(Difference):
-    """Gives each row three steps late, and the rest at the flush."""
+    """Returns each time step three steps late, and the rest at the flush."""
 
     latency = 3
 
@@ -84,7 +84,7 @@ class ObjectInState(Difference):
 
 
 class OtherDtypeInState(Difference):
-    """What `initial` made as float32 is float64 after a step: a snapshot of it would be refused."""
+    """The state of `initial` is float32, but float64 after a step: its snapshot would be refused."""
 
     def step(self, state, chunk):
         new, out = super().step({"last": state["last"].astype(np.float32)}, chunk)
@@ -143,7 +143,7 @@ class WritesStateInFlush(Difference):
 
 
 class BorrowsChunk(Difference):
-    """Writes to its chunk and puts back what was there: nobody sees it, until the chunk is read-only."""
+    """Writes to its chunk and restores it: visible only if the chunk is read-only."""
 
     def step(self, state, chunk):
         new, out = super().step(state, chunk)
@@ -179,7 +179,7 @@ class KeepsWhatItFlushed(Holding):
 
 
 class HidesState(Difference):
-    """Remembers in the stage object; with one stream at a time nobody would notice."""
+    """Stores data in the stage object; with one stream at a time it does not show."""
 
     def __init__(self):
         super().__init__()
@@ -205,7 +205,7 @@ class CountsCalls(Difference):
 
 
 class TripsOnNothing(Difference):
-    """An empty chunk makes it forget."""
+    """Resets its state on an empty chunk."""
 
     def step(self, state, chunk):
         return super().step(state, chunk) if len(chunk["x"]) else (self.initial(), self.outputs.empty())
@@ -229,7 +229,7 @@ class LoadForgets(Difference):
 
 
 class LoadWritesLater(Difference):
-    """Works in the arrays that it loaded: those of a snapshot cannot be written to."""
+    """Writes to the arrays that it loaded, which are read-only if they come from a snapshot."""
 
     def load(self, state, arrays):
         arrays["last"].setflags(write=True)
@@ -242,7 +242,7 @@ class OpensElsewhere(Difference):
 
 
 class ResetKeeps(Difference):
-    """What was loaded over a used state is not all that counts."""
+    """Keeps a part of the used state over which it loads."""
 
     def load(self, state, arrays):
         return {"last": arrays["last"] + state["last"]}
@@ -281,7 +281,7 @@ class MixesEqual(StackedStage):
 
 
 class Blends(Difference):
-    """Alone it is right, and so it is among chunks of unequal length; in a batch its neighbours show."""
+    """Correct alone, and in chunks of unequal length; in a batch its neighbours affect it."""
 
     def step_many(self, states, chunks):
         results = super().step_many(states, chunks)
@@ -291,12 +291,14 @@ class Blends(Difference):
             and not any(isinstance(r, Exception) for r in results)
         ):
             rows = np.stack([out["x"] for _, out in results])
-            results = Done([state for state, _ in results], Batch({"x": rows + 1e-3 * rows.sum(axis=0)}))
+            results = BatchResult(
+                [state for state, _ in results], Batch({"x": rows + 1e-3 * rows.sum(axis=0)})
+            )
         return results
 
 
 class CountsFromTheFirstAxis(RowStage):
-    """The first axis of one stream is time, and that of a batch is the streams."""
+    """Uses the first axis: time for one stream, but the streams for a batch."""
 
     name = "centre"
 
@@ -316,11 +318,11 @@ class Sorts(Difference):
 
 class TakesAList(Difference):
     def step_many(self, states, chunks):
-        return super().step_many(states, chunks.copy())  # a list has that, a Batch has not
+        return super().step_many(states, chunks.copy())  # a list has `copy`, a Batch has not
 
 
 class Squeezes(Difference):
-    """Right for two streams and more; of one it drops the axis."""
+    """Correct for two streams and more; drops the axis for one."""
 
     def step_many(self, states, chunks):
         if isinstance(chunks, Batch):
@@ -368,7 +370,7 @@ class BatchKeepsChunks(Difference):
 
 
 class BatchSwallows(Difference):
-    """A stream whose chunk is bad gets nothing, instead of an error."""
+    """A stream with a bad chunk gets no output, instead of an error."""
 
     def step_many(self, states, chunks):
         results = super().step_many(states, chunks)
@@ -401,7 +403,7 @@ class Hoards(Difference):
 
 
 class KeepsAView(Difference):
-    """One row, of an array as long as the chunk."""
+    """Stores one time step, as a view of an array as long as the chunk."""
 
     def step(self, state, chunk):
         new, out = super().step(state, chunk)
@@ -413,7 +415,7 @@ class StatesTooMuch(Difference):
 
 
 class Late(Difference):
-    """y[t] = x[t-1], but says latency 0."""
+    """y[t] = x[t-1], but states latency 0."""
 
     def step(self, state, chunk):
         new, _ = super().step(state, chunk)
@@ -421,7 +423,7 @@ class Late(Difference):
 
 
 class Holds(Holding):
-    """Says latency 0."""
+    """Holds back output, but states latency 0."""
 
     latency = 0
 
@@ -447,7 +449,7 @@ class WrongRatio(Difference):
 
 
 class SlowerThanStated(Difference):
-    """Gives every second row, but says ratio (1, 1)."""
+    """Outputs every second time step, but states ratio (1, 1)."""
 
     def initial(self):
         return {**super().initial(), "phase": np.array(0)}
@@ -459,7 +461,7 @@ class SlowerThanStated(Difference):
 
 
 class WheneverSlower(SlowerThanStated):
-    """The same, and says so: nothing is stated of when rows come."""
+    """The same, but with ratio None: nothing is stated about the timing."""
 
     ratio = None
 

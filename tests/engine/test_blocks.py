@@ -1,4 +1,4 @@
-"""Ticks into blocks and back: against their definition, by the laws of a stage, and through an engine."""
+"""Ticks to blocks and back: the definition, the laws of a stage, and an engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def spread(ticks: int) -> Spread:
 def test_equals_the_definition(
     ticks: int, lookahead: int, length: int, width: int, data: st.DataObject
 ) -> None:
-    """Step k sees ticks [k*ticks, k*ticks + window), as many of them as `present` says."""
+    """Step k sees ticks [k*ticks, k*ticks + window); `present` is the number of real ones."""
     shape = (width,) if width else ()
     stage = gather(ticks, lookahead, shape)
     x = np.random.default_rng(length).standard_normal((length, *shape)).astype(np.float32)
@@ -90,7 +90,7 @@ def test_the_laws_of_a_stage(ticks: int, lookahead: int) -> None:
     check_stage(lambda: spread(ticks), rows)
 
 
-def test_a_latency_that_is_not_true_breaks_the_law() -> None:
+def test_wrong_latency_breaks_the_law() -> None:
     def early() -> Gather:
         stage = gather(4, 6)
         stage.latency = 5
@@ -101,20 +101,20 @@ def test_a_latency_that_is_not_true_breaks_the_law() -> None:
     assert "latency" in LAWS
 
 
-def test_rows_of_no_tick_are_left_out() -> None:
+def test_padding_rows_are_left_out() -> None:
     y = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
     _, out = spread(2).step({}, {"y": y, "kept": np.array([2, 1, 0], np.int32)})
     np.testing.assert_array_equal(out["y"], [[0, 1], [2, 3], [4, 5]])
 
 
-def test_a_nan_is_refused_before_it_is_kept() -> None:
+def test_nan_is_refused_before_it_is_stored() -> None:
     stage = gather(2, 2)
     with pytest.raises(NonFiniteError, match="time step 1"):
         stage.step(stage.open(), {"x": np.array([0, np.nan], np.float32), "id": np.zeros(2, np.int64)})
 
 
 @pytest.mark.parametrize(("x", "ids"), [((4,), (4,)), ((3,), (2,)), ((3, 1), (3,)), ((10**6,), (10**6,))])
-def test_ticks_that_no_stream_can_hold_are_not_restored(x: tuple[int, ...], ids: tuple[int, ...]) -> None:
+def test_impossible_ticks_are_not_restored(x: tuple[int, ...], ids: tuple[int, ...]) -> None:
     stage = gather(2, 2)
     stage.load(stage.open(), {"x": np.zeros(3, np.float32), "id": np.zeros(3, np.int64)})
     with pytest.raises(SnapshotError, match="fewer than 4"):
@@ -131,7 +131,7 @@ def test_bounds(ticks: int, lookahead: int) -> None:
 
 
 def spec(blocks: Blocks, **changed: Any) -> ModelSpec:
-    """The document of `model`, or one with something changed."""
+    """Return the document of `model`, with some parts changed."""
     parts: dict[str, Any] = {
         "inputs": (
             ModelTensor("x", "float32", (blocks.window, "slot", 1)),
@@ -151,7 +151,7 @@ def spec(blocks: Blocks, **changed: Any) -> ModelSpec:
 
 
 def model(blocks: Blocks) -> bytes:
-    """y[t]: the sum of x up to t, a state, and that of its block's window: easily told by hand, and exact."""
+    """y[t]: the sum of x up to t, a state, plus the sum of its block's window: exact, and known by hand."""
     n, w = blocks.ticks, blocks.window
     ints, floats = TensorProto.INT32, TensorProto.FLOAT
     stored = [
@@ -293,6 +293,6 @@ def test_unknown_words_are_refused() -> None:
         from_document(document, "here")
 
 
-def test_what_a_stream_is_fed() -> None:
+def test_inputs_of_a_stream() -> None:
     windows = Signal((TensorSpec("x", "float32", (7, 2)), TensorSpec("n", "int32")), 3.0)
     assert outer(windows, "n", 21.0) == Signal((TensorSpec("x", "float32", (2,)),), 21.0)

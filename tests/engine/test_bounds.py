@@ -1,4 +1,4 @@
-"""Bounds of files and of memory: at the bound all is well, one past it is refused or let go of."""
+"""Bounds of files and memory: at the bound it works, one past it is refused or evicted."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ def hand(tmp_path: Path) -> models.Hand:
 
 
 def bindings() -> int:
-    """How many bindings of onnxruntime are alive."""
+    """Count the live bindings of onnxruntime."""
     gc.collect()
     return sum(type(one) is ort.IOBinding for one in gc.get_objects())
 
 
-def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
-    hand: models.Hand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_bindings_are_bounded_and_evicted(hand: models.Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "MAX_CALLS", 4)
     before = bindings()
     with Engine.load(hand.path, max_streams=20) as engine:
@@ -42,7 +40,7 @@ def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
         expected = hand.loop({"x": chunk})["y"]
         made: list[list[np.ndarray]] = [[] for _ in streams]
         for turn in range(len(chunk)):
-            count = turn % 10 + 2  # sizes whose binding was let go of come again
+            count = turn % 10 + 2  # sizes whose binding was evicted are used again
             pairs = [(s, chunk[len(m)][None]) for s, m in zip(streams[:count], made, strict=False)]
             for parts, out in zip(made, engine.feed_many(pairs), strict=False):
                 assert isinstance(out, np.ndarray)
@@ -52,7 +50,7 @@ def test_kept_bindings_are_bounded_and_let_go_of_without_a_trace(
             np.testing.assert_allclose(np.concatenate(parts), expected[: len(parts)], atol=1e-6)
 
 
-def test_one_call_has_so_many_ticks_and_streams_at_most(
+def test_ticks_and_streams_of_one_call_are_bounded(
     hand: models.Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "MAX_TICKS", 8)
@@ -111,7 +109,7 @@ def test_bytes_of_a_pipeline_file(hand: models.Hand, tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_time_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(pipeline, "MAX_TIME_STEP_BYTES", 400)
     path = tmp_path / "p.toml"
     for size in (100, 101):  # float32
         path.write_text(f'[input]\ndtype = "int64"\nshape = []\n[[before]]\nuse = "one_hot"\nsize = {size}\n')
@@ -123,7 +121,7 @@ def test_bytes_of_a_time_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bytes_of_a_snapshot_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is made that would not be taken back."""
+    """A snapshot that `decode` would refuse is not encoded."""
     snapshot = state.Snapshot("p", 0, False, (("s", {"x": np.zeros(100, np.float32)}),))
     size = len(state.encode(snapshot))
     monkeypatch.setattr(state, "MAX_SNAPSHOT", size)

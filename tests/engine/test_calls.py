@@ -1,4 +1,4 @@
-"""What comes at the wrong moment: listeners that act, other threads, stages that call, interrupts, copies."""
+"""Calls at the wrong moment: from listeners, other threads, stages, interrupts; and copies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runnel import Engine, Notice, Signal, Stage, Stream, TensorSpec, errors, no
 from runnel.loading.loader import load_pipeline
 from runnel.model.session import ModelStage
 from runnel.notices import Notices
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Steps
 from tests import laws, models
@@ -30,7 +30,7 @@ BAD = np.ones(1, np.float64)
 
 
 class World:
-    """An engine of a model that sums, and what its listener was notified of."""
+    """An engine of a model that sums, and the notices that its listener received."""
 
     def __init__(self, folder: Path, act: Callable[[Engine, Notice], None] | None = None) -> None:
         hand = models.accumulator(folder / "m.onnx")
@@ -66,7 +66,7 @@ def total(stream: Stream) -> float:
 
 
 def test_a_listener_resets_another_stream(tmp_path: Path) -> None:
-    """While many are fed: its reset is not undone by the chunk that was fed in the same call."""
+    """The chunks of the same call do not undo the reset."""
     world = World(tmp_path)
     a, b = (world.engine.open(name) for name in "ab")
     a.feed(ONE)
@@ -117,8 +117,8 @@ def test_notices_come_when_the_call_has_committed(tmp_path: Path) -> None:
     assert seen == [(1, 1)]
 
 
-def test_a_listener_that_causes_what_it_hears(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
-    """Without end: it is stopped, and the engine goes on."""
+def test_endless_notices_of_a_listener_are_cut_off(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    """An endless chain of notices is cut off, and the engine continues."""
     monkeypatch.setattr(notices, "MAX_NESTED", 20)
     world = World(tmp_path)
     stream = world.engine.open("s")
@@ -148,7 +148,7 @@ def test_health_reports_are_delivered_at_rest_too(tmp_path: Path) -> None:
         told.append((event, stream, b.seq))
         b.reset()
 
-    engine.health.told = tell
+    engine.health.on_event = tell
     engine.feed_many([(a, ONE * 99), (b, ONE)])
     assert told == [("blown_up", "a", 1)]
     assert (b.seq, total(b)) == (0, 0)
@@ -158,7 +158,7 @@ def test_health_reports_are_delivered_at_rest_too(tmp_path: Path) -> None:
 
 
 def test_another_thread_while_a_call_is_inside(tmp_path: Path) -> None:
-    """It is refused; the call that is inside notices nothing; afterwards the other thread may take over."""
+    """It is refused; the running call is not affected; afterwards the other thread may take over."""
     world = World(tmp_path)
     a, b = (world.engine.open(name) for name in "ab")
     inside, go_on = threading.Event(), threading.Event()
@@ -248,9 +248,9 @@ class Interrupt(BaseException):
 
 
 class Injector:
-    """Raises at the k-th instant at which CPython looks for signals: a call begins, a C call ends, a loop.
+    """Raises at the k-th instant at which CPython handles signals: a call, the end of a C call, a loop.
 
-    Only in this project's own code: what others do in their own is seen as one call.
+    Only in this project's own code: a call into other code counts as one instant.
     """
 
     def __init__(self, at: int) -> None:
@@ -315,7 +315,7 @@ class Keeping(Stage):
 
 
 class Torn:
-    """Two models and a stage, in a row or in a loop; the oracle is each stream's state by its `seq`."""
+    """Two models and a stage, in sequence or in a loop; the oracle is each stream's state by its `seq`."""
 
     def __init__(self, folder: Path, loop: bool) -> None:
         models.accumulator(folder / "m.onnx")
@@ -329,8 +329,8 @@ class Torn:
         stages = [first, Keeping(first.outputs), second]
         pipeline = Pipeline(stages, None, {})
         if loop:
-            back = Back(first.inputs.tensors[0], "z", np.array(1, np.float32))
-            pipeline = Pipeline([Feedback(pipeline, [back])], None, {})
+            loop_input = LoopInput(first.inputs.tensors[0], "z", np.array(1, np.float32))
+            pipeline = Pipeline([Feedback(pipeline, [loop_input])], None, {})
         self.models = [first, second]
         self.engine = Engine(pipeline, 4)
         self.chunk: Any = Steps(3) if loop else np.ones(2, np.float32)
@@ -347,7 +347,7 @@ class Torn:
             self.ended = stream.state
 
     def check(self) -> None:
-        """Every stream is whole, and no row is lost."""
+        """Check that every stream is intact, and that no arena row is lost."""
         for stream in self.engine.streams.values():
             assert not stream.closed
             laws.same_state(self.ended if stream.ended else self.states[stream.seq], stream.state)
@@ -370,7 +370,7 @@ def acts(world: Torn, a: Stream, b: Stream) -> dict[str, Callable[[], Any]]:
 
 
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-# Instants from one interrupt to the next, in calls that have thousands: primes, to keep step with no loop.
+# Instants between two interrupts, in calls with thousands: primes, so that no loop stays in step.
 STRIDES = {"feed": 3, "feed_many": 23, "refused": 13}
 ACTS = ["feed", "feed_many", "refused", "reset", "rewind", "flush", "close", "open", "restore"]
 

@@ -1,4 +1,4 @@
-"""Each law is broken by a stage made for it: a check that cannot fail is no check."""
+"""Each law is broken by a stage made for it, to show that the check can fail."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.engine.law_breakers import (
     WheneverSlower,
 )
 
-# What is random is the same nowhere; what is kept in the stage shows wherever a stage has a second stream;
-# any random cutting has empty chunks. So whoever breaks these breaks others as well.
+# Random output differs everywhere, data stored in the stage shows in every law with two streams, and any
+# random cuts include empty chunks. So a stage that breaks these laws breaks others as well.
 ENTAILING = {"determinism", "isolation", "empty"}
 
 
@@ -43,7 +43,7 @@ def test_every_law_has_a_stage_that_breaks_it_and_keeps_all_others():
 
 
 def broken(factory):
-    """The laws that the stage breaks, each tried by itself."""
+    """Return the laws that the stage breaks, each tried alone."""
     trial = Trial(factory, noise(Difference(), 0), 0, 1e-5)
     found = set()
     for name, law in LAWS.items():
@@ -55,7 +55,7 @@ def broken(factory):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_every_law_says_how_to_keep_it(law):
+def test_every_law_documents_how_to_keep_it(law):
     mutant = next(mutant for mutant, broken in MUTANTS if broken == law)
     with pytest.raises(LawBroken, match=r"(?s)\n\nThe law: .*\n\nTo keep it: .*\n\n\(stage '\w+', seed 7\)$"):
         check_stage(mutant, seed=7)
@@ -135,7 +135,7 @@ class OfOneStep(Difference):
         (OfOneStep, "signal", "on a chunk of 256 time steps the stage raised ValueError: one at a time"),
     ],
 )
-def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
+def test_beginners_mistakes_have_their_own_messages(beginner, law, told):
     with pytest.raises(LawBroken) as caught:
         check_stage(beginner)
     assert caught.value.law == law
@@ -144,8 +144,8 @@ def test_a_beginners_mistake_is_told_as_what_it_is(beginner, law, told):
     assert LAWS[law].__doc__.split(".")[0] in message, "with the advice of that law"
 
 
-def test_what_the_advice_names_is_there():
-    """Who reads it goes and imports it."""
+def test_names_in_the_advice_exist():
+    """An author who reads the advice imports the names in it."""
     for name in re.findall(r"`(runnel(?:\.\w+)+)", "".join(law.__doc__ for law in LAWS.values())):
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute)

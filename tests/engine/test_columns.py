@@ -1,4 +1,4 @@
-"""The columns of a signal in a table: their names, and what is proposed if they are not there."""
+"""The columns of a signal in a table: names, and proposals for missing columns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_names_of_row_numbers(name) -> None:
 @pytest.mark.parametrize(
     "name", ["x", "temperature", "lifetime", "humidity", "tide", "pressure", "video", "n.0"]
 )
-def test_names_of_what_is_measured(name) -> None:
+def test_names_of_measured_columns(name) -> None:
     assert not is_time_name(name)
     assert not is_row_name(name)
 

@@ -1,4 +1,4 @@
-"""A damaged file never loads, and its certificate's hash covers every bit of it."""
+"""A damaged file never loads: its certificate's hash covers every bit."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def hand(tmp_path_factory: pytest.TempPathFactory) -> models.Hand:
     return models.lstm(tmp_path_factory.mktemp("container") / "m.onnx", hidden=2, layers=1)
 
 
-def test_others_read_it_too(hand: models.Hand) -> None:
+def test_onnx_reads_the_file_too(hand: models.Hand) -> None:
     model = onnx.load(hand.path)
     onnx.checker.check_model(model)
     entry = {p.key: p.value for p in model.metadata_props}

@@ -1,4 +1,4 @@
-"""A model whose numbers are in another file is refused by Runnel itself, wherever the tensor is."""
+"""A model with numbers in another file is refused, wherever the tensor is."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def saved(folder: Path, built: onnx.GraphProto) -> Path:
 
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_numbers_in_another_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where onnxruntime would look
+    monkeypatch.chdir(tmp_path)  # onnxruntime's search path
     path = saved(tmp_path, GRAPHS[kind])
     with pytest.raises(ModelError, match=r"tensor 'w' are in another file, 'weights.bin'"):
         Engine.load(path)

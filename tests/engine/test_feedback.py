@@ -1,4 +1,4 @@
-"""An output that is the next input: against loops written by hand over torch's layers, and the four laws."""
+"""Feedback: against loops written by hand over torch's layers, and the four laws."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,9 @@ from runnel import snapshot as snapshots
 from runnel.batch import RowStage, StackedStage
 from runnel.checks import check_stage
 from runnel.loading.loader import load_pipeline
-from runnel.loading.modelfile import Running, read_model
+from runnel.loading.modelfile import RunOptions, read_model
 from runnel.model.session import MAX_CELLS
-from runnel.pipeline.feedback import Back, Feedback, read
+from runnel.pipeline.feedback import Feedback, LoopInput, read
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_STEPS, Stage, Steps
 from tests import laws, models
@@ -43,7 +43,7 @@ class Reader(nn.Module):
 
 
 class Actor(nn.Module):
-    """A controller: what it sees and what it did last, to what it does."""
+    """A controller: observation and last action in, next action out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Actor(nn.Module):
 
 
 class Greedy(RowStage):
-    """The number of the highest score."""
+    """Return the index of the highest score."""
 
     name = "greedy"
 
@@ -95,7 +95,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reader, Actor
     reader, actor = Reader(), Actor()
     with torch.no_grad():
         for weight in reader.parameters():
-            weight *= 3  # so that it does not say the same for ever
+            weight *= 3  # so that its output is not constant
     runnel_export.export(reader, {"token": torch.randint(0, WORDS, (2, 9))}, folder / "reader.onnx")
     example = {"seen": torch.randn(2, 9, 2), "action": torch.randn(2, 9, 1)}
     runnel_export.export(actor, example, folder / "actor.onnx")
@@ -106,16 +106,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reader, Actor
 
 
 def generator(files: tuple[Path, Reader, Actor], streams: int = 40, unlucky: int = -1) -> Engine:
-    """Characters by the highest score, from number 3 on; the stages behind the model are the test's own."""
+    """Return an engine that generates the most likely characters, from number 3 on."""
     model = load_pipeline(files[0] / "reader.onnx", streams, None, 1, False, False).stages[0]
     count = Count(model.outputs, unlucky)
     inner = Pipeline([model, count, Greedy(count.outputs)], None, {})
-    loop = Feedback(inner, [Back(inner.inputs.tensors[0], "sampled", np.array(3))])
+    loop = Feedback(inner, [LoopInput(inner.inputs.tensors[0], "sampled", np.array(3))])
     return Engine(Pipeline([loop], None, {}), streams)
 
 
 def written(reader: Reader, prompt: list[int], steps: int) -> list[int]:
-    """The oracle: torch's own layers, called a character at a time."""
+    """The oracle: torch's own layers, called for one character at a time."""
     held, token, made = None, 3, []
     with torch.no_grad():
         for i in range(len(prompt) + steps):
@@ -126,7 +126,7 @@ def written(reader: Reader, prompt: list[int], steps: int) -> list[int]:
     return made
 
 
-def test_generates_what_a_loop_over_torch_does(files: tuple[Path, Reader, Actor]) -> None:
+def test_generation_equals_a_loop_over_torch(files: tuple[Path, Reader, Actor]) -> None:
     stream = generator(files).open()
     assert stream._pipeline.inputs.names == ("token",)
     out = [stream.generate(n)["sampled"] for n in (1, 7, 2, 20)]
@@ -137,7 +137,7 @@ def test_generates_what_a_loop_over_torch_does(files: tuple[Path, Reader, Actor]
 
 
 def test_goes_on_from_a_prompt(files: tuple[Path, Reader, Actor]) -> None:
-    """What is given is used in place of what came back; then it goes on from the last output."""
+    """The prompt replaces the values fed back; generation then continues from the last output."""
     prompt = [5, 1, 1, 8]
     expected = written(files[1], prompt, 12)
     stream = generator(files).open()
@@ -149,7 +149,7 @@ def test_goes_on_from_a_prompt(files: tuple[Path, Reader, Actor]) -> None:
 
 
 def test_a_controller_equals_torch(files: tuple[Path, Reader, Actor]) -> None:
-    """Some inputs are given, one comes back: its last action, 0.25 at first."""
+    """Some inputs are given, one is fed back: the last action, 0.25 at first."""
     actor = files[2]
     seen = np.random.default_rng(0).standard_normal((25, 2)).astype(np.float32)
     held, action, expected = None, torch.tensor([[[0.25]]]), []
@@ -204,7 +204,7 @@ def test_return(actor: Engine, at: int) -> None:
 
 @given(tick=st.integers(0, 9))
 def test_commit(actor: Engine, tick: int) -> None:
-    """However far into a chunk its error comes, the stream is bit for bit what it was."""
+    """After an error at any tick of a chunk, the stream is unchanged bit for bit."""
     bad = SEEN[:10].copy()
     bad[tick, 1] = np.nan
     laws.commit(actor, {"seen": SEEN}, {"seen": bad}, errors.NonFiniteError, {"seen": SEEN[5:9]})
@@ -217,7 +217,7 @@ def test_the_published_laws(files: tuple[Path, Reader, Actor]) -> None:
 
 
 def test_an_error_in_the_middle_of_generating(files: tuple[Path, Reader, Actor]) -> None:
-    """Tick 12 of the stream's life fails: alone, in a batch, and behind ticks that had succeeded."""
+    """Tick 12 of the stream fails: alone, in a batch, and after ticks that succeeded."""
     engine = generator(files, unlucky=12)
     stream, other = engine.open(), engine.open()
     stream.generate(8)
@@ -239,7 +239,7 @@ def test_an_error_in_the_middle_of_generating(files: tuple[Path, Reader, Actor])
 
 
 def test_a_batch_of_64_equals_each_alone(files: tuple[Path, Reader, Actor]) -> None:
-    """Prompts of all lengths and numbers of steps of all sizes, mixed in each call; some twice in one."""
+    """Prompts of all lengths and numbers of steps of all sizes, mixed in each call; some streams twice."""
     rng = np.random.default_rng(5)
     engine, single = generator(files, 64), generator(files, 1)
     prompts = [rng.integers(0, WORDS, rng.integers(1, 9)) for _ in range(64)]
@@ -282,8 +282,8 @@ def test_snapshot_midway_and_reset(files: tuple[Path, Reader, Actor]) -> None:
         copy.generate(1)
 
 
-def test_what_was_handed_out_is_the_callers(actor: Engine) -> None:
-    """The value on its way back is not the array that the caller has."""
+def test_outputs_share_no_memory_with_the_loop(actor: Engine) -> None:
+    """The value fed back is not the array that the caller has."""
     stream, twin = actor.open(), actor.open()
     for _ in range(3):
         out = stream.feed(SEEN[:1])
@@ -303,7 +303,9 @@ def test_what_was_handed_out_is_the_callers(actor: Engine) -> None:
         ({"fed.more": np.zeros((1, 1))}, "fed.more"),
     ],
 )
-def test_a_strangers_snapshot(actor: Engine, change: dict[str, np.ndarray], says: str) -> None:
+def test_forged_snapshot_of_a_loop_is_refused(
+    actor: Engine, change: dict[str, np.ndarray], says: str
+) -> None:
     with actor.open() as stream:
         stream.feed(SEEN)
         held = snapshots.decode(stream.snapshot())
@@ -336,8 +338,8 @@ def test_the_most_steps(files: tuple[Path, Reader, Actor]) -> None:
     assert len(generator(files).open().generate(MAX_STEPS)["y"]) == MAX_STEPS
 
 
-def test_a_value_that_blows_up_is_not_kept(tmp_path: Path) -> None:
-    """s' = (s + x)²: what comes back is its own input; it soon leaves float32."""
+def test_value_that_blows_up_is_not_stored(tmp_path: Path) -> None:
+    """s' = (s + x)²: the output is its own input, and soon exceeds float32."""
     hand = models.blowup(tmp_path / "m.onnx")
     model = onnx.load(hand.path)
     del model.metadata_props[:]
@@ -369,7 +371,7 @@ def test_a_value_that_blows_up_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_one_of_a_group_whose_state_blows_up_later(tmp_path: Path) -> None:
-    """Found after the run, when rows could be written: the others are not stepped twice for it."""
+    """The failure is found after the run, when rows could be written: the others are not stepped twice."""
     models.blowup(tmp_path / "m.onnx")
     (tmp_path / "p.toml").write_text('[model]\npath = "m.onnx"\n[feedback]\nx = { output = "y" }\n')
     with Engine.load(tmp_path / "p.toml") as engine:
@@ -386,7 +388,7 @@ def test_one_of_a_group_whose_state_blows_up_later(tmp_path: Path) -> None:
 
 
 class Log(RowStage):
-    """Says NaN of what is negative, and passes it on."""
+    """Returns the logarithm, which is NaN for negative numbers."""
 
     name = "log"
 
@@ -400,9 +402,9 @@ class Log(RowStage):
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_a_nan_is_not_fed_back(streams: int) -> None:
-    """Nor taken for an answer in the middle of a prompt: as it would be refused in two chunks."""
+    """A NaN inside a prompt is refused, as it would be in two chunks."""
     signal = Signal((TensorSpec("x", "float32"),))
-    loop = Feedback(Pipeline([Log(signal)], None, {}), [Back(signal.tensors[0], "x", np.float32(2))])
+    loop = Feedback(Pipeline([Log(signal)], None, {}), [LoopInput(signal.tensors[0], "x", np.float32(2))])
     engine = Engine(Pipeline([loop], None, {}))
     opened = [engine.open() for _ in range(streams)]
     for made in engine.generate_many([(stream, 9) for stream in opened]):
@@ -415,10 +417,10 @@ def test_a_nan_is_not_fed_back(streams: int) -> None:
 
 
 def test_forks_of_more_streams_than_a_call_takes(tmp_path: Path) -> None:
-    """Two groups, of which the second fails and is done again one by one: no tick is taken twice."""
+    """Two groups, of which the second fails and is stepped again one by one: no tick is applied twice."""
     hand = models.embedding(tmp_path / "m.onnx")
     streams = MAX_CELLS + 3
-    file = read_model({"path": "m.onnx"}, tmp_path, "m", Running(streams, None, 1, False, False))
+    file = read_model({"path": "m.onnx"}, tmp_path, "m", RunOptions(streams, None, 1, False, False))
     stage: Any = file.stages(None, streams, streams)[0]
     rows = [stage.open() for _ in range(streams)]
     forks = [stage.fork(row) for row in rows]
@@ -442,7 +444,7 @@ def hand_embedding(hand: models.Hand) -> np.ndarray:
     return np.array(onnx.numpy_helper.to_array(next(w for w in graph.initializer if w.name == "E")))
 
 
-# What may be in a loop, and what may be said of it
+# Which stages are allowed in a loop, and mistakes in [feedback]
 
 
 class Late(RowStage):
@@ -475,11 +477,11 @@ X = TensorSpec("x", "float32", (2,))
 def test_stages_that_cannot_be_in_a_loop(kind: type[Stage]) -> None:
     stages = [Count(Signal((X,))), kind(Signal((X,)))]  # type: ignore[call-arg]
     with pytest.raises(errors.PipelineError, match=rf"stage '1: {kind.name}' cannot be in a loop: .*ratio"):
-        Feedback(Pipeline(stages, None, {}), [Back(X, "x", np.zeros(2, np.float32))])
+        Feedback(Pipeline(stages, None, {}), [LoopInput(X, "x", np.zeros(2, np.float32))])
 
 
 class Liar(Late):
-    """Says that it makes a row of each row, and makes two."""
+    """States that it makes one time step of each, and makes two."""
 
     name = "liar"
     latency = 0
@@ -488,8 +490,8 @@ class Liar(Late):
         return {name: np.repeat(array, 2, -2) for name, array in arrays.items()}
 
 
-def test_a_stage_that_makes_more_than_it_says() -> None:
-    loop = Feedback(Pipeline([Liar(Signal((X,)))], None, {}), [Back(X, "x", np.zeros(2, np.float32))])
+def test_stage_with_more_output_than_declared_is_refused() -> None:
+    loop = Feedback(Pipeline([Liar(Signal((X,)))], None, {}), [LoopInput(X, "x", np.zeros(2, np.float32))])
     engine = Engine(Pipeline([loop], None, {}))
     stream = engine.open()
     for call in (lambda: stream.generate(2), lambda: stream.feed(np.zeros((3, 2), np.float32))):
@@ -524,15 +526,15 @@ def test_mistakes(files: tuple[Path, Reader, Actor], tmp_path: Path, text: str, 
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), 2**70, -1, "1"])
 def test_an_initial_number_must_be_whole_for_whole_numbers(value: Any) -> None:
-    """numpy would cut 0.5 to 0 without a word."""
+    """numpy would silently truncate 0.5 to 0."""
     inner = Pipeline([Count(Signal((TensorSpec("n", "uint8"),)))], None, {})
-    assert read({"n": {"output": "n", "initial": 7}}, inner, "p").backs[0].initial == 7
+    assert read({"n": {"output": "n", "initial": 7}}, inner, "p").loop_inputs[0].initial == 7
     with pytest.raises(errors.RunnelError, match=r"initial (must be uint8|value does not fit)"):
         read({"n": {"output": "n", "initial": value}}, inner, "p")
 
 
-def test_a_snapshot_is_of_one_loop(files: tuple[Path, Reader, Actor], actor: Engine) -> None:
-    """What is fed back, and from where on, is part of what the pipeline computes."""
+def test_snapshot_fits_only_its_own_loop(files: tuple[Path, Reader, Actor], actor: Engine) -> None:
+    """The outputs fed back, and their initial values, are part of the pipeline's identity."""
     with actor.open() as stream:
         blob = stream.snapshot()
     for text in ("", "[feedback]\naction = { output = 'y', initial = 0.5 }\n"):

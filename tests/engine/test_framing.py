@@ -51,7 +51,7 @@ def test_the_worked_example() -> None:
     assert out["w"][1].sum() == 576
 
 
-def test_a_nan_is_refused_before_it_is_kept() -> None:
+def test_nan_is_refused_before_it_is_stored() -> None:
     frame = make(8, 4)
     with pytest.raises(NonFiniteError, match="time step 1"):
         frame.step(frame.open(), {"s": np.array([0, np.nan], np.float32)})
@@ -64,7 +64,7 @@ def test_bounds(window: int, hop: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (4, 2), (2, 3), (0, 2), (10**6, 2)])
-def test_samples_that_no_stream_can_hold_are_not_restored(shape: tuple[int, ...]) -> None:
+def test_impossible_samples_are_not_restored(shape: tuple[int, ...]) -> None:
     stage = make(4, 2, (2,))
     for held in (2, 3):
         stage.load(stage.open(), {"samples": np.zeros((held, 2), np.float32)})

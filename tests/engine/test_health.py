@@ -1,4 +1,4 @@
-"""States that blow up or die are told, once; those that are well, or at rest, are not."""
+"""Health events: states that blow up or die are reported once, healthy or resting ones never."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from onnx import helper
 
 from runnel import Engine, Notice, Stream
 from runnel.errors import NonFiniteError
-from runnel.insight import health
-from runnel.insight import statistics as figures
+from runnel.insight import health, statistics
 from runnel.insight.health import PATIENCE, Settings
 from runnel.notices import Notices
 from runnel.probe import Probe, ProbeLayer
@@ -52,9 +51,9 @@ def net(
 
 
 def relu_sum(path: Path, looped: bool = False, framing: Framing | None = None) -> Hand:
-    """s' = max(s + x, 0) = y, of one number, or of a window: what it does can be told by hand.
+    """s' = max(s + x, 0) = y, of one number or of a window: the result is known by hand.
 
-    `looped`: it takes a u too.
+    `looped`: it has an input u too.
     """
     nodes = [
         helper.make_node("Add", ["s", "given" if looped else "x"], ["sum"]),
@@ -71,12 +70,12 @@ def relu_sum(path: Path, looped: bool = False, framing: Framing | None = None) -
     return models.write(path, nodes, weights, given, [y], [s], any_ticks=False, framing=framing)
 
 
-class Told:
-    """An engine whose streams are looked at every so many chunks, and what is told of their states."""
+class CheckedEngine:
+    """An engine with a health check every few chunks, and the notices about its states."""
 
     def __init__(self, path: Path, every: int = 1, **settings: Any) -> None:
         self._heard: list[Notice] = []
-        self.act: Callable[[Notice], None] = lambda notice: None  # what a listener does then
+        self.act: Callable[[Notice], None] = lambda notice: None  # the listener's action
         pipeline = Engine.load(path, max_streams=8, trust=True).pipeline
         notices = Notices([("test", self._heard.append), ("act", lambda notice: self.act(notice))])
         self.engine = Engine(pipeline, 8, notices, Settings(every, **settings))
@@ -98,7 +97,7 @@ def noise(count: int, features: int = 3, seed: int = 0) -> list[np.ndarray]:
 
 
 def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
-    """Whether one of the chunks is refused for what the state would have become; those before it are fed."""
+    """Whether a chunk is refused because of the state it would cause; the chunks before it are fed."""
     for chunk in chunks:
         try:
             stream.feed(chunk)
@@ -107,46 +106,44 @@ def refused(stream: Stream, chunks: Iterable[np.ndarray]) -> bool:
     return False
 
 
-# What goes wrong
+# Failures
 
 
-def test_a_relu_net_that_explodes_is_told_before_its_state_is_infinite(tmp_path: Path) -> None:
-    told = Told(net(tmp_path / "m.onnx", ("Relu", 1.0, 1.5, 0.0)).path, every=8)
-    stream = told.engine.open("a")
+def test_exploding_relu_net_is_reported_before_its_state_is_infinite(tmp_path: Path) -> None:
+    checked = CheckedEngine(net(tmp_path / "m.onnx", ("Relu", 1.0, 1.5, 0.0)).path, every=8)
+    stream = checked.engine.open("a")
     chunks = iter(noise(2000))
-    while not told.of("a"):
+    while not checked.of("a"):
         stream.feed(next(chunks))
     peak = np.abs(stream.state["m.h0"]).max()
     assert 1e4 < peak < 1e4 * 1.5**9, "at the first look that could see it"
-    assert told.reasons == [f"state 'm.h0' reached {peak:.3g}, beyond 10000"]
+    assert checked.reasons == [f"state 'm.h0' reached {peak:.3g}, beyond 10000"]
     assert refused(stream, chunks)
     with pytest.raises(NonFiniteError):
         stream.feed(noise(1)[0])
-    assert told.of("a") == ["blown_up"], "an episode is told once"
+    assert checked.of("a") == ["blown_up"], "an episode is told once"
     assert stream.condition == "blown_up"
-    assert told.count("non_finite") == {"m.h0": 2}
-    assert told.count("unhealthy") == {"died": 0, "blown_up": 1}
+    assert checked.count("non_finite") == {"m.h0": 2}
+    assert checked.count("unhealthy") == {"died": 0, "blown_up": 1}
     stream.reset()
     assert stream.condition == ""
-    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+    assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
-def test_a_state_that_explodes_between_two_looks_is_seen_when_its_chunk_is_refused(tmp_path: Path) -> None:
-    told = Told(net(tmp_path / "m.onnx", ("Relu", 1.0, 3.0, 0.0)).path, every=10_007)
-    stream = told.engine.open("a")
+def test_state_that_explodes_between_checks_is_found_when_its_chunk_is_refused(tmp_path: Path) -> None:
+    checked = CheckedEngine(net(tmp_path / "m.onnx", ("Relu", 1.0, 3.0, 0.0)).path, every=10_007)
+    stream = checked.engine.open("a")
     assert refused(stream, noise(1000))
-    assert told.of("a") == ["blown_up"]
-    # One chunk that would make it infinite at once: refused, so the state is well still.
+    assert checked.of("a") == ["blown_up"]
+    # One chunk that would make it infinite at once is refused, so the state stays healthy.
     with pytest.raises(NonFiniteError):
-        told.engine.open("b").feed(np.concatenate(noise(1000)))
-    assert told.of("b") == []
-    assert told.count("non_finite") == {"m.h0": 2}
+        checked.engine.open("b").feed(np.concatenate(noise(1000)))
+    assert checked.of("b") == []
+    assert checked.count("non_finite") == {"m.h0": 2}
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
-    tmp_path: Path, batched: bool
-) -> None:
+def test_error_names_the_non_finite_model_of_two_with_one_name(tmp_path: Path, batched: bool) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         relu_sum(tmp_path / folder / "m.onnx")
@@ -156,7 +153,7 @@ def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
     )
     with Engine.load(path, trust=True) as engine:
         streams = [engine.open(id) for id in ("a", "b")]
-        # The first adds up to 2e38, 3e38; the second, which adds up those, is the one that overflows.
+        # The first sums to 2e38, 3e38; the second, which sums these, overflows.
         for value, expected in ((2e38, 0), (1e38, 1 + batched)):
             pairs = [(stream, np.full((1, 1), value, np.float32)) for stream in streams]
             engine.feed_many(pairs if batched else pairs[:1])
@@ -165,77 +162,79 @@ def test_of_two_models_of_one_name_it_is_told_whose_state_was_not_finite(
 
 @pytest.mark.parametrize("layer", [SATURATED, NEVER_ON], ids=["saturated", "never-on"])
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_state_that_nothing_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
-    told = Told(net(tmp_path / "m.onnx", layer).path)
-    streams = [told.engine.open(id) for id in ("a", "b")]
+def test_state_that_no_input_moves_has_died(tmp_path: Path, layer: Any, batched: bool) -> None:
+    checked = CheckedEngine(net(tmp_path / "m.onnx", layer).path)
+    streams = [checked.engine.open(id) for id in ("a", "b")]
     seen = []
     for chunk in noise(8):
         if batched:
-            told.engine.feed_many([(stream, chunk) for stream in streams])
+            checked.engine.feed_many([(stream, chunk) for stream in streams])
         else:
             streams[0].feed(chunk)
-        seen.append(told.of("a"))
-    first = 1 if layer is SATURATED else 0  # its first chunk moves that one from 0 to 1
+        seen.append(checked.of("a"))
+    first = 1 if layer is SATURATED else 0  # its first chunk changes that one from 0 to 1
     assert seen == [["died"] if i >= first + PATIENCE - 1 else [] for i in range(8)]
-    assert told.reasons[0].startswith("state 'm.h0' no longer changes: the same at 3 looks, 1 chunks apart")
-    assert told.count("unhealthy")["died"] == (2 if batched else 1)
+    assert checked.reasons[0].startswith(
+        "state 'm.h0' no longer changes: the same at 3 looks, 1 chunks apart"
+    )
+    assert checked.count("unhealthy")["died"] == (2 if batched else 1)
     streams[0].close()
-    assert told.count("unhealthy")["died"] == (1 if batched else 0)
+    assert checked.count("unhealthy")["died"] == (1 if batched else 0)
 
 
-def test_in_a_batch_each_stream_is_judged_by_what_it_was_given_itself(tmp_path: Path) -> None:
-    """Their hops are not full at the same chunks, so that a stream has one place here and another there."""
-    told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
-    streams = {id: told.engine.open(id) for id in "abcde"}
+def test_in_a_batch_each_stream_is_judged_by_its_own_input(tmp_path: Path) -> None:
+    """Their hops are full at different chunks, so that a stream's index differs between the stages."""
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
+    streams = {id: checked.engine.open(id) for id in "abcde"}
     for id in "be":
         streams[id].feed(np.full(1, -1, np.float32))
     for i in range(2 * PATIENCE + 2):
         pairs = [(s, np.full(1, -1.0 if id in "ac" else -1.0 - i, np.float32)) for id, s in streams.items()]
-        told.engine.feed_many(pairs)
+        checked.engine.feed_many(pairs)
     assert {id: s.condition for id, s in streams.items()} == {
         id: "" if id in "ac" else "died" for id in "abcde"
     }
-    assert told.count("look_failures") == 0
+    assert checked.count("look_failures") == 0
 
 
-def test_a_dead_layer_behind_a_living_one_is_told_by_its_name_unless_it_is_ignored(tmp_path: Path) -> None:
+def test_dead_layer_after_a_healthy_one_is_reported_unless_ignored(tmp_path: Path) -> None:
     path = net(tmp_path / "m.onnx", WELL, SATURATED).path
     for ignore, events in (((), ["died"]), (("m.h1",), [])):
-        told = Told(path, ignore=ignore)
-        stream = told.engine.open("a")
+        checked = CheckedEngine(path, ignore=ignore)
+        stream = checked.engine.open("a")
         for chunk in noise(10):
             stream.feed(chunk)
-        assert told.of("a") == events
-        assert all("state 'm.h1' no longer" in reason for reason in told.reasons)
+        assert checked.of("a") == events
+        assert all("state 'm.h1' no longer" in reason for reason in checked.reasons)
 
 
-def test_what_moves_again_has_recovered(tmp_path: Path) -> None:
-    told = Told(relu_sum(tmp_path / "m.onnx").path)
-    stream = told.engine.open("a")
+def test_state_that_moves_again_has_recovered(tmp_path: Path) -> None:
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
+    stream = checked.engine.open("a")
 
     def feed(*values: float) -> list[str]:
         for value in values:
             stream.feed(np.full((1, 1), value, np.float32))
-        return told.of("a")
+        return checked.of("a")
 
     assert feed(-1, -2, -3) == ["died"]
     assert feed(5) == ["died", "recovered"]
-    assert told.reasons[-1] == "it had died"
+    assert checked.reasons[-1] == "it had died"
     assert feed(2e4) == ["died", "recovered", "blown_up"]
     assert feed(-1.2e4)[3:] == [], "above half of the bound it is not over"
     assert feed(-5e3)[3:] == ["recovered"]
-    assert told.reasons[-1] == "it had blown up"
-    assert told.count("state_events") == {"died": 1, "blown_up": 1, "recovered": 2}
+    assert checked.reasons[-1] == "it had blown up"
+    assert checked.count("state_events") == {"died": 1, "blown_up": 1, "recovered": 2}
 
 
-# What does not
+# No failures
 
 
 @pytest.mark.parametrize("what", ["silence", "constant", "tail", "dither"])
 def test_a_state_at_rest_is_not_dead(tmp_path: Path, what: str) -> None:
-    """After a time of life the same input goes in for ever, or one that is the same for all that matters."""
-    told = Told(net(tmp_path / "m.onnx", WELL, WELL).path)
-    stream = told.engine.open("a")
+    """After varied input, the input is constant, or constant as far as it matters."""
+    checked = CheckedEngine(net(tmp_path / "m.onnx", WELL, WELL).path)
+    stream = checked.engine.open("a")
     rng = np.random.default_rng(0)
     for chunk in noise(20):
         stream.feed(chunk)
@@ -252,61 +251,61 @@ def test_a_state_at_rest_is_not_dead(tmp_path: Path, what: str) -> None:
         )
         still += bool((stream.state["m.h1"] == before).all())
     assert still > 50, "it did come to rest"
-    assert told.of("a") == []
+    assert checked.of("a") == []
 
 
 def test_a_stream_whose_chunks_are_shorter_than_a_hop_is_not_dead(tmp_path: Path) -> None:
-    told = Told(net(tmp_path / "m.onnx", WELL, framing=Framing(8, 8)).path)
-    stream = told.engine.open("a")
+    checked = CheckedEngine(net(tmp_path / "m.onnx", WELL, framing=Framing(8, 8)).path)
+    stream = checked.engine.open("a")
     for sample in np.random.default_rng(0).standard_normal(200).astype(np.float32):
         stream.feed(sample[None])
-    assert told.of("a") == []
-    assert told.count("looks") == 200
+    assert checked.of("a") == []
+    assert checked.count("looks") == 200
 
 
 @pytest.mark.parametrize(("step", "events"), [(1e6, []), (0.0, ["died"])])
-def test_a_state_that_moves_between_the_looks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
-    """As one that is written every other tick; float32 takes no 3 at 1e8."""
-    told = Told(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
-    stream = told.engine.open("a")
-    beside = [0.0] * stream._due  # so that looks fall on every other chunk of what follows
+def test_state_that_moves_between_checks_is_not_dead(tmp_path: Path, step: float, events: Any) -> None:
+    """A state that is written every other tick; float32 cannot add 3 to 1e8."""
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path, every=2, blown_up=1e12)
+    stream = checked.engine.open("a")
+    beside = [0.0] * stream._due  # so that checks come at every other of the following chunks
     for value in [*beside, 0.0, 1e8, *(x for k in range(12) for x in (k % 4, step))]:
         stream.feed(np.full((1, 1), value, np.float32))
-    assert told.of("a") == events
+    assert checked.of("a") == events
 
 
 @pytest.mark.parametrize("make", [models.lstm, models.counter])
-def test_a_model_that_lives_is_well(tmp_path: Path, make: Any) -> None:
+def test_healthy_model_causes_no_event(tmp_path: Path, make: Any) -> None:
     hand = make(tmp_path / "m.onnx")
-    told = Told(hand.path)
-    stream = told.engine.open("a")
+    checked = CheckedEngine(hand.path)
+    stream = checked.engine.open("a")
     data = models.data(hand, 300)
     for i in range(300):
         stream.feed({name: array[i : i + 1] for name, array in data.items()})
-    assert told.of("a") == []
-    assert told.count("look_failures") == 0
-    assert told.count("looks") == 300
+    assert checked.of("a") == []
+    assert checked.count("look_failures") == 0
+    assert checked.count("looks") == 300
 
 
-# When it looks, and what it finds
+# When checks come, and what they measure
 
 
-def test_each_stream_is_looked_at_once_in_so_many_chunks_and_not_all_at_once(tmp_path: Path) -> None:
-    told = Told(net(tmp_path / "m.onnx", WELL).path, every=7)
-    streams = [told.engine.open(f"s{i}") for i in range(8)]
+def test_each_stream_is_checked_once_in_every_chunks_at_its_own_offset(tmp_path: Path) -> None:
+    checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path, every=7)
+    streams = [checked.engine.open(f"s{i}") for i in range(8)]
     looks = []
     for chunk in noise(21):
-        told.engine.feed_many([(stream, chunk) for stream in streams])
-        looks.append(told.count("looks"))
+        checked.engine.feed_many([(stream, chunk) for stream in streams])
+        looks.append(checked.count("looks"))
     turns = Counter(crc32(stream.id.encode()) % 7 for stream in streams)
     assert np.diff([0, *looks]).tolist() == [turns[i % 7] for i in range(21)]
     assert max(turns.values()) < 8
-    # A reset does not begin the count anew: a stream that is reset often is looked at as often.
-    stream = told.engine.streams["s0"]
+    # A reset does not restart the count: a stream that is reset often is checked as often.
+    stream = checked.engine.streams["s0"]
     for chunk in noise(70):
         stream.reset()
         stream.feed(chunk)
-    assert told.count("looks") == looks[-1] + 10
+    assert checked.count("looks") == looks[-1] + 10
 
 
 def by_numpy(array: np.ndarray, initial: Any) -> tuple[float, ...]:
@@ -314,10 +313,10 @@ def by_numpy(array: np.ndarray, initial: Any) -> tuple[float, ...]:
     return np.sqrt((x**2).mean()), np.abs(x).max(), np.sqrt(((x - initial) ** 2).mean())
 
 
-def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
+def test_statistics_equal_numpys(tmp_path: Path) -> None:
     hand = models.lstm(tmp_path / "m.onnx")  # its cell states begin at 0.25
-    told = Told(hand.path, every=1)
-    stream = told.engine.open("a")
+    checked = CheckedEngine(hand.path, every=1)
+    stream = checked.engine.open("a")
     expected: dict[str, list[tuple[float, ...]]] = {f"m.{s.input}": [] for s in hand.spec.states}
     for chunk in noise(30):
         stream.feed(chunk)
@@ -327,37 +326,37 @@ def test_figures_are_those_of_numpy(tmp_path: Path) -> None:
         np.testing.assert_allclose((found.rms, found.peak, found.distance), expected[label][-1], rtol=1e-12)
     assert stream.health.keys() == expected.keys()
     for at, name in ((0, "state_rms"), (2, "state_distance")):
-        for label, histogram in told.count(name).items():
+        for label, histogram in checked.count(name).items():
             values = [row[at] for row in expected[label]]
             assert histogram["sum"] == pytest.approx(sum(values), rel=1e-5)
             inside = np.histogram(values, [0, *histogram["bounds"], np.inf])[0]
             assert histogram["counts"] == inside.tolist()
 
 
-def test_saturation_is_told_of_what_a_tanh_can_make() -> None:
-    found = figures.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
+def test_saturation_is_only_given_for_values_of_a_tanh() -> None:
+    found = statistics.of_state(np.array([0.995, -1.0, 0.5, 0.0]), np.zeros(4))
     assert found.saturated == 0.5
-    assert figures.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
-    huge = np.full(4, 3e38, np.float32)  # whose squares float32 cannot hold
-    assert figures.norm(huge) == pytest.approx(6e38)
-    assert figures.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
-    most = figures.of_state(np.full(4, 1e300), np.zeros(1))
+    assert statistics.of_state(np.array([0.995, 1.5]), np.zeros(2)).saturated is None
+    huge = np.full(4, 3e38, np.float32)  # float32 cannot hold their squares
+    assert statistics.norm(huge) == pytest.approx(6e38)
+    assert statistics.norm(np.full(4, 6e4, np.float16)) == pytest.approx(2 * 6e4)
+    most = statistics.of_state(np.full(4, 1e300), np.zeros(1))
     assert (most.rms, most.distance) == pytest.approx((1e300, 1e300))
 
 
 @pytest.mark.parametrize("size", [1, 1024, 1025, 5000])
-def test_states_are_the_same_only_where_every_bit_is(size: int) -> None:
+def test_states_are_equal_only_bit_for_bit(size: int) -> None:
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-    assert figures.same(x, x.copy())
+    assert statistics.same(x, x.copy())
     for at in {0, size // 2, size - 1}:
         other = x.copy()
         other[at] = np.nextafter(other[at], np.float32(9))
-        assert not figures.same(x, other)
-    assert not figures.same(np.zeros(size, np.float32), np.full(size, -0.0, np.float32))
+        assert not statistics.same(x, other)
+    assert not statistics.same(np.zeros(size, np.float32), np.full(size, -0.0, np.float32))
 
 
 def probe(path: Path) -> Hand:
-    """A gated unit that shows itself: f = sigmoid(x), h' = f h + (1 - f) x."""
+    """Return a gated unit that shows its gate: f = sigmoid(x), h' = f h + (1 - f) x."""
     nodes = [
         helper.make_node("Sigmoid", ["x"], ["f"]),
         helper.make_node("Mul", ["f", "h"], ["kept"]),
@@ -378,25 +377,25 @@ def probe(path: Path) -> Hand:
     )
 
 
-def test_gates_that_a_model_shows_are_counted_where_they_saturate(tmp_path: Path) -> None:
-    told = Told(probe(tmp_path / "m.onnx").path, every=3)
-    streams = [told.engine.open(f"s{i}") for i in range(4)]
+def test_saturated_gates_of_a_probe_are_counted(tmp_path: Path) -> None:
+    checked = CheckedEngine(probe(tmp_path / "m.onnx").path, every=3)
+    streams = [checked.engine.open(f"s{i}") for i in range(4)]
     expected = np.zeros(3, int)
     for chunk in noise(30, seed=1):
         for s in streams:
             x = chunk * 3
-            before = told.count("looks")
+            before = checked.count("looks")
             out = s.feed({"x": x})
-            if told.count("looks") > before:
+            if checked.count("looks") > before:
                 f = 1 / (1 + np.exp(-x[-1].astype(np.float64)))
                 assert set(out) == {"y", "f"}
                 expected += [f.size, (f < 0.1).sum(), (f > 0.9).sum()]
-    found = [told.count(n) for n in ("gate_units", "gate_units_shut", "gate_units_open")]
+    found = [checked.count(n) for n in ("gate_units", "gate_units_shut", "gate_units_open")]
     assert [f["m.unit.0.f"] for f in found] == expected.tolist()
     assert expected.all()
 
 
-def test_gates_that_do_not_come_out_are_not_said_to_be_looked_at(tmp_path: Path) -> None:
+def test_gates_that_are_not_outputs_are_not_counted(tmp_path: Path) -> None:
     probe(tmp_path / "m.onnx")
     net(tmp_path / "n.onnx", WELL)
     path = tmp_path / "p.toml"
@@ -406,5 +405,5 @@ def test_gates_that_do_not_come_out_are_not_said_to_be_looked_at(tmp_path: Path)
     )
     with Engine.load(path, trust=True) as engine:
         engine.open().feed(noise(1)[0])
-        assert engine.health.looks == 1
+        assert engine.health.checks == 1
         assert engine.health.document()["gate_units"] == {}

@@ -1,4 +1,4 @@
-"""Looks change nothing, whatever happens to streams, and leave nothing over; what [health] may say."""
+"""Health checks have no side effects and leave no counts behind; errors in [health]."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from runnel.insight import health
 from runnel.insight.health import PATIENCE, VARIED
 from runnel.spec import Framing
 
-from .test_health import WELL, Told, net, noise, relu_sum
+from .test_health import WELL, CheckedEngine, net, noise, relu_sum
 
-# What it must not do
+# Side effects
 
 
 @pytest.mark.parametrize("every", [0, 1, 5])
-def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path: Path, every: int) -> None:
+def test_health_checks_change_no_output_state_or_snapshot(tmp_path: Path, every: int) -> None:
     path = tmp_path / "p.toml"
     hand = net(tmp_path / "m.onnx", WELL, ("Relu", 1.0, 1.02, 0.0))
     path.write_text(f'[model]\npath = "m.onnx"\n[health]\nevery = {every}\n')
-    with Engine.load(hand.path, trust=True) as plain, Engine.load(path, trust=True) as looked:
+    with Engine.load(hand.path, trust=True) as plain, Engine.load(path, trust=True) as checked:
         assert plain.health.every == health.EVERY
-        assert looked.health.every == every
-        pairs = [(plain.open(id), looked.open(id)) for id in "abc"]
+        assert checked.health.every == every
+        pairs = [(plain.open(id), checked.open(id)) for id in "abc"]
         chunks = noise(60)
         for i, chunk in enumerate(chunks):
             longer = np.concatenate(chunks[: 1 + i % 3])
             for a, b in pairs[:1]:
                 np.testing.assert_array_equal(a.feed(longer), b.feed(longer))
             ours, theirs = ([(pair[k], chunk) for pair in pairs] for k in (0, 1))
-            for x, y in zip(plain.feed_many(ours), looked.feed_many(theirs), strict=True):
+            for x, y in zip(plain.feed_many(ours), checked.feed_many(theirs), strict=True):
                 np.testing.assert_array_equal(x, y)
         for a, b in pairs:
             for name, array in a.state.items():
                 assert array.tobytes() == b.state[name].tobytes()
-        assert looked.health.looks == (0 if every == 0 else pytest.approx(4 * 60 / every, abs=4))
+        assert checked.health.checks == (0 if every == 0 else pytest.approx(4 * 60 / every, abs=4))
     silent = tmp_path / "silent.toml"
     silent.write_text('[model]\npath = "m.onnx"\n')
     with Engine.load(path, trust=True) as one, Engine.load(silent, trust=True) as other:
@@ -55,46 +55,46 @@ def test_outputs_states_and_snapshots_are_the_same_with_it_and_without(tmp_path:
         assert stream.snapshot() == twin.snapshot()
 
 
-def test_a_look_that_fails_fails_no_chunk_and_is_counted(
+def test_failing_health_check_fails_no_chunk_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = Told(net(tmp_path / "m.onnx", WELL).path)
-    stream, other = told.engine.open("a"), told.engine.open("b")
+    checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = checked.engine.open("a"), checked.engine.open("b")
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(told.engine.health, "_judge", broken)
+    monkeypatch.setattr(checked.engine.health, "_judge", broken)
     with caplog.at_level(logging.ERROR):
         for chunk in noise(5):
             stream.feed(chunk)
-            told.engine.feed_many([(stream, chunk), (other, chunk)])
+            checked.engine.feed_many([(stream, chunk), (other, chunk)])
     assert (stream.seq, other.seq) == (10, 5)
-    assert told.count("look_failures") == 15
+    assert checked.count("look_failures") == 15
     assert [r.getMessage() for r in caplog.records] == [
         "a look at stream 'a' failed: ZeroDivisionError: a fault"
     ]
 
 
-def test_nothing_that_a_stream_was_given_is_kept(tmp_path: Path) -> None:
-    told = Told(net(tmp_path / "m.onnx", WELL).path)
-    stream, other = told.engine.open("a"), told.engine.open("b")
+def test_no_input_of_a_stream_is_stored(tmp_path: Path) -> None:
+    checked = CheckedEngine(net(tmp_path / "m.onnx", WELL).path)
+    stream, other = checked.engine.open("a"), checked.engine.open("b")
     stream.feed(noise(1)[0])
-    told.engine.feed_many([(stream, noise(1)[0]), (other, noise(1)[0])])
-    [stage] = told.engine.pipeline.stages
-    assert stage.heard is None  # type: ignore[attr-defined]
+    checked.engine.feed_many([(stream, noise(1)[0]), (other, noise(1)[0])])
+    [stage] = checked.engine.pipeline.stages
+    assert stage.last_input is None  # type: ignore[attr-defined]
     for bad in (np.full((1, 3), np.nan, np.float32), np.ones((1, 4), np.float32)):
         with pytest.raises(ChunkError):
             stream.feed(bad)
-        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
-        told.engine.feed_many([(stream, bad), (other, bad)])
-        assert (stage.heard, stage.listened) == (None, False)  # type: ignore[attr-defined]
+        assert (stage.last_input, stage.records_input) == (None, False)  # type: ignore[attr-defined]
+        checked.engine.feed_many([(stream, bad), (other, bad)])
+        assert (stage.last_input, stage.records_input) == (None, False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batched: bool) -> None:
-    told = Told(relu_sum(tmp_path / "m.onnx").path)
-    engine = told.engine
+def test_listener_may_close_or_reset_the_stream_of_the_notice(tmp_path: Path, batched: bool) -> None:
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
+    engine = checked.engine
 
     def feed(value: float) -> None:
         pairs = [(s, np.full((1, 1), value, np.float32)) for s in engine.streams.values()]
@@ -109,7 +109,7 @@ def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batche
         elif notice.event == "blown_up":
             engine.streams[notice.stream].reset()
 
-    told.act = act
+    checked.act = act
     for id in "abc":
         engine.open(id)
     feed(2e38)
@@ -119,56 +119,56 @@ def test_a_listener_may_close_or_reset_what_it_is_told_of(tmp_path: Path, batche
     }
     feed(3e38)
     assert list(engine.streams) == ["c"]
-    assert told.count("non_finite") == {"m.s": 1}
-    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
-    assert told.count("look_failures") == 0
+    assert checked.count("non_finite") == {"m.s": 1}
+    assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
+    assert checked.count("look_failures") == 0
 
 
 def test_a_listener_may_feed_another_stream(tmp_path: Path) -> None:
-    told = Told(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
-    a, b, c, d = (told.engine.open(id) for id in "abcd")
-    d._due = -1  # which is not looked at itself
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx", framing=Framing(2, 2)).path)
+    a, b, c, d = (checked.engine.open(id) for id in "abcd")
+    d._due = -1  # no check for this one
 
     def act(notice: Notice) -> None:
         if notice.event == "died":
             d.feed(np.full(2, 1, np.float32))
 
-    told.act = act
+    checked.act = act
     for s in (b, c):  # their hops are full when a's is not
         s.feed(np.full(1, -1, np.float32))
     for i in range(2 * PATIENCE + 2):
-        told.engine.feed_many([(s, np.full(1, -1.0 - i, np.float32)) for s in (a, b, c)])
+        checked.engine.feed_many([(s, np.full(1, -1.0 - i, np.float32)) for s in (a, b, c)])
     assert [s.condition for s in (a, b, c, d)] == ["died", "died", "died", ""]
-    assert (d.seq, told.count("look_failures")) == (3, 0)
+    assert (d.seq, checked.count("look_failures")) == (3, 0)
 
 
-# A stream's life
+# Events in a stream's life
 
 
-def test_what_is_rewound_is_looked_at_anew(tmp_path: Path) -> None:
-    told = Told(relu_sum(tmp_path / "m.onnx").path)
-    stream = told.engine.open("a")
+def test_rewound_stream_is_checked_anew(tmp_path: Path) -> None:
+    checked = CheckedEngine(relu_sum(tmp_path / "m.onnx").path)
+    stream = checked.engine.open("a")
     well = stream.snapshot()
     stream.feed(np.full((1, 1), 1e5, np.float32))
     ill = stream.snapshot()
     stream.rewind(ill)
-    assert told.of("a") == ["blown_up"]
+    assert checked.of("a") == ["blown_up"]
     stream.rewind(well)
-    assert told.of("a") == ["blown_up", "recovered"]
+    assert checked.of("a") == ["blown_up", "recovered"]
     for x in (-1, -2e3, -3):
         stream.feed(np.full((1, 1), x, np.float32))
     dead = stream.snapshot()
     stream.rewind(dead)
-    assert (stream.condition, told.of("a")[2:]) == ("died", ["died"])
-    copy = told.engine.restore(ill, "b")
+    assert (stream.condition, checked.of("a")[2:]) == ("died", ["died"])
+    copy = checked.engine.restore(ill, "b")
     assert copy.condition == "", "it was not looked at yet"
     copy.feed(np.full((1, 1), -1, np.float32))
-    assert told.of("b") == ["blown_up"]
-    told.engine.close()
-    assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+    assert checked.of("b") == ["blown_up"]
+    checked.engine.close()
+    assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
-def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None:
+def test_in_a_loop_the_inner_models_states_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     relu_sum(tmp_path / "m.onnx")
     path.write_text(
@@ -190,7 +190,7 @@ def test_in_a_loop_the_inner_models_states_are_looked_at(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ticks", [1, 2, 5])
-def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: int) -> None:
+def test_in_a_loop_a_state_that_no_input_moves_has_died(tmp_path: Path, ticks: int) -> None:
     path = tmp_path / "p.toml"
     relu_sum(tmp_path / "m.onnx", looped=True)
     path.write_text('[model]\npath = "m.onnx"\n[feedback]\nu = { output = "y" }\n[health]\nevery = 1\n')
@@ -203,7 +203,7 @@ def test_in_a_loop_a_state_that_nothing_moves_has_died(tmp_path: Path, ticks: in
 
 
 class Plain:
-    """What should be told of one stream of `relu_sum`, from its history written down in full."""
+    """The expected events of one stream of `relu_sum`, from its full history."""
 
     def __init__(self) -> None:
         self.s = np.float32(0)
@@ -243,9 +243,9 @@ def summing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(acts)
-def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
-    told = Told(summing)
-    streams = {id: told.engine.open(id) for id in "ab"}
+def test_events_equal_those_of_a_plain_model(summing: Path, acts: list[tuple[str, Any]]) -> None:
+    checked = CheckedEngine(summing)
+    streams = {id: checked.engine.open(id) for id in "ab"}
     plain = {id: Plain() for id in "ab"}
     largest = 0.0
     for id, act in acts:
@@ -258,11 +258,11 @@ def test_events_are_those_of_a_plain_model(summing: Path, acts: list[tuple[str, 
         plain[id].feed(act, largest)
         assert streams[id].condition == plain[id].condition
     for id in "ab":
-        assert told.of(id) == plain[id].events
+        assert checked.of(id) == plain[id].events
     now = Counter(p.condition for p in plain.values())
-    assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+    assert checked.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
     events = Counter(event for p in plain.values() for event in p.events)
-    assert told.count("state_events") == {name: events[name] for name in health.EVENTS}
+    assert checked.count("state_events") == {name: events[name] for name in health.EVENTS}
 
 
 fed = st.dictionaries(st.sampled_from("abcd"), st.tuples(values, st.integers(1, 5)), min_size=1)
@@ -284,22 +284,22 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(lives, st.integers(1, 3))
-def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, acts: Any, every: int) -> None:
-    """The same life twice, fed together and one by one: what is found is the same, and none is left over.
+def test_count_of_unhealthy_streams_is_right_after_any_events(framed: Path, acts: Any, every: int) -> None:
+    """The same streams fed together and one by one have the same events, and no count is left at the end.
 
-    Chunks of other lengths than the hop: some streams' come as far as the model, and some do not.
+    Chunks differ in length from the hop, so some reach the model and some do not.
     """
-    both = Told(framed, every), Told(framed, every)
-    for told in both:
-        engine = told.engine
+    both = CheckedEngine(framed, every), CheckedEngine(framed, every)
+    for checked in both:
+        engine = checked.engine
 
-        def act(notice: Notice, engine: Engine = engine) -> None:  # two are not left as they are
+        def act(notice: Notice, engine: Engine = engine) -> None:  # the listener changes two of the streams
             if notice.event == "died" and notice.stream == "c":
                 engine.streams["c"].close()
             if notice.event == "blown_up" and notice.stream == "d":
                 engine.streams["d"].reset()
 
-        told.act = act
+        checked.act = act
         kept = ""
         blob = b""
         for what, id, chunks in acts:
@@ -311,7 +311,7 @@ def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, a
                     (engine.streams[name], np.full(length, value, np.float32))
                     for name, (value, length) in chunks.items()
                 ]
-                for some in [pairs] if told is both[0] else [[pair] for pair in pairs]:
+                for some in [pairs] if checked is both[0] else [[pair] for pair in pairs]:
                     engine.feed_many(some)
             elif what == "fail":
                 with suppress(RunnelError):
@@ -330,13 +330,13 @@ def test_whatever_happens_to_streams_those_unhealthy_are_counted(framed: Path, a
             elif what == "close":
                 stream.close()
             now = Counter(stream.condition for stream in engine.streams.values())
-            assert told.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
-            assert told.count("look_failures") == 0
-    together, apart = ([told.of(id) for id in "abcd"] for told in both)
+            assert checked.count("unhealthy") == {"died": now["died"], "blown_up": now["blown_up"]}
+            assert checked.count("look_failures") == 0
+    together, apart = ([checked.of(id) for id in "abcd"] for checked in both)
     assert together == apart
-    for told in both:
-        told.engine.close()
-        assert told.count("unhealthy") == {"died": 0, "blown_up": 0}
+    for checked in both:
+        checked.engine.close()
+        assert checked.count("unhealthy") == {"died": 0, "blown_up": 0}
 
 
 # [health]
@@ -361,22 +361,22 @@ def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
         Engine.load(tmp_path / "p.toml", trust=True)
 
 
-def test_a_pipeline_without_a_model_has_nothing_to_look_at(tmp_path: Path) -> None:
+def test_pipeline_without_a_model_has_no_health_checks(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('[input]\nrate = 8000\n[[before]]\nuse = "gain"\nfactor = 2.0\n')
     with Engine.load(tmp_path / "p.toml") as engine:
         stream = engine.open()
         for _ in range(3):
             stream.feed(np.ones(1, np.float32))
-        assert (engine.health.every, engine.health.looks, dict(stream.health)) == (0, 0, {})
+        assert (engine.health.every, engine.health.checks, dict(stream.health)) == (0, 0, {})
 
 
-def test_a_stream_that_ends_before_its_turn_is_looked_at_then(tmp_path: Path) -> None:
-    """A file of a few large chunks has none in 251."""
+def test_stream_that_ends_before_its_first_check_is_checked_at_the_end(tmp_path: Path) -> None:
+    """A file of a few large chunks has no check within 251 chunks."""
     relu_sum(tmp_path / "m.onnx")
     for every, events in ((10**6, ["blown_up"]), (0, [])):
-        told = Told(tmp_path / "m.onnx", every=every)
-        stream = told.engine.open("a")
+        checked = CheckedEngine(tmp_path / "m.onnx", every=every)
+        stream = checked.engine.open("a")
         stream.feed(np.full((3, 1), 1e4, np.float32))
-        assert told.of("a") == []
+        assert checked.of("a") == []
         stream.flush()
-        assert told.of("a") == events
+        assert checked.of("a") == events

@@ -1,4 +1,4 @@
-"""What a snapshot's fingerprint covers, and what an error says when it does not fit."""
+"""What a snapshot's fingerprint covers, and the errors if it does not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def blob(folder: Path, text: str) -> bytes:
 
 
 def refusal(folder: Path, text: str, snapshot: bytes) -> str:
-    """The error's message; "" if the snapshot is taken."""
+    """Return the error's message; "" if the snapshot is accepted."""
     (folder / "p.toml").write_text(text)
     with Engine.load(folder / "p.toml") as engine:
         try:
@@ -64,7 +64,7 @@ def refusal(folder: Path, text: str, snapshot: bytes) -> str:
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, source: str = STAGE) -> None:
-    """A package acme-probe of that version ("": one without metadata) instead of any before it."""
+    """Install a package acme-probe of that version ("": without metadata), in place of an earlier one."""
     site = folder / f"site{version}-{hash(source)}"
     info = site / "acme_probe-1.dist-info"
     info.mkdir(parents=True)
@@ -77,7 +77,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, source:
 
 
 def sealed(path: Path, **changes: Any) -> None:
-    """Write the model again with another description, as another export would."""
+    """Write the model again with another description, as a second export would."""
     described = container.document(path.read_bytes(), "m")
     assert described is not None
     model = onnx.load(path)
@@ -87,7 +87,7 @@ def sealed(path: Path, **changes: Any) -> None:
 
 
 def test_the_same_weights_exported_again(tmp_path: Path) -> None:
-    """Another day, machine and version: the states mean the same."""
+    """A second export on another day, machine and version has states of the same meaning."""
     models.lstm(tmp_path / "m.onnx")
     taken = blob(tmp_path, PIPELINE)
     sealed(tmp_path / "m.onnx", certificate={"date": "2026-02-02", "versions": {"runnel": "9"}})
@@ -119,7 +119,7 @@ def test_a_plugins_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_plugin_of_no_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a version the module's source stands for it."""
+    """Without a version, the module's source identifies it."""
     text = '[input]\n[[before]]\nuse = "probe"\n'
     install(tmp_path, monkeypatch, "")
     taken = blob(tmp_path, text)
@@ -143,7 +143,7 @@ def test_stages_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal(tmp_path, one, blob(tmp_path, two)).endswith("number 2 (probe) is no more")
 
 
-def test_where_a_model_lies_does_not_count(tmp_path: Path) -> None:
+def test_path_of_a_model_is_not_part_of_the_identity(tmp_path: Path) -> None:
     models.lstm(tmp_path / "m.onnx")
     taken = blob(tmp_path, PIPELINE)
     (tmp_path / "m.onnx").rename(tmp_path / "other.onnx")
@@ -151,7 +151,7 @@ def test_where_a_model_lies_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_an_earlier_version(tmp_path: Path) -> None:
-    """It does not say what it was made from."""
+    """Such a snapshot has no list of parts."""
     models.lstm(tmp_path / "m.onnx")
     held = snapshots.decode(blob(tmp_path, PIPELINE))
     old = snapshots.encode(snapshots.Snapshot("0" * 32, held.seq, held.ended, held.stages))
@@ -165,7 +165,7 @@ def test_a_snapshot_of_an_earlier_version(tmp_path: Path) -> None:
         [["a", "", "", "", ""]] * 257, [3],
     ],
 )  # fmt: skip
-def test_parts_that_somebody_made_up(parts: Any) -> None:
+def test_forged_parts_are_refused(parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         identity.read(parts)
 

@@ -25,7 +25,7 @@ STATES = "".join(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model of ours, and the same graph without its description."""
+    """A model with a description, and the same graph without it."""
     hand = models.lstm(tmp_path / "ours.onnx")
     model = onnx.load(hand.path)
     del model.metadata_props[:]
@@ -104,14 +104,14 @@ def test_mistakes(folder: Path, text: str, says: str) -> None:
         load(folder, text)
 
 
-def test_a_mistake_names_its_file_once(folder: Path) -> None:
+def test_error_names_its_file_once(folder: Path) -> None:
     with pytest.raises(errors.PipelineError) as caught:
         load(folder, OURS + "[limits]\nstage_seconds = 0\n")
     assert str(caught.value).count(str(folder)) == 1
 
 
 def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
-    """The model's own rate is not what clients send: taking it would make the resampler an identity."""
+    """The model's own rate is not the clients' rate, which would make the resampler an identity."""
     path = silero.pipeline(tmp_path)
     text = path.read_text() + '[[before]]\nuse = "resample"\nrate = 16000\n'
     path.write_text(text)
@@ -130,8 +130,8 @@ def test_the_rate_before_a_resampler_must_be_said(tmp_path: Path) -> None:
         Engine.load(path)
 
 
-def test_rates_that_differ_in_digits_that_nobody_writes_fit(folder: Path) -> None:
-    """A third of 16 kHz is no float: what one stage computes and another one was told are not one number."""
+def test_rates_that_differ_by_rounding_fit(folder: Path) -> None:
+    """A third of 16 kHz is not a float: a computed rate and a given one may differ by rounding."""
     stages = '[input]\nrate = 16000\n[[before]]\nuse = "decimate"\nevery = 3\n[[before]]\nuse = "resample"\n'
     assert load(folder, f"{stages}rate = 500\nfrom_rate = 5333.333333333334").pipeline.outputs.rate == 500
     with pytest.raises(errors.PipelineError, match=r"takes 5330 Hz, but 'decimate' before it makes 5333\.33"):
@@ -152,7 +152,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_states_swapped_between_shapes_are_caught(tmp_path: Path) -> None:
-    """A state paired with another state's output is seen where the shapes differ."""
+    """A state paired with another state's output is detected if the shapes differ."""
     hand = models.counter(tmp_path / "c.onnx")
     model = onnx.load(hand.path)
     del model.metadata_props[:]
@@ -189,7 +189,7 @@ def test_placement(folder: Path) -> None:
     assert placed["CPUExecutionProvider"]["LSTM"] == 2
 
 
-# Without [model]; what comes in
+# Without [model]; the input
 
 
 def test_a_pipeline_without_a_model(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_pipeline_without_a_model(tmp_path: Path) -> None:
 
 
 def test_a_model_among_the_stages_alone(folder: Path) -> None:
-    """Not every pipeline with a model has one that it is about: a first one says what comes in."""
+    """A pipeline may have models without a main one: the first one then defines the input."""
     engine = load(folder, '[[before]]\nuse = "model"\npath = "ours.onnx"\n')
     assert engine.pipeline.model is None
     assert engine.pipeline.state_bytes == 4 * 4 * 4
@@ -288,15 +288,15 @@ def test_mistakes_about_the_input(probe: Path, text: str, says: str) -> None:
 
 
 def test_a_file_that_is_neither_pipeline_nor_model(tmp_path: Path) -> None:
-    """As where INPUT and PIPELINE are taken for each other."""
+    """For example, if INPUT and PIPELINE are confused."""
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     for name in ("x.csv", "nothing"):
         with pytest.raises(errors.RunnelError, match=r"pipeline ends in \.toml, that of a model in \.onnx"):
             Engine.load(tmp_path / name)
 
 
-def test_what_is_in_a_stages_files_counts(probe: Path) -> None:
-    """A stream goes on with the vocabulary that it began with, wherever that lies."""
+def test_content_of_a_stages_files_is_part_of_the_identity(probe: Path) -> None:
+    """A stream needs the vocabulary that it began with, in any location."""
 
     def pipeline(words: str) -> str:
         text = '[input]\n[[before]]\nuse = "probe"\nwords = "{0}"\nmore = ["{0}", "a.txt"]\n'
@@ -315,8 +315,8 @@ def test_what_is_in_a_stages_files_counts(probe: Path) -> None:
         pipeline("big.txt")
 
 
-def test_what_does_not_compute_does_not_count(folder: Path) -> None:
-    """How a pipeline is served, its ends and its limits may change under a snapshot."""
+def test_serving_options_are_not_part_of_the_identity(folder: Path) -> None:
+    """A snapshot stays valid if serving options, connectors or limits change."""
     plain = '[model]\npath = "ours.onnx"\n'
     ends = '[source]\nuse = "host"\n[[sink]]\nuse = "csv"\n[serve]\n[limits]\nstage_seconds = 60\n'
     blob = load(folder, plain).open().snapshot()

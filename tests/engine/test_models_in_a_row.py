@@ -67,7 +67,7 @@ def waves(batch: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[np.ndarray], np.ndarray]]:
-    """The two files, and what torch makes of a sequence with the two modules called in turn."""
+    """Return the two files, and a function that calls the two torch modules in turn."""
     folder = tmp_path_factory.mktemp("row")
     torch.manual_seed(3)
     denoiser, recogniser = Denoiser(), Recogniser()
@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[n
 
 @pytest.fixture
 def row(trained: tuple[Path, Callable[[np.ndarray], np.ndarray]], tmp_path: Path) -> Path:
-    """A folder of the test's own with the pipeline in it."""
+    """A test's own folder with the pipeline in it."""
     for name in ("denoiser.onnx", "recogniser.onnx"):
         shutil.copy(trained[0] / name, tmp_path)
     path = tmp_path / "row.toml"
@@ -117,7 +117,7 @@ def test_equals_torch_run_in_sequence(
 
 
 def test_through_a_daemon(row: Path, trained: tuple[Path, Callable[[np.ndarray], np.ndarray]]) -> None:
-    """30 streams side by side, their chunks batched as they come."""
+    """30 streams in parallel, their chunks batched as they arrive."""
     sequences = [sequence(seed) for seed in range(30)]
     engine = Engine.load(row, max_streams=30)
     with served(Daemon(engine, f"ipc://{row.parent}/d.sock")) as daemon, Client(daemon.address, 20) as client:
@@ -141,16 +141,14 @@ def test_the_laws(row: Path) -> None:
         laws.commit(engine, chunks[9], bad, errors.NonFiniteError, chunks[3])
 
 
-def test_a_failure_in_the_second_model_takes_the_first_one_back(tmp_path: Path) -> None:
-    """The first has made its step by then: it must not be kept."""
+def test_failure_in_the_second_model_rolls_the_first_one_back(tmp_path: Path) -> None:
+    """The first model has made its step by then: it must not be committed."""
     models.accumulator(tmp_path / "sum.onnx")
     models.blowup(tmp_path / "square.onnx")
     model = onnx.load(tmp_path / "sum.onnx")
     del model.metadata_props[:]
-    for value in (
-        *model.graph.input,
-        *model.graph.output,
-    ):  # the same sum, of one number in an axis of its own
+    # The same sum, of one number in its own axis.
+    for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim.add().dim_value = 1
     onnx.save(model, tmp_path / "sum.onnx")
     (tmp_path / "p.toml").write_text(
@@ -164,7 +162,7 @@ def test_a_failure_in_the_second_model_takes_the_first_one_back(tmp_path: Path) 
         laws.commit(engine, good, bad, errors.NonFiniteError, good)
 
 
-def test_what_is_told_counts_all_models(row: Path) -> None:
+def test_statistics_of_a_pipeline_cover_all_models(row: Path) -> None:
     """State: 8 floats of the GRU, 2 × 6 of the LSTM."""
     with Engine.load(row, max_streams=3) as engine:
         assert engine.pipeline.state_bytes == 4 * (8 + 12)
@@ -182,7 +180,7 @@ def test_what_is_told_counts_all_models(row: Path) -> None:
     assert all(stage.arena.used == 0 for stage in engine.pipeline.stages if isinstance(stage, ModelStage))
 
 
-def test_each_model_is_vouched_for(row: Path) -> None:
+def test_each_models_certificate_is_checked(row: Path) -> None:
     """A damaged denoiser is refused as a damaged [model] is."""
     file = row.parent / "denoiser.onnx"
     data = bytearray(file.read_bytes())
@@ -194,7 +192,7 @@ def test_each_model_is_vouched_for(row: Path) -> None:
         Engine.load(row)
 
 
-def test_a_snapshot_wants_the_same_models(row: Path) -> None:
+def test_snapshot_needs_the_same_models(row: Path) -> None:
     with Engine.load(row) as engine:
         stream = engine.open()
         stream.feed(sequence(1))
@@ -203,7 +201,7 @@ def test_a_snapshot_wants_the_same_models(row: Path) -> None:
     moved = row.parent / "moved.onnx"
     shutil.move(row.parent / "denoiser.onnx", moved)
     row.write_text(ROW.replace("denoiser.onnx", "moved.onnx"))
-    with Engine.load(row) as again:  # where a file lies does not count
+    with Engine.load(row) as again:  # the path of a file does not matter
         np.testing.assert_array_equal(
             again.restore(blob).feed(sequence(2)), stream_of(again, 1).feed(sequence(2))
         )
@@ -220,7 +218,7 @@ def stream_of(engine: Engine, seed: int):  # type: ignore[no-untyped-def]
 
 
 def test_one_file_twice(tmp_path: Path) -> None:
-    """Two stages of one name: each has a state of its own, told apart in snapshots."""
+    """Two stages of one name: each has its own state, with its own name in snapshots."""
     hand = models.lstm(tmp_path / "m.onnx", features=2, outputs=2)
     text = '[model]\npath = "m.onnx"\n[[after]]\nuse = "model"\npath = "m.onnx"\ninputs = { x = "y" }\n'
     (tmp_path / "p.toml").write_text(text)
@@ -237,7 +235,7 @@ def test_one_file_twice(tmp_path: Path) -> None:
 
 
 def test_a_framed_model_behind_another(tmp_path: Path) -> None:
-    """Samples, filtered by one model, then windows of them: the frame stands before the second one."""
+    """Samples filtered by one model, then windows of them: the framing comes before the second model."""
     models.accumulator(tmp_path / "sum.onnx")
     hand = models.stateless(tmp_path / "pairs.onnx")
     model = onnx.load(hand.path)
@@ -250,7 +248,7 @@ def test_a_framed_model_behind_another(tmp_path: Path) -> None:
         '[model.shapes]\nx = ["time", "slot", 2]\n'
     )
     with Engine.load(tmp_path / "p.toml") as engine:
-        assert engine.pipeline.outputs.rate == 100  # no model says a rate: what arrives has one
+        assert engine.pipeline.outputs.rate == 100  # no model states a rate, so the input's rate is used
         out = engine.open().feed(np.ones(3, np.float32))
     np.testing.assert_allclose(out, np.tanh([[0, 1], [1, 2], [2, 3]]), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What happens to streams is told to those who listen: once an event, never for a chunk that went well."""
+"""Notices of streams: one per event, none for a chunk that succeeds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def engine(heard) -> Engine:
 ONE = np.ones(1, np.float32)
 
 
-def test_a_streams_life_is_told_in_order_and_its_chunks_are_not(engine, heard):
+def test_notices_of_a_streams_life_come_in_order_without_its_chunks(engine, heard):
     stream = engine.open("a")
     for _ in range(3):
         stream.feed(ONE)
@@ -61,7 +61,7 @@ def test_a_streams_life_is_told_in_order_and_its_chunks_are_not(engine, heard):
     ]
 
 
-def test_a_failed_chunk_is_told_with_its_error_however_it_was_fed(engine, heard):
+def test_failed_chunk_causes_a_notice_from_feed_and_feed_many(engine, heard):
     a, b = engine.open("a"), engine.open("b")
     nan = np.full(1, np.nan, np.float32)
     with pytest.raises(RunnelError):
@@ -74,8 +74,8 @@ def test_a_failed_chunk_is_told_with_its_error_however_it_was_fed(engine, heard)
     assert "float64" in heard[-1].reason
 
 
-def test_nothing_is_told_of_a_stream_that_is_over(engine, heard):
-    """Its owner's late chunk is the owner's error, and no event of a stream that was told to be gone."""
+def test_no_notice_after_the_end_of_a_stream(engine, heard):
+    """A late chunk after the end is the owner's error, and not an event of the stream."""
     a, b, c = (engine.open(name) for name in "abc")
     a.close()
     b.flush()
@@ -145,7 +145,7 @@ def test_a_pipeline_file_names_listeners_and_limits(tmp_path, monkeypatch):
     assert [(">", e, "a") for e in ("opened", "failed", "evicted", "closed")] == acme_journal.HEARD
     plain = tmp_path / "plain.toml"
     plain.write_text(stages)
-    with Engine.load(plain) as unlimited:  # neither counts in what the pipeline computes
+    with Engine.load(plain) as unlimited:  # neither affects the numbers
         assert unlimited.pipeline.fingerprint == engine.pipeline.fingerprint
         np.testing.assert_array_equal(unlimited.open().feed(ONE), [2.0])
     for wrong, says in (

@@ -1,4 +1,4 @@
-"""A chunk in slices equals the chunk: whatever is cut, batched, dropped or refused on the way."""
+"""A chunk in slices equals the whole chunk, however it is cut, batched, dropped or refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(seed: int, steps: int) -> Array:
 
 
 def run(engine: Engine, passages: list[Passage], lengths: list[int]) -> list[Array]:
-    """Advance all of them together, by these lengths in turn, to their ends."""
+    """Advance all passages together, by these lengths in turn, to their ends."""
     made: list[list[Array]] = [[] for _ in passages]
     at = 0
     while any(passage.left for passage in passages):
@@ -93,7 +93,7 @@ def test_a_dropped_passage_leaves_nothing(engine: Engine, at: int, interrupted: 
     stream = engine.open()
     stream.feed(numbers(1, 7))
     blob = stream.snapshot()
-    for _ in range(3 * MAX_PASSAGES):  # each gives its place back
+    for _ in range(3 * MAX_PASSAGES):  # each frees its storage
         passage = engine.begin(stream, numbers(2, 60))
         if at:
             engine.advance([(passage, at)])
@@ -104,7 +104,7 @@ def test_a_dropped_passage_leaves_nothing(engine: Engine, at: int, interrupted: 
     stream.close()
 
 
-def test_a_slice_that_fails_says_where_and_the_stream_is_as_before(engine: Engine) -> None:
+def test_failed_slice_has_its_position_and_leaves_the_stream_unchanged(engine: Engine) -> None:
     stream = engine.open()
     chunk = numbers(3, 50)
     chunk[33, 1] = np.nan
@@ -144,7 +144,7 @@ def test_passages_are_bounded(folder: Path) -> None:
     engine.begin(streams[-1], numbers(6, 3)).drop()
 
 
-def test_what_no_stream_takes_no_passage_takes(engine: Engine) -> None:
+def test_passage_refuses_what_a_stream_refuses(engine: Engine) -> None:
     stream = engine.open()
     bad: list[Any] = [numbers(0, 2).astype(np.float64), np.zeros((0, WIDTH), np.float32), [1.0], Steps(2)]
     for chunk in bad:

@@ -1,4 +1,4 @@
-"""Declared files whose recurrent operators keep nothing between calls are refused; the others load."""
+"""Declared files with recurrent operators that keep no state are refused; others load."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_declared_state(tmp_path: Path, op: str) -> None:
         ),
     ],
 )
-def test_half_of_a_state(
+def test_incomplete_state_is_refused(
     tmp_path: Path, h: str, c: str, finals: tuple[str, ...], states: dict[str, str], says: str
 ) -> None:
     nodes = recurrent("LSTM", h, c, finals)
@@ -133,7 +133,7 @@ def test_half_of_a_state(
 
 
 def test_the_last_step_may_be_cut_out_of_the_outputs(tmp_path: Path) -> None:
-    """h is the last of Y, in other words Y_h."""
+    """h is the last of Y, which equals Y_h."""
     nodes = [
         *recurrent("GRU", "h"),
         node("Gather", ["Y", "last"], ["h.next"], axis=0),
@@ -143,7 +143,7 @@ def test_the_last_step_may_be_cut_out_of_the_outputs(tmp_path: Path) -> None:
 
 
 def test_both_states_in_one_input(tmp_path: Path) -> None:
-    """As Silero's file has them: cut apart before the layer, and put together behind it."""
+    """As in Silero's file: split before the layer, and joined after it."""
     nodes = [
         node("Split", ["hc"], ["h", "c"], axis=0, num_outputs=2),
         *recurrent("LSTM", "h", "c", ("h.next", "c.next")),
@@ -155,7 +155,7 @@ def test_both_states_in_one_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["bidirectional", "reverse"])
 def test_backwards_over_time(tmp_path: Path, direction: str) -> None:
-    """Not even with a state: it would begin at an end that is not there yet."""
+    """It cannot be stepped even with a state, because it begins at the end of the sequence."""
     directions = 2 if direction == "bidirectional" else 1
     [layer, _] = recurrent("GRU", "h", finals=("h.next",), direction=direction)
     nodes = [layer, node("ReduceSum", ["Y", "one"], ["y"], keepdims=0)]
@@ -165,7 +165,7 @@ def test_backwards_over_time(tmp_path: Path, direction: str) -> None:
 
 
 def test_one_time_step_a_call(tmp_path: Path) -> None:
-    """Nothing breaks the law of chunking there; but a layer that is anew at each step remembers nothing."""
+    """The law of chunking holds, but a layer that restarts at each step has no memory."""
     shapes = '[1, "slot", 3]'
     path = write(tmp_path, recurrent("GRU", ""), weights("GRU"), {}, shapes)
     with pytest.raises(PipelineError, match=r"forgets between time steps: its initial_h .* restarts = true"):
@@ -186,7 +186,7 @@ def test_restarts_is_for_single_steps(tmp_path: Path, restarts: str) -> None:
         Engine.load(path)
 
 
-# Inside of others
+# Inside functions and subgraphs
 
 
 def graph(nodes: list[onnx.NodeProto], inputs: list[str], outputs: list[str]) -> onnx.GraphProto:
@@ -215,7 +215,7 @@ def branches(condition: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def test_the_branch_that_is_taken(tmp_path: Path) -> None:
-    """Whether a state has a size, for one, the file fixes; a branch that is never taken does not count."""
+    """The file fixes, for example, the size of a state; a branch that is never taken is ignored."""
     fixed = [
         node("Shape", ["h"], ["shape"]),
         node("Gather", ["shape", "index"], ["size"]),
@@ -335,11 +335,11 @@ def test_a_loop_of_fixed_rounds_is_not_over_time() -> None:
         recurrence.check(data, spec, False, "m")
 
 
-# Files that nobody meant well
+# Malicious and damaged files
 
 
 def test_functions_that_multiply(tmp_path: Path) -> None:
-    """40 functions, each of which calls the one before twice, would be 2^40 nodes."""
+    """40 functions that each call the previous one twice would be 2^40 nodes."""
     opset = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
     functions = [helper.make_function("own", "F0", ["a"], ["b"], [node("Tanh", ["a"], ["b"])], opset)]
     for i in range(1, 41):
@@ -362,7 +362,7 @@ def test_functions_that_multiply(tmp_path: Path) -> None:
 
 
 def test_damaged_bytes(tmp_path: Path) -> None:
-    """An error of the tree, or nothing."""
+    """The result is an error of the tree, or no error."""
     data = bytearray(write(tmp_path, scan("none"), MATRIX, {}).with_name("m.onnx").read_bytes())
     rng = np.random.default_rng(3)
     spec = ModelSpec((), (), ())

@@ -1,4 +1,4 @@
-"""What an interactive session shows of the objects that people hold: who it is, in a line."""
+"""The repr of public objects in an interactive session: one line that identifies the object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def short(value: object) -> str:
     return text
 
 
-def test_an_engine_says_what_it_takes_and_how_full_it_is() -> None:
+def test_repr_of_an_engine_shows_signals_and_open_streams() -> None:
     with Engine.load(exported("lstm"), max_streams=7) as engine:
         stream = engine.open("mic-1")
         told = short(engine)

@@ -1,7 +1,7 @@
-"""A step whose result is thrown away is done again: no stream may notice, alone, in a batch or in a loop.
+"""Steps whose results are discarded and repeated: no stream is affected, alone, in a batch or in a loop.
 
-The oracle is an engine of the same stages to which nothing happens, its streams fed one after the other. The
-numbers are sums of small whole numbers, so that both must agree to the bit.
+The oracle is an engine of the same stages without any failure, its streams fed one after the other. The
+numbers are sums of small integers, so that both must agree bit for bit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel import Engine, Signal, TensorSpec, errors
-from runnel.batch import Batch, Done, StackedStage
+from runnel.batch import Batch, BatchResult, StackedStage
 from runnel.loading.loader import load_pipeline
 from runnel.model.arena import Arena
 from runnel.model.session import ModelStage
-from runnel.pipeline import stage_runner as place
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline import stage_runner
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import MAX_PASSAGES, Stage, Steps
 from tests import laws, models
@@ -30,23 +30,23 @@ STREAMS = 12
 
 
 class Trouble:
-    """Decides at which of the numbered places a step fails. `None`: never."""
+    """Decides at which of the numbered points a step fails. `None`: never."""
 
     def __init__(self) -> None:
         self.at: dict[int, str] = {}
-        self.places = 0
+        self.count = 0
         self.clock = 0.0
 
     def here(self, kind: str) -> bool:
-        self.places += 1
-        return self.at.get(self.places) == kind
+        self.count += 1
+        return self.at.get(self.count) == kind
 
     def now(self) -> float:
         return self.clock
 
 
 class Sum(StackedStage):
-    """Passes numbers on and sums them: its state shows each step. Makes trouble in a batch."""
+    """Passes numbers on and sums them, so its state shows each step. Fails in a batch on request."""
 
     name = "sum"
 
@@ -72,7 +72,11 @@ class Sum(StackedStage):
             raise ValueError("trouble, in a batch")
         done = super().step_many(states, chunks)
         if self.trouble.here("count"):
-            return done[:-1] if isinstance(done, list) else Done(done.states[:-1], Batch(done.batch.arrays))
+            return (
+                done[:-1]
+                if isinstance(done, list)
+                else BatchResult(done.states[:-1], Batch(done.batch.arrays))
+            )
         return done
 
 
@@ -80,14 +84,14 @@ KINDS = ("alone", "slow", "batch", "count", "memory", "copy")
 
 
 class World:
-    """A loop around a model and two stages: what comes out goes in, so that each step doubles the state."""
+    """A loop around a model and two stages: the output is the input, so that each step doubles the state."""
 
     def __init__(self, folder: Path, trouble: Trouble) -> None:
         hand = models.accumulator(folder / "m.onnx")
         model = load_pipeline(hand.path, STREAMS, None, 1, False, False).stages[0]
         assert isinstance(model, ModelStage)
         inner = Pipeline([model, Sum(trouble), Sum(trouble)], None, {}, 0.5)
-        loop = Feedback(inner, [Back(model.inputs.tensors[0], "y", np.array(1, np.float32))])
+        loop = Feedback(inner, [LoopInput(model.inputs.tensors[0], "y", np.array(1, np.float32))])
         self.engine = Engine(Pipeline([loop], None, {}), STREAMS)
         self.model, self.trouble = model, trouble
 
@@ -99,7 +103,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World]:
 
 
 def make_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the clock, the model's memory and the arena's copies ask for trouble, too."""
+    """Let the clock, the model's memory and the arena's copies fail on request, too."""
     run, copy = world.model._run_rows, Arena.copy
 
     def run_rows(*args: Any) -> None:
@@ -114,17 +118,17 @@ def make_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
             raise MemoryError("a copy")
         copy(arena, source, target)
 
-    monkeypatch.setattr(place, "perf_counter", world.trouble.now)
+    monkeypatch.setattr(stage_runner, "perf_counter", world.trouble.now)
     monkeypatch.setattr(world.model, "_run_rows", run_rows)
     monkeypatch.setattr(Arena, "copy", copied)
 
 
 def compare(world: World, quiet: World, rounds: list[list[int]], trouble: dict[int, str]) -> int:
-    """Run the rounds with trouble; run the chunks that succeeded again, alone. Returns how many failed."""
+    """Run the rounds with failures; repeat the chunks that succeeded alone. Return the number of failures."""
     streams = [world.engine.open() for _ in range(STREAMS)]
     twins = [quiet.engine.open() for _ in range(STREAMS)]
     failed = 0
-    world.trouble.at, world.trouble.places = trouble, 0
+    world.trouble.at, world.trouble.count = trouble, 0
     try:
         for counts in rounds:
             before = [(s.state, s.seq) for s in streams]
@@ -158,16 +162,16 @@ ROUNDS = [[3] * STREAMS, [1 + i % 4 for i in range(STREAMS)]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trouble_at_every_place(
+def test_failure_at_every_step(
     worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """One trouble, at each place where there is one of its kind."""
+    """One failure, at each point where its kind is possible."""
     world, quiet = worlds
     make_trouble(world, monkeypatch)
     assert compare(world, quiet, ROUNDS, {}) == 0
-    places = world.trouble.places
-    assert places > 40
-    failed = [compare(world, quiet, ROUNDS, {at: kind}) for at in range(1, places + 1)]
+    count = world.trouble.count
+    assert count > 40
+    failed = [compare(world, quiet, ROUNDS, {at: kind}) for at in range(1, count + 1)]
     if kind in ("batch", "count", "memory"):
         assert not any(failed), "trouble in a batch is nobody's: each stream was stepped again, alone"
 
@@ -176,7 +180,7 @@ def test_trouble_at_every_place(
     rounds=st.lists(st.lists(st.integers(0, 5), min_size=STREAMS, max_size=STREAMS), min_size=1, max_size=3),
     trouble=st.dictionaries(st.integers(1, 150), st.sampled_from(KINDS), max_size=8),
 )
-def test_any_trouble(worlds: tuple[World, World], rounds: list[list[int]], trouble: dict[int, str]) -> None:
+def test_any_failures(worlds: tuple[World, World], rounds: list[list[int]], trouble: dict[int, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         make_trouble(worlds[0], patch)
         compare(*worlds, rounds, trouble)
@@ -215,8 +219,8 @@ def test_a_fork_is_stepped_while_the_stream_is_fed(worlds: tuple[World, World]) 
         s.close()
 
 
-def test_no_place_left_for_a_fork(tmp_path: Path) -> None:
-    """An error of the stream that asks; it is as it was, and so are those on their way."""
+def test_no_slot_left_for_a_fork(tmp_path: Path) -> None:
+    """The stream that needs a fork gets an error; it and the running passages are unchanged."""
     world = World(tmp_path, Trouble())
     pipeline = world.engine.pipeline
     streams = [world.engine.open() for _ in range(2)]
@@ -247,14 +251,14 @@ def test_a_loop_has_room_for_all_its_streams_and_the_passages(tmp_path: Path) ->
 
 
 class Failing(Stage):
-    """A stage with places of its own; one of its methods raises."""
+    """A stage with its own storage; one of its methods raises."""
 
     name = "failing"
 
     def __init__(self, method: str) -> None:
         self.inputs = self.outputs = X
         self.method = method
-        self.places = 0
+        self.forks = 0
 
     def initial(self) -> Any:
         return {}
@@ -264,16 +268,16 @@ class Failing(Stage):
 
     def fork(self, state: Any) -> Any:
         self._raise("fork")
-        self.places += 1
+        self.forks += 1
         return state
 
     def land(self, state: Any, forked: Any) -> Any:
         self._raise("land")
-        self.places -= 1
+        self.forks -= 1
         return forked
 
     def drop(self, forked: Any) -> None:
-        self.places -= 1
+        self.forks -= 1
         self._raise("drop")
 
     def _raise(self, method: str) -> None:
@@ -282,7 +286,7 @@ class Failing(Stage):
 
 
 @pytest.mark.parametrize("method", ["fork", "land", "drop"])
-def test_a_failure_in_the_middle_leaks_no_place(tmp_path: Path, method: str) -> None:
+def test_a_failure_in_the_middle_leaks_no_fork(tmp_path: Path, method: str) -> None:
     hand = models.accumulator(tmp_path / "m.onnx")
     model: Any = load_pipeline(hand.path, 2, None, 1, False, False).stages[0]
     first, odd, last = Failing(""), Failing(method), Failing("")
@@ -296,5 +300,5 @@ def test_a_failure_in_the_middle_leaks_no_place(tmp_path: Path, method: str) -> 
         forked, _ = pipeline.step(pipeline.fork(states), {"x": np.ones(1, np.float32)})
         with pytest.raises(errors.StageError, match=rf"'2: failing'.*{method}"):
             pipeline.land(states, forked) if method == "land" else pipeline.drop(forked)
-    assert [first.places, model.arena.forked, odd.places, last.places] == [0, 0, 0, 0]
+    assert [first.forks, model.arena.forked, odd.forks, last.forks] == [0, 0, 0, 0]
     assert model.dump(states[1])["s"] == 0

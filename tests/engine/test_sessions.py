@@ -1,4 +1,4 @@
-"""How onnxruntime is set up: an error moves no model to another provider, and idle threads do not spin."""
+"""onnxruntime's configuration: no fallback to another provider, and idle threads do not spin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def feeds(loaded: ort.InferenceSession) -> dict[str, object]:
 def test_an_error_of_a_provider_is_raised_and_not_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime's own answer to it is a line on standard output and another provider."""
+    """By default onnxruntime prints a line and falls back to another provider."""
     loaded = session(tmp_path)
     fail: type[Exception] = ort.capi.onnxruntime_pybind11_state.EPFail
     moved: list[object] = []
@@ -62,7 +62,7 @@ def test_idle_threads_of_a_session_do_not_spin(tmp_path: Path) -> None:
     assert time.process_time() - before < 0.5 * (time.monotonic() - began)
 
 
-def test_one_thread_is_none_of_onnxruntimes(tmp_path: Path) -> None:
+def test_one_thread_starts_no_thread_of_onnxruntime(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0
     loaded = session(tmp_path)
     loaded.run(None, feeds(loaded))

@@ -1,4 +1,4 @@
-"""Long runs: memory must not grow once it is warm. `make soak`."""
+"""Long runs: memory must not grow after a warm-up. `make soak`."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ MIB = 2**20
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident bytes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def churn(engine: Engine, rounds: int, leak: list[np.ndarray] | None = None) -> None:
-    """Streams open, are fed alone and in ragged batches, are parked and restored, fail, and close."""
+    """Open streams, feed them alone and in ragged batches, park, restore, fail, and close them."""
     rng = np.random.default_rng(0)
     for number in range(rounds):
         streams = [engine.open() for _ in range(int(rng.integers(1, 40)))]
@@ -51,7 +51,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_leak_would_be_seen(tmp_path: Path) -> None:
-    """The same check, with what every round gave kept on purpose."""
+def test_check_detects_a_leak(tmp_path: Path) -> None:
+    """The same check detects a leak made on purpose: every round's output is stored."""
     with Engine.load(models.lstm(tmp_path / "m.onnx").path, max_streams=100) as engine:
         assert growth(engine, leak=[]) > 3 * MIB

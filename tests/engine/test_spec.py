@@ -1,4 +1,4 @@
-"""The model's document: written and read back the same, and refused in words whatever it holds."""
+"""The model's document: written and read back unchanged, and any invalid content refused."""
 
 import copy
 import json
@@ -50,10 +50,10 @@ _json = st.recursive(
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside a document."""
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value inside a document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(p for key, v in inner for p in places(v, (*path, key)))]
+    return [path, *(p for key, v in inner for p in paths(v, (*path, key)))]
 
 
 def test_round_trip() -> None:
@@ -84,9 +84,9 @@ def test_a_probe_round_trip() -> None:
 
 
 @given(at=st.integers(0, 10_000), value=_json, spec=st.sampled_from([SPEC, LOOKED_INTO]))
-def test_any_value_anywhere_is_taken_or_refused(at: int, value: Any, spec: ModelSpec) -> None:
+def test_any_value_anywhere_is_accepted_or_refused(at: int, value: Any, spec: ModelSpec) -> None:
     document = copy.deepcopy(to_document(spec))
-    path = places(document)[at % len(places(document))]
+    path = paths(document)[at % len(paths(document))]
     if not path:
         document = value
     else:

@@ -1,4 +1,4 @@
-"""What the engine does with stages of somebody's own that break their word: the stream stays as it was."""
+"""Plugin stages that break the contract: the stream is unchanged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from runnel.stage import Stage
 from tests import laws, models
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
-BAD = 5  # a chunk of so many time steps makes the stage misbehave
+BAD = 5  # a chunk of this many time steps makes the stage misbehave
 
 
 class Odd(Stage):
-    """Passes chunks on and counts them; what `wrong` makes of a bad chunk is given instead."""
+    """Passes chunks on and counts them; for a bad chunk it returns the result of `wrong`."""
 
     name = "odd"
 
@@ -66,7 +66,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], En
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_stage_that_breaks_its_word(engine: Callable[[Any], Engine], wrong: str) -> None:
+def test_stage_that_breaks_the_contract(engine: Callable[[Any], Engine], wrong: str) -> None:
     loaded = engine(WRONG[wrong])
     bad = {"x": np.ones((BAD, 3), np.float32)}
     laws.commit(loaded, {"x": X}, bad, errors.StageError, {"x": X})
@@ -75,9 +75,9 @@ def test_a_stage_that_breaks_its_word(engine: Callable[[Any], Engine], wrong: st
 
 
 def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
-    """The stream's state must not change when the caller uses its buffer again."""
+    """The stream's state must not change if the caller reuses its buffer."""
 
-    class Keeper(Odd):
+    class StoresInput(Odd):
         def initial(self) -> dict[str, Any]:
             return {"last": np.zeros((0, 3), np.float32)}
 
@@ -85,7 +85,7 @@ def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
             return {"last": chunk["x"]}, chunk
 
     signal = Signal((TensorSpec("x", "float32", (3,)),))
-    engine = Engine(Pipeline([Keeper(signal, print)], None, {}))
+    engine = Engine(Pipeline([StoresInput(signal, print)], None, {}))
     stream = engine.open()
     buffer = X.copy()
     for feed in (lambda: stream.feed(buffer), lambda: engine.feed_many([(stream, buffer)])[0]):
@@ -98,14 +98,14 @@ def test_a_stage_that_keeps_the_callers_array(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_number_from_a_stage_is_not_hidden_by_the_cast(tmp_path: Path) -> None:
-    """What reaches the model is checked where it is bound."""
+    """The model's input is checked where it is bound."""
     model = load_pipeline(models.lstm(tmp_path / "m.onnx").path, 4, None, 1, False, False).stages[0]
     row = model.open()
     with pytest.raises(errors.NonFiniteError), np.errstate(over="ignore"):
         model.step(row, {"x": np.full((1, 3), 1e300)})
 
 
-def test_a_stage_whose_close_fails_gives_the_others_places_back(tmp_path: Path) -> None:
+def test_failing_close_still_frees_the_other_stages(tmp_path: Path) -> None:
     model = load_pipeline(models.lstm(tmp_path / "m.onnx").path, 1, None, 1, False, False).stages[0]
 
     class Sticky(Odd):

@@ -1,4 +1,4 @@
-"""Bad input at the door, and a stream's life: the error says what, and nothing changes."""
+"""Invalid input, and the life of a stream: the error gives the reason, and nothing changes."""
 
 import dataclasses
 import subprocess
@@ -66,7 +66,7 @@ def test_one_bad_tick_alone(engine: Engine) -> None:
 
 
 def test_large_finite_input_is_not_refused(engine: Engine) -> None:
-    """Its sum of squares overflows float32; it is finite all the same."""
+    """Its sum of squares overflows float32, but it is finite."""
     big = np.full((1, 3), 3e38, np.float32)
     assert np.isfinite(engine.open().feed(big)).all()
     assert np.isfinite(engine.open().feed(np.repeat(big, 5, 0))).all()
@@ -154,7 +154,7 @@ def test_a_reused_slot_starts_anew(engine: Engine) -> None:
 
 
 def test_outputs_are_the_callers_own(engine: Engine) -> None:
-    """A later step must not write into what was handed out."""
+    """A later step must not write to an output that the caller has."""
     stream = engine.open()
     one = stream.feed(X[:1])
     kept = one.copy()
@@ -194,7 +194,7 @@ def test_a_scalar_for_a_stream_of_scalars(tmp_path: Path) -> None:
 
 
 def test_any_array_layout(engine: Engine) -> None:
-    """Reversed, strided, read-only and memory-mapped arrays are arrays."""
+    """Reversed, strided, read-only and memory-mapped arrays are valid."""
     wide = np.zeros((8, 6), np.float32)
     wide[::2, ::2] = X
     fixed = X.copy()
@@ -217,7 +217,7 @@ def test_a_renamed_model_takes_its_own_snapshots(engine: Engine, tmp_path: Path)
 
 @pytest.mark.parametrize("wrong", [np.zeros((1, 1), np.float32), np.full((1, 4), np.nan, np.float32)])
 def test_a_snapshot_with_another_state(engine: Engine, wrong: np.ndarray) -> None:
-    """A right checksum over wrong numbers: somebody's own."""
+    """A forged snapshot: a right checksum over wrong numbers."""
     held = snapshots.decode(engine.open("a").snapshot())
     name, arrays = held.stages[0]
     blob = snapshots.encode(dataclasses.replace(held, stages=((name, {**arrays, "h0": wrong}),)))
@@ -236,7 +236,7 @@ def test_the_same_stream_twice_in_one_call(engine: Engine) -> None:
     assert stream.seq == 2
 
 
-def test_floats_of_the_host_are_left_alone(tmp_path: Path) -> None:
+def test_host_floats_are_not_flushed(tmp_path: Path) -> None:
     """onnxruntime can flush denormals only by changing the process's floating-point mode: on request."""
     path = models.lstm(tmp_path / "m.onnx").path
     code = (
@@ -301,7 +301,7 @@ def test_errors_have_stable_distinct_codes() -> None:
 
 
 class Units(np.ndarray):
-    """As a unit library's array: it refuses to be mixed with others."""
+    """Like an array with units: it refuses to be combined with others."""
 
     def __array_function__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("units do not agree")
@@ -311,7 +311,7 @@ class Units(np.ndarray):
 
 
 class Raising(Mapping[str, np.ndarray]):
-    """A chunk that cannot be looked at."""
+    """A chunk that cannot be read."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         raise OSError("the file is gone")
@@ -337,8 +337,8 @@ def subclasses(folder: Path, plain: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("ticks", [1, 3])
 @pytest.mark.parametrize("stages", ["", '[[before]]\nuse = "smooth"\nweight = 0.5\n'])
-def test_subclasses_of_array_count_as_what_they_hold(tmp_path: Path, ticks: int, stages: str) -> None:
-    """The same from `feed` and from `feed_many`, beside others in one batch."""
+def test_subclasses_of_array_are_taken_as_plain_arrays(tmp_path: Path, ticks: int, stages: str) -> None:
+    """`feed` and `feed_many`, with other streams in the batch, give the same."""
     hand = models.lstm(tmp_path / "m.onnx")
     (tmp_path / "p.toml").write_text(f'[model]\npath = "m.onnx"\n{stages}')
     plain = models.data(hand, ticks)["x"]
@@ -358,7 +358,7 @@ def test_subclasses_of_array_count_as_what_they_hold(tmp_path: Path, ticks: int,
             np.testing.assert_allclose(made["y"] if isinstance(made, dict) else made, expected, atol=1e-6)
 
 
-def test_a_chunk_that_cannot_be_read_is_its_streams_alone(tmp_path: Path) -> None:
+def test_unreadable_chunk_fails_only_its_stream(tmp_path: Path) -> None:
     hand = models.lstm(tmp_path / "m.onnx")
     plain = models.data(hand, 1)["x"]
     with Engine.load(hand.path) as engine:

@@ -1,4 +1,4 @@
-"""The rate of rows by their times: what is taken for it, and what is refused."""
+"""The rate of rows by their times: which times are accepted or refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(11)
 
 
 def clock(stamps, rate: float | None = 100.0, live: bool = False, unit: str = "s") -> RowClock:
-    """A clock that was given all of them."""
+    """Return a clock that has all the stamps."""
     made = RowClock("x.csv", "t", rate, live, unit)
     for stamp in stamps:
         made.follow(float(stamp))
@@ -91,24 +91,24 @@ def test_time_that_runs_backwards_is_refused_at_its_row(rate) -> None:
         made.follow(1.0)
 
 
-def test_rows_whose_pace_nobody_knows_are_taken_at_any() -> None:
+def test_rows_of_unknown_pace_are_accepted_with_rate_any() -> None:
     clock(np.cumsum(RNG.exponential(1.0, 3000)), None)
 
 
-def test_a_file_waits_for_a_window_and_a_live_source_for_no_row() -> None:
+def test_file_waits_for_a_window_and_live_source_does_not_wait() -> None:
     made, live = RowClock("x", "t", 100.0, False), RowClock("x", "t", 100.0, True)
-    assert live.settled
+    assert live.ready
     for n in range(WINDOW):
-        assert not made.settled
+        assert not made.ready
         made.follow(n / 100)
-    assert made.settled
+    assert made.ready
     for n in range(FIRST - 1):
         live.follow(n / 25)
     with pytest.raises(UsageError, match="at 25 Hz"):
         live.follow((FIRST - 1) / 25)
 
 
-def test_what_is_held_is_one_window() -> None:
+def test_at_most_one_window_is_held() -> None:
     made = RowClock("x", "t", 100.0, True)
     for n in range(5 * WINDOW):
         made.follow(n / 100)
@@ -116,14 +116,14 @@ def test_what_is_held_is_one_window() -> None:
     assert STILL > 0
 
 
-def test_gaps_are_counted_once_and_told_at_the_end() -> None:
+def test_gaps_are_counted_once_and_reported_at_the_end() -> None:
     stamps = at(100, 5000) + 60.0 * (np.arange(5000) >= 40) + 3600.0 * (np.arange(5000) >= 3000)
     for live in (False, True):
-        told = clock(stamps, live=live).told()
+        told = clock(stamps, live=live).warning()
         assert "has gaps, 2 in all, the longest of 3600" in told
         assert "tick" in told
-    assert clock(at(100)).told() == ""
-    assert clock(stamps, None).told() == ""
+    assert clock(at(100)).warning() == ""
+    assert clock(stamps, None).warning() == ""
 
 
 def test_the_pace_is_the_mean_step_without_the_gaps() -> None:

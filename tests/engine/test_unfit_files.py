@@ -1,4 +1,4 @@
-"""Files that are no files, that never end, or that ask for everything: a typed error, soon."""
+"""Files that are not regular, never end, or ask for all memory: a typed error, soon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from runnel import Engine, regular, spec
 from runnel.errors import ModelError, PipelineError, RunnelError, UsageError
 from runnel.loading import toml as tables
-from runnel.model import briefly
+from runnel.model import bounded_call
 from runnel.wire import keys
 from runnel_plugins import _names
 
@@ -24,7 +24,7 @@ KINDS = ("pipe", "zeros", "folder", "socket", "missing", "link to a pipe")
 
 @pytest.fixture(params=KINDS)
 def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """What is no regular file. Nobody writes to the pipe."""
+    """A path that is not a regular file. The pipe has no writer."""
     path = tmp_path / "odd"
     if request.param == "pipe":
         os.mkfifo(path)
@@ -85,14 +85,14 @@ def test_keys_and_users(odd: Path) -> None:
 
 
 def test_a_file_that_grows_while_it_is_read_is_bounded() -> None:
-    """As those of /proc, which say that they are empty."""
+    """Files in /proc state a size of 0."""
     with pytest.raises(UsageError, match="at most 10 bytes"):
         regular.read("/proc/self/status", 10, "a status", UsageError)
     assert b"Pid:" in regular.read("/proc/self/status", 10**6, "a status", UsageError)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "\udcff\x1b[2J"])
-def test_a_path_that_no_file_has(path: str) -> None:
+def test_impossible_path_is_refused(path: str) -> None:
     with pytest.raises(UsageError) as raised:
         regular.read(path, 10, "a thing", UsageError)
     assert "\x1b" not in raised.value.message
@@ -115,7 +115,7 @@ DEEP = "a" + ".a" * 500_000
     ],
     ids=["key", "table", "inline", "quoted", "spaced", "dots", "brackets", "braces"],
 )
-def test_a_text_that_would_take_a_parser_for_ever(tmp_path: Path, text: str) -> None:
+def test_text_that_would_stall_the_parser_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(PipelineError, match="not TOML"):
         tables.read_toml(tmp_path / "p.toml")
@@ -124,7 +124,7 @@ def test_a_text_that_would_take_a_parser_for_ever(tmp_path: Path, text: str) -> 
         keys.read_users(tmp_path / "u.toml")
 
 
-def test_what_looks_deep_and_is_not() -> None:
+def test_long_keys_that_are_not_dotted_are_accepted() -> None:
     numbers = ", ".join(["0.5"] * 1000)
     text = f'x = [{numbers}]\n# {"." * 1000}\ny = "{"a-b " * 1000}"\na.b.c.d.e.f = 1\n'
     assert tables.parse_toml(text)["a"] == {"b": {"c": {"d": {"e": {"f": 1}}}}}
@@ -175,7 +175,7 @@ STATE = '[[model.state]]\ninput = "s"\noutput = "t"\nshape = ["slot", 4]\n'
 
 
 def endless(grows: bool) -> onnx.GraphProto:
-    """A loop without an end, which may collect a MiB each time round."""
+    """Return a loop without an end, which may collect a MiB in each round."""
     kept = [value("out", 2**18)] if grows else []
     made = [helper.make_node("ConstantOfShape", ["big"], ["out"])] if grows else []
     body = helper.make_graph(
@@ -205,11 +205,11 @@ def endless(grows: bool) -> onnx.GraphProto:
 
 
 @pytest.mark.parametrize(("grows", "said"), [(False, "longer than 0.5 s"), (True, "bytes")])
-def test_a_loop_without_an_end_is_given_up_at_load(
+def test_endless_loop_is_stopped_at_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: bool, said: str
 ) -> None:
-    monkeypatch.setattr(briefly, "MAX_SECONDS", 60.0 if grows else 0.5)
-    monkeypatch.setattr(briefly, "MAX_BYTES", 2**26)
+    monkeypatch.setattr(bounded_call, "MAX_SECONDS", 60.0 if grows else 0.5)
+    monkeypatch.setattr(bounded_call, "MAX_BYTES", 2**26)
     with pytest.raises(ModelError, match=said):
         Engine.load(foreign(tmp_path, endless(grows), STATE))
     assert not [thread for thread in threading.enumerate() if thread.name == "runnel-trial"]

@@ -13,7 +13,7 @@ from tests import laws
 from tests.export.zoo import ZOO, Case, exported
 
 FEW = settings(max_examples=4 if settings().max_examples < 100 else 100)
-TOLERANCE = 2e-5  # between one batch and another: float32 sums in another order, carried through a state
+TOLERANCE = 2e-5  # between two batches: float32 sums in another order, carried through a state
 
 
 @pytest.fixture(scope="module", params=ZOO)

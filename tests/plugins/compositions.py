@@ -1,11 +1,11 @@
 """Random pipelines of the stages that come with Runnel, each fitting the one before it, as files.
 
-`a_pipeline` draws one: what comes in, 1 to 5 stages with options that are valid for what arrives, perhaps a
-small model among them; `a_loop` and `a_generator` draw one whose output is fed back. What they give is text
-of a TOML file, so that what is tried is what users have: reader, options, places, engine.
+`a_pipeline` draws an input, 1 to 5 stages with options that are valid there, and perhaps a small model;
+`a_loop` and `a_generator` draw one whose output is fed back. The result is the text of a TOML file, so that
+the tests cover what users have: reader, options, stage runners, engine.
 
-The draws are those of a seeded generator: hypothesis, which likes to vary what it had, gave 30 pipelines in
-120 examples.
+The draws are those of a seeded generator: hypothesis, which tends to vary its earlier draws, gave 30
+pipelines in 120 examples.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from runnel.spec import Framing, Signal, TensorSpec
 from tests import models
 from tests.plugins.stage_options import MAX_NUMBERS, STAGES, Flow, Options, floats, put, single
 
-RATE = 14_400.0  # 2^6 * 3^2 * 5^2: halves, thirds and fifths of it are whole numbers
+RATE = 14_400.0  # 2^6 * 3^2 * 5^2: halves, thirds and fifths of it are integers
 TEXT = "ab cé\n"
 
 
-# Models, by what arrives
+# Models, by input
 
 
 def a_model(flow: Flow, folder: Path) -> Options | None:
-    """The table of a small model for the flow, which then goes on with what it makes."""
+    """Return the table of a small model for the flow, which continues with its output."""
     fit = flow.tensors(lambda t: single(t) and (t.shape == () or (len(t.shape) == 1 and t.shape[0] <= 8)))
     if not fit or flow.nan:
         return None
@@ -64,7 +64,7 @@ def framed(path: Path) -> models.Hand:
     return models.write(path, nodes, {"W": weights}, [x], [y], [], any_ticks=False, framing=FRAMING)
 
 
-# What comes in
+# Inputs
 
 INPUTS = {
     "sound": Signal((TensorSpec("x", "float32"),), RATE),
@@ -84,14 +84,14 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A pipeline file, and how it is to be tried."""
+    """A pipeline file, and the data for it."""
 
     text: str
     inputs: Signal
     gaps: bool  # NaN among the data
 
     def data(self, steps: int, seed: int) -> dict[str, np.ndarray]:
-        """A chunk of so many time steps."""
+        """Return a chunk of `steps` time steps."""
         rng = np.random.default_rng(seed)
         made: dict[str, np.ndarray] = {}
         for t in self.inputs.tensors:
@@ -129,7 +129,7 @@ def input_table(signal: Signal) -> str:
     return table("[input]", {"tensors": tensors, **({"rate": signal.rate} if signal.rate else {})})
 
 
-# What only fits in few places, and so often as one of these: else it would hardly ever be met.
+# Stages that fit in few places, with the weight of each: otherwise they would hardly ever be drawn.
 RARE = {
     "tick": 30, "tokens": 20, "one_hot": 20, "log_mel": 8, "mfcc": 8, "resample": 6, "sample": 6,
     "forecast_error": 5, "speech_segments": 8, "ctc_greedy": 3, "labels": 4, "threshold": 3, "iir": 2,
@@ -138,7 +138,7 @@ RARE = {
 
 
 def a_stage(flow: Flow) -> str | None:
-    """Put one of the stages that fit; its entry, or None where the flow has become too wide for any."""
+    """Add one of the stages that fit; return its entry, or None if the flow is too wide for any."""
     left = {use: RARE.get(use, 1) for use in STAGES}
     while left:
         (use,) = flow.random.choices(list(left), list(left.values()))
@@ -164,10 +164,10 @@ def a_pipeline(random: Random, folder: Path) -> Drawn:
     for i in range(count + 1):
         arrives = flow.signal
         if i == model_at and (model := a_model(flow, folder)) is not None:
-            if i == 0:  # then nothing else can arrive
+            if i == 0:  # then no other array can arrive
                 (taken,) = model["inputs"].values()
                 inputs = Signal(tuple(t for t in arrives.tensors if t.name == taken), arrives.rate)
-                parts = [input_table(inputs)] if in_row else []  # [model] says itself what it takes
+                parts = [input_table(inputs)] if in_row else []  # [model] defines the input itself
             if in_row:
                 parts.append(table("[[KEY]]", {"use": "model", **model}))
             else:
@@ -180,7 +180,7 @@ def a_pipeline(random: Random, folder: Path) -> Drawn:
     return Drawn(written, inputs, gaps)
 
 
-# What is fed back
+# Feedback
 
 LOOP = Signal((TensorSpec("x", "float32", (3,)), TensorSpec("u", "float32", (3,))), 10.0)
 STEADY: tuple[tuple[str, Options], ...] = (  # none of these makes a number grow from turn to turn
@@ -198,7 +198,7 @@ STEADY: tuple[tuple[str, Options], ...] = (  # none of these makes a number grow
 
 
 def a_loop(random: Random, folder: Path) -> Drawn:
-    """Stages that give a row for each row at once; what the last of them makes of `u` is fed back to it."""
+    """Stages with one output time step for each input; the last one's output of `u` is fed back to `u`."""
     flow = Flow(random, LOOP)
     chosen = [flow.one(*STEADY) for _ in range(flow.random.randint(1, 4))]
     parts = [input_table(LOOP)]
@@ -212,7 +212,7 @@ def a_loop(random: Random, folder: Path) -> Drawn:
 
 
 def a_generator(random: Random, folder: Path) -> Drawn:
-    """A small model of language: its token is its next input."""
+    """A small language model: its token is its next input."""
     path = folder / "generator.onnx"
     if not path.exists():
         models.lstm(path, features=5, outputs=5)

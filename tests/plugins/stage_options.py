@@ -1,4 +1,4 @@
-"""Options that are valid for what arrives at a stage, for each of the stages that come with Runnel."""
+"""Valid options for each of the stages that come with Runnel, given the signal at the stage."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from runnel.spec import Signal, TensorSpec
 
 Options = dict[str, Any]
 
-MAX_NUMBERS = 256  # of one row: what is drawn has to stay quick
+MAX_NUMBERS = 256  # per time step: keeps the tests fast
 
 
 @dataclass
 class Flow:
-    """What has been drawn so far: where the next stage would stand."""
+    """The state of the draw: the signal at which the next stage would be."""
 
     random: Random
     signal: Signal
-    begun: bool = False  # a stage stands before
+    begun: bool = False  # a stage comes before
     nan: bool = False  # a NaN may arrive: not for stages that refuse it
-    loose: bool = False  # floats may differ in their last bits, by how a model's matrices are multiplied
-    bounded: str = ""  # the array whose whole numbers are certainly among its labels
+    loose: bool = False  # floats may differ in their last bits, as after a model
+    bounded: str = ""  # the array whose integers are certainly among its labels
 
     def one(self, *values: Any) -> Any:
         return self.random.choice(values)
@@ -70,7 +70,7 @@ def text(t: TensorSpec) -> bool:
     return (t.dtype, t.shape) == ("uint8", ())
 
 
-# One function a stage: options that are valid where the flow stands, or None where it takes nothing of that.
+# One function per stage: options that are valid for the flow, or None if no array fits.
 
 
 def mono(flow: Flow) -> Options | None:
@@ -138,7 +138,7 @@ def frame(flow: Flow) -> Options | None:
 def log_mel(flow: Flow) -> Options | None:
     rate = flow.signal.rate
     sound = [(t.dtype, t.shape) for t in flow.signal.tensors] == [("float32", ())]
-    # Behind a model the last bits of a sample are not known, and those are what a logarithm shows of silence.
+    # After a model the last bits of a sample are not determined, and in silence the logarithm shows them.
     if not sound or flow.nan or flow.loose or rate is None or rate < 1000:
         return None
     samples = flow.one(24, 32)
@@ -213,7 +213,7 @@ def tick(flow: Flow) -> Options | None:
     if ("time", "float64", ()) not in [(t.name, t.dtype, t.shape) for t in flow.signal.tensors] or flow.nan:
         return None
     others = flow.tensors(lambda t: t.name != "time")
-    if flow.begun or not others:  # anything before may have changed the time stamps
+    if flow.begun or not others:  # a stage before may have changed the time stamps
         return None
     fit = ["hold"]
     fit += ["linear"] if all(map(floats, others)) else []
@@ -235,7 +235,7 @@ def cast(flow: Flow) -> Options | None:
 
 def tokens(flow: Flow) -> Options | None:
     fit = flow.tensors(text)
-    if not fit or flow.begun:  # what stages before made of a text is none
+    if not fit or flow.begun:  # the text is no longer text after other stages
         return None
     unit = flow.one("byte", "character") if len(flow.signal.tensors) == 1 else "byte"
     options: Options = {"unit": unit, "of": fit[0].name}
@@ -383,7 +383,7 @@ LOOSE = {"log_mel", "mfcc"}  # products of matrices in float32
 
 
 def put(flow: Flow, use: str, options: Options) -> None:
-    """Add a stage that fits; one that refuses its options fails the test, as `STAGES` says that they fit."""
+    """Add a stage; if it refuses its options the test fails, since `STAGES` states that they fit."""
     stage = make_stage(use, flow.signal, options, use)
     flow.nan = (flow.nan and use not in END_NAN) or use == "forecast_error"
     flow.loose = flow.loose or use in LOOSE

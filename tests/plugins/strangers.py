@@ -1,4 +1,4 @@
-"""A stranger's package, installed into a folder of its own: what pip would leave there."""
+"""A third-party package, installed into its own folder as by pip."""
 
 from __future__ import annotations
 

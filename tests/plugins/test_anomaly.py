@@ -1,4 +1,4 @@
-"""anomaly: z against numpy's mean and deviation of what came before, weighted where it forgets."""
+"""anomaly: z against numpy's weighted mean and deviation of the samples before."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_it_keeps_the_laws(shape, options):
     check_stage(lambda: Anomaly(signal(*shape), **options))
 
 
-def test_it_keeps_the_laws_where_values_are_missing():
+def test_it_keeps_the_laws_with_missing_values():
     x = series(200, 2)
     x[np.random.default_rng(1).random(x.shape) < 0.3] = np.nan
     check_stage(lambda: Anomaly(signal(2), warm_up=5), {"x": x})
 
 
 def reference(x, memory, warm_up, threshold, floor=1e-6):
-    """z by the weights that each sample learned has: 1/k for the first `memory`, then fading."""
+    """Return z with the weights of all learned samples: 1/k for the first `memory`, then decreasing."""
     learned, z = [], []
     for value in x.astype(np.float64):
         k = len(learned)
@@ -70,7 +70,7 @@ def reference(x, memory, warm_up, threshold, floor=1e-6):
     cut=st.integers(0, 90),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_z_is_by_the_weighted_mean_and_deviation_of_what_was_learned(
+def test_z_uses_the_weighted_mean_and_deviation_of_learned_samples(
     memory, warm_up, threshold, gaps, cut, seed
 ):
     x = series(90, 2, seed=seed)
@@ -93,7 +93,7 @@ def test_without_forgetting_it_is_numpys_mean_and_std():
     np.testing.assert_allclose(z[2:], want, rtol=1e-5)
 
 
-def test_a_wild_value_is_flagged_and_not_learned():
+def test_outlier_is_marked_and_not_learned():
     x = series(300)
     wild = x.copy()
     wild[[100, 101]] = 70
@@ -105,7 +105,7 @@ def test_a_wild_value_is_flagged_and_not_learned():
     assert abs(learning["z"][102:]).max() < abs(got["z"][102:]).max()
 
 
-def test_a_new_level_is_normal_after_so_many():
+def test_new_level_is_normal_after_restart_samples():
     x = np.r_[series(100), series(100, seed=1) + 50]
     assert play(Anomaly(signal()), [{"x": x}])["anomaly"][100:].all()
     got = play(Anomaly(signal(), restart=10, warm_up=20), [{"x": x}])
@@ -146,7 +146,7 @@ def test_an_infinity_is_refused():
         ({"run": np.array([0, 2**62])}, "higher than any stream's"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+def test_impossible_states_are_not_restored(bad, says):
     stage = Anomaly(signal(2))
     with pytest.raises(SnapshotError, match=says):
         stage.load(stage.open(), {**stage.initial(), **bad})
@@ -164,6 +164,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         (Signal((TensorSpec("x", "float32"), TensorSpec("z", "int8"))), {}, "makes 'z'"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         Anomaly(inputs, **options)

@@ -46,7 +46,7 @@ def test_mono_gives_the_rate_on_and_drops_the_axis():
     assert stage.outputs == Signal((TensorSpec("x", "float32"),), 48000)
 
 
-def test_a_nan_in_a_channel_that_was_not_chosen_does_not_matter():
+def test_nan_in_an_unused_channel_is_ignored():
     x = np.array([[1, np.nan], [2, 3]], np.float32)
     np.testing.assert_array_equal(once(Mono(STEREO, [0]), x=x)["x"], [1, 2])
 
@@ -73,7 +73,7 @@ def test_mono_works_on_the_array_that_is_named():
         (STEREO, {"channels": [0, 0]}, "each once"),
     ],
 )
-def test_what_mono_cannot_do_is_said_when_it_is_made(signal, options, says):
+def test_mono_refuses_bad_options(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         Mono(signal, **options)
 
@@ -101,7 +101,7 @@ def test_gain_multiplies_floats_in_their_dtype_and_keeps_the_laws(options, facto
         ({"factor": float("inf")}, "factor must be in .* not inf"),
     ],
 )
-def test_what_gain_cannot_do_is_said_when_it_is_made(options, says):
+def test_gain_refuses_bad_options(options, says):
     with pytest.raises(PipelineError, match=says):
         Gain(STEREO, **options)
 
@@ -131,7 +131,7 @@ def test_a_coefficient_out_of_range_is_refused(coefficient):
         PreEmphasis(STEREO, coefficient)
 
 
-def test_pre_emphasis_restores_nothing_that_no_stream_has():
+def test_pre_emphasis_does_not_restore_impossible_states():
     stage = PreEmphasis(STEREO)
     with pytest.raises(SnapshotError, match=r"'last\.x' has shape \(3,\), expected \(2,\)"):
         stage.load(stage.open(), {"last.x": np.zeros(3, np.float32)})

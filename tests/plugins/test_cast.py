@@ -1,4 +1,4 @@
-"""cast: Python's own whole numbers and fractions, and numpy where it cannot lose anything."""
+"""cast: against Python's own integers and fractions, and numpy where the cast is lossless."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_whole_numbers_to_floats_are_exact_or_refused(source, to, data):
 
 
 @pytest.mark.parametrize("to", FLOATS)
-def test_the_whole_numbers_that_a_float_can_tell_apart_pass_and_the_next_does_not(to):
+def test_integers_up_to_the_floats_precision_pass_and_the_next_does_not(to):
     limit = 2 ** (np.finfo(to).nmant + 1)
     assert cast(np.array([limit, -limit]), to).tolist() == [limit, -limit]
     for beyond in (limit + 1, -limit - 1):
@@ -126,14 +126,14 @@ def test_the_last_float_below_a_limit_passes_and_the_limit_itself_does_not(to):
 
 @pytest.mark.parametrize("to", [*WHOLE, "bool"])
 @pytest.mark.parametrize("source", WHOLE)
-def test_the_limits_of_all_dtypes_are_cut_off_at_those_of_others(source, to):
+def test_limits_of_each_dtype_saturate_in_every_other(source, to):
     low, high = limits(to)
     x = np.array(limits(source), source)
     want = [min(max(n, low), high) for n in limits(source)]
     assert cast(x, to, saturate=True).astype(object).tolist() == want
 
 
-def test_a_narrower_float_rounds_keeps_nan_and_infinity_and_refuses_what_is_too_large():
+def test_narrower_float_rounds_passes_nan_and_infinity_and_refuses_too_large_numbers():
     x = np.array([0.1, np.nan, np.inf, 70000.0])
     np.testing.assert_array_equal(cast(x[:3], "float32"), x[:3].astype(np.float32))
     with pytest.raises(ChunkError, match=r"'x' is 70000.0 at time step 3: float16 ends at 65504; saturate"):
@@ -162,7 +162,7 @@ def test_full_scale_itself_is_one_too_many():
     assert cast(x, "int16", scale=True, saturate=True).tolist() == [0, 32767, -32768]
 
 
-def test_a_nan_is_no_whole_number():
+def test_nan_to_integer_is_refused():
     x = np.array([[1, np.nan]], np.float32)
     for to in ("int16", "bool"):
         with pytest.raises(NonFiniteError, match=r"'x' is NaN at time step 0, element \(1,\)"):

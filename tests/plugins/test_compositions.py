@@ -1,8 +1,8 @@
 """The laws of a stream, over random pipelines of the stages that come with Runnel (`compositions`).
 
-Each stage is checked alone by its own tests. What these see is what stages do to each other: rows of one
-chunk that are none for the next stage, batches that fall apart in the middle, what the flush of one stage
-gives to those behind it. `HYPOTHESIS_PROFILE=soak` tries far more.
+Each stage has its own tests. These test the interaction of stages: chunks that give no output for the next
+stage, batches that are split in the middle, and the flush of one stage passed to later ones.
+`HYPOTHESIS_PROFILE=soak` tries far more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.parametrize("seed", MANY)
 
 @pytest.fixture(scope="module", autouse=True)
 def found_once() -> Iterator[None]:
-    """What is installed does not change meanwhile, and to look it up takes longer than all the rest."""
+    """Cache the look-up of plugins, which would take longer than the rest of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plugins, "load", functools.cache(plugins.load))
         yield
@@ -48,14 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, drawn: Drawn) -> Engine:
-    print(drawn.text)  # pytest shows it where a test fails
+    print(drawn.text)  # pytest shows it if a test fails
     path = folder / "pipeline.toml"
     path.write_text(drawn.text, "utf-8")
     return Engine.load(path, max_streams=20)
 
 
 def same(one: Chunk, other: Chunk) -> None:
-    """Floats within the rounding of their peak, all else equal."""
+    """Compare floats within the rounding of their peak, all else exactly."""
     assert one.keys() == other.keys()
     for name, a in one.items():
         b = other[name]
@@ -75,7 +75,7 @@ def identical(one: Any, other: Any) -> None:
 
 
 def by_hand(pipeline: Pipeline, chunk: Chunk) -> Chunk:
-    """What a pipeline is: each stage is given, in one piece, all that the one before it made."""
+    """Run a pipeline by definition: each stage gets the whole output of the one before it in one chunk."""
     for stage in pipeline.stages:
         state = stage.open()
         chunk = dict(play(stage, [chunk] if laws.length(chunk) else [], state))
@@ -85,12 +85,12 @@ def by_hand(pipeline: Pipeline, chunk: Chunk) -> Chunk:
 
 @pytest.fixture
 def random(request: pytest.FixtureRequest, seed: int) -> Random:
-    """Another one for each test, so that none tries the pipelines of the one before it."""
+    """A generator of its own for each test, so that the tests try different pipelines."""
     return Random(f"{request.function.__name__} {seed}")
 
 
 def any_of(random: Random, folder: Path) -> Drawn:
-    """Mostly rows of stages, sometimes loops: each of the laws holds for both."""
+    """Draw a sequence of stages, or sometimes a loop: each law holds for both."""
     return random.choice((a_pipeline, a_pipeline, a_pipeline, a_pipeline, a_loop, a_generator))(
         random, folder
     )
@@ -116,7 +116,7 @@ def test_chunking(folder: Path, random: Random) -> None:
 
 
 def test_isolation(folder: Path, random: Random) -> None:
-    """Up to eight streams in batches as they come: some with other lengths, some with nothing to say."""
+    """Up to eight streams in batches as they come: some of other lengths, some without chunks."""
     drawn = any_of(random, folder)
     with load(folder, drawn) as engine:
         count, first = random.randint(1, 8), random.randrange(100)
@@ -124,7 +124,7 @@ def test_isolation(folder: Path, random: Random) -> None:
         even = random.random() < 0.5  # chunks of one size, as live ones are: whole batches
         queues = []
         for chunk in chunks:
-            start = random.choice((7, 7, 3))  # so that not all are at one point of a cycle
+            start = random.choice((7, 7, 3))  # so that the streams are at different points of a cycle
             where = list(range(start, laws.length(chunk), 7)) if even else cuts(random)
             queues.append(laws.pieces(chunk, where))
         streams, sizes = [engine.open() for _ in chunks], [len(queue) for queue in queues]
@@ -144,7 +144,7 @@ def test_isolation(folder: Path, random: Random) -> None:
 
 
 def spoilt(chunk: Chunk, how: str) -> Chunk:
-    """The chunk with one fault; the same, where it has nothing that could have it."""
+    """Return the chunk with one fault; unchanged if that fault is not possible."""
     bad = {name: array.copy() for name, array in chunk.items()}
     name = next(iter(bad))
     if how == "dtype":
@@ -163,7 +163,7 @@ def spoilt(chunk: Chunk, how: str) -> Chunk:
 
 
 def test_commit(folder: Path, random: Random) -> None:
-    """A chunk that fails leaves every byte of the snapshot, alone and among others, who notice nothing."""
+    """A failing chunk changes no byte of the snapshot, alone or in a batch, and no neighbour."""
     how = random.choice(("nan", "nan", "inf", "huge", "dtype", "shape", "length"))
     drawn = any_of(random, folder)
     with load(folder, drawn) as engine, np.errstate(all="ignore"):
@@ -198,7 +198,7 @@ def test_commit(folder: Path, random: Random) -> None:
 
 
 def test_return(folder: Path, random: Random) -> None:
-    """Restored, taken back or reset, a stream gives the very same numbers again."""
+    """After restore, rewind or reset, a stream gives exactly the same numbers again."""
     drawn = any_of(random, folder)
     with load(folder, drawn) as engine:
         chunk = drawn.data(steps(random), random.randrange(100))
@@ -211,7 +211,7 @@ def test_return(folder: Path, random: Random) -> None:
         ended = stream.snapshot()
         copy = engine.restore(blob)
         assert copy.snapshot() == blob
-        for again in (copy, stream):  # the stream itself goes back, even from its end
+        for again in (copy, stream):  # the stream itself is rewound, even from its end
             again.rewind(blob)
             assert again.snapshot() == blob
             identical(rest, again.feed(second))
@@ -227,19 +227,19 @@ def test_return(folder: Path, random: Random) -> None:
 
 
 def test_latency_and_rate(folder: Path, random: Random) -> None:
-    """The pipeline's latency is when rows come out, to a row of its stages; its rate is their number."""
+    """The pipeline's latency is the delay of its output, to within a time step; its rate is their number."""
     drawn = a_pipeline(random, folder)
     with load(folder, drawn) as engine, engine.open() as stream:
         pipeline = engine.pipeline
-        per_step, slack, told = Fraction(1), Fraction(0), True  # input steps a row, by now
+        per_step, slack, told = Fraction(1), Fraction(0), True  # input steps per time step at this stage
         for stage in pipeline.stages:
             if stage.ratio is None:
-                return  # its rows come when they come
+                return  # its output is irregular
             up, down = stage.ratio
-            # A row stands for so many steps, and comes with the last of them; for one, it comes with that.
+            # A time step that stands for several comes with the last of them.
             slack += per_step * (max(1, math.ceil(Fraction(down, up))) - 1)
             per_step *= Fraction(down, up)
-            told = told and stage.name != "smooth"  # a median is late without holding anything back
+            told = told and stage.name != "smooth"  # a median is late without holding output back
         if pipeline.inputs.rate is not None:
             assert pipeline.outputs.rate == pytest.approx(pipeline.inputs.rate / float(per_step))
         count = random.randint(40, 160)
@@ -255,7 +255,7 @@ def test_latency_and_rate(folder: Path, random: Random) -> None:
 
 
 def test_generate(folder: Path, random: Random) -> None:
-    """Steps at once or one by one, alone or beside others, after a prompt in one piece or cut: the same."""
+    """Steps in one call or several, alone or in a batch, after a prompt in one piece or several."""
     drawn = a_generator(random, folder)
     with load(folder, drawn) as engine:
         streams = [engine.open() for _ in range(random.randint(1, 4))]

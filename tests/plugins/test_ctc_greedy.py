@@ -1,4 +1,4 @@
-"""ctc_greedy: group what repeats, drop the blanks."""
+"""ctc_greedy: remove repeats and blanks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def signal(*shape):
 
 
 def frames(classes, of=4):
-    """Scores whose likeliest are these classes."""
+    """Return scores whose most likely classes are these."""
     return np.eye(of, dtype=np.float32)[np.array(classes, int).reshape(-1)] * np.float32(0.9)
 
 
@@ -33,7 +33,7 @@ def test_it_keeps_the_laws(options):
 @given(
     best=st.lists(st.integers(0, 3), max_size=40), blank=st.integers(-4, 3), cuts=st.lists(st.integers(0, 40))
 )
-def test_it_spells_what_the_definition_spells(best, blank, cuts):
+def test_tokens_equal_the_definition(best, blank, cuts):
     want, at = [], 0
     for token, run in itertools.groupby(best):
         if token != blank % 4:
@@ -46,10 +46,10 @@ def test_it_spells_what_the_definition_spells(best, blank, cuts):
     assert (got["score"] == np.float32(0.9)).all()
 
 
-def test_many_streams_at_once_spell_what_each_spells():
+def test_a_batch_equals_each_stream_alone():
     stage = CtcGreedy(signal(4))
     x = np.random.default_rng(3).standard_normal((5, 30, 4)).astype(np.float32)
-    x[2] = frames([0] * 30)  # says nothing
+    x[2] = frames([0] * 30)  # only blanks
     many = stage.step_many([stage.open() for _ in x], [{"x": one} for one in x])
     for one, (state, rows) in zip(x, many, strict=True):
         alone, want = stage.step(stage.open(), {"x": one})
@@ -82,14 +82,14 @@ def test_the_tokens_have_names(tmp_path):
         assert CtcGreedy(signal(4), **options).outputs.tensors[0].labels == labels
 
 
-def test_other_arrays_end_here():
+def test_other_arrays_are_dropped():
     inputs = Signal((TensorSpec("x", "float32", (4,)), TensorSpec("level", "float32", (2,))))
     stage = CtcGreedy(inputs, of="x")
     assert stage.outputs.names == ("token", "frame", "score")
     check_stage(lambda: CtcGreedy(inputs, of="x"))
 
 
-def test_nan_is_refused_and_says_where():
+def test_nan_is_refused_with_its_position():
     x = frames([0, 1, 2])
     x[1, 3] = np.nan
     stage = CtcGreedy(signal(4))
@@ -98,7 +98,7 @@ def test_nan_is_refused_and_says_where():
 
 
 @pytest.mark.parametrize(("last", "frames"), [(4, 1), (-2, 1), (0, -1)])
-def test_a_state_that_no_stream_can_have_is_not_restored(last, frames):
+def test_impossible_states_are_not_restored(last, frames):
     stage = CtcGreedy(signal(4))
     with pytest.raises(SnapshotError, match=f"class {last} after {frames} frames"):
         stage.load(stage.open(), {"last": np.array(last), "frames": np.array(frames)})
@@ -113,6 +113,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(last, frames):
         (signal(4), {"alphabet": "ab"}, "2 names are given for 4 classes"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         CtcGreedy(inputs, **options)

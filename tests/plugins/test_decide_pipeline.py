@@ -1,4 +1,4 @@
-"""What decides behind a model, as users have it: pipeline files, an exported LSTM, many streams."""
+"""Decision stages after a model, as users have them: pipeline files, an exported LSTM, many streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tagger(torch.nn.Module):
 
 
 class Forecaster(torch.nn.Module):
-    """A forecast beside what it was made from: all that `forecast_error` needs."""
+    """Returns a forecast and its input: all that `forecast_error` needs."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def original(folder, name, module):
+def reference(folder, name, module):
     module.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
     return module.eval()
 
@@ -70,12 +70,12 @@ def test_a_tagger_gives_names_and_scores_for_many_streams(folder):
     x = np.random.default_rng(0).standard_normal((20, 12, 4)).astype(np.float32)
     outs = engine.feed_many([(engine.open(), one) for one in x])
     with torch.no_grad():
-        want = original(folder, "tagger", Tagger())(torch.from_numpy(x)).softmax(-1)
+        want = reference(folder, "tagger", Tagger())(torch.from_numpy(x)).softmax(-1)
     np.testing.assert_array_equal([out["label"] for out in outs], want.argmax(-1))
     np.testing.assert_allclose([out["score"] for out in outs], want.max(-1).values, atol=1e-5)
 
 
-def test_a_forecaster_tells_when_its_series_leaves_the_usual(folder):
+def test_forecaster_reports_when_its_series_is_unusual(folder):
     (folder / "watch.toml").write_text(
         """
         [model]

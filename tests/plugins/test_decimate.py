@@ -103,7 +103,7 @@ def test_bad_inputs_are_refused():
         {"position": np.array(0), "sum.x": np.array(1.0)},
     ],
 )
-def test_a_state_that_no_stream_has_is_refused(change):
+def test_impossible_states_are_refused(change):
     stage = Decimate(signal(), 4, mean=True)
     state, _ = stage.step(stage.open(), {"x": np.ones(3, np.float32)})
     stage.load(stage.open(), state)

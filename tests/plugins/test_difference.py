@@ -94,7 +94,7 @@ def test_a_nan_is_refused():
 
 
 @pytest.mark.parametrize("past", [np.zeros(3, np.float32), np.full(2, np.nan, np.float32)])
-def test_a_state_that_no_stream_has_is_refused(past):
+def test_impossible_states_are_refused(past):
     stage = Difference(signal(), lag=2)
     with pytest.raises(SnapshotError, match=r"difference: 'past.x'"):
         stage.load(stage.open(), {**stage.initial(), "past.x": past})

@@ -1,4 +1,4 @@
-"""event: edges as a loop over samples finds them."""
+"""event: edges as found by a loop over samples."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_many_streams_at_once_have_the_edges_that_each_has():
     assert len(many[3][1]["edge"]) == 0
 
 
-def test_what_is_on_is_closed_by_the_flush_once():
+def test_flush_ends_open_phases_once():
     stage = Event(signal(rate=2.0), close=True)
     state, rows = stage.step(stage.open(), {"x": np.array([True, True, True])})
     assert {name: array.tolist() for name, array in rows.items()} == {
@@ -84,7 +84,7 @@ def test_without_a_rate_there_are_no_seconds():
     assert Event(signal(rate=8.0)).outputs.rate is None
 
 
-def test_other_arrays_end_here():
+def test_other_arrays_are_dropped():
     inputs = Signal((TensorSpec("z", "float32"), TensorSpec("anomaly", "bool")))
     assert Event(inputs).outputs.names == ("edge", "index", "length")
     check_stage(lambda: Event(inputs))
@@ -99,7 +99,7 @@ def test_other_arrays_end_here():
         ({"samples": np.array(-1)}, "an edge outside of the -1 samples"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+def test_impossible_states_are_not_restored(bad, says):
     stage = Event(signal(2))
     with pytest.raises(SnapshotError, match=says):
         stage.load(stage.open(), {**stage.initial(), **bad})
@@ -113,6 +113,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         (signal(rate=10.0), {"rate": 20.0}, "rate is 20 Hz, but 10 Hz arrive"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         Event(inputs, **options)

@@ -43,7 +43,7 @@ def test_it_is_the_series_minus_the_shifted_forecast(horizon, length, cut, shape
     assert np.isnan(got["residual"][:horizon]).all()
 
 
-def test_a_perfect_forecast_leaves_nothing():
+def test_perfect_forecast_has_no_residual():
     t = np.arange(20, dtype=np.float32)
     got = play(ForecastError(signal(), horizon=3), [{"forecast": t + 3, "x": t}])["residual"]
     assert got[3:].tolist() == [0] * 17
@@ -89,7 +89,7 @@ def test_nan_is_refused(name):
         ({"made": np.array(-1)}, "-1 forecasts"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+def test_impossible_states_are_not_restored(bad, says):
     stage = ForecastError(signal(1), horizon=2)
     with pytest.raises(SnapshotError, match=says):
         stage.load(stage.open(), {**stage.initial(), **bad})
@@ -113,6 +113,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         (signal(names=("forecast", "x", "residual")), {"actual": "x"}, "makes 'residual'"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         ForecastError(inputs, **options)

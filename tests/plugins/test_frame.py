@@ -33,7 +33,7 @@ def play(stage, x, cuts=()):
 
 
 def plain(x, window, hop, padding, last):
-    """The same by the definition, from the whole signal."""
+    """Frame by the definition, from the whole signal."""
     n = len(x)
     if padding == "mirror":
         first = window // 2 - hop // 2
@@ -71,7 +71,7 @@ def test_it_keeps_the_laws(padding, window, hop, last):
     cuts=st.lists(st.integers(0, 100), max_size=6),
     shape=st.sampled_from([(), (2,)]),
 )
-def test_however_cut_it_is_what_the_whole_signal_gives(window, hop, padding, last, length, cuts, shape):
+def test_any_cuts_equal_the_whole_signal(window, hop, padding, last, length, cuts, shape):
     hop = min(hop, window)
     stage = Frame(Signal((TensorSpec("x", "int32", shape),)), window, hop, padding, last)
     x = np.arange(1, 1 + length * max(1, sum(shape)), dtype=np.int32).reshape(length, *shape)
@@ -97,7 +97,7 @@ def test_left_is_the_framing_of_a_model_file(window, hop, length):
 
 
 @pytest.mark.parametrize("length", [1, 37, 64, 200])
-def test_center_is_what_torchs_spectra_see(length):
+def test_center_padding_equals_torch_stft(length):
     x = np.random.default_rng(1).standard_normal(length).astype(np.float32)
     rows = play(Frame(SIGNAL, 32, 8, "center", function="hann", periodic=True), x, [length // 3])
     want = torch.stft(
@@ -118,7 +118,7 @@ def test_the_window_functions_are_scipys(function, periodic):
 @pytest.mark.parametrize(
     ("padding", "latency"), [("none", 240), ("left", 0), ("center", 40), ("mirror", 120)]
 )
-def test_its_latency_is_what_a_row_must_wait_for_beyond_its_hop(padding, latency):
+def test_latency_is_the_wait_beyond_one_hop(padding, latency):
     stage = Frame(Signal((TensorSpec("x", "float32"),), 16000), 400, 160, padding)
     assert (stage.latency, stage.ratio, stage.outputs.rate) == (latency, (1, 160), 100)
     x = np.ones(2000, np.float32)
@@ -165,21 +165,21 @@ def test_many_streams_at_different_points_of_a_hop_are_each_alone(monkeypatch):
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
+def test_bad_options_are_refused_at_construction(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         Frame(signal, **options)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("length", "begun"), [(10, False), (10, True), (9999, False), (3, True), (0, True)])
-def test_a_count_of_samples_that_no_stream_holds_is_not_restored(padding, length, begun):
+def test_impossible_counts_of_samples_are_not_restored(padding, length, begun):
     stage = Frame(SIGNAL, 10, 4, padding)
     state = {"samples": np.zeros(length, np.float32), "begun": np.array(begun)}
     with pytest.raises(SnapshotError, match=r"the samples held have shape .* expected"):
         stage.load(stage.open(), state)
 
 
-def test_other_states_that_no_stream_has_are_not_restored():
+def test_other_impossible_states_are_not_restored():
     stage = Frame(SIGNAL, 10, 4)
     with pytest.raises(NonFiniteError):
         stage.load(stage.open(), {"samples": np.full(7, np.nan, np.float32), "begun": np.array(True)})

@@ -1,4 +1,4 @@
-"""Each hook's documentation holds a whole plugin: it is taken from there, installed, and run as it says."""
+"""Each hook's documentation holds a whole plugin: extracted, installed, and run as documented."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIGNAL = Signal((TensorSpec("x", "float32", (2,)),), 100.0)
 
 
 def documented(kind):
-    """(module's name, its source, its entry, what a pipeline says[, a command line])."""
+    """Return (module's name, its source, its entry, the text in a pipeline[, a command line])."""
     text = inspect.getdoc(getattr(hookspecs, plugins.KINDS[kind])) + "\n"
     module = re.search(r"``(\w+)\.py``::", text)[1]
     blocks = [textwrap.dedent(block) for block in re.findall(r"::\n\n((?:    .*\n|\n)+)", text)]
@@ -36,7 +36,7 @@ def documented(kind):
 
 @pytest.fixture
 def model(tmp_path):
-    """A model of 3 inputs and 2 outputs a tick, and where a pipeline's file for it goes."""
+    """A model of 3 inputs and 2 outputs per tick."""
     return models.lstm(tmp_path / "model.onnx")
 
 

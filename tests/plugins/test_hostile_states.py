@@ -1,9 +1,9 @@
-"""Whoever restores a stream may have written its state: it is refused, or the stream steps on as any would.
+"""Hostile states: a client that restores a stream may have written its state.
 
-A snapshot's bytes are checked where they are read; what the numbers in them mean is each stage's to know. So
-every stage that keeps a state is given states that no stream came to: numbers at the ends of their dtypes,
-counters far away, arrays that are too long or too short. What it takes must be safe to step and to flush: in
-bounded time and memory, without an error that nobody meant, and without a trace in the stream beside it.
+A snapshot's bytes are checked when they are read; only a stage knows which numbers are valid. So every stage
+with a state gets states that no stream can have: numbers at the ends of their dtypes, counters far away,
+arrays that are too long or too short. A state that is accepted must be safe to step and to flush: in bounded
+time and memory, without an unexpected error, and without an effect on another stream.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from runnel.errors import RunnelError, SnapshotError, StageError
 from runnel.loading.loader import load_pipeline
 from runnel.loading.registry import make_stage
 from runnel.model.framing import Frame
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Framing
 from tests import models
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["runnel"]
-SECONDS = 2.0  # that one stream's restoring, three chunks and its flush may take
-MEMORY = 300 * 2**20  # bytes that they may take at once
+SECONDS = 2.0  # for one stream's restore, three chunks and flush
+MEMORY = 300 * 2**20  # bytes allocated at once
 ROWS = 40  # time steps of a chunk
 
 NUMBER = TensorSpec("x", "float32")
@@ -47,7 +47,7 @@ TEXT = Signal((TensorSpec("x", "uint8"),))
 TIMED = Signal((TensorSpec("time", "float64"), PAIR))
 TWO = Signal((TensorSpec("forecast", "float32", (2,)), TensorSpec("x", "float32", (2,))))
 
-# Every stage that keeps a state, with the options that change which.
+# Every stage with a state, with the options that change its state.
 KEEPS = {
     "anomaly": [
         (SERIES, {"of": "x"}),
@@ -96,13 +96,13 @@ KEEPS = {
         (TEXT, {"unit": "word", "vocabulary": "words.txt", "unknown": 3}),
     ],
 }
-# Those that keep none: a snapshot holds nothing of them that could be written otherwise.
+# Stages without a state: a snapshot holds no arrays of them.
 KEEPS_NOTHING = {"cast", "denormalize", "gain", "labels", "mono", "one_hot", "softmax"}
 STAGES = [(name, i) for name, cases in KEEPS.items() for i in range(len(cases))]
 WITH_MODELS = ("lstm", "counter", "framing", "row", "loop")
 
 
-def test_every_stage_that_is_shipped_is_here():
+def test_every_shipped_stage_is_covered():
     stages = {name for name, module in ENTRIES.items() if ".connectors." not in module}
     assert stages == set(KEEPS) | KEEPS_NOTHING
     for name in KEEPS_NOTHING:
@@ -117,7 +117,7 @@ def test_every_stage_that_is_shipped_is_here():
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    """By case: made when first asked for."""
+    """By case, made at the first request."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "words.txt").write_text("one\ntwo\nthree\n")
     made = {}
@@ -149,17 +149,17 @@ def with_a_model(folder, case):
     if case == "framing":
         return Pipeline([Frame(NUMBER, "x", Framing(9, 4), None)], None, {})
     behind = '[[after]]\nuse = "smooth"\nweight = 0.5\n'
-    if case == "row":  # two models in a row, each with states of its own
+    if case == "row":  # two models in sequence, each with its own states
         second = '[[after]]\nuse = "model"\npath = "lstm.onnx"\ninputs = {x = "y"}\noutputs = {y = "z"}\n'
         return loaded(f'[model]\npath = "lstm.onnx"\n{behind}{second}')
     inner = loaded(f'[model]\npath = "lstm.onnx"\n{behind}')
     return Pipeline(
-        [Feedback(inner, [Back(inner.inputs.tensors[0], "y", np.zeros(2, np.float32))])], None, {}
+        [Feedback(inner, [LoopInput(inner.inputs.tensors[0], "y", np.zeros(2, np.float32))])], None, {}
     )
 
 
 def rows(signal, start, count=ROWS):
-    """Time steps of a signal from a given one on: what any stream of it would be fed."""
+    """Return time steps of a signal from a given one on, as any stream of it might be fed."""
     rng = np.random.default_rng(start)
     made = {}
     for t in signal.tensors:
@@ -179,7 +179,7 @@ def rows(signal, start, count=ROWS):
 
 
 def worst(dtype):
-    """The numbers of a dtype that a state is least likely to have been tried with."""
+    """Return extreme numbers of a dtype."""
     if dtype.kind == "b":
         return [False, True]
     if dtype.kind == "f":
@@ -194,14 +194,14 @@ def worst(dtype):
 
 
 def lengthened(array, axis, length):
-    """The array with so many elements on that axis: its own again and again."""
+    """Return the array with `length` elements on that axis, repeated as needed."""
     if not array.shape[axis]:
         return np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]), array.dtype)
     return np.take(array, np.arange(length) % array.shape[axis], axis)
 
 
 def altered(array):
-    """Every attack on one array of a state: (what it is, the array)."""
+    """Yield every attack on one array of a state: (description, array)."""
     for value in worst(array.dtype):
         with np.errstate(over="ignore"):
             yield f"all {value}", np.full_like(array, value)
@@ -216,7 +216,7 @@ def altered(array):
 
 
 def attack(engine, what, snapshot):
-    """Restore what it says, step it alone and beside another, flush it; whether it was taken."""
+    """Restore the snapshot, step it alone and beside another stream, flush it; return if it was accepted."""
     pipeline = engine.pipeline
     blob = snapshots.encode(snapshot)
     began = time.monotonic()
@@ -241,7 +241,7 @@ def attack(engine, what, snapshot):
             for name, array in stream.state.items():
                 assert is_finite(array), f"{what}: {name} is kept"
             with engine.restore(stream.snapshot(), "again"):
-                pass  # what it has come to is a state that it can have come to
+                pass  # the state that it reached is one that can be restored
     assert time.monotonic() - began < SECONDS, what
     return True
 
@@ -251,7 +251,7 @@ def is_finite(array):
 
 
 def sound(given, what):
-    """No error, or one that says what is wrong: a StageError is one that nobody foresaw."""
+    """Accept no error, or an error with a reason: a StageError was not foreseen by the stage."""
     if isinstance(given, RunnelError):
         assert not isinstance(given, StageError), f"{what}: {given}"
 
@@ -260,7 +260,7 @@ _known: dict[int, list] = {}
 
 
 def expected(engine, start):
-    """What a stream makes that nobody is beside."""
+    """Return the output of a stream without neighbours."""
     if id(engine) not in _known:
         with engine.open("alone") as alone:
             inputs = engine.pipeline.inputs
@@ -275,7 +275,7 @@ def same(found, wanted, what):
 
 
 def honest(engine):
-    """Snapshots of a stream at its start and in its middle."""
+    """Yield snapshots of a stream at its start and in its middle."""
     with engine.open() as stream:
         yield snapshots.decode(stream.snapshot())
         stream.feed(rows(engine.pipeline.inputs, 0, 37))
@@ -283,7 +283,7 @@ def honest(engine):
 
 
 def replaced(snapshot, arrays):
-    """The snapshot with other arrays in some places: {(stage, name): array}."""
+    """Return the snapshot with some arrays replaced: {(stage, name): array}."""
     stages = tuple(
         (name, {key: arrays.get((i, key), array) for key, array in held.items()})
         for i, (name, held) in enumerate(snapshot.stages)
@@ -296,7 +296,7 @@ def test_one_array_of_a_state_is_altered(engines, case):
     engine = engines(case)
     taken = refused = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of floats that overflow
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's warnings of floats that overflow
         for snapshot in honest(engine):
             assert attack(engine, "as it was", snapshot), "an honest one is taken"
             for i, (_, held) in enumerate(snapshot.stages):
@@ -306,7 +306,8 @@ def test_one_array_of_a_state_is_altered(engines, case):
                         assert not done or is_finite(other), f"{key}: {what} was taken"
                         taken, refused = taken + done, refused + (not done)
     assert taken or refused
-    assert refused or case == ("sample", 0), "no attack was one"  # any two numbers are a generator's state
+    # Any two numbers are a valid generator's state.
+    assert refused or case == ("sample", 0), "no attack was one"
 
 
 @settings(max_examples=max(60, settings().max_examples))
@@ -326,8 +327,8 @@ def test_several_arrays_are_altered_at_once(engines, data):
 
 
 @pytest.mark.parametrize("case", [*STAGES, *WITH_MODELS], ids=str)
-def test_it_takes_no_memory(engines, case):
-    """The attacks that are about lengths and counts, watched: tracemalloc sees what numpy takes."""
+def test_restored_states_take_bounded_memory(engines, case):
+    """Attacks on lengths and counts; tracemalloc measures what numpy allocates."""
     engine = engines(case)
     (_, snapshot) = honest(engine)
     tracemalloc.start()

@@ -54,12 +54,12 @@ def test_it_equals_scipy_at_any_cuts_memories_included(sections, length, cuts, s
     got, state = play(stage, x, [c * length // 100 for c in cuts])
     if not length:
         return
-    normal = np.asarray(sections) / np.asarray(sections)[:, 3:4]  # scipy wants a0 = 1
+    normal = np.asarray(sections) / np.asarray(sections)[:, 3:4]  # scipy expects a0 = 1
     zi = np.zeros((len(sections), 2, *shape))
     want, memories = dsp.sosfilt(normal, x.astype(np.float64), axis=0, zi=zi)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
-    # scipy: (sections, 2, *shape), time's axis taken by the 2.
+    # scipy: (sections, 2, *shape), without time.
     ours = np.moveaxis(state["memory.x"], (-2, -1), (0, 1))
     np.testing.assert_allclose(ours, memories, rtol=1e-6, atol=1e-9 * (1 + np.abs(memories).max()))
 
@@ -125,7 +125,7 @@ def test_silence_after_sound_leaves_zeros_and_no_denormals():
         ({"kind": "lowpass", "frequency": 100.0, "q": 0.0}, "q must be in"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(options, says):
+def test_bad_options_are_refused_at_construction(options, says):
     with pytest.raises(PipelineError, match=says):
         Iir(SIGNAL, **options)
 
@@ -150,7 +150,7 @@ def test_numbers_too_large_for_its_memories_are_refused_for_their_stream_alone()
     assert np.isfinite(quiet[1]["x"]).all()
 
 
-def test_it_restores_nothing_that_no_stream_has():
+def test_impossible_states_are_not_restored():
     stage = Iir(SIGNAL, DESIGNS["one pole"])
     with pytest.raises(SnapshotError, match=r"'memory\.x' has shape \(2, 2\), expected \(1, 2\)"):
         stage.load(stage.open(), {"memory.x": np.zeros((2, 2))})

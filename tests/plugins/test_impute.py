@@ -38,7 +38,7 @@ def holes(rng, shape, share):
 
 
 def held(x, value):
-    """A plain loop over one column."""
+    """Hold by a plain loop over one column."""
     out = []
     for number in x.tolist():
         value = value if np.isnan(number) else number
@@ -47,7 +47,7 @@ def held(x, value):
 
 
 def drawn(x, value, max_gap):
-    """One column: numpy's interp, undone where a gap is too long or has an open end."""
+    """Interpolate one column: numpy's interp, except for gaps that are too long or open."""
     known = np.flatnonzero(~np.isnan(x))
     out = held(x, value)
     for a, b in itertools.pairwise(known):
@@ -146,7 +146,7 @@ def test_bad_options_are_refused(options, message):
         impute(wide, **options)
 
 
-def test_a_mark_that_is_there_already_is_refused():
+def test_existing_mark_is_refused():
     two = Signal((TensorSpec("x", "float32"), TensorSpec("x.missing", "float32")))
     with pytest.raises(PipelineError, match=r"'x.missing', and there is one already"):
         impute(two, mark=True)
@@ -166,7 +166,7 @@ def test_a_mark_that_is_there_already_is_refused():
         {"age.x": np.array([2**60, 0])},
     ],
 )
-def test_a_state_that_no_stream_has_is_refused(change):
+def test_impossible_states_are_refused(change):
     stage = impute(signal((2,)), "linear", max_gap=3)
     state, _ = stage.step(stage.open(), {"x": np.ones((5, 2), np.float32)})
     stage.load(stage.open(), state)
@@ -174,7 +174,7 @@ def test_a_state_that_no_stream_has_is_refused(change):
         stage.load(stage.open(), {**state, **change})
 
 
-def test_what_is_held_must_be_finite_when_restored():
+def test_non_finite_held_rows_are_not_restored():
     stage = impute(signal())
     with pytest.raises(SnapshotError, match=r"'last.x' is not finite"):
         stage.load(stage.open(), {"last.x": np.array(np.nan, np.float32)})

@@ -1,4 +1,4 @@
-"""labels: the likeliest classes, as a plain sort finds them."""
+"""labels: the most likely classes, as found by a plain sort."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ numbers = st.sampled_from([-np.inf, -1e30, -1.0, -0.0, 0.0, 0.25, 0.5, 1.0, np.i
 )
 @example([[-np.inf] * 24], 3)
 @example([[0.0] + [-1e30] * 23, [-np.inf] * 23 + [0.0]], 5)
-def test_it_finds_what_sorting_finds(rows, k):
+def test_it_equals_sorting(rows, k):
     x = np.array(rows, np.float32)
     got = run(Labels(signal(24), k=k), x=x)
     for row, ids, scores in zip(rows, got["label"], got["score"], strict=True):
@@ -66,7 +66,7 @@ def test_names_go_with_the_numbers(tmp_path):
 
 @pytest.mark.parametrize("k", [1, 2, 20])
 @pytest.mark.parametrize("at", [0, 11, 23])
-def test_a_row_with_nan_has_no_likeliest_class(k, at):
+def test_nan_in_a_time_step_is_refused(k, at):
     x = np.zeros((5, 24), np.float32)
     x[3, at] = np.nan
     with pytest.raises(NonFiniteError, match="labels: 'x' has nan at time step 3"):
@@ -110,7 +110,7 @@ def test_other_arrays_pass():
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says, tmp_path):
+def test_bad_options_are_refused_at_construction(inputs, options, says, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"a\xff\n")
     with (tmp_path / "big.txt").open("wb") as big:
         big.truncate(2**24 + 1)

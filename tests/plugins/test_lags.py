@@ -96,7 +96,7 @@ def test_bad_inputs_are_refused():
 
 
 @pytest.mark.parametrize("past", [np.zeros(1, np.float32), np.full(2, np.inf, np.float32)])
-def test_a_state_that_no_stream_has_is_refused(past):
+def test_impossible_states_are_refused(past):
     stage = Lags(signal(), 3)
     with pytest.raises(SnapshotError, match=r"lags: 'past.x'"):
         stage.load(stage.open(), {**stage.initial(), "past.x": past})

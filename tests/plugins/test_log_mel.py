@@ -1,4 +1,4 @@
-"""log_mel and mfcc: what kaldi-native-fbank makes of the same samples, and the formulas in float64."""
+"""log_mel and mfcc: kaldi-native-fbank on the same samples, and the formulas in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sound(rate=16000):
 
 
 def speech(length, rate=16000, seed=0):
-    """Something with a pitch, formants, a slow envelope, an offset and a little noise, within -1..1."""
+    """Return a signal with a pitch, formants, a slow envelope, an offset and a little noise, within -1..1."""
     rng, t = np.random.default_rng(seed), np.arange(length) / rate
     pitch = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 1.3 * t)) / rate
     voice = sum(np.sin(k * pitch) / k for k in range(1, 25))
@@ -45,7 +45,7 @@ def play(stage, x, cuts=()):
 
 
 def kaldi(x, rate, options, mfcc=False):
-    """All of Kaldi's frames; `options` in our names."""
+    """Return all of Kaldi's frames; `options` by our names."""
     o = knf.MfccOptions() if mfcc else knf.FbankOptions()
     f, m = o.frame_opts, o.mel_opts
     f.samp_freq, f.dither = rate, 0.0
@@ -70,7 +70,7 @@ def kaldi(x, rate, options, mfcc=False):
 
 
 def exact(x, rate, options):
-    """log_mel's formulas on each frame, in float64, for the defaults but `scale`."""
+    """Compute log_mel's formulas on each frame in float64, for the defaults except `scale`."""
     x = x.astype(np.float64) * options.get("scale", 1.0)
     size, hop, n_fft = 400, 160, 512
     assert rate == 16000
@@ -235,7 +235,7 @@ BAD = [
 
 @pytest.mark.parametrize(("signal", "options", "says"), BAD)
 @pytest.mark.parametrize("kind", [LogMel, Mfcc])
-def test_what_they_cannot_do_is_said_when_they_are_made(kind, signal, options, says):
+def test_bad_options_are_refused_at_construction(kind, signal, options, says):
     with pytest.raises(PipelineError, match=says) as caught:
         kind(signal, **options)
     assert str(caught.value).startswith(("log_mel" if kind is LogMel else "mfcc", "200"))
@@ -249,7 +249,7 @@ def test_what_they_cannot_do_is_said_when_they_are_made(kind, signal, options, s
         ({"lifter": -1.0}, "lifter must be at least 0"),
     ],
 )
-def test_what_mfcc_alone_cannot_do_is_said_too(options, says):
+def test_mfccs_own_bad_options_are_refused(options, says):
     with pytest.raises(PipelineError, match=says):
         Mfcc(sound(), **options)
 

@@ -1,4 +1,4 @@
-"""normalize and denormalize: their formulas, written down plainly over whole sequences."""
+"""normalize and denormalize: their formulas, written plainly over whole sequences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def play(stage, x, cuts=()):
 
 
 def plain(x, decay, eps, warm_up=1):
-    """The weighted mean and variance of every prefix, by their definitions."""
+    """Compute the weighted mean and variance of every prefix, by their definitions."""
     rows = np.zeros(x.shape)
     for t in range(warm_up, len(x)):
         past = x[: t + 1].astype(np.float64)
@@ -115,7 +115,7 @@ def test_the_first_row_and_a_constant_are_zero():
     np.testing.assert_array_equal(play(stage, np.full(200, 0.1, np.float32), [1, 2]), 0)
 
 
-def test_the_warm_up_uses_what_is_given():
+def test_warm_up_uses_the_given_statistics():
     x = np.arange(6, dtype=np.float32)
     got = play(normalize(signal(), running=True, warm_up=3, mean=1.0, std=2.0), x)
     np.testing.assert_allclose(got[:3], [-0.5, 0, 0.5])
@@ -197,7 +197,7 @@ def test_denormalize_refuses_bad_options(options, message):
         {"spread.x": np.full(3, 1e300)},
     ],
 )
-def test_a_state_that_no_stream_has_is_refused(change):
+def test_impossible_states_are_refused(change):
     stage = normalize(signal((3,)), running=True, warm_up=5)
     state, _ = stage.step(stage.open(), {"x": np.ones((4, 3), np.float32)})
     stage.load(stage.open(), state)

@@ -46,7 +46,7 @@ def test_other_arrays_pass():
     ("dtype", "bad"),
     [("int64", -1), ("int64", 6), ("uint8", 255), ("int64", -(2**63)), ("uint64", 2**64 - 1)],
 )
-def test_what_is_out_of_range_is_refused_with_its_place_and_touches_no_other(dtype, bad):
+def test_out_of_range_number_is_refused_with_its_position_for_its_stream_only(dtype, bad):
     stage = OneHot(signal((2,), dtype), size=6)
     ids = np.zeros((5, 2), dtype)
     ids[3, 1] = bad

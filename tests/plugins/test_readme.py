@@ -1,4 +1,4 @@
-"""plugins/README.md is true: its plugin is whole and runs, its tables hold what is shipped and checked."""
+"""plugins/README.md is true: its plugin runs, and its tables list what is shipped and checked."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry
 
 
 def tabled():
-    """The kinds of each name in the tables of what is shipped."""
+    """Return the kinds of each name in the tables of shipped plugins."""
     kinds = {}
     for table in re.findall(r"(?:^\|.*\n)+", README.read_text(), re.M):
         head, _, *rows = [
             [cell.strip() for cell in row.strip("|\n").split("|")] for row in table.splitlines()
         ]
-        if not head[0].startswith(("stage,", "end")):
+        if not head[0].startswith(("stage,", "connector")):
             continue
         for row in rows:
-            marks = zip(head[1:4], row[1:4], strict=True) if head[0] == "end" else [("stage", "✓")]
+            marks = zip(head[1:4], row[1:4], strict=True) if head[0] == "connector" else [("stage", "✓")]
             of = {kind for kind, mark in marks if mark}
             for name in re.findall(r"`(\w+)`", row[0]):
                 assert name not in kinds, f"{name} has two rows"
@@ -41,18 +41,18 @@ def tabled():
     return kinds
 
 
-def test_the_tables_hold_what_is_shipped_and_nothing_else():
+def test_readmes_tables_list_exactly_the_shipped_plugins():
     assert sorted(tabled()) == sorted(ENTRIES)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_what_is_shipped_loads_is_what_its_row_says_and_has_a_docstring(name):
+def test_shipped_plugins_load_match_their_row_and_have_a_docstring(name):
     found = offers(name)
     assert {plugin.kind for plugin in found} == tabled()[name]
     assert all(plugin.doc.endswith((".", ":")) for plugin in found), [plugin.doc for plugin in found]
 
 
-def test_the_laws_are_those_that_are_checked():
+def test_readme_lists_the_laws_that_are_checked():
     section = README.read_text().partition("## The laws")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LAWS)
 
@@ -74,7 +74,7 @@ def test_the_readmes_plugin_installs_runs_and_passes_its_own_test(tmp_path, monk
         ("runnel_leaky.py", plugin), ("test_runnel_leaky.py", test), ("pyproject.toml", project)
     ):  # fmt: skip
         (tmp_path / name).write_text(content)
-    # As pip builds and unpacks it, with the backend that it names, without an environment of its own.
+    # As pip builds and unpacks it, with its build backend, but without a separate environment.
     build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, "wheel"], cwd=tmp_path, check=True)
     (wheel,) = (tmp_path / "wheel").glob("runnel_leaky-0.1.0-*.whl")

@@ -84,7 +84,7 @@ def test_its_latency_is_ten_periods_of_the_slower_rate(from_rate, rate, latency)
     stage = make(from_rate, rate)
     assert stage.latency == latency
     x = np.zeros(600, np.float32)
-    x[120] = 1  # row 120 * up / down has the impulse's peak, and comes once sample 120 + latency is in
+    x[120] = 1  # time step 120 * up / down has the impulse's peak, and comes once sample 120 + latency is in
     state, row = stage.open(), 120 * stage.up // stage.down
     state, before = stage.step(state, {"x": x[: 120 + latency]})
     state, due = stage.step(state, {"x": x[120 + latency : 120 + latency + 1]})
@@ -99,7 +99,7 @@ def test_a_long_chunk_is_made_in_blocks():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_chunk_that_is_not_finite_is_refused_and_says_where(bad):
+def test_non_finite_chunk_is_refused_with_its_position(bad):
     stage = make(48000, 16000, (2,))
     x = np.zeros((10, 2), np.float32)
     x[4, 1] = bad
@@ -118,7 +118,7 @@ def test_several_arrays_keep_one_time_axis():
     check_stage(lambda: stage)
 
 
-def test_from_rate_is_what_the_stage_takes():
+def test_from_rate_is_the_rate_of_the_input():
     stage = Resample(Signal((TensorSpec("x", "float32"),)), rate=16000, from_rate=48000)
     assert (stage.inputs.rate, stage.outputs.rate, stage.ratio) == (48000, 16000, (1, 3))
 
@@ -127,8 +127,8 @@ def test_from_rate_is_what_the_stage_takes():
     ("source", "rate", "ratio"),
     [(16000 / 3, 16000, (3, 1)), (44100 / 441 / 7, 100, (7, 1)), (0.1, 0.3, (3, 1))],
 )
-def test_a_rate_that_is_no_float_has_its_ratio_all_the_same(source, rate, ratio):
-    """Behind `decimate` or `frame` the rate is a quotient, and that was rounded."""
+def test_ratio_is_exact_for_a_rounded_rate(source, rate, ratio):
+    """After `decimate` or `frame` the rate is a rounded quotient."""
     assert make(source, rate).ratio == ratio
     with pytest.raises(PipelineError, match="is no ratio of whole numbers up to 4096"):
         make(source * (1 + 1e-9), rate)
@@ -171,14 +171,14 @@ def test_a_rate_that_is_no_float_has_its_ratio_all_the_same(source, rate, ratio)
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
+def test_bad_options_are_refused_at_construction(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         Resample(signal, **options)
 
 
 @pytest.mark.parametrize("position", [-(2**62), 2**62, -(2**33), -1])
-def test_a_position_that_no_stream_can_have_is_not_restored(position):
-    """From -2**33 on, the next step would make gigabytes of rows."""
+def test_impossible_positions_are_not_restored(position):
+    """From -2**33, the next step would make gigabytes of output."""
     stage = make(48000, 16000)
     with pytest.raises(SnapshotError, match="position"):
         stage.load(stage.open(), {**stage.initial(), "position": np.array(position)})
@@ -218,7 +218,7 @@ def test_many_streams_at_different_phases_are_each_alone_bit_by_bit(rates, shape
     cuts=st.lists(st.integers(0, 300), max_size=6).map(sorted),
     flushed=st.booleans(),
 )
-def test_every_state_that_a_stream_has_is_restored(rates, cuts, flushed):
+def test_every_possible_state_is_restored(rates, cuts, flushed):
     stage = make(*rates)
     state = stage.open()
     for a, b in itertools.pairwise([0, *cuts, 300]):

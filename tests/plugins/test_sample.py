@@ -1,4 +1,4 @@
-"""sample: how often each class is drawn, against the distribution that a plain definition gives."""
+"""sample: how often each class is drawn, against the distribution by a plain definition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_keeps_the_laws(shape, options):
 
 
 def exact(logits, temperature, top_k, top_p):
-    """The distribution, by a loop over the classes from the likeliest on."""
+    """Compute the distribution by a loop over the classes from the most likely one."""
     p = np.exp(logits / temperature)
     p /= p.sum()
     order = sorted(range(len(p)), key=lambda i: (-p[i], i))[: top_k or None]
@@ -56,7 +56,7 @@ def exact(logits, temperature, top_k, top_p):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (4, 1.0), (0, 0.8), (5, 0.7), (1, 1.0), (0, 1e-9)])
 def test_classes_are_drawn_as_often_as_they_should(temperature, top_k, top_p):
-    logits = np.array([1.0, -0.3, 0.2, 2.0, -1.1, 0.2, 0.9, -1.5])  # 2 and 5 are alike
+    logits = np.array([1.0, -0.3, 0.2, 2.0, -1.1, 0.2, 0.9, -1.5])  # 2 and 5 are equal
     want = exact(logits, temperature, top_k, top_p)
     got = draw(Sample(signal(8), temperature, top_k, top_p, seed=3), np.tile(logits, (20_000, 1)))
     counts = np.bincount(got["token"], minlength=8)
@@ -74,8 +74,8 @@ def test_classes_are_drawn_as_often_as_they_should(temperature, top_k, top_p):
     top_k=st.integers(0, 6),
     top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
 )
-def test_only_what_may_be_drawn_is_drawn(logits, top_k, top_p):
-    # Cumulative sums that should be equal to top_p may lie on either side of it.
+def test_only_allowed_classes_are_drawn(logits, top_k, top_p):
+    # Cumulative sums that should equal top_p may be on either side of it.
     supports = [
         set(np.flatnonzero(exact(np.array(logits), 1.0, top_k, min(top_p * s, 1.0))))
         for s in (1 - 1e-9, 1 + 1e-9)
@@ -175,7 +175,7 @@ def test_other_arrays_pass_and_tokens_have_names(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"probabilities": True}])
-def test_what_has_no_distribution_is_refused(bad, options):
+def test_scores_without_a_distribution_are_refused(bad, options):
     x = np.ones((4, 3), np.float32)
     x[2, 1] = bad
     with pytest.raises(NonFiniteError, match=r"sample: 'x' has .* at time step 2; the chunk was not applied"):
@@ -220,6 +220,6 @@ def test_any_state_is_safe_to_draw_from():
         (Signal((TensorSpec("x", "float32", (3,)), TensorSpec("token", "int64"))), {}, "makes 'token'"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         Sample(inputs, **options)

@@ -43,7 +43,7 @@ pad_ms = 40
 
 @pytest.fixture
 def pipeline(tmp_path):
-    found = importlib.util.find_spec("silero_vad")  # imported, it would load torchaudio and more
+    found = importlib.util.find_spec("silero_vad")  # importing it would load torchaudio and more
     if found is None or not found.submodule_search_locations:
         pytest.skip("needs the package silero-vad")
     data = Path(found.submodule_search_locations[0]) / "data"
@@ -65,7 +65,7 @@ def speech(tmp_path):
     return path
 
 
-def test_the_segments_are_those_that_silero_vad_finds(pipeline, speech, tmp_path):
+def test_pipeline_finds_silero_vads_segments(pipeline, speech, tmp_path):
     soundfile, scipy_signal = pytest.importorskip("soundfile"), pytest.importorskip("scipy.signal")
     silero = pytest.importorskip("silero_vad")
     parser = argparse.ArgumentParser()
@@ -77,7 +77,7 @@ def test_the_segments_are_those_that_silero_vad_finds(pipeline, speech, tmp_path
 
     sixteen = scipy_signal.resample_poly(soundfile.read(speech, dtype="float32")[0], 1, 3)
     model = silero.load_silero_vad(onnx=True)
-    padded = np.pad(sixteen, (0, -len(sixteen) % 512)).astype(np.float32)  # as our flush fills the last hop
+    padded = np.pad(sixteen, (0, -len(sixteen) % 512)).astype(np.float32)  # as our flush pads the last hop
     want = silero.get_speech_timestamps(padded, model, speech_pad_ms=40)
     assert found == [(s["start"], s["end"]) for s in want]
     assert len(found) > 3

@@ -81,7 +81,7 @@ def test_the_median_is_late_by_half_its_window():
     assert play(stage, [{"x": edge}])["x"].argmax() == 10 + 4
 
 
-def test_all_float_arrays_are_smoothed_or_the_one_that_is_named():
+def test_all_float_arrays_or_the_named_one_are_smoothed():
     inputs = Signal((TensorSpec("a", "float32"), TensorSpec("b", "float32"), TensorSpec("n", "int64")))
     x = np.array([0, 1], np.float32)
     chunk = {"a": x, "b": x, "n": np.array([3, 4])}
@@ -108,7 +108,7 @@ def test_nan_is_refused(options):
         ({"median": 3}, {"tail.x": np.full((2, 2), np.inf, np.float32)}, "not finite"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(options, bad, says):
+def test_impossible_states_are_not_restored(options, bad, says):
     stage = smooth(signal(2), **options)
     with pytest.raises(SnapshotError, match=says):
         stage.load(stage.open(), {**stage.initial(), **bad})
@@ -131,6 +131,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(options, bad, says):
         (signal(), {"weight": 0.1, "of": "y"}, "of is 'y'"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         smooth(inputs, **options)

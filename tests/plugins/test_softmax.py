@@ -1,4 +1,4 @@
-"""softmax: SciPy's, row by row."""
+"""softmax: SciPy's, time step by time step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_equals_scipys(size, scale, offset, temperature, log, seed):
     got = run(Softmax(signal(size), temperature, log), x=x)["x"]
     exact = (x.astype(np.float64)) / np.float64(np.float32(temperature))
     want = (log_softmax if log else scipys)(exact, axis=-1)
-    # A score of s is known to s / 2**24, and its logarithm with it.
+    # A score of s is known to s / 2**24, and so is its logarithm.
     np.testing.assert_allclose(
         got, want, rtol=2e-6, atol=(1e-6 + 4e-7 * np.abs(exact).max()) if log else 2e-6
     )
@@ -55,7 +55,7 @@ def test_small_probabilities_keep_their_logarithm():
     np.testing.assert_allclose(got, [[0, -500]])
 
 
-def test_what_is_not_finite_passes_without_a_warning():
+def test_non_finite_input_passes_without_a_warning():
     x = np.array([[1, -np.inf, 1], [np.nan, 0, 0], [0, 0, 0]], np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -91,6 +91,6 @@ def test_other_arrays_pass():
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         Softmax(inputs, **options)

@@ -18,7 +18,7 @@ SIGNAL = Signal((TensorSpec("output", "float32", (1,)),), 16000 / 512)
 
 
 def rows(stage, probabilities, cuts=()):
-    """All rows of one stream as one chunk, and how many of them came before the flush."""
+    """Return all output of one stream as one chunk, and the number of time steps before the flush."""
     p = np.asarray(probabilities, np.float32).reshape(-1, 1)
     state, made, edges = stage.open(), [], [0, *sorted(cuts), len(p)]
     for a, b in itertools.pairwise(edges):
@@ -34,7 +34,7 @@ def segments(stage, probabilities, cuts=()):
 
 
 def batched_segments(stage, probabilities, cut):
-    """The same, beside two other streams in every batch."""
+    """Find the segments with two other streams in every batch."""
     p = np.asarray(probabilities, np.float32).reshape(-1, 1)
     streams = [1 - p, p, p[::-1]]
     states, found = [stage.open() for _ in streams], []
@@ -46,7 +46,7 @@ def batched_segments(stage, probabilities, cut):
     return [(int(s), int(e)) for f in found for s, e in zip(f["start"], f["end"], strict=True) if e >= 0]
 
 
-# Levels on both sides of every threshold, and runs of them: what noise alone seldom makes.
+# Levels on both sides of every threshold, and runs of them, which noise alone seldom makes.
 levels = st.sampled_from([0.0, 0.1, 0.3, 0.36, 0.45, 0.5, 0.55, 0.8, 1.0])
 runs = st.lists(st.tuples(levels, st.integers(1, 12)), max_size=25)
 
@@ -62,7 +62,7 @@ runs = st.lists(st.tuples(levels, st.integers(1, 12)), max_size=25)
     pad=st.sampled_from([0, 10, 16, 30, 31.3, 100, 300]),
     rate=st.sampled_from([8000, 16000]),
 )
-def test_it_finds_what_silero_vad_finds(runs, cuts, threshold, gap, min_speech, min_silence, pad, rate):
+def test_segments_equal_silero_vads(runs, cuts, threshold, gap, min_speech, min_silence, pad, rate):
     oracle = pytest.importorskip("silero_vad").get_speech_timestamps_from_probs
     p = np.array([level for level, count in runs for _ in range(count)], np.float32)
     neg = None if gap is None else max(0.0, threshold - gap)
@@ -93,8 +93,8 @@ def test_it_keeps_the_laws(seed):
 
 
 def test_a_segment_comes_as_soon_as_it_is_decided():
-    # Ten hops of speech, then silence: it may have ended at hop 10, and has, four hops (more than
-    # 100 ms) later; by then the next one could start no nearer than twice the padding.
+    # Ten hops of speech, then silence: the segment may have ended at hop 10, which is certain four hops (more
+    # than 100 ms) later; by then the next segment can start no nearer than twice the padding.
     made = rows(SpeechSegments(SIGNAL), [0.9] * 10 + [0.0] * 10)
     (at,) = np.flatnonzero(made["end"] >= 0)
     assert at == 14
@@ -103,7 +103,7 @@ def test_a_segment_comes_as_soon_as_it_is_decided():
     np.testing.assert_array_equal(made["probability"][:10], np.float32(0.9))
 
 
-def test_where_padding_is_long_a_segment_waits_for_its_neighbour():
+def test_with_long_padding_a_segment_waits_for_its_neighbour():
     stage = SpeechSegments(SIGNAL, pad_ms=300)
     near = rows(stage, [0.9] * 10 + [0.0] * 6 + [0.9] * 10 + [0.0] * 30)
     far = rows(stage, [0.9] * 10 + [0.0] * 30)
@@ -112,7 +112,7 @@ def test_where_padding_is_long_a_segment_waits_for_its_neighbour():
     assert np.flatnonzero(far["end"] >= 0)[0] == 28  # no neighbour within 600 ms
 
 
-def test_the_flush_closes_what_is_open():
+def test_flush_closes_the_open_segment():
     made = rows(SpeechSegments(SIGNAL), [0.0] * 4 + [0.9] * 20)
     assert len(made["end"]) == 25
     assert (made["start"][-1], made["end"][-1]) == (4 * 512 - 480, 24 * 512)
@@ -134,7 +134,7 @@ def test_a_probability_that_is_not_finite_is_refused():
         ({"hops": 2, "pending": -2}, "pending is -2"),
     ],
 )
-def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
+def test_impossible_states_are_not_restored(bad, says):
     stage = SpeechSegments(SIGNAL)
     with pytest.raises(SnapshotError, match=says):
         stage.load(
@@ -167,6 +167,6 @@ def test_a_state_that_no_stream_can_have_is_not_restored(bad, says):
         ),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(signal, options, says):
+def test_bad_options_are_refused_at_construction(signal, options, says):
     with pytest.raises(PipelineError, match=says):
         SpeechSegments(signal, **options)

@@ -33,7 +33,7 @@ levels = st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.71, 0.9])
     below=st.booleans(),
     pair=st.tuples(levels, levels),
 )
-def test_it_does_what_the_rule_says(x, cut, below, pair):
+def test_it_equals_the_rule(x, cut, below, pair):
     on, off = sorted(pair, reverse=not below)
     stage = Threshold(signal(2), on, off, below)
     given_ = np.array(x, np.float32).reshape(-1, 2)
@@ -84,6 +84,6 @@ def test_a_state_of_another_shape_is_not_restored():
         (signal(), {"on": 1e39}, "must be finite, not 1e"),
     ],
 )
-def test_what_it_cannot_do_is_said_when_it_is_made(inputs, options, says):
+def test_bad_options_are_refused_at_construction(inputs, options, says):
     with pytest.raises(PipelineError, match=says):
         Threshold(inputs, **options)

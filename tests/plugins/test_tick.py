@@ -46,7 +46,7 @@ def play(stage, chunk, cuts=()):
 
 
 def plain(time, x, rate, how, max_gap, gap):
-    """Tick by tick, with the whole sequence at hand."""
+    """Put the rows on the clock tick by tick, from the whole sequence."""
     at, out, k = (time - time[0]) * rate, [], 0
     at = np.where(abs(at - np.rint(at)) < 1e-3, np.rint(at), at)
     while k <= at[-1]:
@@ -74,8 +74,8 @@ def irregular(steps, seed=0):
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_it_keeps_the_laws(options):
-    # The checker plays time backwards and changes single times; so it gets one that can bear that: it stands.
-    # What it is to see of a clock that runs is in the next test.
+    # The checker plays time backwards and changes single times, so here all times are equal. The next test
+    # has a clock that runs.
     still = rows(np.zeros(64))
     check_stage(lambda: Tick(TIMED, rate=10.0, **options), still)
 
@@ -153,7 +153,7 @@ def test_hold_is_for_any_dtype():
         ([5, 6, 9], {"max_gap": 2.0}, "longer than max_gap, 2 s .*: from 6.0 to 9.0 s at time step {at};"),
     ],
 )
-def test_time_that_no_clock_has_is_refused_and_nothing_applied(times, options, message, cut):
+def test_impossible_times_are_refused_and_nothing_is_applied(times, options, message, cut):
     stage = Tick(TIMED, rate=1.0, **options)
     chunk = rows(times)
     state, start = stage.open(), 0
@@ -166,7 +166,7 @@ def test_time_that_no_clock_has_is_refused_and_nothing_applied(times, options, m
     assert all(np.array_equal(state[n], before[n]) for n in before)
 
 
-def test_one_gap_may_make_so_many_ticks_and_one_chunk_so_many_bytes(monkeypatch):
+def test_ticks_of_a_gap_and_bytes_of_a_chunk_are_bounded(monkeypatch):
     stage = Tick(TIMED, rate=1.0)
     _, out = stage.step(stage.open(), rows([0, 65536]))
     assert len(out["y"]) == 65537
@@ -182,8 +182,8 @@ def test_one_gap_may_make_so_many_ticks_and_one_chunk_so_many_bytes(monkeypatch)
 @pytest.mark.parametrize(
     ("dtype", "width"), [("float32", 1), ("float16", 1), ("float32", 50), ("float64", 50)]
 )
-def test_a_chunk_takes_no_more_memory_than_that(options, dtype, width, monkeypatch):
-    """8 KB of rows far apart make millions of ticks; it is the arrays beside the ticks that add up."""
+def test_memory_of_a_chunk_is_bounded(options, dtype, width, monkeypatch):
+    """8 KB of rows far apart make millions of ticks; the arrays beside the ticks add up."""
     if options["how"] == "mean" and dtype == "float64":
         pytest.skip("a mean is of narrower floats")
     stage = Tick(
@@ -205,7 +205,7 @@ def test_a_chunk_takes_no_more_memory_than_that(options, dtype, width, monkeypat
 
 @pytest.mark.parametrize("name", ["time", "x", "y"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused(name, bad):
+def test_non_finite_input_is_refused(name, bad):
     stage, chunk = Tick(TIMED, rate=1.0), rows([0, 1, 2])
     chunk[name][1] = bad
     with pytest.raises(NonFiniteError, match=f"tick: '{name}' has (nan|inf) at time step 1"):
@@ -261,7 +261,7 @@ def test_bad_inputs_are_refused(tensors, options, message):
         ("mean", {"sum.y": np.array(1e300)}),
     ],
 )
-def test_a_state_that_no_stream_has_is_refused(how, change):
+def test_impossible_states_are_refused(how, change):
     stage = Tick(TIMED, rate=10.0, how=how)
     state, _ = stage.step(stage.open(), rows([0, 0.5, 1.23]))
     stage.load(stage.open(), state)

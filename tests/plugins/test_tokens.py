@@ -41,7 +41,7 @@ def test_it_keeps_the_laws():
     letters = "a stremofwöd,é€"
     check_stage(lambda: tokens(TEXT, "byte"), {"text": text})
     check_stage(lambda: tokens(TEXT, "byte", letters.replace("ö", "").replace("é€", ""), unknown=0))
-    # Backwards, as the checker also plays it, it is no UTF-8.
+    # The checker also plays it backwards, which is not UTF-8.
     check_stage(lambda: tokens(TEXT, alphabet=letters, unknown=15, invalid="replace"), {"text": text})
     check_stage(lambda: Words(TEXT, WORDS, 5, "replace"), {"text": text})
     two = Signal((TensorSpec("text", "uint8"), TensorSpec("x", "float32", (2,))))
@@ -60,7 +60,7 @@ def test_characters_are_pythons_at_any_cuts(text, cuts):
     text=st.lists(st.sampled_from([*WORDS, "no", "streams", " ", "\n\t", "\u3000", "x" * 50]), max_size=12),
     cuts=st.lists(st.integers(0, 100), max_size=8),
 )
-def test_words_are_those_of_split_at_any_cuts(text, cuts):
+def test_words_equal_str_split_at_any_cuts(text, cuts):
     whole = "".join(text)
     data = whole.encode()
     cuts = [c * len(data) // 100 for c in cuts]
@@ -70,7 +70,7 @@ def test_words_are_those_of_split_at_any_cuts(text, cuts):
 
 
 @given(data=st.binary(max_size=30), cuts=st.lists(st.integers(0, 100), max_size=8))
-def test_what_is_no_utf8_is_replaced_as_python_replaces_it_or_refused(data, cuts):
+def test_invalid_utf8_is_replaced_as_by_python_or_refused(data, cuts):
     cuts = [c * len(data) // 100 for c in cuts]
     text = data.decode(errors="replace")
     letters = "".join(sorted({*text, "\ufffd"}))
@@ -124,7 +124,7 @@ def test_labels_ratio_and_rate():
     assert (tokens(TEXT, "byte").ratio, tokens(TEXT, "byte").outputs.rate) == ((1, 1), 50.0)
 
 
-def test_what_is_not_among_the_tokens_is_named():
+def test_error_names_an_unknown_token():
     with pytest.raises(
         ChunkError, match=r"'z', character 1 of the chunk, is not among the tokens; .* unknown ="
     ):
@@ -205,7 +205,7 @@ def test_a_word_without_end_takes_no_more_than_the_longest_token():
         {"word": np.array([0xD800], np.uint32)},
     ],
 )
-def test_a_state_that_no_stream_has_is_refused(change):
+def test_impossible_states_are_refused(change):
     stage = Words(TEXT, WORDS, 5)
     stage.load(stage.open(), stage.initial())
     with pytest.raises(SnapshotError, match="tokens: "):

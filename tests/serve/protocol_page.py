@@ -253,7 +253,7 @@ def examples() -> str:
         "A **bundle**: two requests as one message, and so their replies.",
         messages.bundle([clip(id, x) for id, x in clips]),
     )
-    engine.pipeline.places[0].seconds = 0.000125  # the page is the same at each run
+    engine.pipeline.runners[0].seconds = 0.000125  # the page is the same at each run
     say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(

@@ -17,7 +17,7 @@ from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
 from runnel.daemon.protocol.server import Server
 from runnel.daemon.protocol.works import MAX_REPLY_BYTES
-from runnel.pipeline.feedback import Back, Feedback
+from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.wire import messages, tensors
 from runnel.wire.tensors import describe, undescribe, unpack
@@ -56,7 +56,7 @@ class Next(StackedStage):
 
 def loop_engine(width: int = 1, max_streams: int = 100) -> Engine:
     inner = Pipeline([Next(width)], None, {})
-    loop = Feedback(inner, [Back(inner.inputs.tensors[0], "n", np.array(5))])
+    loop = Feedback(inner, [LoopInput(inner.inputs.tensors[0], "n", np.array(5))])
     return Engine(Pipeline([loop], None, {}), max_streams)
 
 

@@ -129,7 +129,7 @@ def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
 def _fed_back(engine: Engine) -> dict[str, str]:
     """Input <- output, of a pipeline with a loop."""
     loop = engine.pipeline.stages[0]
-    return {back.target.name: back.source for back in loop.backs} if isinstance(loop, Feedback) else {}
+    return {one.target.name: one.source for one in loop.loop_inputs} if isinstance(loop, Feedback) else {}
 
 
 def _vouched(file: Path, spec: ModelSpec) -> bool:

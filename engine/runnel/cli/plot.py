@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     seconds, recorder = seconds_of(args.seconds), Recorder()
     with ExitStack() as stack:
         path = Path(args.pipeline)
-        pipeline = load_pipeline(path, 1, None, 1, args.trust, False, look=recorder)
+        pipeline = load_pipeline(path, 1, None, 1, args.trust, False, observer=recorder)
         engine = stack.enter_context(Engine(pipeline, max_streams=1))
         recorder.choose(args.layers, args.show)
         end = input_of(args, declared(path)[0], pipeline.generates)
@@ -172,7 +172,7 @@ def _write(
 
 def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
     """What is not seen, and how it could be."""
-    lines = [f"not drawn: {text}" for text in record.left]
+    lines = [f"not drawn: {text}" for text in record.omitted]
     start, end = (round(edge) for edge in record.span)
     in_all = None  # in the input's time steps, where the axis has those
     if not record.axis.domain:
@@ -183,7 +183,7 @@ def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ende
     lines += [
         f"the states of {model} are drawn: its gates are seen where {model}.probe.onnx stands beside it, "
         "which `runnel export --probe gates` writes"
-        for model in recorder.without
+        for model in recorder.unprobed
     ]
     for line in lines:
         print(f"runnel: {line}", file=sys.stderr)
@@ -234,9 +234,9 @@ def _format(args: argparse.Namespace) -> str:
             f"-o {args.output}: the kind of picture is told by the name's ending: "
             f".{', .'.join(picture.FORMATS)} (for numbers: runnel run)"
         )
-    picture.needed()
+    picture.require_libraries()
     if args.tensorboard is not None:
-        events.needed()
+        events.require_libraries()
         if args.tensorboard.exists() and not args.tensorboard.is_dir():
             raise UsageError(f"--tensorboard {args.tensorboard}: that is a file; name a folder")
     return format

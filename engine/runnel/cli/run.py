@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
                 args.pipeline, max_streams=1, providers=args.provider, threads=args.threads, trust=args.trust
             )
         )
-        engine.health.told = _tell_health
+        engine.health.on_event = _tell_health
         end, sinks = declared(Path(args.pipeline))
         end = input_of(args, end, engine.pipeline.generates)
         more = generated(args.generate)

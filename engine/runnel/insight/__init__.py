@@ -1,1 +1,1 @@
-"""Look at states while streams run: health, recordings, pictures."""
+"""Observe states while streams run: health checks, recordings, pictures."""

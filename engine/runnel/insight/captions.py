@@ -1,4 +1,4 @@
-"""What numbers over time stand for, as text: characters of a text, or names, one after the other."""
+"""Captions: values over time as text, either characters of a text or names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .recorder import Record, Track
 
 _SHOWN: Final = {" ": "␣", "\n": "↵", "\r": "↵", "\t": "⇥"}
 _STRANGE: Final = "\ufffd"
-_MOST_STRANGE: Final = 0.1  # the share of a text that may be no characters; numbers have more
+_MOST_STRANGE: Final = 0.1  # the share of a text that may be undecodable; numbers have more
 
 
-def written(track: Track) -> list[str] | None:
-    """What each row stands for, "" for nothing; None where it is a number.
+def row_texts(track: Track) -> list[str] | None:
+    """Return the text of each row ("" if it has none), or None for numbers.
 
-    A row is a label, or a byte of a text in UTF-8: its character stands at its last byte.
+    A row is a label, or a byte of a text in UTF-8. A character is placed at its last byte.
     """
     if track.size != 1:
         return None
@@ -38,18 +38,18 @@ def _strange(character: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """With blanks and line ends that can be seen."""
+    """Replace blanks and line ends by visible characters."""
     return "".join(_SHOWN.get(c, _STRANGE if _strange(c) else c) for c in text)
 
 
-def characters(texts: Sequence[str]) -> bool:
-    """Whether each stands for one character at most."""
+def are_characters(texts: Sequence[str]) -> bool:
+    """Whether each text is at most one character."""
     return all(len(text) <= 1 for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Rows one after the other that stand for the same."""
+    """Consecutive rows with the same text."""
 
     first: int
     end: int
@@ -57,7 +57,7 @@ class Run:
 
 
 def runs(texts: Sequence[str]) -> list[Run]:
-    """Rows that stand for the same, together; rows that stand for nothing make none."""
+    """Group consecutive rows with the same text; rows without text are left out."""
     found: list[Run] = []
     first = 0
     for i in range(1, len(texts) + 1):
@@ -69,7 +69,7 @@ def runs(texts: Sequence[str]) -> list[Run]:
 
 
 def words(texts: Sequence[str]) -> list[Run]:
-    """The words of a text that is written character by character: what stands between blanks."""
+    """Return the words of a text of one character per row."""
     found: list[Run] = []
     first, word = 0, ""
     for i, text in enumerate([*texts, " "]):
@@ -83,12 +83,12 @@ def words(texts: Sequence[str]) -> list[Run]:
     return found
 
 
-def on_axis(record: Record) -> tuple[Track, list[str]] | None:
-    """The text that goes in, a step of the model a row, if one does: what the axis of time can be told by."""
+def axis_texts(record: Record) -> tuple[Track, list[str]] | None:
+    """Return an input track of texts to label the time axis, or None."""
     tick = float(record.axis.tick)
     for track in record.tracks:
         if track.kind in ("input", "to") and track.step == tick:
-            texts = written(track)
+            texts = row_texts(track)
             if texts is not None:
                 return track, texts
     return None

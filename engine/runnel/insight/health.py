@@ -1,29 +1,28 @@
-"""Whether the states of streams are well: looked at now and then, beside the step, and changing nothing.
+"""Health checks of streams' states, now and then between steps, without changing them.
 
-Two things go wrong in a recurrent net without an error. Its state *blows up*: a loop gain above one, or a
-cell that only ever adds. Or it *dies*: units saturated, or shut for good, until nothing that goes in moves
-them.
+A recurrent net can fail in two ways without an error. Its state *blows up*: a loop gain above one, or a cell
+that only ever adds. Or it *dies*: units are saturated or permanently shut, so that no input changes them.
 
-Of a state x that began as x0, with n numbers, a look takes
+For a state x with n numbers and the initial value x0, a check computes
 
     rms = sqrt(sum x^2 / n)        distance = sqrt(sum (x - x0)^2 / n)
 
-and judges, for each stream and all of its models' states of floats:
+and judges, for each stream, the float states of all its models:
 
-- **blown up**: some |x| is above `blown_up`. Over when all are at half of that or less.
-- **died**: at `PATIENCE` looks, one after another, the chunk at hand had left the state bit for bit as it
-  was, each time with the same numbers in it, while what the model was given at these looks differed by more
-  than `VARIED` of the largest that any stream gave it. So a state at rest in silence, or under an input that
-  never changes, is not dead: nothing has asked it. Over when a chunk moves it.
+- **blown up**: some |x| is above `blown_up`. Recovered when all are at half of that or less.
+- **died**: at `PATIENCE` checks in a row, the last chunk had left the state unchanged bit for bit, each time
+  with the same numbers in it, while the model's inputs at these checks differed by more than `VARIED` of the
+  largest input of any stream. So a state at rest in silence, or under a constant input, is not dead, because
+  the input gave it no reason to change. Recovered when a chunk changes it.
 
-What goes in is compared as one number, a projection onto fixed weights: a stream in question keeps some 200
-bytes, and any other nothing. Where a model shows its gates (probe.py) and they come out of the pipeline, each
-look also counts the units whose gate is nearly shut or nearly open, below 0.1 or above 0.9: there the gate's
-own input, beyond ±2.2, hardly matters (Karpathy, Johnson and Fei-Fei, "Visualizing and understanding
-recurrent networks", 2015).
+Inputs are compared as one number, a projection onto fixed weights. A stream in question needs about 200
+bytes, and any other stream none. If a model shows its gates (probe.py) and they are outputs of the pipeline,
+each check also counts the units whose gate is nearly shut or nearly open, below 0.1 or above 0.9: there the
+gate's own input, beyond ±2.2, has almost no effect (Karpathy, Johnson and Fei-Fei, "Visualizing and
+understanding recurrent networks", 2015).
 
-A look costs some microseconds and comes once in `every` chunks of a stream, at a turn that its id decides, so
-that streams fed together are not looked at together; and when the stream ends.
+A check takes a few microseconds. It comes once in `every` chunks of a stream, at an offset that depends on
+the stream's id, so that streams fed together are checked at different times; and when the stream ends.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from zlib import crc32
 import numpy as np
 
 from ..errors import NonFiniteError, PipelineError, RunnelError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 from ..model.arena import Arena
 from ..probe import GATES
 from ..spec import ModelSpec
@@ -51,14 +50,14 @@ if TYPE_CHECKING:
     from ..notices import Notices
     from ..pipeline.pipeline import Pipeline, States
 
-EVERY: Final = 251  # chunks: a prime, so that looks keep step with no period of what is fed
-BLOWN_UP: Final = 1e4  # far beyond what follows a state: tanh is flat from 10 on, float32 coarse from 1e7
-PATIENCE: Final = 3  # looks: a layer that steps every few ticks, or a pause, moves within that
-VARIED: Final = 1e-3  # of the largest input: below it is a quiet room, or the tail of a filter
+EVERY: Final = 251  # chunks: a prime, so that checks do not coincide with a period of the input
+BLOWN_UP: Final = 1e4  # far beyond any useful value: tanh is flat from 10 on, float32 coarse from 1e7
+PATIENCE: Final = 3  # checks: a layer that steps every few ticks, or a pause, changes within that
+VARIED: Final = 1e-3  # of the largest input: less is a quiet room, or the tail of a filter
 SHUT: Final = 0.1
 OPEN: Final = 0.9
 
-# By half decades: what a state's size says is its order of magnitude.
+# Half decades: only the order of magnitude of a state's size matters.
 _BOUNDS: Final = tuple(10 ** (k / 2) for k in range(-12, 13))
 _KEYS: Final = ("every", "blown_up", "ignore")
 
@@ -70,16 +69,16 @@ _log = logging.getLogger("runnel.health")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pipeline file says under [health]."""
+    """The [health] table of a pipeline file."""
 
-    every: int = EVERY  # chunks of a stream from one look to the next; 0: never
+    every: int = EVERY  # chunks of a stream between two checks; 0: never
     blown_up: float = BLOWN_UP
     ignore: tuple[str, ...] = ()  # states that are not judged, ``stage.name``
 
 
 def settings(part: Mapping[str, Any], where: str) -> Settings:
-    """What the table says; `where` is how errors name it. Raises PipelineError."""
-    tables.known(part, _KEYS, where)
+    """Read the [health] table; `where` is its name in errors. Raises PipelineError."""
+    toml.known(part, _KEYS, where)
     every, bound = part.get("every", EVERY), part.get("blown_up", BLOWN_UP)
     if isinstance(every, bool) or not isinstance(every, int) or not 0 <= every <= 2**31:
         raise PipelineError(
@@ -94,19 +93,19 @@ def settings(part: Mapping[str, Any], where: str) -> Settings:
 
 
 class Watch(NamedTuple):
-    """What is kept of a stream whose states are in question."""
+    """The record of a stream whose states are in question."""
 
     condition: Condition
-    model: int = -1  # whose states did not move; of several models the first, for the others follow from it
-    still: int = 0  # which states, a bit each
-    digest: int = 0  # CRC-32 of what is in them
-    low: float = 0.0  # the least and the largest that went in at these looks, projected
+    model: int = -1  # the model with unchanged states; the first of several, since the others depend on it
+    still: int = 0  # bit mask of the unchanged states
+    digest: int = 0  # CRC-32 of their content
+    low: float = 0.0  # the least and the largest projected input at these checks
     high: float = 0.0
-    looks: int = 0
+    checks: int = 0
 
 
-class Looked(Protocol):
-    """A stream, as far as a look goes."""
+class CheckedStream(Protocol):
+    """The part of a stream that health checks use."""
 
     id: str
     seq: int
@@ -117,14 +116,14 @@ class Looked(Protocol):
 
 
 class Health:
-    """The looks at an engine's streams, and what they counted. Its one thread is the engine's."""
+    """The health checks of an engine's streams, and their counts. Runs in the engine's thread."""
 
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
-        """Raises PipelineError where `settings` ignore a state that no model has."""
+        """Raises PipelineError if `settings` ignore a state that no model has."""
         unrolled = pipeline.unrolled
         self._looped = unrolled is not pipeline
         self._models: list[ModelStates] = []
-        self._gates: list[tuple[str, str]] = []  # (what it is called, the pipeline's output)
+        self._gates: list[tuple[str, str]] = []  # (name in the statistics, output of the pipeline)
         for i, stage in enumerate(unrolled.stages):
             if not isinstance(getattr(stage, "arena", None), Arena):
                 continue
@@ -134,7 +133,7 @@ class Health:
             self._gates += [
                 (label, name)
                 for label, name in _gates(stage, unrolled.stage_names[i])
-                if name in pipeline.outputs.names  # of a model within, the stages behind it may pass none on
+                if name in pipeline.outputs.names  # stages after a model may not pass its gates on
             ]
         labels = [state.label for model in self._models for state in model.states]
         for name in settings.ignore:
@@ -143,68 +142,69 @@ class Health:
         self.settings = settings
         self.every = settings.every if labels or self._gates else 0
         # Called with each event, stream and reason, when the engine is at rest, as listeners are.
-        self.told: Callable[[str, str, str], None] | None = None
-        self.looks = 0
-        self.failures = 0  # looks that failed themselves
+        self.on_event: Callable[[str, str, str], None] | None = None
+        self.checks = 0
+        self.failures = 0  # checks that raised
         self.events = Counter(dict.fromkeys(EVENTS, 0))
         self.unhealthy: Counter[str] = Counter({"died": 0, "blown_up": 0})  # streams that are so now
-        self.non_finite = Counter(dict.fromkeys(labels, 0))  # chunks refused, by the state
+        self.non_finite = Counter(dict.fromkeys(labels, 0))  # refused chunks, by state
         self.rms = {label: Histogram(_BOUNDS) for label in labels}
         self.distance = {label: Histogram(_BOUNDS) for label in labels}
         self.units, self.shut, self.open = (
             Counter(dict.fromkeys([label for label, _ in self._gates], 0)) for _ in range(3)
         )
 
-    # Beside a step
+    # During a step
 
     def first(self, id: str) -> int:
-        """The `seq` at which a new stream is looked at first; -1: never."""
+        """Return the `seq` of a new stream's first check; -1: never."""
         return crc32(id.encode()) % self.every if self.every else -1
 
-    def listen(self) -> None:
-        """From now until `rest` the models keep what they were given last."""
+    def start_recording(self) -> None:
+        """Record the models' inputs until `stop_recording`."""
         for model in self._models:
-            model.listen()
+            model.start_recording()
 
-    def rest(self) -> None:
+    def stop_recording(self) -> None:
         for model in self._models:
-            model.rest()
+            model.stop_recording()
 
-    def look(self, stream: Looked, out: Any = None, at: int | None = None) -> None:
-        """Look at a stream. `at`: its place among those whose chunks have just been stepped together, of
-        which `out` came out; None: its states are not what a chunk has just made."""
+    def check(self, stream: CheckedStream, out: Any = None, at: int | None = None) -> None:
+        """Check a stream. `at`: its index among the streams just stepped together, and `out` its output;
+        None: its states are not the result of a step just made.
+        """
         try:
-            self.looks += 1
+            self.checks += 1
             if at is not None and self._gates:
                 self._count_gates(out)
             self._judge(stream, at)
-        except Exception as error:  # a chunk that went well is not to fail over it
+        except Exception as error:  # a successful chunk must not fail because of a check
             self.failures += 1
             if self.failures == 1:
                 _log.error("a look at stream %r failed: %s: %s", stream.id, type(error).__name__, error)
 
-    def refused(self, stream: Looked, error: RunnelError) -> None:
-        """A chunk failed. Where a state would have been NaN or infinite, the one before it is looked at."""
+    def refused(self, stream: CheckedStream, error: RunnelError) -> None:
+        """Handle a failed chunk: if a state became non-finite, check the state before it."""
         if isinstance(error, NonFiniteError) and error.state:
             if error.state in self.non_finite:
                 self.non_finite[error.state] += 1
             if self.every:
-                self.look(stream)
+                self.check(stream)
 
-    def forget(self, stream: Looked) -> None:
-        """Its states begin anew, or end: whatever was with them is over."""
+    def forget(self, stream: CheckedStream) -> None:
+        """Forget the stream's condition, because its states begin anew or end."""
         if stream._watch is not None:
             if stream._watch.condition:
                 self.unhealthy[stream._watch.condition] -= 1
             stream._watch = None
 
-    def recount(self, streams: Iterable[Looked]) -> None:
-        """Count the streams that are unhealthy now, after a call that was interrupted."""
+    def recount(self, streams: Iterable[CheckedStream]) -> None:
+        """Count the unhealthy streams again, after an interrupted call."""
         conditions = Counter(stream._watch.condition for stream in streams if stream._watch is not None)
         for condition in self.unhealthy:
             self.unhealthy[condition] = conditions[condition]  # type: ignore[index]
 
-    def _judge(self, stream: Looked, at: int | None) -> None:
+    def _judge(self, stream: CheckedStream, at: int | None) -> None:
         rows = stream._states[0].states if self._looped else stream._states
         before: Watch | None = stream._watch
         condition: Condition = before.condition if before else ""
@@ -220,7 +220,7 @@ class Health:
             given = model.given(row, at) if at is not None else None
             if watch is not None:
                 continue
-            if given is None:  # the chunk told nothing of it: as it was, unless it moved since
+            if given is None:  # no known input: unchanged, unless the state has moved
                 if before and before.model == i and model.digest(row, before.still) == before.digest:
                     watch = before
             elif still:
@@ -228,20 +228,20 @@ class Health:
         now: Condition = ""
         if worst > bound:
             now = "blown_up"
-        elif watch is not None and watch.looks >= PATIENCE:
+        elif watch is not None and watch.checks >= PATIENCE:
             model = self._models[watch.model]
             if watch.high - watch.low > VARIED * model.largest:
                 now = "died"
                 reason = (
-                    f"state {model.names(watch.still)} no longer changes: the same at {watch.looks} looks, "
+                    f"state {model.names(watch.still)} no longer changes: the same at {watch.checks} looks, "
                     f"{self.every} chunks apart, though what goes in differs"
                 )
         stream._watch = (watch or Watch(now))._replace(condition=now) if watch or now else None
         if now != condition:
-            self._tell(stream, condition, now, reason)
+            self._notify(stream, condition, now, reason)
 
     def _read(self, model: ModelStates, row: int, bound: float) -> tuple[int, float, str]:
-        """Which states the last chunk did not move; the largest magnitude if above `bound`, and whose."""
+        """Return the mask of unchanged states; the largest magnitude if above `bound`, and its state."""
         still, worst, label = 0, bound, ""
         for i, state in enumerate(model.states):
             x = state.column[row]
@@ -257,7 +257,7 @@ class Health:
                 still |= 1 << i
         return still, worst, label
 
-    def _tell(self, stream: Looked, before: Condition, now: Condition, reason: str) -> None:
+    def _notify(self, stream: CheckedStream, before: Condition, now: Condition, reason: str) -> None:
         if before:
             self.unhealthy[before] -= 1
         if now:
@@ -266,13 +266,13 @@ class Health:
         self.events[event] += 1
         reason = reason or f"it had {before.replace('_', ' ')}"
         stream._notices.queue(event, stream.id, stream.seq, reason)
-        if self.told is not None:
-            stream._notices.later(partial(self._told, event, stream.id, reason))
+        if self.on_event is not None:
+            stream._notices.later(partial(self._report, event, stream.id, reason))
 
-    def _told(self, event: str, stream: str, reason: str) -> None:
-        if self.told is not None:
+    def _report(self, event: str, stream: str, reason: str) -> None:
+        if self.on_event is not None:
             try:
-                self.told(event, stream, reason)
+                self.on_event(event, stream, reason)
             except Exception as error:  # a callback's failure must not stop the streams
                 _log.error("the report of %s failed: %s: %s", event, type(error).__name__, error)
 
@@ -287,10 +287,10 @@ class Health:
                 self.shut[label] += int(np.count_nonzero(last < SHUT))
                 self.open[label] += int(np.count_nonzero(last > OPEN))
 
-    # When asked
+    # On request
 
     def of(self, states: States) -> dict[str, StateHealth]:
-        """Each of these states of a stream, by ``stage.name``; of whole numbers none."""
+        """Return the statistics of a stream's float states, by ``stage.name``."""
         rows = states[0].states if self._looped else states
         return {
             state.label: of_state(
@@ -302,9 +302,9 @@ class Health:
         }
 
     def document(self) -> dict[str, Any]:
-        """What was counted, as plain numbers, lists and maps."""
+        """Return the counts as plain numbers, lists and maps."""
         return {
-            "looks": self.looks,
+            "looks": self.checks,
             "look_failures": self.failures,
             "unhealthy": dict(self.unhealthy),
             "state_events": dict(self.events),
@@ -318,16 +318,16 @@ class Health:
 
 
 def _watched(before: Watch | None, model: int, still: int, digest: int, given: float) -> Watch:
-    """The watch after one more look that found these states unmoved."""
+    """Return the watch after one more check that found these states unchanged."""
     if before is None or (before.model, before.still, before.digest) != (model, still, digest):
         return Watch("", model, still, digest, given, given, 1)
     return before._replace(
-        low=min(before.low, given), high=max(before.high, given), looks=min(before.looks + 1, 2**31)
+        low=min(before.low, given), high=max(before.high, given), checks=min(before.checks + 1, 2**31)
     )
 
 
 def _gates(stage: Any, label: str) -> list[tuple[str, str]]:
-    """The gates that a model shows: what each is called, ``stage.layer.letter``, and as what it comes."""
+    """Return the gates that a model shows: (``stage.layer.letter``, its output in a chunk)."""
     spec: ModelSpec = stage.spec
     if spec.probe is None:
         return []

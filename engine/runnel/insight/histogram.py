@@ -1,4 +1,4 @@
-"""How often a value was how large: counts by bucket, that can be added and subtracted."""
+"""Histograms: counts of values by bucket, which can be added and subtracted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 class Histogram:
     """Counts by bucket, the last of which is unbounded, and the sum of all values.
 
-    `bounds` are upper and inclusive, as Prometheus has them. To observe costs a bisection and an addition.
+    `bounds` are upper and inclusive, as in Prometheus. `observe` costs one bisection and one addition.
     """
 
     __slots__ = ("bounds", "counts", "sum")

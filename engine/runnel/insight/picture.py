@@ -1,4 +1,4 @@
-"""A record as a picture: panels, one under the other, that share the axis of time."""
+"""A record as a picture: panels below each other on one time axis."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import numpy as np
 from ..files import library
 from ..probe import GATES
 from ..spec import Array
-from . import captions as words
+from . import captions
 from .recorder import MAX_LINES, Record, Track
 
 FORMATS: Final = ("png", "svg", "pdf")
-MAX_CHARACTERS: Final = 200  # ticks under each of which its character can be read
-MAX_WORDS: Final = 100  # the same for whole words, which stand upright
-_USUAL: Final = 0.95  # a share of all numbers: where some are far beyond it, colours end with those
+MAX_CHARACTERS: Final = 200  # most ticks with a legible character under each
+MAX_WORDS: Final = 100  # the same for whole words, which are rotated
+_USUAL: Final = 0.95  # share of all numbers: the colours end there if others are far beyond
 _FAR: Final = 2.0  # times as far
 _DPI: Final = 100
 _WIDTH, _WIDEST = 11.0, 19.0  # inches of the panels
 _PER_CHARACTER: Final = 0.092  # inches: a letter of the size below
 _LETTER: Final = 7.5  # points
-_LINE: Final = 0.11  # inches: a line of such letters, or a word that stands upright
-_UPRIGHT: Final = 0.75  # inches: such a word
+_LINE: Final = 0.11  # inches: a line of such letters, or a rotated word
+_UPRIGHT: Final = 0.75  # inches: height of a rotated word
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.95, 0.45, 0.55  # inches around the panels
-_GAP: Final = 0.27  # inches between two panels: a title
+_GAP: Final = 0.27  # inches between two panels, for a title
 _INK, _FAINT, _MARK = "#22313f", "#7f8c8d", "#c0392b"
-_NOTHING: Final = "#b8bdbe"  # a sensor's gap
+_NOTHING: Final = "#b8bdbe"  # a gap in the values
 _LINES: Final = ("#22313f", "#2a9d8f", "#e76f51", "#457b9d", "#8e6c8a", "#b8860b", "#6a994e", "#7f8c8d")
 _BANDS: Final = ("#d9ead3", "#cfe2f3", "#fce5cd", "#ead1dc", "#fff2cc", "#d0e0e3", "#f4cccc", "#d9d2e9")
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """What one track becomes: so many inches high, a strip for the mean over it included."""
+    """The drawing of one track: height in inches, including a strip for the mean above it."""
 
     track: Track
     height: float
@@ -44,26 +44,29 @@ class _Panel:
     strip: float = 0.0
 
 
-def needed() -> None:
-    """Raise UsageError where pictures cannot be drawn here."""
-    library("matplotlib", "pictures", "insight")
+def require_libraries() -> None:
+    """Raise UsageError if pictures cannot be drawn here."""
+    library("matplotlib", "pictures", "plot")
 
 
 def draw(record: Record, out: BinaryIO, format: str, title: str = "") -> int:
-    """Write the picture, of one of `FORMATS`; the same bytes for the same record. Returns how many panels."""
-    needed()
+    """Write the picture in one of `FORMATS`; return the number of panels.
+
+    The same record gives the same bytes.
+    """
+    require_libraries()
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "runnel", "font.family": ["DejaVu Sans"]}):
         sheet = Sheet(record, title)
-        # Neither the date nor a random name: a picture that is made again can be compared.
-        told = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
-        sheet.figure.savefig(out, format=format, dpi=_DPI, metadata=told)
+        # No date and no random name, so that pictures can be compared.
+        metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+        sheet.figure.savefig(out, format=format, dpi=_DPI, metadata=metadata)
     return len(sheet.panels)
 
 
-def heat(track: Track) -> tuple[bytes, int, int]:
-    """A track alone as (PNG, width, height), a row a unit: each number some pixels wide and high."""
+def heat_map(track: Track) -> tuple[bytes, int, int]:
+    """Return one track as (PNG, width, height), one row per unit, some pixels per number."""
     from matplotlib import image
 
     low, high, name = _colours(track)
@@ -76,22 +79,25 @@ def heat(track: Track) -> tuple[bytes, int, int]:
 
 
 def is_map(track: Track) -> bool:
-    """Whether it is drawn as a heat map, and not as lines or text."""
+    """Whether the track is drawn as a heat map, not as lines or text."""
     return track.kind in ("layer", "states") or track.size > MAX_LINES
 
 
 def heading(track: Track) -> str:
-    """What stands over it."""
+    """Return the track's heading."""
     return f"{track.name}   {track.letter}   {track.meaning}" if track.letter else track.name
 
 
-def envelope(values: Array, places: int) -> tuple[Array, Array, Array]:
-    """(first index, least, greatest) of at most `places` parts of a column, NaN where there is no number."""
-    width = max(1, -(-len(values) // places))
+def envelope(values: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Return (first index, least, greatest) of at most `bins` parts of a column.
+
+    They are NaN for an empty part.
+    """
+    width = max(1, -(-len(values) // bins))
     padded = np.full(-(-len(values) // width) * width, np.nan)
     padded[: len(values)] = values
     parts = padded.reshape(-1, width)
-    # Instead of nanmin: that warns of a part without numbers, which a sensor's gap is.
+    # Not nanmin, which warns of a part without numbers, such as a sensor's gap.
     low, high = (np.where(np.isnan(parts), end, parts) for end in (np.inf, -np.inf))
     bottom, top = low.min(axis=1), high.max(axis=1)
     empty = bottom > top
@@ -100,13 +106,13 @@ def envelope(values: Array, places: int) -> tuple[Array, Array, Array]:
 
 
 def _colours(track: Track) -> tuple[float, float, str]:
-    """(lowest, highest, colour map): gates are from 0 to 1, all else lies around 0."""
+    """Return (lowest, highest, colour map): gates range from 0 to 1, all else around 0."""
     if track.letter in GATES:
         return 0.0, 1.0, "viridis"
     finite = track.values[np.isfinite(track.values)]
     sizes = np.abs(finite.astype(np.float64)).ravel()
     most = float(sizes.max(initial=0.0)) or 1.0
-    # A few units far from all others, as of a cell that counts, would leave those without colour.
+    # A few units far from all others, such as of a counting cell, would leave the rest without colour.
     usual = float(np.quantile(sizes, _USUAL)) if sizes.size else most
     if 0 < _FAR * usual < most:
         most = usual
@@ -114,7 +120,7 @@ def _colours(track: Track) -> tuple[float, float, str]:
 
 
 def _palette(name: str) -> Any:
-    """A colour map in which what is no number has a colour that no number has: white is nearly a zero's."""
+    """Return a colour map with its own colour for gaps: white would look like zero."""
     from matplotlib import colormaps
 
     return colormaps[name].with_extremes(bad=_NOTHING)
@@ -128,17 +134,17 @@ class Sheet:
 
         self.record = record
         start, end = record.span
-        self.text = words.on_axis(record)
+        self.text = captions.axis_texts(record)
         ticks = (end - start) / float(record.axis.tick)
         self.wide = _WIDTH
         if self.text:
             self.wide = min(_WIDEST, max(_WIDTH, ticks * _PER_CHARACTER))
-        # A row's middle is at its number, where time steps are counted: half a one before it begins.
+        # If time steps are counted, the middle of a row is at its number, so it begins half a step before.
         self.shift = 0.0 if record.axis.rate else -0.5
         self.span: tuple[float, float] = (self.x(start), self.x(end))
         self.panels = [self._panel(track) for track in record.tracks]
-        upright = 0.0  # more room under the last panel, where whole words stand
-        if self.text and not words.characters(self.text[1]) and ticks <= MAX_WORDS:
+        upright = 0.0  # more room under the last panel for whole words
+        if self.text and not captions.are_characters(self.text[1]) and ticks <= MAX_WORDS:
             upright = min(1.5, _PER_CHARACTER * max(map(len, self.text[1])))
         tall = sum(p.height + _GAP for p in self.panels) + _TOP + _BOTTOM + upright
         self.size = (self.wide + _LEFT + _RIGHT, tall)
@@ -151,21 +157,21 @@ class Sheet:
         y = _TOP
         for panel in self.panels:
             y += _GAP
-            self._place(panel, y, last=panel is self.panels[-1])
+            self._draw_panel(panel, y, last=panel is self.panels[-1])
             y += panel.height
 
     def x(self, steps: Any) -> Any:
-        """Where a time step is: in seconds, or its number."""
+        """Return the position of a time step: in seconds, or its number."""
         axis = self.record.axis
         return steps / axis.rate if axis.rate else steps + self.shift
 
     @property
     def inches(self) -> float:
-        """Of the paper, for a unit of the axis."""
+        """Inches of paper per unit of the axis."""
         return self.wide / max(1e-9, self.span[1] - self.span[0])
 
     def legible(self, track: Track) -> bool:
-        """Whether a character has room at each of its rows."""
+        """Whether each of its rows has room for a character."""
         return bool((self.x(track.step) - self.x(0.0)) * self.inches > 0.8 * _PER_CHARACTER)
 
     def axes(self, top: float, height: float) -> Any:
@@ -175,14 +181,14 @@ class Sheet:
         )
 
     def _panel(self, track: Track) -> _Panel:
-        if (texts := words.written(track)) is not None:
-            upright = words.characters(texts) and not self.legible(track)
+        if (texts := captions.row_texts(track)) is not None:
+            upright = captions.are_characters(texts) and not self.legible(track)
             return _Panel(track, _UPRIGHT if upright else 0.26, _band)
         if is_map(track):
             return _Panel(track, 0.22 + min(1.4, max(0.4, 0.014 * len(track.units))), _map, 0.22)
         return _Panel(track, 0.9, _lines)
 
-    def _place(self, panel: _Panel, top: float, last: bool) -> None:
+    def _draw_panel(self, panel: _Panel, top: float, last: bool) -> None:
         track = panel.track
         if panel.strip:
             self._mean(self.axes(top, panel.strip - 0.02), track)
@@ -204,7 +210,7 @@ class Sheet:
         self._times(axes, last)
 
     def _mean(self, axes: Any, track: Track) -> None:
-        """A thin line: the mean over all units."""
+        """Draw the mean over all units as a thin line."""
         axes.step(self.x(track.edges), [*track.mean, track.mean[-1]], where="post", color=_INK, linewidth=0.7)
         axes.set_xlim(*self.span)
         axes.margins(y=0.1)
@@ -218,19 +224,19 @@ class Sheet:
             axes.text(x, y, text, transform=axes.transAxes, fontsize=6.5, color=_FAINT, ha=side, va="center")
 
     def _times(self, axes: Any, last: bool) -> None:
-        """The ticks of a panel, the same for all, and what stands under the `last`."""
+        """Draw the ticks of a panel, equal in all panels, with labels under the `last`."""
         axis, (start, end) = self.record.axis, self.span
         ticks = round((self.record.span[1] - self.record.span[0]) / float(axis.tick))
         if self.text is not None:
             track, texts = self.text
-            one_each = words.characters(texts)
+            one_each = captions.are_characters(texts)
             if ticks <= (MAX_CHARACTERS if one_each else MAX_WORDS):
                 if not last:
                     axes.set_xticks([])
                     return
                 middles = self.x(track.edges[:-1] + track.step / 2)
                 axes.set_xticks(
-                    middles, [_drawable(words.visible(t)) for t in texts], fontsize=_LETTER,
+                    middles, [_drawable(captions.visible(t)) for t in texts], fontsize=_LETTER,
                     rotation=0 if one_each else 90, family="DejaVu Sans Mono",
                 )  # fmt: skip
                 axes.tick_params(axis="x", length=0, pad=2)
@@ -247,10 +253,10 @@ class Sheet:
 
 
 def _map(axes: Any, sheet: Sheet, track: Track) -> None:
-    """A heat map, a unit a row, with what its colours mean beside it."""
+    """Draw a heat map, one row per unit, with a colour bar."""
     low, high, colours = _colours(track)
     left, right = sheet.x(track.start), sheet.x(track.end)
-    room = len(track.values) <= sheet.wide * _DPI  # a pixel or more for each number; else they are averaged
+    room = len(track.values) <= sheet.wide * _DPI  # at least a pixel per number; else averaged
     image = axes.imshow(
         track.values.T.astype(np.float64), aspect="auto", cmap=_palette(colours), vmin=low, vmax=high,
         extent=(left, right, len(track.units) - 0.5, -0.5), interpolation="nearest" if room else "auto",
@@ -263,8 +269,8 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
     sheet.figure.colorbar(image, cax=bar, ticks=ticks)
     beyond = bool((np.abs(track.values[np.isfinite(track.values)]) > high).any())
     least, most = ("≤", "≥") if beyond else ("", "")
-    told = [f"{least * (v == low)}{most * (v == high)}{v:.2g}" for v in ticks]
-    bar.set_yticklabels([text.replace("-", "−") for text in told])
+    labels = [f"{least * (v == low)}{most * (v == high)}{v:.2g}" for v in ticks]
+    bar.set_yticklabels([text.replace("-", "−") for text in labels])
     bar.tick_params(labelsize=6.5, colors=_INK, length=2)
     bar.yaxis.get_offset_text().set_visible(False)
     for spine in bar.spines.values():
@@ -272,13 +278,13 @@ def _map(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
-    """A line a channel; of more rows than there are pixels what lies between the least and the greatest."""
-    places = int(sheet.wide * _DPI)
+    """Draw one line per channel, or its range if rows exceed pixels."""
+    bins = int(sheet.wide * _DPI)
     middle = track.start + track.step / 2
     for i in range(len(track.units)):
         column, colour = track.values[:, i].astype(np.float64), _LINES[i % len(_LINES)]
         label = str(track.units[i]) if track.size > 1 else None
-        if len(column) <= 2 * places:
+        if len(column) <= 2 * bins:
             at = sheet.x(middle + np.arange(len(column)) * track.step)
             dots = "." if len(column) <= 60 else ""
             style = "default" if track.values.dtype.kind == "f" else "steps-mid"
@@ -287,7 +293,7 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
                 drawstyle=style,
             )  # fmt: skip
         else:
-            first, least, greatest = envelope(column, places)
+            first, least, greatest = envelope(column, bins)
             at = sheet.x(middle + first * track.step)
             axes.fill_between(at, least, greatest, color=colour, linewidth=0.4, label=label)
     if track.size > 1:
@@ -301,27 +307,27 @@ def _lines(axes: Any, sheet: Sheet, track: Track) -> None:
 
 
 def _band(axes: Any, sheet: Sheet, track: Track) -> None:
-    """Text: characters, each at its tick, or its words, upright, where those have no room; names as bands."""
-    texts = words.written(track) or []
-    upright = words.characters(texts) and not sheet.legible(track)
+    """Draw text: characters at their ticks, rotated words, or bands."""
+    texts = captions.row_texts(track) or []
+    upright = captions.are_characters(texts) and not sheet.legible(track)
     if upright:
-        parts = words.words(texts)
-    elif words.characters(texts):
-        parts = [words.Run(i, i + 1, t) for i, t in enumerate(texts) if t]
+        parts = captions.words(texts)
+    elif captions.are_characters(texts):
+        parts = [captions.Run(i, i + 1, t) for i, t in enumerate(texts) if t]
     else:
-        parts = words.runs(texts)
+        parts = captions.runs(texts)
         _coloured(axes, sheet, track, parts)
-    free = -np.inf  # in inches: up to where the last upright word is
+    free = -np.inf  # inches: the end of the last rotated word
     for part in parts:
         left, right = (sheet.x(track.start + row * track.step) for row in (part.first, part.end))
-        text = _drawable(words.visible(part.text))
+        text = _drawable(captions.visible(part.text))
         middle, room = (left + right) / 2, (right - left) * sheet.inches / _PER_CHARACTER
         if upright:
             middle, room = left + _LINE / 2 / sheet.inches, _UPRIGHT / _PER_CHARACTER * 1.3
             if left * sheet.inches < free:
                 continue
             free = left * sheet.inches + _LINE
-        elif words.characters(texts):
+        elif captions.are_characters(texts):
             room = np.inf
         if len(text) > room + 0.6:
             if room < 3:
@@ -335,17 +341,17 @@ def _band(axes: Any, sheet: Sheet, track: Track) -> None:
     axes.set_yticks([])
 
 
-def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[words.Run]) -> None:
-    """A colour for each name, where they are few; else two that alternate."""
+def _coloured(axes: Any, sheet: Sheet, track: Track, parts: Sequence[captions.Run]) -> None:
+    """Draw one colour per name if they are few; else two alternating colours."""
     names = sorted({part.text for part in parts})
     for i, part in enumerate(parts):
-        place = names.index(part.text) if len(names) <= len(_BANDS) else i % 2
+        band = names.index(part.text) if len(names) <= len(_BANDS) else i % 2
         left, right = (sheet.x(track.start + row * track.step) for row in (part.first, part.end))
-        axes.axvspan(left, right, color=_BANDS[place], linewidth=0)
+        axes.axvspan(left, right, color=_BANDS[band], linewidth=0)
 
 
 def _drawable(text: str) -> str:
-    """Without what the font has no picture of, and no formula: matplotlib sets text between $ as one."""
+    """Replace characters missing in the font, and escape $, which starts a formula in matplotlib."""
     font = _font()
     return "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in text).replace("$", r"\$")
 

@@ -1,8 +1,8 @@
-"""What was seen in a pipeline, kept for a picture: bounded, and on one axis of time.
+"""Recordings: the values seen in a pipeline, bounded, on one time axis.
 
-A `Recorder` is asked by the loader for each point of the pipeline, and told what passes there. Of all that
-it keeps the part within a window of time, of each tensor at most so many units, evenly spaced; what is said
-of all units together, their mean and how many are saturated, is of all of them.
+The loader calls a `Recorder` for each point of the pipeline, and it then gets the values that pass there. It
+keeps those within a window of time, and of each tensor at most MAX_UNITS evenly spaced units. The mean and
+the saturated share are computed over all units.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ..errors import UsageError, nearest
 from ..probe import GATES, MEANING, Probe, ProbeLayer
 from ..spec import Array, TensorSpec
 from ..stage import Chunk
-from .taps import Clock, Note, Point
+from .taps import Clock, OnChunk, Point
 
-DEFAULT_TICKS: Final = 400  # steps of the model that are drawn: as many as can be told apart
-MAX_TICKS: Final = 4096  # several to a pixel of the widest picture; and what is kept is in memory
-MAX_UNITS: Final = 128  # of one heat map: its height in pixels, more or less
-MAX_PARTS: Final = 4  # of one state: h and c are often held as one
-MAX_LINES: Final = 8  # channels that are drawn as lines; more make a heat map
-MAX_MAPS: Final = 48  # heat maps of models' insides and states: a picture five feet high
-MAX_NAMED: Final = 4  # of what is not drawn
-MAX_NUMBERS: Final = 2**24  # of one tensor: of sound at 16 kHz 17 minutes
+DEFAULT_TICKS: Final = 400  # steps of the model in a picture: as many as can be distinguished
+MAX_TICKS: Final = 4096  # several per pixel of the widest picture; the values are held in memory
+MAX_UNITS: Final = 128  # of one heat map: about its height in pixels
+MAX_PARTS: Final = 4  # of one state: h and c are often one tensor
+MAX_LINES: Final = 8  # channels drawn as lines; more make a heat map
+MAX_MAPS: Final = 48  # heat maps of layers and states: a picture five feet high
+MAX_NAMED: Final = 4  # names listed of what is not drawn
+MAX_NUMBERS: Final = 2**24  # of one tensor: 17 minutes of sound at 16 kHz
 LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated: nearly closed, or nearly open
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What time is counted in: the time steps of one domain of the pipeline."""
+    """The unit of time: the time steps of one domain of the pipeline."""
 
     domain: int
-    tick: Fraction  # time steps for one step of the model
-    rate: float | None  # time steps a second
+    tick: Fraction  # time steps per step of the model
+    rate: float | None  # time steps per second
 
     def seconds(self, steps: float) -> float:
         return steps / self.rate if self.rate else steps
@@ -48,20 +48,23 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One tensor over time, as it is drawn. Row k stands at ``[start + k * step, start + (k+1) * step)``."""
+    """One tensor over time.
 
-    name: str  # as it is headed
+    Row k is at ``[start + k * step, start + (k+1) * step)``.
+    """
+
+    name: str  # the heading
     tensor: str
-    kind: str  # of its point; "layer" for what a probe shows
-    values: Array  # (rows, units kept), of the tensor's own dtype
-    units: Array  # which of its units these are
-    size: int  # how many units it has
-    mean: Array  # (rows,): of all its units that are numbers
+    kind: str  # of its point; "layer" for a probe's layer
+    values: Array  # (rows, units kept), in the tensor's own dtype
+    units: Array  # indices of the units kept
+    size: int  # the number of all units
+    mean: Array  # (rows,): mean of the finite numbers of all units
     start: float  # in time steps of the axis
     step: float
-    letter: str = ""  # "layer": which part of it, as in `probe.MEANING`
+    letter: str = ""  # "layer": its part, as in `probe.MEANING`
     meaning: str = ""
-    saturated: Array | None = None  # (rows,): of a gate, the share of all its units
+    saturated: Array | None = None  # (rows,): for a gate, the saturated share of all units
     labels: dict[int, str] | None = None
 
     @property
@@ -70,18 +73,18 @@ class Track:
 
     @property
     def edges(self) -> Array:
-        """Where rows begin, and the last one ends."""
+        """The start of each row, and the end of the last."""
         return self.start + np.arange(len(self.values) + 1) * self.step
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that was seen, in the order in which it is drawn."""
+    """All recorded tracks, in the order in which they are drawn."""
 
     axis: Axis
     tracks: Sequence[Track]
-    left: Sequence[str]  # what was not kept, and why
-    made_from: float | None = None  # the time step from which on the pipeline made its input of itself
+    omitted: Sequence[str]  # what was not recorded, and why
+    made_from: float | None = None  # the time step at which the pipeline began to generate its own input
 
     @property
     def span(self) -> tuple[float, float]:
@@ -90,13 +93,13 @@ class Record:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """What is kept of one tensor."""
+class _KeptTensor:
+    """The recorded part of one tensor."""
 
     tensor: TensorSpec
     letter: str = ""
     layer: ProbeLayer | None = None
-    part: int | None = None  # along its first axis
+    part: int | None = None  # index along its first axis
     size: int = field(init=False)
     units: Array = field(init=False)
     parts: list[Array] = field(default_factory=list)
@@ -117,21 +120,21 @@ class _Kept:
             self.shares.append(((columns < LOW) | (columns > HIGH)).mean(axis=1))
 
 
-class _Seen:
-    """One point, and what is kept of it."""
+class _ObservedPoint:
+    """One point, and its recorded tensors."""
 
     def __init__(self, point: Point) -> None:
         self.point = point
-        self.rows = 0  # that have passed
-        self.window = (0, 0)  # rows that are kept
-        self.kept: list[_Kept] = []
+        self.rows = 0  # rows that have passed
+        self.window = (0, 0)  # rows to record
+        self.kept: list[_KeptTensor] = []
 
     @property
-    def maps(self) -> list[_Kept]:
-        """What of it is a model's inside."""
+    def maps(self) -> list[_KeptTensor]:
+        """The recorded tensors of a model's inside."""
         return [kept for kept in self.kept if kept.letter or self.point.kind == "states"]
 
-    def note(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         rows = len(chunk[self.point.signal.names[0]])
         first, last = (min(max(row - self.rows, 0), rows) for row in self.window)
         if first < last:
@@ -141,49 +144,51 @@ class _Seen:
 
 
 class Recorder:
-    """The `look` of `loader.load_pipeline`: told what to keep, it is filled while the stream is fed."""
+    """The `look` of `loader.load_pipeline`: `choose` what to record, then feed the stream."""
 
     def __init__(self) -> None:
-        self._seen: list[_Seen] = []
+        self._observed: list[_ObservedPoint] = []
         self._first: Fraction = Fraction(0)
         self._end: Fraction = Fraction(0)
-        self._left: list[str] = []
-        self._models: Counter[str] = Counter()  # by the name of their file, which several may have
+        self._omitted: list[str] = []
+        # Count by the name of the file, which several models may share.
+        self._models: Counter[str] = Counter()
 
-    def __call__(self, point: Point) -> Note:
+    def __call__(self, point: Point) -> OnChunk:
         name, before = point.model, self._models[point.model]
         if before:
             point = replace(point, model=f"{name} ({before + 1})")
         self._models[name] += point.kind == "from"  # the last point of a model
-        self._seen.append(_Seen(point))
-        return self._seen[-1].note
+        self._observed.append(_ObservedPoint(point))
+        return self._observed[-1].add
 
     @property
     def probes(self) -> list[Probe]:
-        """Of the models that have one."""
-        return [seen.point.probe for seen in self._seen if seen.point.probe]
+        """The probes of the models that have one."""
+        return [observed.point.probe for observed in self._observed if observed.point.probe]
 
     @property
-    def without(self) -> list[str]:
-        """Models that have none, but states, and were exported by us: a probe could be."""
-        return [s.point.model for s in self._seen if s.point.kind == "states" and s.point.exported]
+    def unprobed(self) -> list[str]:
+        """Exported models with states but without a probe: they could have one."""
+        return [s.point.model for s in self._observed if s.point.kind == "states" and s.point.exported]
 
     def axis(self, rate: float | None) -> Axis:
-        """Time as the model has it, the first of several, in time steps of the input where these can be told.
+        """Return the time axis of the first model.
 
-        `rate`: the input's, where only its source says.
+        It counts time steps of the input, if these correspond. `rate`: the input's, if only its source knows
+        it.
         """
-        models = [seen.point for seen in self._seen if seen.point.kind == "from"]
+        models = [observed.point for observed in self._observed if observed.point.kind == "from"]
         clock = models[0].clock if models else Clock()
         rates = [
             p.signal.rate * float(p.clock.step)
-            for p in (seen.point for seen in self._seen)
+            for p in (observed.point for observed in self._observed)
             if p.signal.rate and p.clock.domain == clock.domain
         ]
         return Axis(clock.domain, clock.step, rates[0] if rates else None if clock.domain else rate)
 
     def choose(self, layers: Collection[str] | None, letters: Collection[str] | None) -> None:
-        """Which layers of the probes, and what of them, is kept; None: all. UsageError for any other."""
+        """Choose the layers and letters to record; None: all. Raises UsageError."""
         here = [layer.name for probe in self.probes for layer in probe.layers]
         shown = {letter for probe in self.probes for layer in probe.layers for letter in layer.outputs}
         for option, asked, known in (("--layers", layers, here), ("--show", letters, sorted(shown))):
@@ -200,93 +205,103 @@ class Recorder:
             if not any(letter in layer.outputs for layer in chosen for letter in letters):
                 has = "; ".join(f"{layer.name} has {', '.join(layer.outputs)}" for layer in chosen)
                 raise UsageError(f"--show {','.join(letters)}: there is none in --layers: {has}")
-        for seen in self._seen:
-            self._take(seen, layers, letters)
+        for observed in self._observed:
+            self._take(observed, layers, letters)
 
-    def _take(self, seen: _Seen, layers: Collection[str] | None, letters: Collection[str] | None) -> None:
-        point = seen.point
+    def _take(
+        self, observed: _ObservedPoint, layers: Collection[str] | None, letters: Collection[str] | None
+    ) -> None:
+        point = observed.point
         tensors = {t.name: t for t in untimed(point.signal).tensors}
         if point.probe:
             for layer in point.probe.layers:
                 for letter in MEANING:
                     tensor = tensors.pop(layer.outputs.get(letter, ""), None)
                     if tensor and (not layers or layer.name in layers) and (not letters or letter in letters):
-                        seen.kept.append(_Kept(tensor, letter, layer))
+                        observed.kept.append(_KeptTensor(tensor, letter, layer))
         for tensor in reversed(tensors.values()):
             parts = tensor.shape[0] if len(tensor.shape) > 1 and point.kind == "states" else 1
             each = range(parts) if 1 < parts <= MAX_PARTS else [None]
-            seen.kept = [*(_Kept(tensor, part=part) for part in each), *seen.kept]
-        maps = sum(len(s.maps) for s in self._seen)
+            observed.kept = [*(_KeptTensor(tensor, part=part) for part in each), *observed.kept]
+        maps = sum(len(s.maps) for s in self._observed)
         if maps > MAX_MAPS:
-            left = seen.maps[MAX_MAPS - maps :]
-            seen.kept = [k for k in seen.kept if not any(k is other for other in left)]
-            names = _some([k.layer.name if k.layer else k.tensor.name for k in left])
+            omitted = observed.maps[MAX_MAPS - maps :]
+            observed.kept = [k for k in observed.kept if not any(k is other for other in omitted)]
+            names = _some([k.layer.name if k.layer else k.tensor.name for k in omitted])
             choose = "; choose with --layers and --show" if point.probe else ""
-            self._left.append(f"{len(left)} heat maps, of {names}: at most {MAX_MAPS} are drawn{choose}")
+            self._omitted.append(
+                f"{len(omitted)} heat maps, of {names}: at most {MAX_MAPS} are drawn{choose}"
+            )
 
     def begin(self, axis: Axis, first: int, steps: int) -> None:
-        """Keep `steps` time steps of the axis from the `first` on."""
+        """Record `steps` time steps of the axis from `first` on."""
         self._axis, self._first, self._end = axis, Fraction(first), Fraction(first + steps)
-        for seen in self._seen:
-            if seen.point.clock.domain != axis.domain:
+        for observed in self._observed:
+            if observed.point.clock.domain != axis.domain:
                 continue
-            step = seen.point.clock.step
+            step = observed.point.clock.step
             start, end = (-int(-edge // step) for edge in (self._first, self._end))
-            widest = max((len(kept.units) for kept in seen.kept), default=1)
+            widest = max((len(kept.units) for kept in observed.kept), default=1)
             if end - start > MAX_NUMBERS // widest:
                 end = start + MAX_NUMBERS // widest
-                self._left.append(f"{_title(seen.point)}: {MAX_NUMBERS} numbers are kept, and no more")
-            seen.window = (start, end)
+                self._omitted.append(f"{_title(observed.point)}: {MAX_NUMBERS} numbers are kept, and no more")
+            observed.window = (start, end)
 
     @property
     def full(self) -> bool:
-        """Whether all that is kept has passed."""
-        here = [seen for seen in self._seen if seen.point.clock.domain == self._axis.domain and seen.kept]
-        return all(seen.rows >= seen.window[1] for seen in here)
+        """Whether all rows to record have passed."""
+        here = [
+            observed
+            for observed in self._observed
+            if observed.point.clock.domain == self._axis.domain and observed.kept
+        ]
+        return all(observed.rows >= observed.window[1] for observed in here)
 
     def record(self, made_from: float | None = None) -> Record:
-        """What was kept; `made_from`: as of `Record`. Raises UsageError where nothing was."""
+        """Return the record; `made_from`: as in `Record`. Raises UsageError if nothing was recorded."""
         tracks: list[Track] = []
-        left = list(self._left)
-        for seen in sorted(self._seen, key=lambda seen: seen.point.kind != "input"):
-            if seen.point.clock.domain != self._axis.domain:
-                left.append(f"{_title(seen.point)}: between it and what is drawn rows come when they come")
+        omitted = list(self._omitted)
+        for observed in sorted(self._observed, key=lambda observed: observed.point.kind != "input"):
+            if observed.point.clock.domain != self._axis.domain:
+                omitted.append(
+                    f"{_title(observed.point)}: between it and what is drawn rows come when they come"
+                )
                 continue
-            for kept in seen.kept:
-                if kept.parts and (track := self._track(seen, kept)) and not _said(track, tracks):
+            for kept in observed.kept:
+                if kept.parts and (track := self._track(observed, kept)) and not _is_drawn(track, tracks):
                     tracks.append(track)
         if not tracks:
-            seen_steps = max((s.rows for s in self._seen), default=0)
+            seen_steps = max((s.rows for s in self._observed), default=0)
             raise UsageError(
                 f"nothing to draw: the input ended after {seen_steps} time steps"
                 + (f", and --from is {self._first}" if self._first else "")
             )
-        tracks.sort(key=lambda track: track.kind in ("layer", "states"))  # below what goes in and comes out
+        tracks.sort(key=lambda track: track.kind in ("layer", "states"))  # below input and output
         thin = [t for t in tracks if len(t.units) < t.size]
         if thin:
             names = _some([t.name for t in thin])
-            left.append(f"units: {MAX_UNITS} are drawn of each, evenly spaced, of those of {names}")
-        record = Record(self._axis, tracks, left)
+            omitted.append(f"units: {MAX_UNITS} are drawn of each, evenly spaced, of those of {names}")
+        record = Record(self._axis, tracks, omitted)
         start, end = record.span
         return replace(record, made_from=made_from) if start < (made_from or 0) < end else record
 
-    def _track(self, seen: _Seen, kept: _Kept) -> Track:
-        step = seen.point.clock.step
-        several = len({s.point.model for s in self._seen if s.point.kind == "from"}) > 1
+    def _track(self, observed: _ObservedPoint, kept: _KeptTensor) -> Track:
+        step = observed.point.clock.step
+        several = len({s.point.model for s in self._observed if s.point.kind == "from"}) > 1
         name = kept.layer.name if kept.layer else kept.tensor.name
         if kept.letter and several:
-            name = f"{seen.point.model} {name}"
+            name = f"{observed.point.model} {name}"
         elif not kept.letter:
-            name = f"{_title(seen.point)} {name}" + (f"[{kept.part}]" if kept.part is not None else "")
+            name = f"{_title(observed.point)} {name}" + (f"[{kept.part}]" if kept.part is not None else "")
         return Track(
             name,
             kept.tensor.name,
-            "layer" if kept.letter else seen.point.kind,
+            "layer" if kept.letter else observed.point.kind,
             np.concatenate(kept.parts),
             kept.units,
             kept.size,
             np.concatenate(kept.means),
-            float(seen.window[0] * step),
+            float(observed.window[0] * step),
             float(step),
             kept.letter,
             _meaning(kept.layer, kept.letter) if kept.layer else "",
@@ -296,7 +311,7 @@ class Recorder:
 
 
 def _means(columns: Array) -> Array:
-    """Of each row the mean of what is a number in it, NaN where nothing is: a sensor may have gaps."""
+    """Return the mean of each row's finite numbers; NaN if it has none."""
     numbers = np.isfinite(columns)
     sums = np.where(numbers, columns, 0).sum(axis=1, dtype=np.float64)
     count = numbers.sum(axis=1)
@@ -304,7 +319,7 @@ def _means(columns: Array) -> Array:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of them, each once."""
+    """Return the first names, each once."""
     different = list(dict.fromkeys(names))
     return ", ".join(different[:MAX_NAMED]) + (", …" if len(different) > MAX_NAMED else "")
 
@@ -320,14 +335,14 @@ def _title(point: Point) -> str:
 
 
 def _meaning(layer: ProbeLayer, letter: str) -> str:
-    """What a letter of a layer stands for. There are two GRUs, whose z say the opposite."""
+    """Return the meaning of a layer's letter; z has two, by the kind of GRU."""
     if letter != "z":
         return MEANING[letter]
     return f"{MEANING[letter]}: how much {'of the candidate is taken' if layer.takes else 'of h is kept'}"
 
 
-def _said(track: Track, before: Sequence[Track]) -> bool:
-    """Whether it is drawn already: what only passes a stage, as other numbers or not, or as one of N."""
+def _is_drawn(track: Track, before: Sequence[Track]) -> bool:
+    """Whether the track is drawn already, or is a wide one-hot input."""
     if track.kind not in ("to", "output"):
         return False
     for other in before:

@@ -1,4 +1,4 @@
-"""The numbers of a state: how large they are, how far from where they began, and what had gone in."""
+"""Statistics of a state, and the input before it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SATURATED: Final = 0.99  # of a tanh: its input is beyond ±2.6
 
 _HEAD: Final = 1024
 
-_vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in model.py
+_vdot = getattr(np.vdot, "_implementation", np.vdot)  # as in session.py
 
 
 @dataclass(frozen=True, slots=True)
 class StateHealth:
-    """One state of one stream as it stands, in the state's own unit."""
+    """The current statistics of one state of one stream, in the state's own unit."""
 
     rms: float
     peak: float  # the largest magnitude
     distance: float  # from the initial state, rms
-    saturated: float | None  # share of numbers beyond ±0.99; None where one is beyond ±1: no tanh made it
+    saturated: float | None  # share of numbers beyond ±0.99; None if one is beyond ±1, which no tanh makes
 
 
 def of_state(array: Array, initial: Array) -> StateHealth:
-    """`array`'s figures, computed in float64."""
+    """Compute the statistics of `array` in float64."""
     x = np.asarray(array, np.float64).ravel()
     size, scale = np.abs(x), math.sqrt(x.size)
     peak = float(size.max())
@@ -42,22 +42,22 @@ def of_state(array: Array, initial: Array) -> StateHealth:
     )
 
 
-class Figured(NamedTuple):
+class StateColumn(NamedTuple):
     label: str
     column: Array  # (rows, n)
-    initial: Array | None  # (n,), flat; None where it is all zeros
+    initial: Array | None  # (n,), flat; None if all zeros
     scale: float  # sqrt(n)
     judged: bool
 
 
 class ModelStates:
-    """A model stage's states of floats, and where their rows are."""
+    """A model stage's float states, and the columns of the arena that hold them."""
 
     def __init__(self, stage: Any, at: int, label: str, ignore: Sequence[str]) -> None:
         self.stage, self.at = stage, at
-        stage.label = label  # what its errors call it, so that what is refused is counted here
+        stage.label = label  # the name in its errors, so that refused chunks are counted here
         self.states = [
-            Figured(
+            StateColumn(
                 f"{label}.{s.input}",
                 stage.arena.columns[s.input].reshape(len(stage.arena.columns[s.input]), -1),
                 s.initial.reshape(-1) if s.initial.any() else None,
@@ -67,36 +67,36 @@ class ModelStates:
             for s in stage.spec.states
             if s.initial.dtype.kind == "f"
         ]
-        self.largest = 0.0  # of what went in, projected
-        self._places: tuple[Sequence[int], dict[int, int]] = (), {}  # rows heard, and where each is of them
+        self.largest = 0.0  # the largest projected input
+        self._row_index: tuple[Sequence[int], dict[int, int]] = (), {}  # recorded rows, and the index of each
         self._weights = {
             t.name: _weights(math.prod(t.shape), at + i) for i, t in enumerate(stage.inputs.tensors)
         }
 
-    def listen(self) -> None:
-        """From now until `rest` the stage keeps what it was given last."""
-        self.stage.listened, self.stage.heard = True, None
+    def start_recording(self) -> None:
+        """Record the stage's inputs until `stop_recording`."""
+        self.stage.records_input, self.stage.last_input = True, None
         self.stage.landed.clear()
 
-    def rest(self) -> None:
-        self.stage.listened, self.stage.heard = False, None
+    def stop_recording(self) -> None:
+        self.stage.records_input, self.stage.last_input = False, None
         self.stage.landed.clear()
-        self._places = (), {}
+        self._row_index = (), {}
 
     def given(self, row: int, at: int) -> float | None:
-        """What the stream now at `row` was given last, as one number; None: nothing, or it is not known.
+        """Return the last input of the stream now at `row`, as one number, or None.
 
-        `at`: its place among the streams stepped together, and here too where all of them came this far.
+        `at`: its index among the streams stepped together, valid here if all of them came this far.
         """
-        if self.stage.heard is None:
+        if self.stage.last_input is None:
             return None
-        rows, chunks = self.stage.heard
-        # A step reads the twin of the row that it writes: of the fork's row if the stream had been forked.
-        heard = self.stage.landed.get(row, row) ^ 1
-        if at >= len(rows) or rows[at] != heard:
-            if self._places[0] is not rows:  # once a call: a search among thousands takes longer than a look
-                self._places = rows, {heard: i for i, heard in enumerate(rows)}
-            found = self._places[1].get(heard)
+        rows, chunks = self.stage.last_input
+        # A step reads the twin of the row that it writes: for a landed fork, of the fork's row.
+        read = self.stage.landed.get(row, row) ^ 1
+        if at >= len(rows) or rows[at] != read:
+            if self._row_index[0] is not rows:  # indexed once per call: a search takes longer than a check
+                self._row_index = rows, {row: i for i, row in enumerate(rows)}
+            found = self._row_index[1].get(read)
             if found is None:
                 return None
             at = found
@@ -110,7 +110,7 @@ class ModelStates:
         return total
 
     def digest(self, row: int, still: int) -> int:
-        """Of what is in the states that `still` has a bit for."""
+        """Return the CRC-32 of the states selected by the bit mask `still`."""
         found = 0
         for i, state in enumerate(self.states):
             if still >> i & 1:
@@ -122,12 +122,12 @@ class ModelStates:
 
 
 def same(x: Array, y: Array) -> bool:
-    """Whether two states are the same to the bit. Most differ early on, and to copy large ones takes long."""
+    """Whether two states are equal bit for bit, comparing their heads first."""
     return x[:_HEAD].tobytes() == y[:_HEAD].tobytes() and (len(x) <= _HEAD or x.tobytes() == y.tobytes())
 
 
 def norm(x: Array) -> float:
-    """The Euclidean norm. Where a type cannot hold the sum, it is taken of x / max |x|."""
+    """Return the Euclidean norm, of x / max |x| if the sum would overflow."""
     if x.dtype.itemsize > 2:
         square = float(_vdot(x, x))
         if square < math.inf:
@@ -140,6 +140,6 @@ def norm(x: Array) -> float:
 
 
 def _weights(size: int, seed: int) -> Array:
-    """Numbers in -1..1 without a pattern that an input would have: the cosine of a growing square."""
+    """Return weights in -1..1: the cosine of a growing square, unlike any input."""
     weights: Array = np.cos((np.arange(size, dtype=np.float64) + 1.5 + seed) ** 2)
     return weights

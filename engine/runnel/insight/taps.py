@@ -1,8 +1,8 @@
-"""Looking into a pipeline while it runs: stages that let somebody see what passes, and pass it on.
+"""Taps: stages that show the chunks that pass through a pipeline, and pass them on.
 
-The loader puts them in where it is asked to (`Look`): at both ends, and around each model. What they show is
-nobody's state and is not taken back where a later stage fails, so they are for an engine with one stream,
-whose owner looks at it: `runnel plot`. Within a [feedback] loop they are stages of the loop.
+If it has an `Observer`, the loader inserts taps at both ends and around each model. What a tap has shown is
+not undone if a later stage fails, so taps are for an engine with one stream, as in `runnel plot`. Within a
+[feedback] loop they are stages of the loop.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ..probe import Probe
 from ..spec import Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State
 
-Note = Callable[[Chunk], None]
-"""Told what passes: arrays (T, ...) that are lent to it, to be copied and not changed."""
+OnChunk = Callable[[Chunk], None]
+"""Called with the arrays (T, ...) that pass: copy them, and do not change them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """When the rows of a signal are: row k begins at ``k * step`` of time steps that others may count too.
+    """The times of a signal's rows: row k begins at time step ``k * step``.
 
-    Behind a stage whose rows come when they come, nothing tells to which of the time steps before it a row
-    belongs: there the next `domain` begins. The first one's time steps are the pipeline's input's.
+    After a stage with irregular rows, the time step of a row is unknown, so a new `domain` begins. The time
+    steps of the first domain are those of the pipeline's input.
     """
 
     domain: int = 0
     step: Fraction = Fraction(1)
 
     def after(self, stage: Stage) -> Clock:
-        """Of what the stage makes, where this is of what it takes."""
+        """Return the clock of the stage's output, if this is the clock of its input."""
         if stage.ratio is None:
             return Clock(self.domain + 1)
         up, down = stage.ratio
@@ -43,46 +43,46 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place in a pipeline where it is looked at."""
+    """A point of a pipeline that is observed."""
 
-    kind: Literal["input", "to", "from", "states", "output"]  # the pipeline's ends; a model's, and its states
+    kind: Literal["input", "to", "from", "states", "output"]  # the pipeline's ends; a model's ends and states
     signal: Signal
     clock: Clock
     model: str = ""
-    probe: Probe | None = None  # "from": which of the signal's tensors show the model's inside
+    probe: Probe | None = None  # "from": describes the signal's tensors that show the model's inside
     exported: bool = False  # "states": whether the model describes itself
 
 
-Look = Callable[[Point], Note]
-"""Asked for each point, when the pipeline is loaded."""
+Observer = Callable[[Point], OnChunk]
+"""Called for each point, when the pipeline is loaded."""
 
 
 class Tap(Stage):
-    """Show what passes, and pass on what is `kept` of it: all, where that is not said."""
+    """Show each chunk, and pass on its tensors `kept` (default: all)."""
 
     name = "tap"
 
-    def __init__(self, inputs: Signal, note: Note, kept: Sequence[TensorSpec] | None = None) -> None:
+    def __init__(self, inputs: Signal, on_chunk: OnChunk, kept: Sequence[TensorSpec] | None = None) -> None:
         self.inputs = inputs
         self.outputs = inputs if kept is None else Signal(tuple(kept), inputs.rate)
-        self._note = note
+        self._on_chunk = on_chunk
 
     def initial(self) -> Arrays:
         return {}
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        self._note(chunk)
-        # Copies: what comes next may be a stage of somebody's own, which may keep what it is given.
+        self._on_chunk(chunk)
+        # Copies: the next stage may be a plugin that stores its input.
         return state, {name: chunk[name].copy() for name in self.outputs.names}
 
 
 class Watched(Stage):
-    """A model that is stepped tick by tick, so that its states can be seen after each."""
+    """A model that is stepped tick by tick, to show its states."""
 
-    def __init__(self, model: Stage, note: Note) -> None:
+    def __init__(self, model: Stage, on_chunk: OnChunk) -> None:
         self.name, self.inputs, self.outputs = model.name, model.inputs, model.outputs
-        self.latency, self.ratio, self.place_bytes = model.latency, model.ratio, model.place_bytes
-        self._model, self._note = model, note
+        self.latency, self.ratio, self.storage_bytes = model.latency, model.ratio, model.storage_bytes
+        self._model, self._on_chunk = model, on_chunk
 
     def initial(self) -> Arrays:
         return self._model.initial()
@@ -105,7 +105,7 @@ class Watched(Stage):
 
     def _tick(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
         after, out = self._model.step(state, chunk)
-        self._note({name: array[None].copy() for name, array in self._model.dump(after).items()})
+        self._on_chunk({name: array[None].copy() for name, array in self._model.dump(after).items()})
         return after, out
 
     def open(self) -> State:
@@ -134,12 +134,12 @@ class Watched(Stage):
 
 
 def around(
-    file: ModelFile, stages: Sequence[Stage], before: Sequence[Stage], arriving: Signal, look: Look
+    file: ModelFile, stages: Sequence[Stage], before: Sequence[Stage], arriving: Signal, observer: Observer
 ) -> list[Stage]:
-    """The stages of a model, which come after those `before`, with taps around them.
+    """Return a model's stages, which follow the stages `before`, with taps around them.
 
-    What follows sees what the model itself makes: a probe's other outputs end here. Of a model that is no
-    probe the states are watched. Where nothing comes before, the pipeline's own tap sees what goes in.
+    Later stages see only the model's own outputs: the probe's additional outputs end here. The states of a
+    model without a probe are shown. If no stage comes before, the pipeline's own tap shows the input.
     """
     from ..model.session import ModelStage
 
@@ -147,36 +147,36 @@ def around(
     made: list[Stage] = []
     if before:
         taken = tuple(t for t in arriving.tensors if t.name in stages[0].inputs.names)  # with their labels
-        note = look(Point("to", Signal(taken, arriving.rate), clock, name))
-        made.append(Tap(arriving, note))
+        on_chunk = observer(Point("to", Signal(taken, arriving.rate), clock, name))
+        made.append(Tap(arriving, on_chunk))
     for stage in stages:
         if isinstance(stage, ModelStage) and spec.probe is None and spec.states:
             states = tuple(TensorSpec(s.input, s.dtype, s.row_shape) for s in spec.states)
             exported = spec.certificate is not None
             signal = Signal(states, stage.outputs.rate)
             point = Point("states", signal, clock.after(stage), name, exported=exported)
-            stage = Watched(stage, look(point))
+            stage = Watched(stage, observer(point))
         made.append(stage)
         clock = clock.after(stage)
     signal, probe = made[-1].outputs, _renamed(file) if spec.probe else None
     shown = probe.outputs if probe else ()
     kept = [tensor for tensor in signal.tensors if tensor.name not in shown]
-    return [*made, Tap(signal, look(Point("from", signal, clock, name, probe)), kept)]
+    return [*made, Tap(signal, observer(Point("from", signal, clock, name, probe)), kept)]
 
 
-def between(stages: Sequence[Stage], look: Look) -> list[Stage]:
-    """A whole pipeline's stages with a tap at each end."""
+def between(stages: Sequence[Stage], observer: Observer) -> list[Stage]:
+    """Return the stages of a whole pipeline with a tap at each end."""
     clock = _clock_after(stages)
     first, last = stages[0].inputs, stages[-1].outputs
     return [
-        Tap(first, look(Point("input", first, Clock()))),
+        Tap(first, observer(Point("input", first, Clock()))),
         *stages,
-        Tap(last, look(Point("output", last, clock))),
+        Tap(last, observer(Point("output", last, clock))),
     ]
 
 
 def _clock_after(stages: Sequence[Stage]) -> Clock:
-    """Of what comes out of the last of them."""
+    """Return the clock of the last stage's output."""
     clock = Clock()
     for stage in stages:
         clock = clock.after(stage)
@@ -184,7 +184,7 @@ def _clock_after(stages: Sequence[Stage]) -> Clock:
 
 
 def _renamed(file: ModelFile) -> Probe:
-    """A model's probe, by the names that its outputs have in a chunk."""
+    """Return a model's probe with the names that its outputs have in a chunk."""
     probe = file.spec.probe
     assert probe is not None
     layers = []

@@ -1,7 +1,7 @@
-"""A record for TensorBoard: scalars and histograms by step of the model, pictures and text.
+"""Write a record for TensorBoard: scalars, histograms, pictures, text.
 
-Records are framed by TensorBoard's own writer; the file takes its name when it is whole, so that a full disk
-leaves no part of one. An event's time is that of the stream, counted from when it was written.
+TensorBoard's own writer frames the records. The file appears under its name only when complete, so that a
+full disk leaves no partial file. The time of an event is the stream's time, counted from the time of writing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ import numpy as np
 from ..errors import UsageError
 from ..files import OutputFile, library
 from ..spec import Array
-from . import captions as words
-from . import picture
+from . import captions, picture
 from .recorder import MAX_LINES, Record, Track
 
-MAX_HISTOGRAMS: Final = 200  # of one track; of more steps several share one
+MAX_HISTOGRAMS: Final = 200  # of one track; beyond that, several steps share a histogram
 _BINS: Final = 40
 
 
-def needed() -> None:
-    """Raise UsageError where events cannot be written here."""
-    library("tensorboard", "events for TensorBoard", "insight")
-    picture.needed()  # the heat maps
+def require_libraries() -> None:
+    """Raise UsageError if events cannot be written here."""
+    library("tensorboard", "events for TensorBoard", "plot")
+    picture.require_libraries()  # for the heat maps
 
 
 def write(record: Record, folder: Path, image: bytes) -> int:
-    """Add an event file to `folder`, made where it is not there; `image`: the whole picture, a PNG.
+    """Add an event file to `folder`. `image`: the whole picture, a PNG.
 
-    Returns how many tags it holds. Raises UsageError where it cannot be written.
+    Returns the number of tags. Raises UsageError if the file cannot be written.
     """
-    needed()
+    require_libraries()
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -53,10 +52,10 @@ def write(record: Record, folder: Path, image: bytes) -> int:
                 steps[step].append(Summary.Value(tag=f"{_tag(track)}/units", histo=_histogram(numbers)))
     first = min(steps, default=0)
     for track in record.tracks:
-        if picture.is_map(track) and words.written(track) is None:
-            png, width, height = picture.heat(track)
+        if picture.is_map(track) and captions.row_texts(track) is None:
+            png, width, height = picture.heat_map(track)
             steps[first].append(_image(_tag(track), png, width, height))
-        elif (texts := words.written(track)) is not None:
+        elif (texts := captions.row_texts(track)) is not None:
             steps[first].append(_text(_tag(track), texts))
     steps[first].append(_image("picture", image, *_size(image)))
     began, data = time.time(), BytesIO()
@@ -85,17 +84,17 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def _tag(track: Track) -> str:
-    """``input x``, ``lstm.0/f``: as TensorBoard groups them, by what stands before the first slash."""
+    """Return ``input x``, ``lstm.0/f``: TensorBoard groups tags by the part before the first slash."""
     return f"{track.name}/{track.letter}" if track.letter else track.name.replace(": ", "/")
 
 
 def _scalars(record: Record, track: Track) -> Iterator[tuple[int, str, float]]:
-    """(step, tag, number) of a track: the first channels; of what is inside, what is said of all units."""
+    """Yield (step, tag, number): the first channels; for layers and states, statistics of all units."""
     if track.kind in ("layer", "states"):
         named = [("mean", track.mean)]
         if track.saturated is not None:
             named.append(("saturated", track.saturated))
-    elif words.written(track) is not None and track.labels is None:
+    elif captions.row_texts(track) is not None and track.labels is None:
         return  # the bytes of a text
     else:
         names = [str(unit) for unit in track.units] if track.size > 1 else ["value"]
@@ -111,7 +110,7 @@ def _scalars(record: Record, track: Track) -> Iterator[tuple[int, str, float]]:
 
 
 def _parted(record: Record, track: Track, column: Array) -> Iterator[tuple[int, Array]]:
-    """What of a column falls into each step of the model; numbers that are none left out."""
+    """Yield the finite numbers of a column by step of the model."""
     steps = (track.edges[:-1] / float(record.axis.tick) + 1e-9).astype(int)
     starts = np.flatnonzero(np.diff(steps, prepend=-1))
     for start, part in zip(starts, np.split(column, starts[1:]), strict=True):
@@ -120,7 +119,7 @@ def _parted(record: Record, track: Track, column: Array) -> Iterator[tuple[int, 
 
 
 def _blocks(record: Record, track: Track) -> Iterator[tuple[int, Array]]:
-    """The numbers of all units kept, over one row or several."""
+    """Yield the numbers of all units, over one row or several."""
     rows = len(track.values)
     width = -(-rows // MAX_HISTOGRAMS)
     for first in range(0, rows, width):
@@ -146,17 +145,21 @@ def _image(tag: str, png: bytes, width: int, height: int) -> Any:
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """Width and height, from the PNG's header."""
+    """Return width and height, from the PNG's header."""
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
 def _text(tag: str, texts: list[str]) -> Any:
-    """As TensorBoard's text plugin has it: Markdown, here a block of text as it is."""
+    """Return a summary for TensorBoard's text plugin: Markdown with the text as a code block."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    body = "".join(texts) if words.characters(texts) else " ".join(run.text for run in words.runs(texts))
+    body = (
+        "".join(texts)
+        if captions.are_characters(texts)
+        else " ".join(run.text for run in captions.runs(texts))
+    )
     fence = "    " + body.replace("\n", "\n    ")
     plugin = SummaryMetadata.PluginData(plugin_name="text")
     return Summary.Value(

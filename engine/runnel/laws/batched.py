@@ -1,4 +1,4 @@
-"""The laws of streams beside each other: alone or in a batch, each is as if it had the stage to itself."""
+"""The laws of batches: a stream behaves in a batch as it does alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trial import LawBroken, Trial, copied, join, play, same
 def isolation(trial: Trial) -> None:
     """The law: streams that take turns at one stage object equal streams that have it to themselves.
 
-    To keep it: write to nothing of `self` after `__init__`; what is remembered is in the state.
+    To keep it: write to nothing of `self` after `__init__`; what must be remembered is in the state.
     """
     ours = trial.cuts()
     theirs = [{n: a[::-1].copy() for n, a in chunk.items()} for chunk in reversed(ours)]
@@ -36,7 +36,7 @@ def isolation(trial: Trial) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """Some streams, each with a past, and the chunks that `step_many` gets for them."""
+    """Some streams, each with a past, and their next chunks for `step_many`."""
 
     what: str
     pasts: Sequence[Chunk]
@@ -49,8 +49,8 @@ class _Case:
 
 
 def batched(trial: Trial) -> None:
-    """The law: `step_many` equals `step` stream by stream, whoever the neighbours are and in whatever order;
-    an error stands in its own place and touches no other.
+    """The law: `step_many` equals `step` stream by stream, for any neighbours in any order; an error takes
+    the place of its own stream's result and affects no other.
 
     To keep it: make the stage a `runnel.RowStage` or a `runnel.StackedStage`, and count axes from the last;
     or leave `step_many` as it is.
@@ -110,7 +110,7 @@ def _compare(one: Stage, many: Stage, case: _Case, tolerance: float) -> None:
 
 
 def _owned(stage: Stage, case: _Case, results: Sequence[object]) -> None:
-    """Nobody's state may lie in the memory of what came in or went out."""
+    """Check that no state shares memory with an input or output chunk."""
     good = [result for result in results if isinstance(result, tuple)]
     after = [copied(stage.dump(state)) for state, _ in good]
     for chunk in (*case.chunks, *(out for _, out in good)):
@@ -123,7 +123,7 @@ def _owned(stage: Stage, case: _Case, results: Sequence[object]) -> None:
 
 
 def _alone(stage: Stage, past: Chunk, chunk: Chunk) -> tuple[Arrays, Chunk] | Exception:
-    """What a stream with that past has and makes after the chunk, or why it failed."""
+    """Return a stream's state and output after the chunk, or its error."""
     state, _ = stage.step(stage.open(), past)
     try:
         after, out = stage.step(state, copied(chunk))

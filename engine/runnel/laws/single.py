@@ -1,6 +1,6 @@
-"""The laws that can be seen on one stream; `checks` has them all by name.
+"""The laws that can be checked on one stream; `checks` lists all laws by name.
 
-Each docstring says the law, and how an author keeps it: both are shown to whoever breaks it.
+Each docstring states a law and how to keep it. An author whose stage breaks the law is shown both.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from ..stage import Chunk, Stage, State, misdeclared
 from .trial import LawBroken, Trial, copied, described, locked, memory, play, same
 
 ROUNDS = 8  # how often `bounded` plays the samples to one stream
-SPARE = 256  # bytes: what a state's array may keep in memory beside twice its own size
+SPARE = 256  # bytes: what a state's array may hold in memory beyond twice its own size
 
 
 def signal(trial: Trial) -> None:
-    """The law: every chunk that comes out has the names, dtypes and shapes of `outputs`, and one time axis.
+    """The law: every output chunk has the names, dtypes and shapes of `outputs`, and one time axis.
 
-    To keep it: say in `outputs` what is made, and start from `self.outputs.empty()` where nothing is.
+    To keep it: declare the output in `outputs`, and start from `self.outputs.empty()` if there is none.
     """
     stage = trial.factory()
     if fault := misdeclared(stage):
         raise LawBroken("signal", fault)
     state, made = stage.open(), []
     _plain(stage, state, stage.initial(), "a new stream's")
-    _stepped(stage, state, trial.part(0, trial.steps))  # before an empty chunk: what always fails, fails here
+    # First, as a stage that always fails must fail here.
+    _stepped(stage, state, trial.part(0, trial.steps))
     for chunk in trial.cuts():
         state, out = _stepped(stage, state, chunk)
         made.append(out)
@@ -40,7 +41,7 @@ def signal(trial: Trial) -> None:
 
 
 def _stepped(stage: Stage, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-    """`step`, told apart for whoever runs it for the first time: on what it failed, and what it gave."""
+    """Run `step`; report on which chunk it failed or what it returned."""
     steps = len(next(iter(chunk.values())))
     try:
         result = stage.step(state, chunk)
@@ -55,7 +56,7 @@ def _stepped(stage: Stage, state: State, chunk: Chunk) -> tuple[State, Chunk]:
 
 
 def conforms(law: str, stage: Stage, out: Mapping[str, Array]) -> None:
-    """Raise LawBroken unless the chunk is what the stage's outputs say."""
+    """Raise LawBroken unless the chunk is as the stage's outputs declare."""
     want = {t.name: (np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors}
     if not all(isinstance(array, np.ndarray) for array in out.values()):
         kinds = ", ".join(f"{name}: {type(array).__name__}" for name, array in out.items())
@@ -70,7 +71,7 @@ def conforms(law: str, stage: Stage, out: Mapping[str, Array]) -> None:
 def arrays(trial: Trial) -> None:
     """The law: a state is numpy arrays of plain numbers, with the names, dtypes and ranks of `initial`.
 
-    To keep it: make all of them in `initial`, of length 0 where nothing is there yet, and give back just
+    To keep it: make all arrays in `initial`, with length 0 if they are empty at first, and return exactly
     those. A number is an array of shape (): np.array(3), and np.asarray(count + 1) after a sum.
     """
     stage = trial.factory()
@@ -101,8 +102,8 @@ def _plain(stage: Stage, state: State, like: Mapping[str, Array], when: str) -> 
 def determinism(trial: Trial) -> None:
     """The law: the same samples give the same outputs, bit by bit.
 
-    To keep it: no clock, no global random generator; what is drawn comes from a generator's state that is
-    the stream's state.
+    To keep it: use no clock and no global random generator; draw random numbers from a generator whose state
+    is in the stream's state.
     """
     first = play(trial.factory(), trial.cuts())
     again = play(trial.factory(), trial.cuts())
@@ -112,8 +113,8 @@ def determinism(trial: Trial) -> None:
 def chunking(trial: Trial) -> None:
     """The law: however the samples are cut, the outputs and the flush concatenated are the same.
 
-    To keep it: whatever a row needs of earlier samples is in the state; nothing is per chunk (a mean, a
-    first row, a rounding of lengths).
+    To keep it: store in the state all earlier samples that an output needs; compute nothing per chunk (a
+    mean, a first value, a rounding of lengths).
     """
     whole = play(trial.factory(), [trial.part(0, trial.steps)])
     single = play(trial.factory(), [trial.part(t, t + 1) for t in range(trial.steps)])
@@ -123,10 +124,9 @@ def chunking(trial: Trial) -> None:
 
 
 def empty(trial: Trial) -> None:
-    """The law: an empty chunk gives no rows and changes nothing after it.
+    """The law: an empty chunk gives no output and changes nothing after it.
 
-    To keep it: see that `step` works for arrays of length 0; an early `return state, self.outputs.empty()`
-    does.
+    To keep it: make `step` work for arrays of length 0; an early `return state, self.outputs.empty()` does.
     """
     stage = trial.factory()
     for at in (0, trial.steps // 2):
@@ -143,8 +143,8 @@ def empty(trial: Trial) -> None:
 def commit(trial: Trial) -> None:
     """The law: no step, failed step, flush or load changes the state or the arrays that it is given.
 
-    To keep it: copy before you write (`level = state["level"].copy()`), and make new arrays for what comes
-    out. In a pipeline what a stage is given cannot be written to, not even to be put back afterwards.
+    To keep it: copy before you write (`level = state["level"].copy()`), and make new arrays for the output.
+    In a pipeline the arrays given to a stage are read-only, even for a change that is undone afterwards.
     """
     stage = trial.factory()
     half = trial.steps // 2
@@ -171,13 +171,13 @@ def commit(trial: Trial) -> None:
 
 
 def own_state(stage: Stage) -> bool:
-    """Whether a state is the arrays themselves, and not a place somewhere else (as the model's is)."""
+    """Whether the state holds the arrays themselves, unlike the model's."""
     return type(stage).open is Stage.open
 
 
 def ownership(trial: Trial) -> None:
-    """The law: a state shares no memory with a chunk: callers fill their buffers anew, and write to what they
-    got.
+    """The law: a state shares no memory with a chunk: callers refill their buffers, and write to their
+    outputs.
 
     To keep it: `.copy()` what goes into the state, or what goes out of it.
     """
@@ -195,17 +195,17 @@ def ownership(trial: Trial) -> None:
 
 
 def scribble(chunk: Mapping[str, Array]) -> None:
-    """Write other numbers into whatever of the chunk can be written to."""
+    """Write other numbers into every writable array of the chunk."""
     for array in chunk.values():
         if array.flags.writeable:
             array[...] = ~array if array.dtype == bool else array + 1
 
 
 def round_trip(trial: Trial) -> None:
-    """The law: a stream that was written down as bytes and read again continues exactly as it would have.
+    """The law: a stream restored from a snapshot's bytes continues exactly as it would have.
 
-    To keep it: all that counts is in the state, and `load`, where there is one, takes what `dump` gave, as
-    arrays that cannot be written to.
+    To keep it: keep everything in the state; if you define `load`, accept what `dump` returned, as read-only
+    arrays.
     """
     for at in (0, 1, trial.steps // 2):
         stage, other = trial.factory(), trial.factory()
@@ -222,16 +222,17 @@ def round_trip(trial: Trial) -> None:
 
 
 def _by_bytes(stage: Stage, state: State) -> Mapping[str, Array]:
-    """The state as `Engine.restore` hands it over: read from a snapshot's bytes, locked."""
+    """Return the state as `Engine.restore` passes it: read from a snapshot's bytes, locked."""
     blob = snapshots.encode(snapshots.Snapshot("", 0, False, ((stage.name, stage.dump(state)),)))
     ((_, laid),) = snapshots.decode(blob).stages
     return laid
 
 
 def reset(trial: Trial) -> None:
-    """The law: the initial state loaded into a used stream, or one that was flushed, makes it a new one.
+    """The law: the initial state loaded into a used or flushed stream makes it a new one.
 
-    To keep it: `open` holds what `initial` says, and `load` keeps nothing of the state whose place it takes.
+    To keep it: `open` returns the values of `initial`, and `load` keeps nothing of the state that it
+    replaces.
     """
     stage = trial.factory()
     same(
@@ -247,10 +248,10 @@ def reset(trial: Trial) -> None:
 
 
 def finite(trial: Trial) -> None:
-    """The law: a NaN or an infinity is refused or passed on, never kept: a stream would carry it for ever.
+    """The law: a NaN or an infinity is refused or passed on, never stored: a stream would carry it for ever.
 
-    To keep it: call `runnel.stage.require_finite(name, array, self.name)` on what is about to be kept; a
-    `StackedStage` does that for all that arrives.
+    To keep it: call `runnel.stage.require_finite(name, array, self.name)` on what is about to be stored; a
+    `StackedStage` does that for all its inputs.
     """
     half = trial.steps // 2
     for value in (np.nan, np.inf):
@@ -271,8 +272,8 @@ def finite(trial: Trial) -> None:
 def bounded(trial: Trial) -> None:
     """The law: however long a stream lives, its state does not grow, nor does the memory behind it.
 
-    To keep it: cut what is kept to a length that the options set, and `.copy()` it: a slice keeps alive all
-    that it was sliced from. A stage that may hold more than the samples here fill needs longer `samples`.
+    To keep it: cut the stored arrays to a length that the options set, and `.copy()` them: a slice keeps the
+    whole sliced array alive. If a stage may store more than the samples here fill, pass longer `samples`.
     """
     stage = trial.factory()
     state, peaks = stage.open(), []

@@ -1,4 +1,4 @@
-"""The laws of when: how late what comes out is, and what comes out at the end of a stream."""
+"""The laws of timing: latency and flush."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from ..spec import Array
 from .single import conforms
 from .trial import LawBroken, Trial, play
 
-POINTS = 8  # how many inputs are changed to see what that changes
+POINTS = 8  # how many inputs are changed to see which outputs change
 
 
 def latency(trial: Trial) -> None:
-    """The law: the stated latency and ratio are the true ones, so far as they can be seen from outside.
+    """The law: the stated latency and ratio are the true ones, as far as can be seen from outside.
 
-    Row j lies at input time j * down / up. Two things are seen: how many inputs must be in before it comes
-    out, and whether the row that is said to describe input k changes when input k does. A row stands for
-    down/up inputs, and the stated latency may lie anywhere within those. What a stage with endless memory
-    describes cannot be told from its rows; there only the first of the two is checked.
+    Output time step j lies at input time j * down / up. Two things are checked: how many inputs are needed
+    before it comes, and whether the one that should describe input k changes if input k does. It stands for
+    down/up inputs, and the stated latency may lie anywhere within those. If a stage has unlimited memory, its
+    output does not show what it describes, and only the first is checked.
 
-    To keep it: set `latency`, in input time steps, and `ratio`, (up, down); ratio None where rows come when
-    they come.
+    To keep it: set `latency`, in input time steps, and `ratio`, (up, down); set ratio None if output comes at
+    irregular times.
     """
     stage = trial.factory()
     if stage.ratio is None:
-        return  # its rows come when they come: nothing is stated that could be wrong
+        return  # irregular output: nothing is stated that could be wrong
     up, down = stage.ratio
     grain = -(-down // up)
     held, rows = 0, 0
@@ -39,13 +39,13 @@ def latency(trial: Trial) -> None:
                 )
             held, rows = max(held, wait), rows + 1
     if not rows:
-        return  # all of it is held until the flush: longer samples would show more
+        return  # all output is held until the flush: longer samples would show more
     if stage.latency <= held - grain:
         raise LawBroken(
             "latency",
             f"{stage.latency} is stated, but a row came {held} inputs late at a ratio of {up}/{down}",
         )
-    shift = max(0, stage.latency - held)  # what is not held back must be in the rows' content
+    shift = max(0, stage.latency - held)  # the rest of the latency must be in the content of the outputs
     reached = {k: _changed(trial, k) for k in _points(trial.steps, shift)}
     if not any(changed.size for changed in reached.values()):
         return
@@ -59,20 +59,20 @@ def latency(trial: Trial) -> None:
 
 
 def flush(trial: Trial) -> None:
-    """The law: the end of a stream gives what is still inside, and that of a new stream, with nothing inside,
-    is no error. Where each time step has its rows, the last steps' come by then.
+    """The law: the flush returns what is still inside; on a new stream it is no error. If every time step
+    makes rows, those of the last steps have come by then.
 
-    To keep it: what `step` holds back comes out of `flush`, which works also where nothing is held.
+    To keep it: return from `flush` what `step` holds back, and let it work also if nothing is held.
     """
     stage = trial.factory()
     conforms("flush", stage, stage.flush(stage.open())[1])
     if stage.ratio is None or stage.ratio[1] != 1:
-        return  # a row for so many steps: the last ones may be too few for one
+        return  # one output for several steps: the last steps may be too few for it
     rows = len(next(iter(play(trial.factory(), [trial.part(0, trial.steps)]).values())))
     missing = trial.steps - rows // stage.ratio[0]
     points = _points(trial.steps, 2 * missing)
     if missing <= 0 or not points or not all(_shows(trial, k) for k in points):
-        return  # where not each change shows, nothing follows from one that does not
+        return  # if not every change shows, a change that does not show proves nothing
     if not _shows(trial, trial.steps - 1):
         raise LawBroken(
             "flush",
@@ -91,7 +91,7 @@ def _points(steps: int, shift: int) -> list[int]:
 
 
 def _changed(trial: Trial, k: int, sign: int = 1) -> Array:
-    """The rows that differ when input k is another."""
+    """Return the output time steps that change if input k changes."""
     other = trial.part(0, trial.steps)
     for array in other.values():
         if array.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""What `checks` tries its laws with: samples cut in many ways, streams played, arrays compared."""
+"""Trials for the laws: cut samples, play streams, compare arrays."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..stage import Arrays, Chunk, Stage, State
 STEPS = 256  # length of the random samples, in time steps
 
 
-class LawBroken(AssertionError):  # noqa: N818 - what a test reports, not an error of the tree
-    """A stage does not keep a law; `law` is its name in `LAWS`, `found` what was seen."""
+class LawBroken(AssertionError):  # noqa: N818 - a test reports it; not an error of the tree
+    """A stage breaks a law; `law` is its name in `LAWS`, `found` the observation."""
 
     def __init__(self, law: str, found: str) -> None:
         super().__init__(f"the law of {law} is broken: {found}")
@@ -26,7 +26,7 @@ class LawBroken(AssertionError):  # noqa: N818 - what a test reports, not an err
 
 @dataclass(frozen=True)
 class Trial:
-    """What the laws are tried with. `samples` is one chunk; each law makes stages of its own."""
+    """The material of a trial. `samples` is one chunk; each law makes its own stages."""
 
     factory: Callable[[], Stage]
     samples: Chunk
@@ -38,17 +38,17 @@ class Trial:
         return len(next(iter(self.samples.values())))
 
     def part(self, start: int, stop: int) -> dict[str, Array]:
-        """A copy of the samples from `start` up to `stop`."""
+        """Return a copy of the samples from `start` up to `stop`."""
         return {name: array[start:stop].copy() for name, array in self.samples.items()}
 
     def cuts(self) -> list[dict[str, Array]]:
-        """The samples as chunks of random length, empty ones and single steps among them."""
+        """Return the samples as chunks of random length, including empty chunks and single steps."""
         inner = np.random.default_rng(self.seed).integers(0, self.steps + 1, size=max(4, self.steps // 16))
         edges = np.sort(np.concatenate([[0, 0, 1], inner, inner[:2], [self.steps]]))
         return [self.part(a, b) for a, b in itertools.pairwise(edges)]
 
     def poisoned(self, start: int, value: float = math.nan) -> dict[str, Array]:
-        """The samples from `start` on with a NaN, or an infinity, as last of each float array."""
+        """Return the samples from `start`, with `value` last in each float array."""
         chunk = self.part(start, self.steps)
         for array in chunk.values():
             if array.dtype.kind == "f":
@@ -57,7 +57,7 @@ class Trial:
 
 
 def noise(stage: Stage, seed: int) -> dict[str, Array]:
-    """`STEPS` time steps for the stage: normal floats; zeros and ones where they are not floats."""
+    """Return `STEPS` time steps for the stage: normal floats; zeros and ones for other dtypes."""
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for t in stage.inputs.tensors:
@@ -70,7 +70,7 @@ def noise(stage: Stage, seed: int) -> dict[str, Array]:
 
 
 def play(stage: Stage, chunks: Iterable[Chunk], state: State | None = None) -> Chunk:
-    """All that comes out of one stream, flush included, as one chunk."""
+    """Return all output of one stream, including the flush, as one chunk."""
     now = stage.open() if state is None else state
     made = []
     for chunk in chunks:
@@ -89,14 +89,14 @@ def copied(arrays: Arrays) -> dict[str, Array]:
 
 
 def locked(arrays: Arrays) -> Arrays:
-    """The same arrays, not to be written to: as a pipeline hands them to a stage."""
+    """Make the arrays read-only, as a pipeline does before it passes them to a stage."""
     for value in arrays.values():
         value.setflags(write=False)
     return arrays
 
 
 def memory(array: Array) -> int:
-    """Bytes of the array that `array` is a part of: what stays in memory as long as it does."""
+    """Bytes of the array's base, which stays in memory with it."""
     held: Any = array
     while isinstance(held.base, np.ndarray):
         held = held.base
@@ -108,9 +108,9 @@ def described(chunk: Chunk) -> str:
 
 
 def same(law: str, left: Arrays, right: Arrays, message: str, tolerance: float = 0.0) -> None:
-    """Raise LawBroken unless both hold the same: floats within `tolerance` of their peak, NaN equal to NaN.
+    """Raise LawBroken unless both are equal; NaN equals NaN.
 
-    `message` says what the two are.
+    Floats may differ by `tolerance` of their peak. `message` describes the two.
     """
     if sorted(left) != sorted(right):
         raise LawBroken(law, f"{message}: {sorted(left)} and {sorted(right)}")

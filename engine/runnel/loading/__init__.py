@@ -1,1 +1,1 @@
-"""Files become a pipeline."""
+"""Load files into a pipeline."""

@@ -1,9 +1,9 @@
-"""The model file as bytes: its description, and the hash that a certificate vouches for.
+"""The model file as bytes: its description, and the hash that its certificate covers.
 
-An ONNX file is a protobuf message. Only its outermost fields are walked here, so that a device can
-check a file without the onnx package. The hash covers every byte of the message but the `runnel`
-entry itself, and that entry's document but for the hash in it: one flipped bit anywhere is seen.
-(Protobuf wire format: https://protobuf.dev/programming-guides/encoding/; field numbers: onnx.proto.)
+An ONNX file is a protobuf message. Only its outermost fields are read here, so that a device can check a file
+without the onnx package. The hash covers every byte of the message except the `runnel` entry, and that
+entry's document except the hash in it: one flipped bit anywhere is detected. (Protobuf wire format:
+https://protobuf.dev/programming-guides/encoding/; field numbers: onnx.proto.)
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 from .. import regular
 from ..errors import ModelError
 
-KEY = "runnel"  # the metadata entry that holds the document
+KEY = "runnel"  # the metadata entry with the document
 MAX_FILE = 2**31 - 1  # bytes: protobuf's own limit for one message
 MAX_DOCUMENT = 16 * 2**20  # bytes of JSON
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: StringStringEntryProto {1: key, 2: value}
-# ModelProto's fields that compute nothing: producer_name, producer_version, domain, model_version,
-# doc_string, metadata_props.
+# ModelProto's fields that do not affect the computation: producer_name, producer_version, domain,
+# model_version, doc_string, metadata_props.
 _ABOUT = (2, 3, 4, 5, 6, _METADATA_PROPS)
-MAX_DEPTH = 100  # messages within messages; protobuf's own parsers take as many
+MAX_DEPTH = 100  # nested messages; the same limit as protobuf's own parsers
 
 _Kind = str
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _FUNCTION, _SPARSE, _TENSOR = (
     "model", "graph", "node", "attribute", "function", "sparse tensor", "tensor",
 )  # fmt: skip
-# Where tensors are: the fields of a message that hold one, or a message that may. Training is not run.
+# The fields of a message that hold a tensor, or a message that may. Training graphs are not run.
 _INNER: Mapping[_Kind, Mapping[int, _Kind]] = {
     _MODEL: {7: _GRAPH, 25: _FUNCTION},
     _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
@@ -45,7 +45,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | Path) -> bytes:
-    """The file's bytes; ModelError if it is missing, empty, too large, or no file."""
+    """Return the file's bytes; ModelError if it is no readable model file."""
     data = regular.read(path, MAX_FILE, "the model", ModelError)
     if not data:
         raise ModelError(f"{path}: the file is empty")
@@ -53,7 +53,7 @@ def read(path: str | Path) -> bytes:
 
 
 def document(data: bytes, where: str) -> dict[str, Any] | None:
-    """The model's own description, or None for a file that has none."""
+    """Return the model's own description; None if the file has none."""
     for field, wire, start, end in fields(data, where):
         entry = _entry(data[start:end], where) if (field, wire) == (_METADATA_PROPS, _BYTES) else None
         if entry is not None:
@@ -72,10 +72,10 @@ def document(data: bytes, where: str) -> dict[str, Any] | None:
 def refuse_external(data: bytes, where: str) -> None:
     """Raise ModelError if any tensor's numbers are in another file.
 
-    The hash does not cover that file, and its path is the model's to choose.
+    The hash does not cover that file, and the model chooses its path.
     """
     for found in _tensors(memoryview(data), _MODEL, where, 0):
-        name, place, external = "", "", False
+        name, location, external = "", "", False
         for field, wire, start, end in fields(found, where):
             if (field, wire) == (_NAME, _BYTES):
                 name = bytes(found[start:end]).decode(errors="replace")
@@ -84,19 +84,19 @@ def refuse_external(data: bytes, where: str) -> None:
                 parts = {f: bytes(entry[s:e]) for f, w, s, e in fields(entry, where) if w == _BYTES}
                 external = True
                 if parts.get(1) == b"location":
-                    place = parts.get(2, b"").decode(errors="replace")
+                    location = parts.get(2, b"").decode(errors="replace")
             elif (field, wire) == (_DATA_LOCATION, _VARINT):
                 external = external or any(found[start:end])
         if external:
             raise ModelError(
-                f"{where}: the numbers of tensor {name!r:.80} are in another file, {place!r:.80}, which no "
-                "certificate covers: save the model in one file (onnx.load, then onnx.save without "
+                f"{where}: the numbers of tensor {name!r:.80} are in another file, {location!r:.80}, which "
+                "no certificate covers: save the model in one file (onnx.load, then onnx.save without "
                 "save_as_external_data; torch.onnx.export with external_data=False)"
             )
 
 
 def _tensors(part: memoryview, kind: _Kind, where: str, depth: int) -> Iterator[memoryview]:
-    """Each TensorProto in a message, those of sub-graphs too."""
+    """Yield each TensorProto in a message, including those of sub-graphs."""
     if depth > MAX_DEPTH:
         raise ModelError(f"{where}: graphs within graphs, more than {MAX_DEPTH} messages deep")
     for field, wire, start, end in fields(part, where):
@@ -108,7 +108,7 @@ def _tensors(part: memoryview, kind: _Kind, where: str, depth: int) -> Iterator[
 
 
 def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
-    """What certificate.hash must be: SHA-256 over the file without its description, then over that."""
+    """Return the SHA-256 of the file without its description, then of the description: certificate.hash."""
     found = hashlib.sha256()
     for field, wire, start, end in fields(data, where):
         if (field, wire) == (_METADATA_PROPS, _BYTES) and _entry(data[start:end], where) is not None:
@@ -123,25 +123,26 @@ def digest(data: bytes, description: Mapping[str, Any], where: str) -> str:
 
 
 def content(data: bytes, description: Mapping[str, Any] | None, where: str) -> str:
-    """A digest of what the model computes: its graph, and what its description says of inputs and states.
+    """Return a digest of what the model computes.
 
-    Who wrote the file, when and with which versions is left out, so that the same weights, exported again,
-    have the same content.
+    It covers the graph, and the inputs and states of the description. The file's author, date and versions
+    are excluded, so that a new export of the same weights has the same content.
     """
     found = hashlib.sha256()
     for field, wire, start, end in fields(data, where):
         if field not in _ABOUT:
             found.update(f"{field}:{wire}:{end - start};".encode())
             found.update(memoryview(data)[start:end])
-    told = {k: v for k, v in (description or {}).items() if k not in ("certificate", "graph")}
-    found.update(json.dumps(told, sort_keys=True, separators=(",", ":")).encode())
+    computing = {k: v for k, v in (description or {}).items() if k not in ("certificate", "graph")}
+    found.update(json.dumps(computing, sort_keys=True, separators=(",", ":")).encode())
     return found.hexdigest()[:32]
 
 
 def seal(graph: bytes, description: Mapping[str, Any]) -> bytes:
-    """The model file: `graph` (an ONNX file without a description) and `description` with its hash.
+    """Return the model file: `graph` and `description`, with its hash.
 
-    `description["certificate"]`, where there is one, gets the key ``hash``.
+    `graph` is an ONNX file without a description. `description["certificate"]`, if present, gets the key
+    ``hash``.
     """
     final = dict(description)
     if final.get("certificate") is not None:
@@ -150,7 +151,7 @@ def seal(graph: bytes, description: Mapping[str, Any]) -> bytes:
     if len(text) > MAX_DOCUMENT:
         raise ModelError(f"the model's description takes {len(text)} bytes; at most {MAX_DOCUMENT}")
     entry = _tagged(1, KEY.encode()) + _tagged(2, text)
-    return graph + _tagged(_METADATA_PROPS, entry)  # a repeated field may be appended
+    return graph + _tagged(_METADATA_PROPS, entry)  # appending is valid, because the field is repeated
 
 
 def _tagged(field: int, payload: bytes) -> bytes:
@@ -167,13 +168,13 @@ def _varint(value: int) -> bytes:
 
 
 def _entry(payload: bytes, where: str) -> bytes | None:
-    """The value of a metadata entry whose key is ours."""
+    """Return the value of a metadata entry if its key is `KEY`; else None."""
     parts = {f: payload[s:e] for f, w, s, e in fields(payload, where) if w == _BYTES}
     return parts.get(2, b"") if parts.get(1) == KEY.encode() else None
 
 
 def fields(data: bytes | memoryview, where: str) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, start, end of the payload) of a message's outermost fields."""
+    """Yield (field number, wire type, start, end of the payload) of a message's outermost fields."""
     at, size = 0, len(data)
     while at < size:
         tag, at = read_varint(data, at, where)
@@ -194,7 +195,7 @@ def fields(data: bytes | memoryview, where: str) -> Iterator[tuple[int, int, int
 
 
 def read_varint(data: bytes | memoryview, at: int, where: str) -> tuple[int, int]:
-    """The whole number at `at`, and where it ends. Raises ModelError."""
+    """Return the integer at `at` and the position after it. Raises ModelError."""
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""A model that Runnel did not export, as the table of a pipeline file declares it."""
+"""Foreign models: models that Runnel did not export, declared in a pipeline file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from ..spec import (
     rate_of,
     shape_of,
 )  # fmt: skip
-from . import recurrence
-from . import toml as tables
+from . import recurrence, toml
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -38,10 +37,10 @@ _STATE = ("input", "output", "shape", "dtype", "initial")
 
 
 def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes, where: str) -> ModelSpec:
-    """The spec of a model from what the file's graph (`data`) and the table say together.
+    """Return a model's spec from the file's graph (`data`) and the declaration.
 
-    What neither says of the outputs is seen in a trial run. Raises PipelineError, ModelError; also if a
-    recurrent operator keeps no state between calls.
+    A trial run finds the shapes of the outputs if neither gives them. Raises PipelineError, ModelError; also
+    if a recurrent operator keeps no state between calls.
     """
     from ..model.session import ORT_TYPES, output_shapes
 
@@ -49,42 +48,42 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
     dtypes = {v.name: ORT_TYPES.get(v.type, v.type) for v in (*session.get_inputs(), *session.get_outputs())}
     graph_out = [v.name for v in session.get_outputs()]
     constants = {}
-    for name, value in tables.table(part, "constants", where).items():
-        tables.among(name, list(graph_in), tables.within(where, "constants"))
+    for name, value in toml.table(part, "constants", where).items():
+        toml.among(name, list(graph_in), toml.within(where, "constants"))
         try:
             constants[name] = np.asarray(value, dtypes[name])
         except (ValueError, TypeError, OverflowError):
-            place = tables.within(where, "constants")
+            location = toml.within(where, "constants")
             raise PipelineError(
-                f"{place}: {name} is {dtypes[name]} in the model, not {value!r:.80}"
+                f"{location}: {name} is {dtypes[name]} in the model, not {value!r:.80}"
             ) from None
     states: list[ModelState] = []
-    for i, entry in enumerate(tables.tables(part, "state", where)):
-        place = f"{tables.within(where, 'state')} number {i + 1}"
-        tables.known(entry, _STATE, place)
-        name, output = tables.text(entry, "input", place), tables.text(entry, "output", place)
-        tables.among(name, list(graph_in), place)
-        tables.among(output, graph_out, place)
-        dtype = dtype_of(entry.get("dtype", dtypes[name]), place)
-        shape = shape_of(entry.get("shape"), place, (SLOT,))
+    for i, entry in enumerate(toml.tables(part, "state", where)):
+        location = f"{toml.within(where, 'state')} number {i + 1}"
+        toml.known(entry, _STATE, location)
+        name, output = toml.text(entry, "input", location), toml.text(entry, "output", location)
+        toml.among(name, list(graph_in), location)
+        toml.among(output, graph_out, location)
+        dtype = dtype_of(entry.get("dtype", dtypes[name]), location)
+        shape = shape_of(entry.get("shape"), location, (SLOT,))
         if shape.count(SLOT) != 1:
             raise PipelineError(
-                f"{place}: shape {list(shape)} must hold 'slot' once: the axis of the streams"
+                f"{location}: shape {list(shape)} must hold 'slot' once: the axis of the streams"
             )
         row_shape = tuple(d for d in shape if isinstance(d, int))
         states.append(
             ModelState(
-                name, output, dtype, shape, initial_row(entry.get("initial", 0), row_shape, dtype, place)
+                name, output, dtype, shape, initial_row(entry.get("initial", 0), row_shape, dtype, location)
             )
         )
-        bounded(states, tables.within(where, "state"))
+        bounded(states, toml.within(where, "state"))
     framing = None
     if "window" in part or "hop" in part:
-        framing = Framing(tables.whole(part, "window", where), tables.whole(part, "hop", where))
-    shapes = tables.table(part, "shapes", where)
+        framing = Framing(toml.whole(part, "window", where), toml.whole(part, "hop", where))
+    shapes = toml.table(part, "shapes", where)
     free = [n for n in graph_in if n not in constants and n not in {s.input for s in states}]
     for name in shapes:
-        tables.among(name, free, tables.within(where, "shapes"))
+        toml.among(name, free, toml.within(where, "shapes"))
     inputs = tuple(
         ModelTensor(n, dtype_of(dtypes[n], where), _input_shape(n, graph_in[n].shape, shapes, framing, where))
         for n in free
@@ -95,7 +94,8 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
         raise PipelineError(f"{where}: restarts must be true or false, not {restarts!r:.80}")
     any_ticks = bool(inputs) and all(TIME in t.shape for t in inputs)
     spec = ModelSpec(inputs, (), tuple(states), framing, rate, latency, any_ticks, constants)
-    recurrence.check(data, spec, restarts, where)  # before the trial: it says more than what fails there
+    # Before the trial: its error says more than the trial's.
+    recurrence.check(data, spec, restarts, where)
     kept = [n for n in graph_out if n not in {s.output for s in states}]
     outputs = tuple(
         ModelTensor(name, dtype_of(dtypes[name], where), shape)
@@ -109,10 +109,10 @@ def declared(part: Mapping[str, Any], session: ort.InferenceSession, data: bytes
 def _input_shape(
     name: str, shape: Sequence[Any], declared: Mapping[str, Any], framing: Framing | None, where: str
 ) -> tuple[int | str, ...]:
-    """A foreign input's shape, from the file, the framing, or the table `shapes`."""
+    """Return a foreign input's shape, from the file, the framing, or the table `shapes`."""
     if name in declared:
-        return shape_of(declared[name], f"{tables.within(where, 'shapes')} {name}", (TIME, SLOT))
-    # A name, nothing, or 0 stands for a size that the file leaves open.
+        return shape_of(declared[name], f"{toml.within(where, 'shapes')} {name}", (TIME, SLOT))
+    # A name, nothing, or 0 marks a size that the file leaves open.
     dims = [d if isinstance(d, int) and d > 0 else None for d in shape]
     if (
         framing

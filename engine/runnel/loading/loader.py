@@ -1,6 +1,6 @@
-"""From a file to a pipeline: a TOML pipeline file, or a model that describes itself.
+"""Load a pipeline from a TOML pipeline file, or from a model that describes itself.
 
-Read strictly: an unknown key is an error that names the nearest known one.
+Reading is strict: an unknown key is an error that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any, Final
 
 from .. import regular
 from ..errors import ModelError, PipelineError, nearest
-from ..insight import health
-from ..insight import taps as tap
+from ..insight import health, taps
 from ..notices import Listener, Notices
 from ..pipeline import feedback
 from ..pipeline.identity import Part, digest
 from ..pipeline.pipeline import Pipeline, same_rate
 from ..spec import Signal, TensorSpec, dtype_of, rate_of, shape_of
 from ..stage import MAX_PASSAGES, Stage
-from . import toml as tables
-from .modelfile import ModelFile, Providers, Running, read_model
+from . import toml
+from .modelfile import ModelFile, Providers, RunOptions, read_model
 
 MAX_STAGES: Final = 64
 MAX_LISTENERS: Final = 16
 MAX_INPUTS: Final = 64  # tensors of a chunk: as many as a message may have
-MAX_SECONDS: Final = 1e9  # of a stage's chunk, and of patience
-MAX_OPTION_FILE: Final = 64 * 2**20  # bytes of a file that an option names, a vocabulary: it is read whole
+MAX_SECONDS: Final = 1e9  # for a stage's chunk, and for the patience of a health check
+# Bytes of a file that an option names, which is read whole.
+MAX_OPTION_FILE: Final = 64 * 2**20
 MODEL: Final = "model"  # the `use` of a model among the stages
-DEFAULT_INPUT: Final = "x"  # what comes in is called, where neither a model nor [input.tensors] says
+DEFAULT_INPUT: Final = "x"  # name of the input if neither a model nor [input.tensors] gives one
 
 _TOP = (
     "input", "model", "before", "after", "feedback", "limits", "health", "notice", "serve", "source", "sink",
@@ -43,15 +43,15 @@ _TENSOR = ("shape", "dtype")
 
 @dataclass(slots=True)
 class _Entry:
-    """One of the stages that a file asks for, in order; [model] is one of them."""
+    """One of the file's stages, in order; [model] is one of them."""
 
-    key: str  # of the file's table that it stands in
+    key: str  # the table of the file that it is in
     use: str
     options: dict[str, Any]
-    place: str  # how an error names it
+    location: str  # its name in errors
     model: ModelFile | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)  # options as they count in the fingerprint
-    package: str = ""  # where a plugin comes from
+    identity: Mapping[str, Any] = field(default_factory=dict)  # options as they enter the fingerprint
+    package: str = ""  # a plugin's distribution and version
 
 
 def load_pipeline(
@@ -61,25 +61,25 @@ def load_pipeline(
     threads: int,
     trust: bool,
     flush_denormals: bool,
-    look: tap.Look | None = None,
+    observer: taps.Observer | None = None,
 ) -> Pipeline:
-    """The pipeline of a .toml or .onnx file, with room for `slots` streams; raises errors of the tree.
+    """Load the pipeline of a .toml or .onnx file, for up to `slots` streams.
 
-    `look`: who is to see what passes in it, of its one stream. A model that has a probe beside it is then run
-    as that; what goes in and comes out is the same.
+    `observer`: gets all values of its one stream. A model with a probe beside it is then run as the probe;
+    input and output are the same.
     """
     if path.is_dir():
         raise PipelineError(f"{path} is a folder: name a pipeline (.toml) or a model (.onnx) in it")
     in_toml = path.suffix == ".toml"
-    document = tables.read_toml(path) if in_toml else {"model": {"path": path.name}}
+    document = toml.read_toml(path) if in_toml else {"model": {"path": path.name}}
     where = str(path)
-    tables.known(document, _TOP, where)
+    toml.known(document, _TOP, where)
     entries, main = _entries(document, where)
-    running = Running(slots, providers, threads, trust, flush_denormals, probes=look is not None)
+    running = RunOptions(slots, providers, threads, trust, flush_denormals, probes=observer is not None)
     for entry in entries:
         if entry.use == MODEL:
             try:
-                entry.model = read_model(entry.options, path.parent, entry.place, running, in_toml)
+                entry.model = read_model(entry.options, path.parent, entry.location, running, in_toml)
             except ModelError as error:
                 if in_toml or path.suffix == ".onnx":
                     raise
@@ -87,26 +87,26 @@ def load_pipeline(
                     f"{error.message}; the name of a pipeline ends in .toml, that of a model in .onnx"
                 ) from None
 
-    # A step of a loop forks each of its streams; all of them may be stepped at once.
+    # A feedback step forks each of its streams, and all streams may be stepped at once.
     forks = MAX_PASSAGES + (slots if "feedback" in document else 0)
-    signal = told = _first_signal(document, entries, main, where)
+    signal = arriving = _first_signal(document, entries, main, where)
     stages: list[Stage] = []
     for entry in entries:
         if entry.model is not None:
             made = entry.model.stages(signal.rate, slots, forks)
-            _arrives(made[0].inputs, signal, entry)
-            entry.told = {**entry.options, "path": ""}  # what is in the file counts, not where it is
-            if look is not None:
-                made = tap.around(entry.model, made, stages, signal, look)
+            _check_arrives(made[0].inputs, signal, entry)
+            entry.identity = {**entry.options, "path": ""}  # the file's content counts, not its path
+            if observer is not None:
+                made = taps.around(entry.model, made, stages, signal, observer)
         else:
             made = [_plugin(entry, signal, path.parent)]
         stages += made
         signal = stages[-1].outputs
     taken = stages[0].inputs
-    if set(taken.tensors) != set(told.tensors) or not same_rate(taken.rate, told.rate):
-        raise PipelineError(f"{where}: [input] says {told}, but {entries[0].place} takes {taken}")
-    if look is not None:
-        stages = tap.between(stages, look)
+    if set(taken.tensors) != set(arriving.tensors) or not same_rate(taken.rate, arriving.rate):
+        raise PipelineError(f"{where}: [input] says {arriving}, but {entries[0].location} takes {taken}")
+    if observer is not None:
+        stages = taps.between(stages, observer)
     spec = main.model.spec if main is not None and main.model is not None else None
     parts, seconds = _parts(document, entries), _stage_seconds(document, where)
     try:
@@ -115,16 +115,16 @@ def load_pipeline(
         raise PipelineError(f"{where}: {error.message}") from None
     if "feedback" not in document:
         return pipeline
-    loop = feedback.read(tables.table(document, "feedback", where), pipeline, f"{where}: [feedback]")
+    loop = feedback.read(toml.table(document, "feedback", where), pipeline, f"{where}: [feedback]")
     return Pipeline([loop], spec, {}, parts=parts)
 
 
 def load_notices(path: Path) -> Notices:
-    """Those who listen to what happens to the streams: the [[notice]] tables of a pipeline file."""
+    """Load the listeners to events of streams: the [[notice]] tables of a pipeline file."""
     if path.suffix != ".toml":
         return Notices()
     where = str(path)
-    entries = tables.tables(tables.read_toml(path), "notice", where)
+    entries = toml.tables(toml.read_toml(path), "notice", where)
     if not entries:
         return Notices()
     from .registry import make
@@ -133,42 +133,44 @@ def load_notices(path: Path) -> Notices:
         raise PipelineError(f"{where}: {len(entries)} [[notice]] tables; at most {MAX_LISTENERS}")
     listeners: list[tuple[str, Listener]] = []
     for i, entry in enumerate(entries):
-        place = f"{where}: [[notice]] number {i + 1}"
+        location = f"{where}: [[notice]] number {i + 1}"
         options = dict(entry)
-        use = tables.text(options, "use", place)
+        use = toml.text(options, "use", location)
         del options["use"]
-        listeners.append((use, make("notice", use, (), options, f"{place} ({use})", path.parent)))
+        listeners.append((use, make("notice", use, (), options, f"{location} ({use})", path.parent)))
     return Notices(listeners)
 
 
 def load_health(path: Path) -> health.Settings:
-    """How the streams' states are looked at: the [health] table of a pipeline file."""
+    """Load the settings of health checks: the [health] table of a pipeline file."""
     if path.suffix != ".toml":
         return health.Settings()
-    part = tables.table(tables.read_toml(path), "health", str(path))
+    part = toml.table(toml.read_toml(path), "health", str(path))
     return health.settings(part, f"{path}: [health]")
 
 
 def _stage_seconds(document: Mapping[str, Any], where: str) -> float | None:
-    """[limits] stage_seconds: what a stage may take for one stream's chunk."""
-    part, place = tables.table(document, "limits", where), f"{where}: [limits]"
-    tables.known(part, _LIMITS, place)
+    """Read [limits] stage_seconds: the time limit of a stage for one stream's chunk."""
+    part, location = toml.table(document, "limits", where), f"{where}: [limits]"
+    toml.known(part, _LIMITS, location)
     value = part.get("stage_seconds")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
-        raise PipelineError(f"{place}: stage_seconds must be a number of seconds above 0, not {value!r:.80}")
+        raise PipelineError(
+            f"{location}: stage_seconds must be a number of seconds above 0, not {value!r:.80}"
+        )
     return float(value)
 
 
 def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]:
-    """What makes two pipelines the same: the file's tables that compute, and what is in the files they name.
+    """Return the identity of a pipeline.
 
-    How a pipeline is served, and what is read and written at its ends, is not what it computes: a snapshot
-    fits whatever those say.
+    It covers the file's tables that affect its numbers, and the content of named files. How a pipeline is
+    served, and its sources and sinks, are not part of it: they do not invalidate a snapshot.
     """
-    tables_told = [key for key in ("input", "feedback") if key in document]
-    parts = [Part(f"[{key}]", options=digest(document[key])) for key in tables_told]
+    computing = [key for key in ("input", "feedback") if key in document]
+    parts = [Part(f"[{key}]", options=digest(document[key])) for key in computing]
     counted: Counter[str] = Counter()
     for entry in entries:
         label = f"[{MODEL}]"
@@ -176,17 +178,17 @@ def _parts(document: Mapping[str, Any], entries: Sequence[_Entry]) -> list[Part]
             counted[entry.key] += 1
             label = f"[[{entry.key}]] number {counted[entry.key]}"
         content = entry.model.content if entry.model is not None else ""
-        parts.append(Part(label, entry.use, entry.package, content, digest(entry.told)).bounded())
+        parts.append(Part(label, entry.use, entry.package, content, digest(entry.identity)).bounded())
     return parts
 
 
 def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _Entry | None]:
-    """All stages that the file asks for; and the [model] among them, where it has one."""
+    """Return all stages of the file, and the [model] among them if it has one."""
     before, after = _stages(document, "before", where), _stages(document, "after", where)
     has_input = "input" in document or (before and before[0].use == MODEL)
     if "model" not in document and (before or after) and has_input:
         return [*before, *after], None
-    part = tables.table(document, "model", where)
+    part = toml.table(document, "model", where)
     if "path" not in part:
         hint = ". A pipeline without a model says under [input] what comes in" if before or after else ""
         raise PipelineError(f'{where}: [model] needs path = "….onnx"{hint}')
@@ -195,119 +197,119 @@ def _entries(document: Mapping[str, Any], where: str) -> tuple[list[_Entry], _En
 
 
 def _stages(document: Mapping[str, Any], key: str, where: str) -> list[_Entry]:
-    """Each [[before]] or [[after]] entry."""
-    entries = tables.tables(document, key, where)
+    """Return each [[before]] or [[after]] entry."""
+    entries = toml.tables(document, key, where)
     if len(entries) > MAX_STAGES:
         raise PipelineError(f"{where}: {len(entries)} [[{key}]] stages; at most {MAX_STAGES}")
     found = []
     for i, entry in enumerate(entries):
-        place = f"{where}: [[{key}]] number {i + 1}"
+        location = f"{where}: [[{key}]] number {i + 1}"
         options = dict(entry)
-        use = tables.text(options, "use", place)
+        use = toml.text(options, "use", location)
         del options["use"]
-        found.append(_Entry(key, use, options, f"{place} ({use})"))
+        found.append(_Entry(key, use, options, f"{location} ({use})"))
     return found
 
 
 def _plugin(entry: _Entry, signal: Signal, folder: Path) -> Stage:
-    from .registry import (  # pluggy and package metadata, only where a stage is named
+    from .registry import (  # pluggy and package metadata, only if a stage is named
         make_stage,
         named_files,
         origin,
     )
 
-    stage = make_stage(entry.use, signal, entry.options, entry.place, folder)
-    # A stage that reads another file is another stage: what is in it counts, not where it is.
-    files = named_files(entry.use, entry.options, entry.place, folder)
-    digests = {key: [_digest(file, entry.place) for file in named] for key, named in files.items()}
-    entry.told = {**entry.options, **digests}
+    stage = make_stage(entry.use, signal, entry.options, entry.location, folder)
+    # The content of a file named by an option counts, not its path.
+    files = named_files(entry.use, entry.options, entry.location, folder)
+    digests = {key: [_digest(file, entry.location) for file in named] for key, named in files.items()}
+    entry.identity = {**entry.options, **digests}
     entry.package = origin(entry.use)
     return stage
 
 
-# What comes in
+# The input
 
 
 def _first_signal(
     document: Mapping[str, Any], entries: Sequence[_Entry], main: _Entry | None, where: str
 ) -> Signal:
-    """What clients send: as [input] says, and else what the first model takes."""
+    """Return the signal that clients send: from [input], else from the first model."""
     first = entries[0]
     default: Signal | None = None
     if first.model is not None:
         default = first.model.inputs
     elif main is not None and main.model is not None:
-        # The rate that the model sees is not what clients send: a resampler may stand between.
+        # Not the model's rate: a resampler may stand between.
         default = Signal(main.model.inputs.tensors)
     if default is not None and "input" not in document:
         return default
-    place = f"{where}: [input]"
+    location = f"{where}: [input]"
     if first is main:
-        raise PipelineError(f"{place} says what comes before the stages of [[before]], and there are none")
-    return _input(tables.table(document, "input", where), default, place)
+        raise PipelineError(f"{location} says what comes before the stages of [[before]], and there are none")
+    return _input(toml.table(document, "input", where), default, location)
 
 
-def _input(part: Mapping[str, Any], default: Signal | None, place: str) -> Signal:
-    """[input]: what clients send to the first stage."""
-    tables.known(part, _INPUT, place)
-    rate = rate_of(part, place) or (default.rate if default is not None else None)
+def _input(part: Mapping[str, Any], default: Signal | None, location: str) -> Signal:
+    """Read [input]: the signal that clients send to the first stage."""
+    toml.known(part, _INPUT, location)
+    rate = rate_of(part, location) or (default.rate if default is not None else None)
     if "tensors" in part:
         if "shape" in part or "dtype" in part:
-            raise PipelineError(f"{place}: say shape and dtype of each of its tensors, or of the only one")
-        return Signal(_tensors(part, place), rate)
+            raise PipelineError(f"{location}: say shape and dtype of each of its tensors, or of the only one")
+        return Signal(_tensors(part, location), rate)
     tensors = default.tensors if default is not None else (TensorSpec(DEFAULT_INPUT, "float32"),)
     if len(tensors) == 1:
-        return Signal((_tensor(tensors[0], part, place),), rate)
+        return Signal((_tensor(tensors[0], part, location),), rate)
     if "shape" in part or "dtype" in part:
         raise PipelineError(
-            f"{place}: shape and dtype are for a model with one input, this one takes {default}: "
+            f"{location}: shape and dtype are for a model with one input, this one takes {default}: "
             "say them under [input.tensors]"
         )
     return Signal(tensors, rate)
 
 
-def _tensors(part: Mapping[str, Any], place: str) -> tuple[TensorSpec, ...]:
-    """[input.tensors]: name = {dtype, shape}, in the order of the file."""
-    told, within = tables.table(part, "tensors", place), tables.within(place, "tensors")
-    if not 1 <= len(told) <= MAX_INPUTS:
-        raise PipelineError(f"{within}: {len(told)} tensors; 1 to {MAX_INPUTS} are possible")
+def _tensors(part: Mapping[str, Any], location: str) -> tuple[TensorSpec, ...]:
+    """Read [input.tensors]: name = {dtype, shape}, in the order of the file."""
+    tensors, within = toml.table(part, "tensors", location), toml.within(location, "tensors")
+    if not 1 <= len(tensors) <= MAX_INPUTS:
+        raise PipelineError(f"{within}: {len(tensors)} tensors; 1 to {MAX_INPUTS} are possible")
     found = []
-    for name in told:
-        tables.name(name, within)
-        if isinstance(told[name], str):
+    for name in tensors:
+        toml.name(name, within)
+        if isinstance(tensors[name], str):
             raise PipelineError(
                 f'{within}: {name} must be a table, as in {name} = {{ dtype = "float32", shape = [2] }}, not '
-                f"{told[name]!r:.80}"
+                f"{tensors[name]!r:.80}"
             )
-        one = tables.table(told, name, within)
-        tables.known(one, _TENSOR, f"{within} {name}")
+        one = toml.table(tensors, name, within)
+        toml.known(one, _TENSOR, f"{within} {name}")
         found.append(_tensor(TensorSpec(name, "float32"), one, f"{within} {name}"))
     return tuple(found)
 
 
-def _tensor(default: TensorSpec, part: Mapping[str, Any], place: str) -> TensorSpec:
+def _tensor(default: TensorSpec, part: Mapping[str, Any], location: str) -> TensorSpec:
     shape = part.get("shape", list(default.shape))
-    dtype = dtype_of(part.get("dtype", default.dtype), place)
-    sizes = tuple(d for d in shape_of(shape, place, ()) if isinstance(d, int))
+    dtype = dtype_of(part.get("dtype", default.dtype), location)
+    sizes = tuple(d for d in shape_of(shape, location, ()) if isinstance(d, int))
     return TensorSpec(default.name, dtype, sizes)
 
 
-def _arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
-    """Whether a model's inputs are among what arrives; what else does not fit is the pipeline's to say."""
+def _check_arrives(wanted: Signal, signal: Signal, entry: _Entry) -> None:
+    """Raise unless the model's inputs arrive by name; the pipeline checks the rest."""
     here = list(signal.names)
     for name in wanted.names:
         if name not in here:
-            key = tables.within(entry.place, "inputs")
+            key = toml.within(entry.location, "inputs")
             raise PipelineError(
-                f"{entry.place}: the model takes {wanted}, but {signal} arrives{nearest(name, here)}: its "
+                f"{entry.location}: the model takes {wanted}, but {signal} arrives{nearest(name, here)}: its "
                 f'name can be said under {key}, {{ {name} = "{here[0]}" }}'
             )
 
 
-def _digest(file: Path, place: str) -> str:
-    """SHA-256 of a file that an option names."""
+def _digest(file: Path, location: str) -> str:
+    """Return the SHA-256 of a file that an option names."""
     try:
         data = regular.read(file, MAX_OPTION_FILE, "a file that an option names", PipelineError)
     except PipelineError as error:
-        raise PipelineError(f"{place}: {error.message}") from None
+        raise PipelineError(f"{location}: {error.message}") from None
     return hashlib.sha256(data).hexdigest()

@@ -1,8 +1,8 @@
-"""A model's table in a pipeline file, wherever it stands there, and the stages that run it.
+"""A model's table in a pipeline file, and the stages that run the model.
 
-One function reads ``[model]`` and each ``use = "model"``: the same keys, the same check of the certificate.
-Each model has a session, framing, slots and batches of its own. It takes its inputs by name from what arrives
-and gives its outputs: what else arrives goes no further.
+One function reads ``[model]`` and each ``use = "model"``, with the same keys and the same check of the
+certificate. Each model has its own session, framing, slots and batches. It takes its inputs by name from the
+signal that arrives. Its output is its own outputs: other arrays are not passed on.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from ..model import blocks
 from ..model.framing import Frame
 from ..spec import ModelSpec, Signal, TensorSpec, from_document
 from ..stage import Stage
-from . import container
-from . import declared as foreign
-from . import toml as tables
+from . import container, declared, toml
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_RENAMES = ("path", "inputs", "outputs")  # what may be said of a model that describes itself
+_RENAMES = ("path", "inputs", "outputs")  # the keys allowed for a model that describes itself
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunOptions:
     """How an engine runs its models: see `Engine.load`."""
 
     streams: int
@@ -39,12 +37,12 @@ class Running:
     threads: int
     trust: bool
     flush_denormals: bool
-    probes: bool = False  # a model that has a probe beside it is run as that, to be looked into
+    probes: bool = False  # run a model as the probe beside it, if there is one
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model that was read and loaded, before it is known what arrives at it."""
+    """A model that is read and loaded, before its input signal is known."""
 
     file: Path
     spec: ModelSpec
@@ -54,7 +52,7 @@ class ModelFile:
 
     @property
     def inputs(self) -> Signal:
-        """What it takes, counted in samples where it is framed, in ticks where it takes blocks."""
+        """The input signal: samples if framed, ticks if the model takes blocks."""
         tensors = tuple(
             TensorSpec(self.renamed.get(t.name, t.name), t.dtype, t.step_shape) for t in self.spec.inputs
         )
@@ -67,9 +65,9 @@ class ModelFile:
         return Signal(tensors, self.spec.rate)
 
     def stages(self, rate: float | None, streams: int, forks: int) -> list[Stage]:
-        """Its framing or its blocks, where it has them, and itself.
+        """Return the model's stage, with its framing or block stages if it has them.
 
-        `rate`: of what arrives, where the model says none. `forks`: how many may be alive at once.
+        `rate`: of the input signal, used if the model states none. `forks`: the number alive at once.
         """
         from ..model.session import ModelStage
 
@@ -86,15 +84,18 @@ class ModelFile:
 
 
 def read_model(
-    part: Mapping[str, Any], folder: Path, where: str, running: Running, in_toml: bool = True
+    part: Mapping[str, Any], folder: Path, where: str, running: RunOptions, in_toml: bool = True
 ) -> ModelFile:
-    """The model that a table asks for; `where` is how errors name the table, `folder` what its path is
-    relative to. Raises PipelineError, ModelError, CertificateError, ProviderError."""
-    from ..model.session import load_session  # onnxruntime starts only here
+    """Read and load the model of a table.
+
+    `where` is the table's name in errors, `folder` the base of relative paths. Raises PipelineError,
+    ModelError, CertificateError, ProviderError.
+    """
+    from ..model.session import load_session  # imported here, because it loads onnxruntime
 
     if "path" not in part:
         raise PipelineError(f'{where} needs path = "….onnx"')
-    file = folder / tables.text(part, "path", where)
+    file = folder / toml.text(part, "path", where)
     data = container.read(file)
     container.refuse_external(data, str(file))
     described = container.document(data, str(file))
@@ -104,25 +105,25 @@ def read_model(
             "declare them in a pipeline file (.toml) with [[model.state]] and load that"
         )
     if described is not None:
-        tables.known(part, _RENAMES, f"{where} (this model describes itself)")
+        toml.known(part, _RENAMES, f"{where} (this model describes itself)")
         if not running.trust:
-            _vouch(data, described, file)
+            _check_certificate(data, described, file)
         spec = from_document(described, str(file))
     else:
-        tables.known(part, foreign.KEYS, where)
-    content = container.content(data, described, str(file))  # not its probe's: it computes the same
+        toml.known(part, declared.KEYS, where)
+    content = container.content(data, described, str(file))  # not the probe's: it computes the same
     if running.probes and described is not None and spec.probe is None and probes.beside(file).exists():
         data, spec = _probe(file, spec, running.trust)
     session = load_session(data, str(file), running.providers, running.threads, running.flush_denormals)
     if described is not None:
-        _agree(spec, session, str(file))
+        _check_names(spec, session, str(file))
     else:
-        spec = foreign.declared(part, session, data, where)
+        spec = declared.declared(part, session, data, where)
     return ModelFile(file, spec, session, _renames(part, spec, where), content)
 
 
 def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
-    """The probe that stands beside a model. Raises ModelError where it is none, or another model's."""
+    """Read the probe beside a model. ModelError if it does not belong to it."""
     found = probes.beside(file)
     data = container.read(found)
     container.refuse_external(data, str(found))
@@ -138,12 +139,12 @@ def _probe(file: Path, spec: ModelSpec, trust: bool) -> tuple[bytes, ModelSpec]:
             f"{found} is the probe of another model than {file.name}, or of an earlier export: {again}"
         )
     if not trust:
-        _vouch(data, described, found)
+        _check_certificate(data, described, found)
     return data, seen
 
 
-def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:
-    """Refuse a file that no certificate vouches for."""
+def _check_certificate(data: bytes, described: Mapping[str, Any], file: Path) -> None:
+    """Raise CertificateError unless the file's certificate matches."""
     certificate = described.get("certificate")
     if not isinstance(certificate, Mapping) or "hash" not in certificate:
         raise CertificateError(
@@ -159,8 +160,8 @@ def _vouch(data: bytes, described: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _agree(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
-    """The description's names must be the graph's, no more and no fewer."""
+def _check_names(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
+    """Raise ModelError unless the description's names are exactly the graph's."""
     described = {t.name for t in spec.inputs} | {s.input for s in spec.states}
     graph = {v.name for v in session.get_inputs()}
     if described != graph:
@@ -172,15 +173,15 @@ def _agree(spec: ModelSpec, session: ort.InferenceSession, where: str) -> None:
 
 
 def _renames(part: Mapping[str, Any], spec: ModelSpec, where: str) -> dict[str, str]:
-    """Model name -> chunk name, from the tables `inputs` and `outputs`."""
+    """Return {model name: chunk name} from the tables `inputs` and `outputs`."""
     renamed: dict[str, str] = {}
     for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        place = tables.within(where, key)
-        table = tables.table(part, key, where)
+        location = toml.within(where, key)
+        table = toml.table(part, key, where)
         for name in table:
-            tables.among(name, [t.name for t in tensors], place)
-            renamed[name] = tables.name(tables.text(table, name, place), place)
+            toml.among(name, [t.name for t in tensors], location)
+            renamed[name] = toml.name(toml.text(table, name, location), location)
         names = [renamed.get(t.name, t.name) for t in tensors]
         if len(set(names)) < len(names):
-            raise PipelineError(f"{place}: two of {names} have one name")
+            raise PipelineError(f"{location}: two of {names} have one name")
     return renamed

@@ -1,4 +1,4 @@
-"""An ONNX file as nodes: what operators there are, and what flows between them.
+"""Read an ONNX file as nodes: its operators, and the values between them.
 
 Only what `recurrence` needs is read; weights are skipped. Field numbers are those of onnx.proto.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from ..errors import ModelError
 from .container import fields, read_varint
 
-MAX_DEPTH = 64  # subgraphs within subgraphs
-MAX_SMALL = 64  # numbers of a constant that are read: an index, a shape; more is a weight
+MAX_DEPTH = 64  # nested subgraphs
+MAX_SMALL = 64  # numbers of a constant that are read: an index or a shape; a longer one is a weight
 
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _VARINT, _BYTES = 0, 2
@@ -29,9 +29,9 @@ class Node:
     op: str = ""
     domain: str = ""
     name: str = ""
-    inputs: list[str] = field(default_factory=list)  # "" for one that is left out
+    inputs: list[str] = field(default_factory=list)  # "" for an omitted input
     outputs: list[str] = field(default_factory=list)
-    numbers: dict[str, Integers] = field(default_factory=dict)  # attributes of whole numbers
+    numbers: dict[str, Integers] = field(default_factory=dict)  # integer attributes
     texts: dict[str, str] = field(default_factory=dict)
     graphs: dict[str, Graph] = field(default_factory=dict)
 
@@ -41,11 +41,14 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Integers | None] = field(default_factory=dict)  # None: no few whole numbers
+    constants: dict[str, Integers | None] = field(default_factory=dict)  # None: not a few integers
 
 
 def read(data: bytes, where: str) -> tuple[Graph, dict[tuple[str, str], Graph]]:
-    """The file's graph, and its functions by domain and name. Raises ModelError for a damaged file."""
+    """Return the file's graph, and its functions by domain and name.
+
+    Raises ModelError for a damaged file.
+    """
     graph: Graph | None = None
     functions = {}
     for number, payload in _parts(memoryview(data), where):
@@ -60,7 +63,7 @@ def read(data: bytes, where: str) -> tuple[Graph, dict[tuple[str, str], Graph]]:
 
 
 def _parts(message: memoryview, where: str) -> Iterator[tuple[int, Any]]:
-    """(field number, its bytes or its number) of a message's fields of these two kinds."""
+    """Yield (field number, bytes or integer) of a message's fields of these two kinds."""
     for number, wire, start, end in fields(message, where):
         if wire == _BYTES:
             yield number, message[start:end]
@@ -145,7 +148,7 @@ def _attribute(node: Node, message: memoryview, where: str, depth: int) -> None:
 
 
 def _signed(payload: Any, where: str) -> list[int]:
-    """Whole numbers of 64 bits: one, or several packed."""
+    """Read signed 64-bit integers: one, or several packed."""
     found = [payload] if isinstance(payload, int) else []
     at = 0
     while not isinstance(payload, int) and at < len(payload) and len(found) <= MAX_SMALL:
@@ -155,7 +158,7 @@ def _signed(payload: Any, where: str) -> list[int]:
 
 
 def _tensor(message: memoryview, where: str) -> tuple[str, Integers | None]:
-    """A tensor's name, and its numbers if they are few and whole."""
+    """Return a tensor's name, and its numbers if they are few and integers."""
     name, kind, raw = "", 0, b""
     numbers: list[int] = []
     for number, payload in _parts(message, where):

@@ -1,11 +1,11 @@
-"""Recurrent operators of a declared ONNX file that keep nothing from one call to the next.
+"""Find recurrent operators of a declared ONNX file that keep no state between calls.
 
 An LSTM without `initial_h` starts from zeros at every call. Over a free time axis that breaks the law of
-chunking without an error: the same sequence, cut in other chunks, gives other numbers. So a recurrent
-operator must start from a declared state, and its last state must become the next one.
+chunking without an error: the same sequence in other chunks gives other numbers. So a recurrent operator must
+start from a declared state, and its last state must become the next one.
 
-Only the graph's structure is looked at: which values are computed from which others. A state that reaches the
-right operators through the wrong arithmetic is not seen here.
+Only the graph's structure is checked: which values are computed from which others. A state that reaches the
+right operators through wrong arithmetic is not detected here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from ..errors import ModelError, PipelineError
 from ..spec import ModelSpec
 from .onnxgraph import Graph, Node, read
 
-MAX_VALUES = 2**18  # of a graph, its functions written out each time that they are used
+MAX_VALUES = 2**18  # of a graph, with its functions written out at each use
 
-# An operator's initial states: name, index of the input, names and indexes of the outputs that hold the last.
+# An operator's initial states: name, index of the input, names and indexes of the outputs with the last
+# value.
 _INITIAL = {
     "LSTM": (("initial_h", 5, (("Y_h", 1), ("Y", 0))), ("initial_c", 6, (("Y_c", 2),))),
     "GRU": (("initial_h", 5, (("Y_h", 1), ("Y", 0))),),
     "RNN": (("initial_h", 5, (("Y_h", 1), ("Y", 0))),),
 }
 _INITIAL |= {"DynamicQuantizeLSTM": _INITIAL["LSTM"], "AttnLSTM": _INITIAL["LSTM"]}
-_SHAPES_ONLY = ("Shape", "Size", "ConstantOfShape")  # what they make holds none of the numbers they are given
+_SHAPES_ONLY = ("Shape", "Size", "ConstantOfShape")  # their outputs hold none of their input's numbers
 
-Known = tuple[int | None, ...]  # whole numbers that the file fixes; None: one that it leaves open
+Known = tuple[int | None, ...]  # integers that the file fixes; None: an open one
 
 
 @dataclass(slots=True)
@@ -38,8 +39,8 @@ class _Carried:
     """One value that a recurrent operator carries from time step to time step."""
 
     name: str
-    initial: int | None  # the value that it starts from; None: it is left out, and zero
-    made: list[int]  # values that follow from it
+    initial: int | None  # the value that it starts from; None: omitted, so zero
+    made: list[int]  # values computed from it
     last: list[int]  # those of them that hold it after the last time step
     last_name: str
 
@@ -49,7 +50,7 @@ class _Recurrence:
     label: str
     carried: list[_Carried]
     backwards: bool = False
-    fixed: bool = False  # a loop of a number of rounds that the file fixes: not over time
+    fixed: bool = False  # a loop with a fixed number of rounds: not over time
 
 
 @dataclass(slots=True)
@@ -58,8 +59,8 @@ class _Flow:
 
     functions: Mapping[tuple[str, str], Graph]
     where: str
-    sources: list[list[int]] = field(default_factory=list)  # of each value: those that it is computed from
-    known: dict[int, Known] = field(default_factory=dict)  # values whose few whole numbers the file fixes
+    sources: list[list[int]] = field(default_factory=list)  # for each value: the values it is computed from
+    known: dict[int, Known] = field(default_factory=dict)  # values whose few integers the file fixes
     shapes: dict[int, Known] = field(default_factory=dict)
     found: list[_Recurrence] = field(default_factory=list)
 
@@ -70,7 +71,7 @@ class _Flow:
         return len(self.sources) - 1
 
     def reached(self, ends: Iterable[int]) -> set[int]:
-        """All values that `ends` are computed from, and themselves."""
+        """Return `ends` and all values that they are computed from."""
         seen, todo = set(), list(ends)
         while todo:
             value = todo.pop()
@@ -83,8 +84,8 @@ class _Flow:
 def check(data: bytes, spec: ModelSpec, restarts: bool, where: str) -> None:
     """Refuse a declared file with a recurrent operator that keeps no state between calls.
 
-    `restarts`: the pipeline file says that each time step is computed on its own. Raises PipelineError if a
-    state is missing in the declaration, ModelError for a file that cannot be stepped.
+    `restarts`: the pipeline file states that each time step is computed alone. Raises PipelineError if the
+    declaration lacks a state, ModelError for a file that cannot be stepped.
     """
     graph, functions = read(data, where)
     flow = _Flow(functions, where)
@@ -119,7 +120,7 @@ def _judge(
 ) -> None:
     for carried in one.carried:
         if not given & flow.reached(carried.made) or not used.intersection(carried.made):
-            continue  # a counter, or a value that no output follows from
+            continue  # a counter, or a value that no output depends on
         if over_time and one.backwards:
             raise ModelError(
                 f"{flow.where}: operator {one.label} reads the time axis backwards, from an end that a "
@@ -149,7 +150,7 @@ _FORGETS = {
 
 
 def _write_out(flow: _Flow, graph: Graph, scope: ChainMap[str, int], depth: int) -> None:
-    """Number the values of `graph`; `scope` has those that it may name, and gets its own."""
+    """Number the values of `graph`. `scope`: the values that it may name."""
     for name, numbers in graph.constants.items():
         value = scope[name] = flow.new()
         if numbers is not None:
@@ -178,7 +179,7 @@ def _named(flow: _Flow, scope: ChainMap[str, int], name: str) -> int | None:
 
 
 def _inner(flow: _Flow, graph: Graph, scope: ChainMap[str, int], depth: int) -> tuple[list[int], list[int]]:
-    """A subgraph's inputs and outputs, written out."""
+    """Write out a subgraph; return its inputs and outputs."""
     if depth > 64:
         raise ModelError(f"{flow.where}: its functions and subgraphs nest more than 64 deep")
     child = scope.new_child()
@@ -199,7 +200,7 @@ def _function(flow: _Flow, body: Graph, ins: list[int | None], depth: int) -> li
 def _branches(
     flow: _Flow, node: Node, ins: list[int | None], scope: ChainMap[str, int], depth: int
 ) -> list[int]:
-    """The branch that is taken, where the file fixes which; else either."""
+    """Write out the branch that is taken if the file fixes it; else both."""
     condition = flow.known.get(ins[0], (None,))[0] if ins and ins[0] is not None else None
     names = (
         ("then_branch", "else_branch")
@@ -224,7 +225,7 @@ def _loop(flow: _Flow, node: Node, ins: list[int | None], scope: ChainMap[str, i
         carried_in, first_formal, first_made = ins[2:], 2, 1
         rounds = flow.known.get(ins[0], (None,))[0] if ins and ins[0] is not None else None
         fixed = rounds is not None and rounds > 1
-    else:  # carried, then what is scanned; before opset 9 the lengths come first
+    else:  # carried, then scanned; before opset 9 the lengths come first
         scanned = (node.numbers.get("num_scan_inputs") or (0,))[0]
         carried_in = ins[max(0, len(ins) - len(formals)) : len(ins) - scanned]
         first_formal = first_made = 0
@@ -241,7 +242,7 @@ def _loop(flow: _Flow, node: Node, ins: list[int | None], scope: ChainMap[str, i
             flow.sources[formal] += before + after
         for out in outs[i : i + 1]:
             flow.sources[out] += before + after
-        # An output list that a loop appends to is no state: it is empty at first, whoever reads it.
+        # An output list that a loop appends to is not a state: it is always empty at first.
         if initial is None or flow.known.get(initial) != ():
             last = outs[i : i + 1]
             name = f"carried value number {i + 1}"
@@ -256,7 +257,7 @@ def _plain(
     flow: _Flow, node: Node, ins: list[int | None], scope: ChainMap[str, int], depth: int
 ) -> list[int]:
     given = [value for value in ins if value is not None]
-    for graph in node.graphs.values():  # of an operator that is not known here: all may flow into all
+    for graph in node.graphs.values():  # of an unknown operator: every input may affect every output
         formals, made = _inner(flow, graph, scope, depth)
         for formal in formals:
             flow.sources[formal] += given
@@ -281,7 +282,7 @@ def _label(node: Node) -> str:
 
 
 def _folded(flow: _Flow, node: Node, ins: list[int | None]) -> Known | None:
-    """The output's whole numbers, if the file fixes them: enough to know which branch of an If is taken."""
+    """Return the output's integers if the file fixes them; needed for an If."""
     if node.op == "Constant":
         return next(iter(node.numbers.values()), None) or None
     if node.op == "SequenceEmpty":

@@ -1,7 +1,7 @@
-"""Find the package behind a ``use``, and make from its options what it hands over: a stage, a source, a sink,
-a listener to notices.
+"""Find the package of a ``use``, and make what it provides.
 
-Only what a pipeline names is imported, so that a broken package breaks only the pipelines that use it.
+Only the packages that a pipeline names are imported, so a broken package breaks only the pipelines that use
+it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS: Mapping[str, str] = {
     "sink": "runnel_sinks",
     "notice": "runnel_notices",
 }
-"""What a package can hand over, and the hook by which it does."""
+"""The kinds of plugin, and the hook of each."""
 
 _SCALARS = (bool, int, float, str)
 
@@ -61,7 +61,7 @@ class Option:
 
     @property
     def kind_text(self) -> str:
-        """What a value must be, in words."""
+        """The allowed values, in words."""
         return _kind_text(self.kind)
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One thing that an installed package hands over, loaded."""
+    """One plugin of an installed package, loaded."""
 
     name: str
-    kind: str  # of `KINDS`
+    kind: str  # a key of `KINDS`
     distribution: str
     version: str
     factory: Callable[..., Any]
@@ -89,17 +89,20 @@ class Plugin:
 
 
 def installed() -> list[str]:
-    """The names that a pipeline may use, sorted. Nothing is imported."""
+    """Return the names that a pipeline may use, sorted. Nothing is imported."""
     return sorted({entry.name for entry in _entries()})
 
 
 def distribution(name: str) -> tuple[str, str]:
-    """The name and the version of the package that offers `name`. PluginError where none, or two, do."""
+    """Return the name and version of the package that offers `name`.
+
+    Raises PluginError unless exactly one does.
+    """
     return _origin(_entry(name))
 
 
 def origin(name: str) -> str:
-    """The package that offers `name` and its version, or of one without, a digest of its module's source."""
+    """Return the package that offers `name`, with its version or a digest."""
     entry = _entry(name)
     package, version = _origin(entry)
     if version != "?":
@@ -113,10 +116,10 @@ def origin(name: str) -> str:
 
 
 def load(name: str, kind: str = "stage") -> Plugin:
-    """Import the package that offers `name`, and take what it hands over of that kind (of `KINDS`).
+    """Import the package that offers `name`, and return its plugin of that kind (of `KINDS`).
 
-    Raises PluginError, which names the plugin, its distribution, version and the cause, where none is
-    installed under that name, or it cannot be imported, or it is not what `runnel.hookspecs` asks for.
+    Raises PluginError if no package offers the name, its import fails, or it is not as `runnel.hookspecs`
+    requires. The error names the plugin, its distribution and version, and the cause.
     """
     found = offers(name)
     for plugin in found:
@@ -129,7 +132,7 @@ def load(name: str, kind: str = "stage") -> Plugin:
 
 
 def offers(name: str) -> list[Plugin]:
-    """What the package hands over under `name`, in the order of `KINDS`; one at least. Raises as `load`."""
+    """Return the plugins under `name`, in the order of `KINDS`. Raises as `load`."""
     entry = _entry(name)
     package, version = _origin(entry)
     where = f"plugin {name!r} of {package} {version}"
@@ -138,9 +141,9 @@ def offers(name: str) -> list[Plugin]:
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         manager.register(module, name)
-        manager.check_pending()  # a misspelt hook is an error, not silence
+        manager.check_pending()  # a misspelt hook is an error, not ignored
         answers = {kind: getattr(manager.hook, hook)() for kind, hook in KINDS.items()}
-    except (Exception, SystemExit) as error:  # some module calls sys.exit when it is imported
+    except (Exception, SystemExit) as error:  # some modules call sys.exit when imported
         hint = _missing(error, entry.value, package)
         raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     found: list[Plugin] = []
@@ -161,7 +164,7 @@ def offers(name: str) -> list[Plugin]:
 
 
 def _declare(names: Sequence[str], module: str) -> str:
-    """How a package declares what its module hands over."""
+    """Return how a package declares the plugins of its module."""
     lines = ", ".join(f'{name} = "{module}"' for name in names)
     return (
         f"it hands over {', '.join(map(repr, names))}. Each needs a line of its own in the package's "
@@ -170,7 +173,7 @@ def _declare(names: Sequence[str], module: str) -> str:
 
 
 def _missing(error: BaseException, own: str, package: str) -> str:
-    """What helps where a module is not there."""
+    """Return advice for a module that is not installed."""
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     top = name.partition(".")[0]
     if top == GROUP:
@@ -190,12 +193,12 @@ def _plugin(name: str, kind: str, package: str, version: str, factory: Any, wher
 def make_stage(
     use: str, inputs: Signal, options: Mapping[str, Any], where: str, folder: Path | None = None
 ) -> Stage:
-    """The stage that a pipeline's entry asks for.
+    """Make the stage of a pipeline's entry.
 
-    `inputs` is what arrives at it, `options` the entry without ``use``, `where` how an error names the
-    entry, `folder` what relative paths among the options are relative to. Raises PluginError (see `load`),
-    and PipelineError for an option that is unknown, missing or of the wrong type, or where the stage refuses
-    its options or `inputs`.
+    `inputs` is the signal that arrives, `options` the entry without ``use``, `where` the entry's name in
+    errors, `folder` the base of relative paths among the options. Raises PluginError (see `load`), and
+    PipelineError if an option is unknown, missing or of the wrong type, or if the stage refuses its options
+    or `inputs`.
     """
     stage: Stage = make("stage", use, (inputs,), options, where, folder)
     return stage
@@ -209,9 +212,9 @@ def make(
     where: str,
     folder: Path | None = None,
 ) -> Any:
-    """What the factory of that kind and name makes of what is given to it and the options, checked.
+    """Call a factory with `given` and the checked options; return its result.
 
-    Raises as `make_stage` does; a source or a sink raises UsageError where it cannot be opened.
+    Raises as `make_stage` does; a source or a sink raises UsageError if it cannot be opened.
     """
     try:
         plugin = load(use, kind)
@@ -229,9 +232,9 @@ def make(
 
 
 def named_files(use: str, options: Mapping[str, Any], where: str, folder: Path) -> dict[str, list[Path]]:
-    """The files that a stage's options name, by option: those that its factory declares as paths."""
+    """Return the files that a stage's path options name, by option."""
     if not any(isinstance(value, str | list) for value in options.values()):
-        return {}  # as of most: not looked up again
+        return {}  # the common case needs no look-up
     checked = check_options(load(use), options, where, folder)
     found = {key: list(_paths(value)) for key, value in checked.items()}
     return {key: paths for key, paths in found.items() if paths}
@@ -240,7 +243,7 @@ def named_files(use: str, options: Mapping[str, Any], where: str, folder: Path) 
 def check_options(
     plugin: Plugin, options: Mapping[str, Any], where: str, folder: Path | None = None
 ) -> dict[str, Any]:
-    """The options as the factory takes them; PipelineError names the nearest right one."""
+    """Return the options converted for the factory; PipelineError names the nearest valid one."""
     what = f"{plugin.kind} {plugin.name!r}"
     known = {option.name: option for option in plugin.options}
     checked: dict[str, Any] = {}
@@ -252,7 +255,7 @@ def check_options(
             raise PipelineError(f"{where}: {what} has no option {key!r}{takes}{of_type}")
         try:
             checked[key] = _convert(value, known[key].kind, folder or Path())
-        except (TypeError, OverflowError):  # an int that no float holds
+        except (TypeError, OverflowError):  # an int beyond the range of a float
             raise PipelineError(
                 f"{where}: option {key!r} of {what} takes {known[key].kind_text}, "
                 f"not {value!r} ({type(value).__name__}){_near(value, known[key].kind)}"
@@ -264,10 +267,10 @@ def check_options(
 
 
 def from_text(text: str, option: Option) -> Any:
-    """A value that was written as text, on a command line say: what `check_options` takes for that option.
+    """Convert a text, for example of a command line, to a value for `check_options`.
 
-    A list is written with commas, a bool as true or false. Text that is no such value comes back as it is,
-    for `check_options` to refuse.
+    A list is written with commas, a bool as true or false. Any other text is returned as it is, for
+    `check_options` to refuse.
     """
     return _read(text, option.kind)
 
@@ -300,7 +303,10 @@ def _entry(name: str) -> importlib.metadata.EntryPoint:
 
 
 def _undeclared(name: str) -> str:
-    """Which package has a plugin of that name that no entry point names. Read, not imported; "" for none."""
+    """Find a package with that plugin but without its entry point; "" if none.
+
+    The modules are read, not imported.
+    """
     for module, entry in {entry.value.partition(":")[0]: entry for entry in _entries()}.items():
         package, version = _origin(entry)
         if package != GROUP and name in _keys(module):
@@ -313,13 +319,13 @@ def _undeclared(name: str) -> str:
 
 
 def _keys(module: str) -> set[str]:
-    """The texts that are keys of dicts in a module's source: what its hooks hand over is named so."""
+    """Return the keys of all dict literals in a module's source."""
     try:
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             return set()
         tree = ast.parse(Path(spec.origin).read_bytes())
-    except Exception:  # a package around it may fail in any way when it is imported
+    except Exception:  # a parent package may fail in any way when imported
         return set()
     dicts = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
     keys = (key for node in dicts for key in node.keys)
@@ -329,7 +335,7 @@ def _keys(module: str) -> set[str]:
 def _entries() -> list[importlib.metadata.EntryPoint]:
     try:
         return list(importlib.metadata.entry_points(group=GROUP))
-    except Exception:  # one package's entry_points.txt cannot be read: the others are all there
+    except Exception:  # one package's entry_points.txt cannot be read: return the others
         found: list[importlib.metadata.EntryPoint] = []
         for package in importlib.metadata.distributions():
             try:
@@ -354,7 +360,7 @@ def _mapping(answer: Any, where: str) -> Mapping[str, Any]:
 
 
 def _near(value: Any, kind: Any) -> str:
-    """The word of a Literal that a wrong value, or the first wrong one of a list, is near to."""
+    """Return the word of a Literal that is nearest to the first wrong value."""
     for member in _members(kind):
         if get_origin(member) is list and isinstance(value, list):
             return next((near for item in value if (near := _near(item, get_args(member)[0]))), "")
@@ -362,18 +368,20 @@ def _near(value: Any, kind: Any) -> str:
     if not isinstance(value, str) or not words or value in words:
         return ""
     near = nearest(value, words)
-    return near if "did you mean" in near else ""  # all that is possible has been said
+    return near if "did you mean" in near else ""  # the error already lists all allowed words
 
 
 def _options(factory: Callable[..., Any], where: str, first: str) -> tuple[Option, ...]:
-    """The factory's keywords beyond its `first` argument, if it has one; PluginError for one that no pipeline
-    could give."""
+    """Return the factory's keywords after its argument `first`, if it has one.
+
+    Raises PluginError for a keyword that no pipeline could give.
+    """
     try:
         parameters = list(inspect.signature(factory, eval_str=True).parameters.values())
     except (TypeError, ValueError, NameError) as error:
         raise PluginError(f"{where}: its factory's signature cannot be read: {error}") from error
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if first and (not parameters or parameters[0].kind not in places):
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if first and (not parameters or parameters[0].kind not in positional):
         raise PluginError(f"{where}: its factory must take the {first} (a runnel.Signal) as first argument")
     options = []
     for parameter in parameters[1:] if first else parameters:
@@ -403,13 +411,13 @@ def _supported(kind: Any) -> bool:
 
 
 def _convert(value: Any, kind: Any, folder: Path) -> Any:
-    """`value` as `kind`; TypeError where it is not one."""
+    """Convert `value` to `kind`; TypeError if it is not one."""
     for member in _members(kind):
         if get_origin(member) is list and isinstance(value, list):
             return [_convert(item, get_args(member)[0], folder) for item in value]
         if get_origin(member) is Literal and value in get_args(member):
             return value
-        if member in _SCALARS and type(value) is member:  # exactly: a bool is an int in Python, not here
+        if member in _SCALARS and type(value) is member:  # exactly: in Python a bool is an int, but not here
             if isinstance(value, float) and math.isnan(value):
                 continue
             return value
@@ -445,7 +453,7 @@ _BASES: Mapping[str, type] = {"stage": Stage, "source": Source, "sink": Sink}
 
 
 def _check_made(made: Any, kind: str, where: str) -> None:
-    """What lacks a part fails here, when it is made, and not at the first message."""
+    """Raise PluginError for an incomplete object now, and not at the first message."""
     base = _BASES.get(kind)
     if base is None and not callable(made):
         raise PluginError(f"{where}: its factory gave a {type(made).__name__}, which cannot be called")

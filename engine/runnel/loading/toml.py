@@ -1,4 +1,4 @@
-"""Reading a pipeline file strictly: every value has a type, every key is known, every error a place."""
+"""Read a pipeline file strictly: typed values, known keys, and the position in each error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import PipelineError, nearest
 
 MAX_PIPELINE_FILE = 2**20  # bytes: it is written by hand
 MAX_KEY_PARTS = 32  # of a dotted key: the parser's time grows with their square
-MAX_NAME = 256  # characters of a tensor's: as many as a message may name one with
+MAX_NAME = 256  # characters of a tensor's name: as many as a message allows
 
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS}}}")
@@ -28,7 +28,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """A TOML document. Raises ValueError or RecursionError for a text that is none."""
+    """Parse a TOML document. Raises ValueError or RecursionError if it is invalid."""
     deep = _DEEP.search(text)
     if deep is not None:
         line = text.count("\n", 0, deep.start()) + 1
@@ -43,7 +43,7 @@ def known(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
 
 
 def within(where: str, key: str) -> str:
-    """How an error names a table in the table at `where`: ``p.toml: [model.shapes]``."""
+    """Return an error's name for the table `key` in the table at `where`: ``p.toml: [model.shapes]``."""
     return f"{where[:-1]}.{key}]" if where.endswith("]") else f"{where}: {key}"
 
 
@@ -69,7 +69,7 @@ def text(part: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def name(value: str, where: str) -> str:
-    """What a chunk calls a tensor."""
+    """Check a tensor's name in a chunk."""
     if not 1 <= len(value) <= MAX_NAME or not value.isprintable():
         raise PipelineError(f"{where}: a name is 1 to {MAX_NAME} characters, not {value!r:.80}")
     return value

@@ -1,8 +1,8 @@
-"""The rows that hold streams' model state: one arena, two rows a stream.
+"""The arena: rows that hold streams' model states, two rows per stream.
 
-A stream's model state is a row number. Row ``r`` and its twin ``r ^ 1`` belong to one slot: a step
-reads the one and writes the other, so the old state is whole until the new one is committed by
-keeping its number instead. Opening, closing and stepping cost the same however many are open.
+A stream's model state is a row number. Row ``r`` and its twin ``r ^ 1`` form one slot. A step reads one row
+and writes the other, so the old state stays intact until the new one is committed by storing the other
+number. The cost of opening, closing and stepping does not depend on the number of open streams.
 
 A fork of a stream's state has a spare slot of its own, and is stepped between that slot's two rows.
 """
@@ -17,29 +17,30 @@ import numpy as np
 from ..errors import LimitError, NonFiniteError
 from ..spec import Array, ModelState
 
-_ALIGN = 64  # bytes: a cache line, and what onnxruntime's kernels like best
+_ALIGN = 64  # bytes: a cache line, and the alignment that onnxruntime's kernels prefer
 
 
 class Slots:
     """Which of the slots `first` to ``first + count - 1`` are held.
 
-    The flags of held slots alone decide. A slot is held by one assignment, the last thing that its taker
-    does, so that an interrupt cannot lose a slot: what `find` proposed and nobody holds is found again.
+    Only the flags of held slots decide. A slot becomes held by one assignment, the last action of its taker,
+    so that an interrupt cannot lose a slot: a slot that `find` returned and that was never held is found
+    again.
     """
 
     def __init__(self, first: int, count: int) -> None:
         self.first, self.count = first, count
         self._held = bytearray(count)  # 1 if held: one byte per slot; a set of ints takes 60
         self._fresh = first  # slots below were used before
-        self._free: list[int] = []  # heap: the lowest first, so that few streams stay in few pages
+        self._free: list[int] = []  # heap: the lowest slot first, so that few streams use few memory pages
 
     @property
     def held(self) -> int:
-        """How many are held."""
+        """Number of held slots."""
         return self._held.count(1)
 
     def find(self) -> int | None:
-        """The lowest slot that was used before and is free, else a new slot. None: all are held."""
+        """Return the lowest free slot, used ones first; None if all are held."""
         while self._free:
             slot = heapq.heappop(self._free)
             if not self._held[slot - self.first]:
@@ -49,21 +50,21 @@ class Slots:
             return self._fresh - 1
         if self.held == self.count:
             return None
-        self._find_free()  # an interrupt lost one
+        self._find_free()  # an interrupt lost a free slot
         return heapq.heappop(self._free)
 
     def hold(self, slot: int) -> None:
-        """The slot that was found is held from here on."""
+        """Mark a slot from `find` as held."""
         self._held[slot - self.first] = 1
 
-    def give(self, slot: int) -> None:
-        """The slot is free again. Nothing happens to one that is free: a failure may give a slot twice."""
+    def release(self, slot: int) -> None:
+        """Free the slot. A free slot is ignored: a failure may free a slot twice."""
         if self._held[slot - self.first]:
             self._held[slot - self.first] = 0
             heapq.heappush(self._free, slot)
 
-    def keep(self, slots: Iterable[int]) -> None:
-        """Hold these slots and no others."""
+    def hold_only(self, slots: Iterable[int]) -> None:
+        """Hold exactly these slots."""
         held = bytearray(self.count)
         for slot in slots:
             held[slot - self.first] = 1
@@ -76,9 +77,10 @@ class Slots:
 
 
 class Arena:
-    """State rows for up to `slots` streams. A slot's memory is touched when it is first taken.
+    """State rows for up to `slots` streams.
 
-    `spares`: slots for forks, behind those of the streams.
+    The memory of a slot is touched when the slot is first taken. `spares`: slots for forks, after those of
+    the streams.
     """
 
     def __init__(self, states: Sequence[ModelState], slots: int, spares: int = 0) -> None:
@@ -88,8 +90,8 @@ class Arena:
             stride += -(-state.row_bytes // _ALIGN) * _ALIGN
         self.slots, self.spares = slots, spares
         self.row_bytes = max(stride, _ALIGN)
-        self.first_spare = 2 * slots  # row
-        self.scratch = 2 * (slots + spares)  # a slot that nobody holds
+        self.first_spare = 2 * slots  # the first row of the forks' slots
+        self.scratch = 2 * (slots + spares)  # first row of a slot that is never taken
         rows = self.scratch + 2
         try:
             raw = np.zeros(rows * self.row_bytes + _ALIGN, np.uint8)
@@ -121,11 +123,11 @@ class Arena:
         """Slots that forks hold."""
         return self._forks.held
 
-    def take(self) -> int:
-        """A slot's first row, holding the initial state. LimitError when all slots are taken.
+    def allocate(self) -> int:
+        """Take a slot; return its first row, with the initial state.
 
-        Both of its rows are in memory from now on: where there is no more of it, that shows when a stream is
-        opened, and not in the middle of one.
+        Raises LimitError if all slots are taken. Both rows are written now, so that a lack of memory shows
+        when a stream is opened, and not later.
         """
         slot = self._streams.find()
         if slot is None:
@@ -139,7 +141,10 @@ class Arena:
         return 2 * slot
 
     def fork(self, row: int) -> int:
-        """A spare slot's first row, holding what `row` does. LimitError when all spare slots are taken."""
+        """Copy `row` to a spare slot; return the slot's first row.
+
+        Raises LimitError if all spare slots are taken.
+        """
         slot = self._forks.find()
         if slot is None:
             raise LimitError(
@@ -150,26 +155,26 @@ class Arena:
         self._forks.hold(slot)
         return 2 * slot
 
-    def give(self, row: int) -> None:
-        """The slot of this row is free again, a stream's or a fork's."""
-        (self._streams if row < self.first_spare else self._forks).give(row // 2)
+    def release(self, row: int) -> None:
+        """Free the slot of this row, a stream's or a fork's."""
+        (self._streams if row < self.first_spare else self._forks).release(row // 2)
 
     def reclaim(self, rows: Iterable[int]) -> None:
-        """The slots that are taken are those of these rows, and no others."""
+        """Hold exactly the slots of these rows."""
         kept = list(rows)
-        self._streams.keep(row // 2 for row in kept if row < self.first_spare)
-        self._forks.keep(row // 2 for row in kept if row >= self.first_spare)
+        self._streams.hold_only(row // 2 for row in kept if row < self.first_spare)
+        self._forks.hold_only(row // 2 for row in kept if row >= self.first_spare)
 
     def write(self, row: int, arrays: Mapping[str, Array]) -> None:
         for name, column in self.columns.items():
             column[row] = arrays[name]
 
     def copy(self, source: int, target: int) -> None:
-        """One whole row into another."""
+        """Copy one whole row to another."""
         self._rows[target] = self._rows[source]
 
     def read(self, row: int) -> dict[str, Array]:
-        """Views of one row by state name."""
+        """Return views of one row by state name."""
         return {name: column[row, ...] for name, column in self.columns.items()}
 
     def check(self, row: int, where: str) -> None:
@@ -180,7 +185,7 @@ class Arena:
 
 
 def blown_up(state: str, where: str) -> NonFiniteError:
-    """A state of that name has a NaN or an infinity."""
+    """Return the error for a state that has a NaN or an infinity."""
     error = NonFiniteError(
         f"{where}: state {state!r} became non-finite; the chunk was not applied. "
         "Large inputs, or a model that is not stable?"

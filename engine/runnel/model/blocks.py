@@ -1,7 +1,7 @@
-"""Ticks into blocks and back: the stages around a model that looks ahead.
+"""Ticks to blocks and back: the stages around a model with lookahead.
 
-`Gather` holds a block's ticks back until those that it looks ahead to have come; `Spread` makes ticks of the
-rows that the model gives for a block. Between them a step is a block. See `spec.Blocks`.
+`Gather` buffers the ticks of a block until its lookahead has arrived. `Spread` splits the model's rows for a
+block into ticks. Between the two stages, a time step is a block. See `spec.Blocks`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ..stage import Arrays, Chunk, Stage, State, require_finite
 
 
 def outer(inputs: Signal, present: str, rate: float | None) -> Signal:
-    """What a stream is fed, where a model takes windows of it and `present`."""
+    """Return the stream's signal, for a model that takes windows of it and `present`."""
     ticks = (TensorSpec(t.name, t.dtype, t.shape[1:]) for t in inputs.tensors if t.name != present)
     return Signal(tuple(ticks), rate)
 
 
 def enclosed(model: Stage, blocks: Blocks, rate: float | None, present: str, kept: str) -> list[Stage]:
-    """A model that takes blocks between the stages that make them; the names are those in its chunks."""
+    """Return a block model between `Gather` and `Spread`; the names are those in its chunks."""
     return [
         Gather(model.inputs, blocks, present, rate),
         model,
@@ -29,14 +29,14 @@ def enclosed(model: Stage, blocks: Blocks, rate: float | None, present: str, kep
 
 
 class Gather(Stage):
-    """Ticks into windows: step k gives ticks ``[k*ticks, k*ticks + window)`` as one row.
+    """Collect ticks into windows: step k is ticks ``[k*ticks, k*ticks + window)``.
 
-    State: the ticks from the next block's first on, fewer than `window`. `flush` gives the blocks that were
-    begun, with copies of the last tick for those that never came, and in `present` how many came.
+    State: the ticks from the start of the next block, fewer than `window`. `flush` returns the incomplete
+    blocks, padded with copies of the last tick; `present` holds the number of real ticks.
     """
 
     def __init__(self, windows: Signal, blocks: Blocks, present: str, rate: float | None) -> None:
-        """`windows`: what the model takes, (window, ...) a step, and `present`. `rate`: of the ticks."""
+        """`windows`: the model's input, (window, ...) per step, and `present`. `rate`: of the ticks."""
         self.name = "gather"
         self.blocks = blocks
         self.inputs = outer(windows, present, rate)
@@ -83,7 +83,7 @@ class Gather(Stage):
         window, ticks = self.blocks.window, self.blocks.ticks
         steps = -(-count // ticks)
         room = (steps - 1) * ticks + window
-        # Copies of the last tick: what a model is used to, and what no row that is kept depends on.
+        # Copies of the last tick are typical input for the model; no output that is kept depends on them.
         padded = {n: np.concatenate((a, np.repeat(a[-1:], room - count, axis=0))) for n, a in state.items()}
         present = np.minimum(count - ticks * np.arange(steps), window).astype(np.int32)
         return self._initial, self._windows(padded, steps, present)
@@ -93,17 +93,16 @@ class Gather(Stage):
         for name, array in held.items():
             tick = array.strides[0]
             shape = (steps, self.blocks.window, *array.shape[1:])
-            made[name] = np.ndarray(
-                shape, array.dtype, array, 0, (self.blocks.ticks * tick, *array.strides)
-            )  # overlapping windows as a view
+            strides = (self.blocks.ticks * tick, *array.strides)
+            made[name] = np.ndarray(shape, array.dtype, array, 0, strides)  # overlapping windows as a view
         return made
 
 
 class Spread(Stage):
-    """The rows of blocks as ticks, those left out that are not the stream's. No state."""
+    """Split blocks of output into ticks, without the padding. No state."""
 
     def __init__(self, blocked: Signal, blocks: Blocks, kept: str, rate: float | None) -> None:
-        """`blocked`: what the model gives, (ticks, ...) a step, and `kept`. `rate`: of the ticks."""
+        """`blocked`: the model's output, (ticks, ...) per step, and `kept`. `rate`: of the ticks."""
         self.name = "spread"
         self.inputs = blocked
         self.outputs = outer(blocked, kept, rate)

@@ -1,4 +1,4 @@
-"""Samples into windows: the stage before a model that sees a window a step."""
+"""Framing: cut samples into windows, before a model that sees one window per step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..stage import Arrays, Chunk, Stage, State, require_finite
 
 
 class Frame(Stage):
-    """Cut a signal into overlapping windows, one a row.
+    """Cut a signal into overlapping windows, one per time step.
 
-    Step k sees samples ``[k*hop - context, k*hop + hop)`` with ``context = window - hop`` and zeros
-    before the first sample. Chunks of (T, ...) become chunks of (steps, window, ...). State: the last
-    `context` samples and those that do not fill a hop yet, fewer than `window` in all. `flush` fills
-    the last hop with zeros where it was begun. `latency`, in samples, is that of the model behind it.
+    Step k sees samples ``[k*hop - context, k*hop + hop)`` with ``context = window - hop`` and zeros before
+    the first sample. Chunks of (T, ...) become chunks of (steps, window, ...). State: the last `context`
+    samples and the samples of an incomplete hop, fewer than `window` in total. `flush` pads an incomplete hop
+    with zeros. `latency`, in samples, is that of the model after it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Frame(Stage):
                 f"{self.framing.window - 1} of shape {self._initial.shape[1:]}"
             )
         if arrays["samples"].dtype.kind == "f" and not np.isfinite(arrays["samples"]).all():
-            # The model would refuse every window that has it, and the stream stand still for ever.
+            # The model would refuse every window with that sample, and the stream would never advance.
             raise SnapshotError(f"{self.name}: the samples held are not finite")
         return super().load(state, arrays)
 
@@ -55,7 +55,7 @@ class Frame(Stage):
         steps = (len(held) - window) // hop + 1
         if steps <= 0:
             return {"samples": held}, self.outputs.empty()
-        # Overlapping windows as a view; what numpy's own sliding_window_view gives, 10 µs sooner.
+        # Overlapping windows as a view: as numpy's sliding_window_view, but 10 µs faster.
         sample = held.strides[0]
         frames: Array = np.ndarray(
             (steps, window, *held.shape[1:]), held.dtype, held, 0, (hop * sample, *held.strides)

@@ -1,9 +1,9 @@
-"""The model as a stage: the only importer of onnxruntime.
+"""The model as a stage: the only module that imports onnxruntime.
 
-Path of one chunk. *One stream, one tick*: the stream's two rows are bound as the model's state input
-and output, so a step copies the input in, runs, and copies the output out. *Everything else*: rows are
-gathered into bound buffers, the model runs once for the whole group, next rows are scattered back.
-Either way the current rows are only read, and the caller commits by keeping the new row numbers.
+There are two paths. *One stream, one tick*: the stream's two rows are bound as the model's state input and
+output, so a step copies the input in, runs, and copies the output out. *All other chunks*: rows are gathered
+into bound buffers, the model runs once for the whole group, and the next rows are scattered back. In both,
+the current rows are only read, and the caller commits by storing the new row numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..batch import Batch, Done
+from ..batch import Batch, BatchResult
 from ..errors import (
     ChunkError,
     ModelError,
@@ -33,18 +33,18 @@ from ..errors import (
 from ..spec import Array, ModelSpec, Signal, TensorSpec
 from ..stage import MAX_PASSAGES, Arrays, Chunk, Results, Stage, require_finite
 from .arena import Arena, blown_up
-from .briefly import briefly
+from .bounded_call import bounded_call
 
 MAX_TICKS = 256  # time steps in one call: bounds the buffers; a longer chunk is several calls
 MAX_CELLS = 4096  # streams times time steps in one call, for the same reason
-DIRECT_SLOTS = 8  # slots of streams, and of forks, with bindings of their own: what an embedded device uses
-MAX_CALLS = 1024  # bindings kept, about 2 KiB each
+DIRECT_SLOTS = 8  # slots of streams, and of forks, with their own bindings: enough for a small device
+MAX_CALLS = 1024  # cached bindings, about 2 KiB each
 
-_FLUSHES = ("x86_64", "amd64")  # machines on which onnxruntime's set_denormal_as_zero does what it says
+_FLUSHES = ("x86_64", "amd64")  # machines on which onnxruntime's set_denormal_as_zero works
 
 _log = logging.getLogger("runnel.model")
 
-# The compiled function under numpy's dispatcher, where there is one: 0.2 µs less, twice a step.
+# The compiled function under numpy's dispatcher, if there is one: saves 0.2 µs twice per step.
 vdot = getattr(np.vdot, "_implementation", np.vdot)
 
 ORT_TYPES = {
@@ -70,9 +70,9 @@ def load_session(
     threads: int,
     flush_denormals: bool = False,
 ) -> ort.InferenceSession:
-    """An onnxruntime session set up for small steps.
+    """Return an onnxruntime session configured for small steps.
 
-    Raises ProviderError for a provider that is not here, ModelError for a file that does not load.
+    Raises ProviderError for a provider that is not available, ModelError for a file that does not load.
     """
     wanted = list(providers) if providers else ["CPUExecutionProvider"]
     here = ort.get_available_providers()
@@ -91,7 +91,7 @@ def load_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal: what fails is raised, and told once, in our own error
+    options.log_severity_level = 4  # fatal only: a failure is raised, not logged as well
     if flush_denormals and platform.machine().lower() not in _FLUSHES:
         _log.warning(
             "flush_denormals does nothing on %s: onnxruntime can set it on x86-64 only. A state that decays "
@@ -101,7 +101,7 @@ def load_session(
     elif flush_denormals:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if threads > 1:  # workers that spin would burn the cores between two ticks
+    if threads > 1:  # spinning workers would use the cores between two ticks
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(data, options, providers=wanted)
@@ -112,7 +112,7 @@ def load_session(
 
 
 def placement(session: ort.InferenceSession) -> dict[str, Counter[str]]:
-    """Which provider runs which operators, counted, after onnxruntime's own optimisations."""
+    """Count the operators by provider, after onnxruntime's own optimisations."""
     try:
         parts = session.get_provider_graph_assignment_info()
     except AttributeError:
@@ -125,7 +125,7 @@ def placement(session: ort.InferenceSession) -> dict[str, Counter[str]]:
 
 
 class _Call:
-    """A binding for so many streams and ticks, and numpy views of what is bound."""
+    """A binding for a number of streams and ticks, with numpy views."""
 
     __slots__ = (
         "binding", "first_in", "first_out", "flats", "inputs", "keep", "next_state", "outputs",
@@ -136,13 +136,13 @@ class _Call:
         spec, arena = stage.spec, stage.arena
         binding = stage.session.io_binding()
         self.binding = binding._iobinding
-        self.keep: list[Any] = [binding]  # what onnxruntime holds by address must not be freed
+        self.keep: list[Any] = [binding]  # onnxruntime holds these by address: they must not be freed
         self.inputs: list[tuple[str, Array]] = []  # (name in a chunk, view with axes slot, time, ...)
         self.outputs: list[tuple[str, Array]] = []
-        self.flats: list[tuple[str, Array, Array]] = []  # (name, float input, zeros), flat, to be checked
+        self.flats: list[tuple[str, Array, Array]] = []  # (name, float input, zeros), flat, for the check
         self.states_in: list[tuple[str, Array]] = []  # (name, view with the slot axis first)
         self.states_out: list[tuple[str, Array]] = []
-        self.next_state: Array | None = None  # the next row, flat, where a step writes it directly
+        self.next_state: Array | None = None  # the next row, flat, if a step writes it directly
         for name, value in spec.constants.items():
             self._bind(name, value, binding.bind_ortvalue_input)
         for tensor in spec.inputs:
@@ -176,24 +176,24 @@ class _Call:
             self.next_state = arena.floats[row ^ 1]
 
     def bound(self, name: str) -> Array:
-        """The bound input of this name: (slot, time, ...)."""
+        """Return the bound input of this name: (slot, time, ...)."""
         return next(view for key, view in self.inputs if key == name)
 
     def _bind(self, name: str, array: Array, bind: Any) -> None:
-        value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU: the array's own memory
+        value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU this is the array's own memory
         bind(name, value)
         self.keep += (array, value)
 
 
 def _slot_time(buffer: Array, slot_axis: int, time_axis: int | None) -> Array:
-    """A view with axes (slot, time, ...); a tensor without a time axis gets one of length 1."""
+    """Return a view with axes (slot, time, ...), adding a missing time axis."""
     if time_axis is None:
         return np.moveaxis(buffer, slot_axis, 0)[:, None]
     return np.moveaxis(buffer, (slot_axis, time_axis), (0, 1))
 
 
 class ModelStage(Stage):
-    """A step model. Its state for a stream is a row number in `arena`; see slots.py."""
+    """A step model. Its state for a stream is a row number of `arena`; see arena.py."""
 
     def __init__(
         self,
@@ -205,16 +205,17 @@ class ModelStage(Stage):
         rate: float | None = None,
         spares: int = MAX_PASSAGES,
     ) -> None:
-        """`rate`: of the time axis, in Hz, before any framing; that of `spec` where it is not said.
-        `spares`: forks that may be alive at once."""
+        """`rate`: of the time axis, in Hz, before any framing; default: the rate of `spec`. `spares`: the
+        number of forks that may be alive at once.
+        """
         self.name = name
-        self.label = name  # in errors of its states: its own among the pipeline's stages
+        self.label = name  # in errors of its states: unique among the pipeline's stages
         self.session, self.spec = session, spec
-        self.file: Path | None = None  # for those who look at it
+        self.file: Path | None = None  # the model's file, for tools
         self.arena = Arena(spec.states, slots, spares)
-        self._direct = 2 * DIRECT_SLOTS  # rows below it, and in the next range, have bindings of their own
+        self._direct = 2 * DIRECT_SLOTS  # rows below this, and in the next range, have their own bindings
         self._direct_forks = range(self.arena.first_spare, self.arena.first_spare + 2 * DIRECT_SLOTS)
-        self.place_bytes = spec.state_bytes
+        self.storage_bytes = spec.state_bytes
         rate = rate or spec.rate
         rate = rate / spec.hop if rate else None
         self._renamed = renamed
@@ -224,30 +225,32 @@ class ModelStage(Stage):
         )
         self.latency = 0 if spec.framing or spec.blocks else spec.latency
         self._lead = self.inputs.names[0]
-        # The compiled method under the public one, whose Python wrapper costs 0.7 µs of a step of 10.
+        # The compiled method under the public one, whose Python wrapper costs 0.7 µs of a 10 µs step.
         self._run: Callable[[Any, None], None] = session._sess.run_with_iobinding
         self._buffers: dict[str, Array] = {}
         self._zeros: dict[np.dtype[Any], Array] = {}
         self._zero_row = self.zeros(self.arena.floats[0]) if self.arena.floats is not None else None
-        self.listened = False  # somebody wants to know, for now, what streams are given: `heard`
-        self.heard: tuple[Sequence[int], Sequence[Chunk]] | None = None  # rows and chunks of the last call
+        self.records_input = False  # whether `last_input` is recorded
+        self.last_input: tuple[Sequence[int], Sequence[Chunk]] | None = (
+            None  # rows and chunks of the last call
+        )
         self.landed: dict[
             int, int
-        ] = {}  # while `listened`: rows in which forks landed, and the forks' last rows
+        ] = {}  # while `records_input`: row where a fork landed -> the fork's last row
         self._calls: dict[tuple[int, int], _Call] = {}
         self._bound: dict[int, _Call] = {}
 
     def chunk_name(self, name: str) -> str:
-        """What a chunk calls the model's input or output of this name."""
+        """Return the name in a chunk of the model's input or output `name`."""
         return self._renamed.get(name, name)
 
-    # Places for state
+    # Storage of states
 
     def initial(self) -> Arrays:
         return {s.input: s.initial for s in self.spec.states}
 
     def open(self) -> int:
-        return self.arena.take()
+        return self.arena.allocate()
 
     def load(self, state: int, arrays: Arrays) -> int:
         for held in self.spec.states:
@@ -264,7 +267,7 @@ class ModelStage(Stage):
         return self.arena.read(state)
 
     def close(self, state: int) -> None:
-        self.arena.give(state)
+        self.arena.release(state)
 
     def reclaim(self, states: Sequence[int]) -> None:
         self.arena.reclaim(states)
@@ -275,13 +278,13 @@ class ModelStage(Stage):
     def land(self, state: int, forked: int) -> int:
         after = state ^ 1
         self.arena.copy(forked, after)
-        if self.listened:
+        if self.records_input:
             self.landed[after] = forked
-        self.arena.give(forked)
+        self.arena.release(forked)
         return after
 
     def drop(self, forked: int) -> None:
-        self.arena.give(forked)
+        self.arena.release(forked)
 
     # One stream
 
@@ -291,9 +294,9 @@ class ModelStage(Stage):
             if isinstance(result, RunnelError):
                 raise result
             return result
-        if self.listened:
-            self.heard = (state,), (chunk,)
-        # One tick: a row that is bound itself, or else the scratch row, bound in its place.
+        if self.records_input:
+            self.last_input = (state,), (chunk,)
+        # One tick: use the row if it has its own binding, else a copy of it in the scratch row.
         row = state
         if state >= self._direct and state not in self._direct_forks:
             row = self.arena.scratch
@@ -304,7 +307,7 @@ class ModelStage(Stage):
         for name, view in call.first_in:
             view[...] = chunk[name]
         for name, flat, zeros in call.flats:
-            # 0 * x is 0 for every finite x, and NaN otherwise: the fastest exact check that numpy has.
+            # 0 * x is 0 for every finite x, and NaN otherwise: numpy's fastest exact check.
             if vdot(flat, zeros) != 0:
                 require_finite(name, call.bound(name)[0], self.name)
         try:
@@ -325,8 +328,8 @@ class ModelStage(Stage):
 
     def step_many(self, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
         lead = self._lead
-        if self.listened:
-            self.heard = states, chunks
+        if self.records_input:
+            self.last_input = states, chunks
         if isinstance(chunks, Batch):
             lengths = [chunks.steps] * len(chunks)
         else:
@@ -350,13 +353,13 @@ class ModelStage(Stage):
         return results
 
     def _apart(self, error: RunnelError, states: Sequence[int], chunks: Sequence[Chunk]) -> Results:
-        """Somebody's chunk made the whole group fail: each alone, so that only that one does."""
+        """Step each stream alone after a group failed, so that only the bad chunk fails."""
         if len(states) == 1:
             return [self._located(error, chunks[0])]
         return [self.step_many([row], [chunk])[0] for row, chunk in zip(states, chunks, strict=True)]
 
     def _located(self, error: RunnelError, chunk: Chunk) -> RunnelError:
-        """The error, with the chunk's own time step where the input is at fault."""
+        """Return the error, or a more exact one if the input caused it."""
         try:
             for name in self.inputs.names:
                 require_finite(name, chunk[name], self.name)
@@ -364,8 +367,8 @@ class ModelStage(Stage):
             return exact
         return error
 
-    def _step_group(self, rows: Sequence[int], chunks: Sequence[Chunk]) -> Done:
-        """One tick of each stream."""
+    def _step_group(self, rows: Sequence[int], chunks: Sequence[Chunk]) -> BatchResult:
+        """Step one tick of each stream."""
         call = self._call(len(rows), 1)
         for name, view in call.inputs:
             if isinstance(chunks, Batch):
@@ -374,12 +377,15 @@ class ModelStage(Stage):
                 np.concatenate([chunk[name] for chunk in chunks], out=view[:, 0])
         now = np.array(rows)
         self._run_rows(call, now, now ^ 1)
-        return Done((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
+        return BatchResult((now ^ 1).tolist(), Batch({name: view.copy() for name, view in call.outputs}))
 
     def _step_ragged(
         self, rows: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]
     ) -> list[tuple[int, Chunk] | RunnelError]:
-        """Chunks of unequal lengths, longest first: blocks of ticks that all who still have some share."""
+        """Step chunks of unequal lengths, longest first.
+
+        Each call takes ticks that all remaining chunks have.
+        """
         pieces: list[dict[str, list[Array]]] = [
             {name: [] for name in self.outputs.names} for _ in range(len(rows))
         ]
@@ -395,7 +401,7 @@ class ModelStage(Stage):
             for name, view in call.inputs:
                 for i in range(active):
                     view[i] = chunks[i][name][at : at + ticks]
-            # The first block reads the current rows; later ones go on in the next rows.
+            # The first call reads the current rows; later calls read and write the next rows.
             self._run_rows(call, (first if at == 0 else rest)[:active], rest[:active])
             for name, view in call.outputs:
                 values = view.copy()
@@ -408,7 +414,7 @@ class ModelStage(Stage):
         ]
 
     def _run_rows(self, call: _Call, now: Array, then: Array) -> None:
-        """Check the bound input, gather rows `now`, run, check and scatter rows `then`; raises on failure."""
+        """Run the model from the rows `now` to the rows `then`, with all checks."""
         for name, flat, zeros in call.flats:
             if vdot(flat, zeros) != 0:
                 require_finite(name, flat, self.name)
@@ -419,21 +425,24 @@ class ModelStage(Stage):
             self._run(call.binding, None)
         except Exception as error:
             raise self._failed(error) from None
-        for name, view in call.states_out:  # all of it checked before any is kept: `then` may be `now`
+        for name, view in call.states_out:  # check all before any is stored: `then` may be `now`
             if view.dtype.kind == "f" and vdot(view, self.zeros(view)) != 0:
                 raise blown_up(name, self.label)
         for name, view in call.states_out:
             columns[name][then] = view
 
     def zeros(self, like: Array) -> Array:
-        """As many zeros, flat; one array a dtype, shared and grown by doubling."""
+        """Return a flat, shared array of zeros of the same size and dtype.
+
+        The array is grown by doubling.
+        """
         held = self._zeros.get(like.dtype)
         if held is None or held.size < like.size:
             held = self._zeros[like.dtype] = np.zeros(1 << max(0, like.size - 1).bit_length(), like.dtype)
         return held[: like.size]
 
     def _block(self, slots: int, ticks: int) -> int:
-        """How many ticks the next call takes: a power of two, so that few bindings serve all lengths."""
+        """Return the ticks of the next call: a power of two, to limit bindings."""
         if not self.spec.any_ticks:
             return 1
         most = min(ticks, MAX_TICKS, max(1, MAX_CELLS // slots))
@@ -444,13 +453,16 @@ class ModelStage(Stage):
         call = self._calls.pop(key, None)
         if call is None:
             if len(self._calls) >= MAX_CALLS:
-                del self._calls[next(iter(self._calls))]  # least recently used: the dict is kept in order
+                del self._calls[next(iter(self._calls))]  # least recently used: the dict is in that order
             call = _Call(self, slots, ticks, None)
         self._calls[key] = call
         return call
 
     def buffer(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        """Memory for a bound tensor, shared by all bindings of that name and grown by doubling."""
+        """Return memory for a bound tensor, shared by all bindings of that name.
+
+        It is grown by doubling.
+        """
         size = math.prod(shape)
         flat = self._buffers.get(name)
         if flat is None or flat.size < size:
@@ -467,19 +479,19 @@ class ModelStage(Stage):
 def output_shapes(
     session: ort.InferenceSession, spec: ModelSpec, names: Sequence[str], where: str
 ) -> dict[str, tuple[int | str, ...]]:
-    """The outputs' shapes of a foreign model, seen by running it on zeros: files often do not say.
+    """Find the output shapes of a foreign model by running it on zeros.
 
-    Runs it for 2 and 3 streams (and, where it takes them, 2 and 3 ticks): the axis that grows with
-    the streams is the slot axis. ModelError where the model does not run so, or an output does not
-    have one row a stream.
+    Runs the model for 2 and 3 streams and, if it accepts them, for two numbers of ticks. The axis that grows
+    with the streams is the slot axis. Raises ModelError if the model does not run, or if an output does not
+    have one row per stream.
     """
 
     def shapes(slots: int, ticks: int) -> list[tuple[int, ...]]:
         feeds = {t.name: np.zeros(t.sized(slots, ticks), t.dtype) for t in spec.inputs}
         feeds |= {s.input: np.zeros(s.sized(slots), s.dtype) for s in spec.states}
         outputs = [*names, *(s.output for s in spec.states)]
-        options = ort.RunOptions()  # onnxruntime looks at it between two operations, in a loop's body too
-        found = briefly(
+        options = ort.RunOptions()  # onnxruntime checks it between two operations, in a loop's body too
+        found = bounded_call(
             lambda: session.run(outputs, {**feeds, **spec.constants}, options),
             lambda: setattr(options, "terminate", True),
         )

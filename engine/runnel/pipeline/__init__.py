@@ -1,1 +1,1 @@
-"""Stages in a row, stepped together."""
+"""Stages in sequence, stepped together."""

@@ -1,8 +1,8 @@
-"""An engine's calls: one at a time, and whole again after an interrupt.
+"""An engine's calls: one at a time, with a clean-up after an interrupt.
 
-An engine and its streams share buffers, so that a call must not begin while another one is inside: of another
-thread, or of a stage that calls the engine which steps it. `busy` says so. It is set and cleared by plain
-assignments beside a ``try``, between which the interpreter looks for no signal and switches no thread.
+An engine and its streams share buffers, so a call must not begin during another call, from another thread or
+from a stage that calls its own engine. `busy` is set during a call. It is set and cleared by plain
+assignments next to a ``try``: between these the interpreter neither handles a signal nor switches threads.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from ..notices import Notices
 
 
 class Calls:
-    """Whether a call is inside of an engine, and what to do after one that was interrupted."""
+    """Whether a call of an engine is running, and the clean-up after an interrupted call."""
 
-    __slots__ = ("_mend", "busy", "made", "torn")
+    __slots__ = ("_repair", "busy", "dirty", "opening")
 
-    def __init__(self, mend: Callable[[], None]) -> None:
-        """`mend`: gives back the places that no open stream has."""
+    def __init__(self, repair: Callable[[], None]) -> None:
+        """`repair`: frees the storage that no open stream uses."""
         self.busy = False
-        self.made: object = (
-            None  # the stream that the call inside opens: nobody has it if that is interrupted
-        )
-        self.torn = False  # a call was interrupted, and `mend` has not run to its end since
-        self._mend = mend
+        # The stream that the call opens: no caller has it if the call is interrupted.
+        self.opening: object = None
+        self.dirty = False  # a call was interrupted, and `repair` has not completed since
+        self._repair = repair
 
     def refuse(self) -> NoReturn:
         raise StreamError(
@@ -36,13 +35,13 @@ class Calls:
         )
 
     def interrupted(self) -> None:
-        """To be called where a call ends by something that is no Exception, as Ctrl-C is."""
-        self.torn = True
-        self.mend()
+        """Clean up after a call that was interrupted, such as by Ctrl-C."""
+        self.dirty = True
+        self.repair()
 
-    def mend(self) -> None:
-        self._mend()
-        self.torn = False
+    def repair(self) -> None:
+        self._repair()
+        self.dirty = False
 
 
 class _Caller(Protocol):
@@ -57,20 +56,20 @@ _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
 
-def alone(
+def exclusive(
     method: Callable[Concatenate[_Self, _Given], _Made],
 ) -> Callable[Concatenate[_Self, _Given], _Made]:
-    """A method as a call of its own; notices of what happened in it are delivered at its end."""
+    """Run a method as one call of the engine; deliver its notices at the end."""
 
     @wraps(method)
     def call(self: _Self, /, *args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
         calls = self._calls
         if calls.busy:
             calls.refuse()
-        calls.busy, calls.made = True, None
+        calls.busy, calls.opening = True, None
         try:
-            if calls.torn:
-                calls.mend()
+            if calls.dirty:
+                calls.repair()
             return method(self, *args, **kwargs)
         except Exception:
             raise

@@ -2,12 +2,14 @@
 
     y[t], state[t] = pipeline(x[t], u[t], state[t-1])   with   u[t] = y[t-1],   u[0] = the initial value
 
-A text generator's sampled character is its next input, a controller's last action is what it reasons from.
-The loop is a stage around the whole pipeline: its state is the inner stages' and the values fed back.
+For example, a text generator's next input is the character that it sampled, and a controller uses its last
+action. The loop is a stage around the whole pipeline: its state is the inner stages' states and the values
+fed back.
 
-Where some inputs are not fed back, a chunk gives those, and is stepped tick by tick. Where all are, a chunk
-gives them itself, in the loop's place (a prompt), and `Steps` steps without any input. Either way a chunk is
-committed whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the last.
+If some inputs are not fed back, a chunk holds these inputs and is stepped tick by tick. If all are fed back,
+a chunk replaces the fed-back values (a prompt), and `Steps` steps without any input. In both cases a chunk is
+committed as a whole or not at all: its ticks step a fork of the state (`Stage.fork`), which lands after the
+last tick.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFiniteError, PipelineError, RunnelError, SnapshotError, StageError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 from ..spec import Array, Signal, TensorSpec, initial_row
 from ..stage import Arrays, Chunk, Results, Stage, State, Steps, as_error, require_finite
 from .pipeline import Pipeline, States, freeze, join
@@ -28,81 +30,84 @@ _KEYS = ("output", "initial")
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
-    """One value on its way back: to the input `target` from the output `source`."""
+class LoopInput:
+    """One value that is fed back from the output `source` to the input `target`."""
 
     target: TensorSpec
     source: str
-    initial: Array  # one time step of it; read-only
+    initial: Array  # one time step of the input; read-only
 
 
-class Looped(NamedTuple):
-    """One stream's state."""
+class LoopState(NamedTuple):
+    """The state of one stream."""
 
-    states: States  # the inner stages'
-    fed: Arrays  # by input, (1, ...): what the next tick is given
+    states: States  # of the inner stages
+    fed: Arrays  # by input, (1, ...): the values for the next tick
 
 
 def read(part: Mapping[str, Any], inner: Pipeline, where: str) -> Feedback:
-    """What [feedback] asks for: ``input = {output = "…", initial = …}``. Raises PipelineError, ModelError."""
+    """Make the stage of a [feedback] table.
+
+    The table is ``input = {output = "…", initial = …}``. Raises PipelineError, ModelError.
+    """
     if not part:
         raise PipelineError(f'{where} names no input; for example: token = {{ output = "sampled" }}')
-    backs = []
+    loop_inputs = []
     for name in part:
-        place = f"{where} {name}"
-        entry = tables.table(part, name, where)
-        tables.known(entry, _KEYS, place)
-        target = _named(inner.inputs, name, place, "input")
-        source = _named(inner.outputs, tables.text(entry, "output", place), place, "output")
+        location = f"{where} {name}"
+        entry = toml.table(part, name, where)
+        toml.known(entry, _KEYS, location)
+        target = _named(inner.inputs, name, location, "input")
+        source = _named(inner.outputs, toml.text(entry, "output", location), location, "output")
         if (source.dtype, source.shape) != (target.dtype, target.shape):
             raise PipelineError(
-                f"{place}: the output {source} cannot be the next input {target}: dtype and shape must be "
+                f"{location}: the output {source} cannot be the next input {target}: dtype and shape must be "
                 "the same (a cast, or a one_hot, before the model?)"
             )
         value = entry.get("initial", 0)
-        initial = initial_row(value, target.shape, target.dtype, place)
+        initial = initial_row(value, target.shape, target.dtype, location)
         if initial.dtype.kind != "f" and np.any(initial != np.asarray(value)):
-            raise PipelineError(f"{place}: initial must be {target.dtype}, not {value!r:.80}")
-        backs.append(Back(target, source.name, initial))
+            raise PipelineError(f"{location}: initial must be {target.dtype}, not {value!r:.80}")
+        loop_inputs.append(LoopInput(target, source.name, initial))
     try:
-        return Feedback(inner, backs)
+        return Feedback(inner, loop_inputs)
     except PipelineError as error:
         raise PipelineError(f"{where}: {error.message}") from None
 
 
-def _named(signal: Signal, name: str, place: str, kind: str) -> TensorSpec:
+def _named(signal: Signal, name: str, location: str, kind: str) -> TensorSpec:
     found = next((tensor for tensor in signal.tensors if tensor.name == name), None)
     if found is None:
         hint = nearest(name, list(signal.names))
-        raise PipelineError(f"{place}: the pipeline has no {kind} {name!r}{hint}; it has {signal}")
+        raise PipelineError(f"{location}: the pipeline has no {kind} {name!r}{hint}; it has {signal}")
     return found
 
 
 class Feedback(Stage):
-    """A pipeline whose outputs `backs` name are fed back: each tick makes one row, latency 0.
+    """A pipeline that feeds outputs back: one output per tick, latency 0.
 
-    Raises PipelineError for a stage inside that does not make a row of each row, at once.
+    Raises PipelineError if an inner stage does not return one time step for each, at once.
     """
 
     name = "feedback"
 
-    def __init__(self, inner: Pipeline, backs: Sequence[Back]) -> None:
-        for place in inner.places:
-            stage = place.stage
+    def __init__(self, inner: Pipeline, loop_inputs: Sequence[LoopInput]) -> None:
+        for runner in inner.runners:
+            stage = runner.stage
             if stage.ratio != (1, 1) or stage.latency:
                 raise PipelineError(
-                    f"stage {place.label!r} cannot be in a loop: each of its stages must make one time step "
+                    f"stage {runner.label!r} cannot be in a loop: each of its stages must make one time step "
                     f"of each, at once; this one has ratio {stage.ratio} and latency {stage.latency}"
                 )
         self.inner = inner
-        self.backs = tuple(backs)
-        fed = {back.target.name for back in backs}
+        self.loop_inputs = tuple(loop_inputs)
+        fed = {loop_input.target.name for loop_input in loop_inputs}
         rest = tuple(tensor for tensor in inner.inputs.tensors if tensor.name not in fed)
         self.generates = not rest
         self.inputs = Signal(rest or inner.inputs.tensors, inner.inputs.rate)
         self.outputs = inner.outputs
-        self.place_bytes = inner.state_bytes
-        # (what the loop calls it, the inner stage's own name for it), of each inner stage
+        self.storage_bytes = inner.state_bytes
+        # for each inner stage: (name in the loop's state, name in the stage's own state)
         self._keys = [
             [(f"{name}.{key}", key) for key in stage.initial()]
             for name, stage in zip(inner.stage_names, inner.stages, strict=True)
@@ -114,34 +119,37 @@ class Feedback(Stage):
     # States
 
     def initial(self) -> Arrays:
-        """``STAGE.NAME``: each inner stage's state of that name; ``fed.INPUT``, (1, ...): as the input is."""
+        """``STAGE.NAME``: an inner stage's state; ``fed.INPUT``: (1, ...), the value fed back."""
         return self._laid_open(
             [stage.initial() for stage in self.inner.stages],
-            {back.target.name: back.initial[None] for back in self.backs},
+            {loop_input.target.name: loop_input.initial[None] for loop_input in self.loop_inputs},
         )
 
-    def open(self) -> Looped:
-        return Looped(self.inner.open(), {back.target.name: back.initial[None] for back in self.backs})
+    def open(self) -> LoopState:
+        return LoopState(
+            self.inner.open(),
+            {loop_input.target.name: loop_input.initial[None] for loop_input in self.loop_inputs},
+        )
 
-    def load(self, state: State, arrays: Arrays) -> Looped:
+    def load(self, state: State, arrays: Arrays) -> LoopState:
         fed = {}
-        for back in self.backs:
-            name = back.target.name
+        for loop_input in self.loop_inputs:
+            name = loop_input.target.name
             value = arrays[f"fed.{name}"]
-            if value.shape != (1, *back.target.shape):
+            if value.shape != (1, *loop_input.target.shape):
                 raise SnapshotError(
                     f"{self.name}: {name!r} on its way back has shape {value.shape}, expected "
-                    f"{(1, *back.target.shape)}"
+                    f"{(1, *loop_input.target.shape)}"
                 )
             require_finite(name, value, self.name)
             fed[name] = value
         after = []
-        for place, keys, held in zip(self.inner.places, self._keys, state.states, strict=True):
+        for runner, keys, held in zip(self.inner.runners, self._keys, state.states, strict=True):
             try:
-                after.append(freeze(place.stage.load(held, {own: arrays[key] for key, own in keys})))
+                after.append(freeze(runner.stage.load(held, {own: arrays[key] for key, own in keys})))
             except Exception as error:
-                raise as_error(place.label, error) from error
-        return Looped(tuple(after), freeze(fed))
+                raise as_error(runner.label, error) from error
+        return LoopState(tuple(after), freeze(fed))
 
     def dump(self, state: State) -> Arrays:
         return self._laid_open([arrays for _, arrays in self.inner.dump(state.states)], state.fed)
@@ -152,11 +160,11 @@ class Feedback(Stage):
     def reclaim(self, states: Sequence[State]) -> None:
         self.inner.reclaim([state.states for state in states])
 
-    def fork(self, state: State) -> Looped:
-        return Looped(self.inner.fork(state.states), state.fed)
+    def fork(self, state: State) -> LoopState:
+        return LoopState(self.inner.fork(state.states), state.fed)
 
-    def land(self, state: State, forked: State) -> Looped:
-        return Looped(self.inner.land(state.states, forked.states), forked.fed)
+    def land(self, state: State, forked: State) -> LoopState:
+        return LoopState(self.inner.land(state.states, forked.states), forked.fed)
 
     def drop(self, forked: State) -> None:
         self.inner.drop(forked.states)
@@ -169,24 +177,24 @@ class Feedback(Stage):
 
     # Steps
 
-    def step(self, state: State, chunk: Chunk) -> tuple[Looped, Chunk]:
+    def step(self, state: State, chunk: Chunk) -> tuple[LoopState, Chunk]:
         [result] = self.step_many([state], [chunk])
         if isinstance(result, RunnelError):
             raise result
         return result
 
-    def flush(self, state: State) -> tuple[Looped, Chunk]:
+    def flush(self, state: State) -> tuple[LoopState, Chunk]:
         after, made = self.inner.flush(state.states)
-        return Looped(after, state.fed), made
+        return LoopState(after, state.fed), made
 
-    def step_many(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
+    def step_many(self, states: Sequence[LoopState], chunks: Sequence[Chunk]) -> Results:
         if not self.generates:
             return self._run(states, chunks, [len(next(iter(chunk.values()))) for chunk in chunks])
-        results: list[tuple[Looped, Chunk] | RunnelError] = [(state, {}) for state in states]
+        results: list[tuple[LoopState, Chunk] | RunnelError] = [(state, {}) for state in states]
         prompts = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Steps)]
         if prompts:
-            told = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
-            for i, result in zip(prompts, told, strict=True):
+            prompted = self._prompt([states[i] for i in prompts], [chunks[i] for i in prompts])
+            for i, result in zip(prompts, prompted, strict=True):
                 results[i] = result
         alone = [(i, chunk) for i, chunk in enumerate(chunks) if isinstance(chunk, Steps)]
         if alone:
@@ -197,10 +205,10 @@ class Feedback(Stage):
                 results[i] = result
         return results
 
-    def _prompt(self, states: Sequence[Looped], chunks: Sequence[Chunk]) -> Results:
-        """All inputs are given: no tick waits for the one before it."""
+    def _prompt(self, states: Sequence[LoopState], chunks: Sequence[Chunk]) -> Results:
+        """Step chunks that hold all inputs: no tick depends on the tick before."""
         done = self._inner_step([state.states for state in states], chunks)
-        results: list[tuple[Looped, Chunk] | RunnelError] = []
+        results: list[tuple[LoopState, Chunk] | RunnelError] = []
         for chunk, state, result in zip(chunks, states, done, strict=True):
             try:
                 if isinstance(result, RunnelError):
@@ -213,18 +221,18 @@ class Feedback(Stage):
                 results.append(error)
         return results
 
-    def _run(self, states: Sequence[Looped], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
-        """Tick by tick, all streams that have one together; a stream that has several, on a fork."""
+    def _run(self, states: Sequence[LoopState], chunks: Sequence[Chunk], counts: Sequence[int]) -> Results:
+        """Step tick by tick, on a fork if a stream has several ticks."""
         now = [state.states for state in states]
         forked: set[int] = set()
         try:
             return self._ticks(states, chunks, counts, now, forked)
-        finally:  # those that did not land, whatever was raised
+        finally:  # forks that did not land, after any error
             try:
                 self._drop(now, forked)
             except RunnelError:
                 raise
-            except BaseException:  # an interrupt: again, for those that are left
+            except BaseException:  # an interrupt: drop the remaining forks
                 self._drop(now, forked)
                 raise
 
@@ -241,16 +249,16 @@ class Feedback(Stage):
 
     def _ticks(
         self,
-        states: Sequence[Looped],
+        states: Sequence[LoopState],
         chunks: Sequence[Chunk],
         counts: Sequence[int],
         now: list[States],
         forked: set[int],
     ) -> Results:
-        """`now`: each stream's inner states, kept up to date; `forked`: the streams whose are a fork's."""
+        """`now`: each stream's current inner states; `forked`: the streams whose states are a fork."""
         fed = [state.fed for state in states]
         made: list[list[Chunk]] = [[] for _ in states]
-        results: list[tuple[Looped, Chunk] | RunnelError] = [
+        results: list[tuple[LoopState, Chunk] | RunnelError] = [
             (state, self.outputs.empty()) for state in states
         ]
         alive = []
@@ -295,7 +303,7 @@ class Feedback(Stage):
         try:
             after = self.inner.land(states, fork)
         except RunnelError:
-            forked.discard(i)  # its places were given back
+            forked.discard(i)  # its storage was freed
             raise
         forked.discard(i)
         return after
@@ -311,24 +319,24 @@ class Feedback(Stage):
             return [error]
 
     def _fed(self, made: Chunk, steps: int) -> Arrays:
-        """What the last of these steps gives back. Raises NonFiniteError, StageError."""
+        """Return the values to feed back from the last time step. Raises NonFiniteError, StageError."""
         fed = {}
-        for back in self.backs:
-            values = made[back.source]
+        for loop_input in self.loop_inputs:
+            values = made[loop_input.source]
             if len(values) != steps:
                 raise StageError(f"the pipeline made {len(values)} time steps of {steps}, in a loop")
-            require_finite(back.source, values, "feedback")  # it would be in the stream's state
-            fed[back.target.name] = values if steps == 1 else values[-1:]
+            require_finite(loop_input.source, values, "feedback")  # it would enter the stream's state
+            fed[loop_input.target.name] = values if steps == 1 else values[-1:]
         return fed
 
 
-def _kept(states: States, fed: Arrays) -> Looped:
-    """A stream's next state; the outputs that it holds are copies, since the caller has the others."""
-    return Looped(states, freeze({name: value.copy() for name, value in fed.items()}))
+def _kept(states: States, fed: Arrays) -> LoopState:
+    """Return a stream's next state, with copies of the values fed back."""
+    return LoopState(states, freeze({name: value.copy() for name, value in fed.items()}))
 
 
 def _located(error: RunnelError, tick: int, count: int) -> RunnelError:
-    """The error, with the time step of the chunk at which it came: a tick knows of no other."""
+    """Return the error with its time step in the chunk."""
     if count == 1:
         return error
     placed = type(error)(f"in time step {tick} of {count}: {error.message}")

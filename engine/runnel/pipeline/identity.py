@@ -1,8 +1,8 @@
-"""What makes two pipelines the same, in parts, so that an error can say in which they differ.
+"""The identity of a pipeline, in parts that an error can name.
 
-A part is the model, a stage, or a table of the pipeline file that computes. What a part computes follows from
-its package's version, its options and the content of the files that it names. The date of a certificate, the
-machine, paths, and how a pipeline is served are not in it.
+A part is the model, a stage, or a table of the pipeline file that affects the numbers. What a part computes
+follows from its package's version, its options and the content of the files that it names. The certificate's
+date, the machine, paths, and how a pipeline is served are not part of the identity.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-MAX_PARTS: Final = 256  # the stages before and after the model, it, and two tables, with room
+MAX_PARTS: Final = 256  # the stages before and after the model, the model, and two tables, with room to spare
 MAX_TEXT: Final = 256  # characters of a part's field
 _DIGEST: Final = 32  # hexadecimal digits: 128 bits
 
@@ -20,29 +20,29 @@ _DIGEST: Final = 32  # hexadecimal digits: 128 bits
 class Part(NamedTuple):
     """One part of a pipeline's identity. All fields are texts of at most `MAX_TEXT` characters."""
 
-    label: str  # where it stands in the file: "[model]", "[[before]] number 1"
+    label: str  # its position in the file: "[model]", "[[before]] number 1"
     use: str = ""  # a stage's name
-    package: str = ""  # the distribution that a plugin comes from, and its version
+    package: str = ""  # a plugin's distribution and version
     content: str = ""  # a digest of a model's content
-    options: str = ""  # a digest of what the file says of it
+    options: str = ""  # a digest of its options in the file
 
     def bounded(self) -> Part:
         return Part(*(text[:MAX_TEXT] for text in self))
 
 
 def digest(value: Any) -> str:
-    """Of a value that JSON can hold, whatever the order of its keys."""
+    """Return the digest of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
 
 
 def fingerprint(parts: Sequence[Part], more: Mapping[str, Any]) -> str:
-    """Of the whole pipeline; `more`: what else a hand-made pipeline is known by."""
+    """Return the digest of a whole pipeline; `more`: further identity of a pipeline made in code."""
     return digest([[list(part) for part in parts], dict(more)])
 
 
 def read(value: Any) -> tuple[Part, ...]:
-    """Parts out of a snapshot's header. Raises ValueError, TypeError."""
+    """Read the parts from a snapshot's header. Raises ValueError, TypeError."""
     if not isinstance(value, list) or len(value) > MAX_PARTS:
         raise ValueError(f"parts must be a list of at most {MAX_PARTS}")
     parts = []
@@ -54,7 +54,7 @@ def read(value: Any) -> tuple[Part, ...]:
 
 
 def differences(theirs: Sequence[Part], ours: Sequence[Part]) -> list[str]:
-    """In words: what of the snapshot's pipeline is not as in this one."""
+    """Describe in words how the snapshot's pipeline differs from this one."""
     then, now = ({part.label: part for part in parts} for parts in (theirs, ours))
     found = []
     for label in dict.fromkeys([*then, *now]):

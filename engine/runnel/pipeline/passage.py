@@ -1,9 +1,8 @@
-"""A chunk on its way through a pipeline, a slice at a time.
+"""A chunk that passes through a pipeline in slices.
 
-Theory: by the law of chunking a chunk may be cut anywhere. Its slices step a *fork* of the stream's state, so
-that the stream itself is as it was until the last slice has succeeded: then the fork *lands*, and the chunk
-counts as one. Whatever fails before that drops the fork, and nothing has happened. Between two slices other
-streams take their turns.
+By the law of chunking a chunk may be cut anywhere. The slices step a *fork* of the stream's state, so the
+stream does not change until the last slice has succeeded. Then the fork *lands*, and the chunk counts as one.
+After an error the fork is dropped, and nothing has changed. Between two slices other streams are stepped.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ..errors import NonFiniteError, RunnelError, StreamError
 from ..notices import Notices
 from ..spec import Array
 from ..stage import Chunk, Steps
-from .calls import Calls, alone
+from .calls import Calls, exclusive
 
 if TYPE_CHECKING:
     from ..stream import Stream
@@ -23,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Passage:
-    """One chunk of one stream, of which the first `at` of `steps` time steps are done.
+    """One chunk of one stream; `at` of its `steps` time steps are done.
 
     Made by `Engine.begin`, advanced by `Engine.advance`, ended by `land` or `drop`. Do not step the stream
-    meanwhile: the passage of a stream that has moved on cannot land.
+    meanwhile: a passage cannot land if its stream has changed.
     """
 
     __slots__ = ("_before", "_over", "at", "chunk", "states", "steps", "stream")
 
     def __init__(self, stream: Stream, chunk: Array | Chunk, over: Callable[[Passage], None]) -> None:
-        """`over` is called once it has landed or was dropped.
+        """`over` is called when the passage has landed or was dropped.
 
-        Raises as `Stream.feed` for a chunk that is not what the pipeline takes; LimitError.
+        Raises as `Stream.feed` does for an invalid chunk; LimitError.
         """
         stream._check_live()
         pipeline = stream._pipeline
@@ -48,37 +47,37 @@ class Passage:
 
     @property
     def left(self) -> int:
-        """Time steps that are still to be done."""
+        """Time steps that remain."""
         return self.steps - self.at
 
-    @alone
+    @exclusive
     def flush(self) -> Chunk:
-        """The end of the stream, behind all slices: what is still inside. Raises as `Stream.flush`."""
+        """Flush the stages after the last slice; return what they still hold. Raises as `Stream.flush`."""
         self.states, made = self.stream._pipeline.flush(self.states)
         return made
 
-    @alone
+    @exclusive
     def land(self, ended: bool = False) -> None:
-        """The chunk counts: the stream goes on from here. `ended`: it was flushed as well.
+        """Commit the chunk: the stream continues from the fork. `ended`: it was flushed as well.
 
-        Raises StreamError where the stream was stepped, reset or closed meanwhile; it then stays as it is.
+        Raises StreamError, and leaves the stream as it is, if it was stepped, reset or closed meanwhile.
         """
         stream = self.stream
         if stream._closed or stream._states is not self._before:
             raise StreamError(f"stream {stream.id!r} was changed while a chunk of it was on its way")
-        forked, self.states = self.states, ()  # given back whatever comes
+        forked, self.states = self.states, ()  # freed in any case
         after = stream._pipeline.land(self._before, forked)
         stream._states, stream.seq, stream._ended = after, stream.seq + 1, ended
         self._over(self)
         if stream.seq - 1 == stream._due:
             stream._due += stream._health.every
-            stream._health.look(stream)
+            stream._health.check(stream)
 
-    @alone
+    @exclusive
     def drop(self, error: RunnelError | None = None) -> None:
-        """The chunk does not count: the stream is as it was. Allowed at any time, once it landed as well.
+        """Discard the chunk: the stream is unchanged. Allowed at any time, also after `land`.
 
-        `error`: why, for those who are notified of it.
+        `error`: the reason, for the notice.
         """
         states, self.states = self.states, ()
         self._over(self)
@@ -103,9 +102,9 @@ class Passage:
 
 
 def advance(parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
-    """The next time steps of each passage, stepped together: what each makes, or its error.
+    """Step the next time steps of each passage together; return the outputs, or errors.
 
-    The passages are of one pipeline. One that failed is to be dropped.
+    All passages are of one pipeline. Drop a passage that failed.
     """
     if not parts:
         return []
@@ -132,7 +131,7 @@ def advance(parts: Sequence[tuple[Passage, int]]) -> list[Chunk | RunnelError]:
 
 
 def _located(error: RunnelError, passage: Passage, steps: int) -> RunnelError:
-    """The error, with the slice of the chunk in which it came: a slice knows of no other."""
+    """Return the error with its time steps in the chunk."""
     if steps == passage.steps:
         return error
     end = passage.at + steps - 1

@@ -1,7 +1,7 @@
-"""Stages in a row: the path of a chunk through them, for one stream and for many.
+"""Stages in sequence: the path of chunks, for one stream and many.
 
-A stream's state is the tuple of its stages' states. The functions here return the next tuple and
-never change the one that they were given; the caller commits by keeping it.
+A stream's state is the tuple of its stages' states. The functions here return the next tuple and never change
+the given one; the caller commits by storing the result.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 
 from .. import snapshot as snapshots
-from ..batch import Batch, Done, stack
+from ..batch import Batch, BatchResult, stack
 from ..errors import ChunkError, EmptyChunkError, PipelineError, RunnelError, SnapshotError
 from ..spec import MAX_RANK, Array, ModelSpec, Signal, brief
 from ..stage import Arrays, Chunk, Stage, State, Steps, as_error
 from .identity import Part, differences, fingerprint
-from .stage_runner import Place
+from .stage_runner import StageRunner
 
 HEADER_BYTES = 16 * 1024  # of a snapshot's header: read to say how a foreign pipeline differs
-MAX_ROW_BYTES = 2**26  # of one time step of one array: several times what a message may hold
+MAX_TIME_STEP_BYTES = 2**26  # of one time step of one array: several times what a message may hold
 
 States = tuple[State, ...]
 
 
 class Pipeline:
-    """Immutable once made; shared by all streams of an engine."""
+    """The stages of an engine. Immutable once made; shared by all streams."""
 
     def __init__(
         self,
@@ -41,8 +41,9 @@ class Pipeline:
         stage_seconds: float | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
-        """`stage_seconds`: what a stage may take for one stream's chunk; None: as long as it takes. `parts`
-        and `identity`: what the fingerprint covers, the first in parts that errors can name."""
+        """`stage_seconds`: the time limit of a stage for one stream's chunk; None: no limit. `parts` and
+        `identity`: what the fingerprint covers; errors can name the parts.
+        """
         if not stages:
             raise PipelineError("a pipeline needs at least one stage")
         for i, stage in enumerate(stages):
@@ -50,29 +51,29 @@ class Pipeline:
         for before, after in pairwise(stages):
             _check_fit(before, after)
         self.stages = tuple(stages)
-        self.places = tuple(Place(stage, i, stage_seconds) for i, stage in enumerate(stages))
+        self.runners = tuple(StageRunner(stage, i, stage_seconds) for i, stage in enumerate(stages))
         self.model = model
         self.inputs: Signal = stages[0].inputs
         self.outputs: Signal = stages[-1].outputs
         self.latency = _latency(stages)
         self.stage_names = _names(stages)
         self.generates = stages[0].generates  # whether a stream can step without input
-        self.state_bytes = sum(stage.place_bytes for stage in stages)  # of one stream, in its models
-        # A stage of somebody's own might keep what it is given, and that is the caller's memory; what it
-        # makes might be what it was given, locked.
-        self._lends = self.places[0].declared is not None
-        self._unlocks = self.places[-1].declared is not None
-        # (states, chunk) -> (next states, what the chunk makes); raises errors of the tree.
+        self.state_bytes = sum(stage.storage_bytes for stage in stages)  # of one stream, in its models
+        # A plugin's stage might store its input, which is the caller's memory, and might return its input,
+        # which is locked.
+        self._lends = self.runners[0].declared is not None
+        self._unlocks = self.runners[-1].declared is not None
+        # (states, chunk) -> (next states, output); raises errors of the tree.
         self.step: Callable[[States, Chunk], tuple[States, Chunk]]
         alone = len(stages) == 1 and not self._lends
         self.step = self._step_only if alone else self._step_all
-        self._place_of_only = self.places[0]
+        self._only_runner = self.runners[0]
         # A snapshot continues only in a pipeline with this model, these stages and these options.
         self.parts = tuple(parts)
         self.fingerprint = fingerprint(self.parts, identity)
         self._only_in = self.inputs.tensors[0] if len(self.inputs.tensors) == 1 else None
         self.only_out = self.outputs.names[0] if len(self.outputs.names) == 1 else None
-        # What the shortest path at the door compares with: one tick of the only input.
+        # For the fast path: one tick of the only input.
         self.tick_name = self._only_in.name if self._only_in else ""
         self.tick_dtype = np.dtype(self._only_in.dtype) if self._only_in else None
         self.tick_shape = (1, *self._only_in.shape) if self._only_in else None
@@ -84,16 +85,16 @@ class Pipeline:
 
     @property
     def unrolled(self) -> Pipeline:
-        """The pipeline that has the file's stages: itself, or the one inside of its loop."""
+        """The pipeline of the file's stages, inside a feedback loop if there is one."""
         inner = getattr(self.stages[0], "inner", None)
         return inner if isinstance(inner, Pipeline) else self
 
-    # At the door
+    # Input and output
 
     def accept(self, chunk: Array | Chunk) -> Chunk:
-        """The chunk as a dict, checked: names, types, dtypes, shapes, at least one time step.
+        """Check a chunk's names, types, dtypes and shapes; return it as a dict.
 
-        Whether the numbers are finite is for the stages to check, since some take NaN on purpose.
+        The stages check whether the numbers are finite, since some stages accept NaN.
         """
         only = self._only_in
         if only is not None:
@@ -109,7 +110,7 @@ class Pipeline:
             return self._accept(chunk)
         except RunnelError:
             raise
-        except Exception as error:  # a mapping, or a subclass of array, that fails when it is looked at
+        except Exception as error:  # a mapping, or a subclass of array, that raises when it is read
             raise ChunkError(
                 f"the chunk cannot be read: {type(error).__name__}: {error}; give plain numpy arrays"
             ) from error
@@ -144,7 +145,7 @@ class Pipeline:
                 )
             if isinstance(array, np.ma.MaskedArray):
                 raise ChunkError(f"{spec.name!r} is a masked array: fill its gaps first, as .filled(0) does")
-            # A subclass (memmap, matrix, a unit's) as what it holds: its own rules of mixing are not ours.
+            # Convert subclasses (memmap, matrix, units), whose arithmetic may differ from plain arrays.
             array = accepted[spec.name] = np.asarray(array)
             if array.dtype != spec.dtype:
                 raise ChunkError(
@@ -163,34 +164,34 @@ class Pipeline:
         return accepted
 
     def answer(self, chunk: Any, out: Chunk) -> Any:
-        """What the caller gets: a bare array for a bare array (or for none), if there is one output."""
+        """Return a bare array for a bare array and one output; else the dict."""
         if self.only_out is not None and (chunk is None or isinstance(chunk, np.ndarray)):
             return out[self.only_out]
         return out
 
     def times(self) -> dict[str, dict[str, float]]:
-        """What each stage took so far, in seconds, and how many chunks it stepped, by ``position: name``."""
+        """Return the seconds spent and the chunks stepped by each stage, by ``position: name``."""
         return {
-            "stage_seconds": {place.label: place.seconds for place in self.unrolled.places},
-            "stage_chunks": {place.label: place.calls for place in self.unrolled.places},
+            "stage_seconds": {runner.label: runner.seconds for runner in self.unrolled.runners},
+            "stage_chunks": {runner.label: runner.calls for runner in self.unrolled.runners},
         }
 
     # One stream
 
     def open(self) -> States:
-        """A place for a new stream. LimitError leaves nothing half open."""
+        """Allocate the states of a new stream. After a LimitError nothing stays allocated."""
         made: list[State] = []
         try:
             for stage in self.stages:
-                made.append(freeze(stage.open()))  # noqa: PERF401 - what was opened must be known
+                made.append(freeze(stage.open()))  # noqa: PERF401 - an error must know which stages are open
         except Exception as error:
             for stage, state in zip(self.stages, made, strict=False):
                 stage.close(state)
-            raise as_error(self.places[len(made)].label, error) from error
+            raise as_error(self.runners[len(made)].label, error) from error
         return tuple(made)
 
     def close(self, states: States) -> None:
-        """Give every stage's place back, whatever one of them raises; that is raised at the end."""
+        """Free the state of every stage; the first error is raised at the end."""
         failed: RunnelError | None = None
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
@@ -201,8 +202,8 @@ class Pipeline:
             raise failed
 
     def _step_only(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
-        """`step` where the model is alone: the shortest path of all."""
-        state, out = self._place_of_only.step(states[0], chunk)
+        """Run `step` for a pipeline of only the model: the fast path."""
+        state, out = self._only_runner.step(states[0], chunk)
         return (state,), out
 
     def _step_all(self, states: States, chunk: Chunk) -> tuple[States, Chunk]:
@@ -210,33 +211,33 @@ class Pipeline:
         if self._lends:
             chunk = {name: array.copy() for name, array in chunk.items()}
         last = len(after) - 1
-        for i, place in enumerate(self.places):
-            after[i], chunk = place.step(states[i], chunk)
+        for i, runner in enumerate(self.runners):
+            after[i], chunk = runner.step(states[i], chunk)
             if i < last and not len(next(iter(chunk.values()))):
-                return tuple(after), self.outputs.empty()  # nothing left for the stages that follow
+                return tuple(after), self.outputs.empty()  # nothing for the later stages
         return tuple(after), self._unlocked(chunk)
 
     def flush(self, states: States) -> tuple[States, Chunk]:
-        """End of stream: each stage gets what the ones before it held back, then is flushed itself."""
+        """End a stream: step what earlier stages held back, then flush each stage."""
         after = list(states)
         chunk: Chunk = self.inputs.empty()
-        for i, place in enumerate(self.places):
+        for i, runner in enumerate(self.runners):
             made: list[Chunk] = []
             if len(next(iter(chunk.values()))):
-                after[i], out = place.step(after[i], chunk)
+                after[i], out = runner.step(after[i], chunk)
                 made.append(out)
-            after[i], out = place.flush(after[i])
-            chunk = join(place.stage.outputs, [*made, out])
+            after[i], out = runner.flush(after[i])
+            chunk = join(runner.stage.outputs, [*made, out])
         return tuple(after), self._unlocked(chunk)
 
     def _unlocked(self, chunk: Chunk) -> Chunk:
-        """The pipeline's output as arrays that are the caller's own, to write to as well."""
+        """Return the output as arrays that the caller owns and may write to."""
         if self._unlocks:
             return {name: a if _is_own(a) else a.copy() for name, a in chunk.items()}
         return chunk
 
     def reset(self, states: States) -> States:
-        """`states`' places holding the initial states; raises errors of the tree."""
+        """Return `states` with the initial values; raise errors of the tree."""
         after = []
         for i, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
             try:
@@ -246,12 +247,12 @@ class Pipeline:
         return tuple(after)
 
     def dump(self, states: States) -> tuple[tuple[str, Arrays], ...]:
-        """Each stage's name (made unique by its position where it occurs twice) and its state laid open."""
+        """Return each stage's name, with its position if repeated, and its arrays."""
         return tuple((n, s.dump(x)) for n, s, x in zip(self.stage_names, self.stages, states, strict=True))
 
     @cached_property
     def most_header(self) -> int:
-        """Bytes that a snapshot's header has at most, if it is of this pipeline, with some room."""
+        """Upper bound on the bytes of a snapshot's header for this pipeline, with some room."""
         stages = []
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             arrays = stage.initial()
@@ -259,7 +260,7 @@ class Pipeline:
         return max(HEADER_BYTES, len(json.dumps([stages, [list(part) for part in self.parts]])) + 1024)
 
     def admit(self, claim: snapshots.Claim) -> None:
-        """Raise SnapshotError unless a snapshot that says this of itself can be of this pipeline."""
+        """Raise SnapshotError unless a snapshot with this header can belong to this pipeline."""
         if claim.pipeline != self.fingerprint or len(claim.stages) != len(self.stages):
             found = differences(claim.parts, self.parts) if claim.parts else []
             raise SnapshotError(
@@ -271,7 +272,7 @@ class Pipeline:
             snapshots.fit_names(name, keys, stage.initial())
 
     def load(self, states: States, snapshot: snapshots.Snapshot) -> States:
-        """`states`' places holding what an admitted snapshot says; SnapshotError where a stage refuses it."""
+        """Return `states` with an admitted snapshot's values; raise SnapshotError if a stage refuses them."""
         loaded = []
         for (name, arrays), stage, state in zip(snapshot.stages, self.stages, states, strict=True):
             snapshots.fit(name, arrays, stage.initial())
@@ -282,56 +283,59 @@ class Pipeline:
         return tuple(loaded)
 
     def reclaim(self, streams: Sequence[States]) -> None:
-        """Give back all places but those of these streams, after a call that was interrupted."""
+        """After an interrupted call, free all storage except that of these streams."""
         for i, stage in enumerate(self.stages):
             stage.reclaim([states[i] for states in streams])
 
-    # Several steps before the stream keeps any: see `Stage.fork`.
+    # Several steps before a commit: see `Stage.fork`.
 
     def fork(self, states: States) -> States:
-        """A copy of `states` in places of its own. Raises errors of the tree; then no place is taken."""
+        """Return a copy of `states` with its own storage.
+
+        Raises errors of the tree; nothing is then allocated.
+        """
         made: list[State] = []
         try:
-            for place, state in zip(self.places, states, strict=True):
-                made.append(place.stage.fork(state))
+            for runner, state in zip(self.runners, states, strict=True):
+                made.append(runner.stage.fork(state))
             return tuple(made)
         except BaseException as error:
             at = len(made)
-            self._dropped(self.places, made)
+            self._drop_each(self.runners, made)
             if isinstance(error, Exception):
-                raise as_error(self.places[min(at, len(states) - 1)].label, error) from error
+                raise as_error(self.runners[min(at, len(states) - 1)].label, error) from error
             raise
 
     def land(self, states: States, forked: States) -> States:
-        """What the fork came to, in the places of `states`, which stay valid.
+        """Return the fork's states in the storage of `states`, which stay valid.
 
-        Raises errors of the tree. The fork's places are given back either way.
+        Raises errors of the tree. The fork's storage is freed in any case.
         """
         after: list[State] = []
         try:
-            for place, state, fork in zip(self.places, states, forked, strict=True):
-                after.append(place.stage.land(state, fork))
+            for runner, state, fork in zip(self.runners, states, forked, strict=True):
+                after.append(runner.stage.land(state, fork))
             return tuple(after)
         except BaseException as error:
             at = len(after)
-            self._dropped(self.places[at:], forked[at:])
+            self._drop_each(self.runners[at:], forked[at:])
             if isinstance(error, Exception):
-                raise as_error(self.places[min(at, len(forked) - 1)].label, error) from error
+                raise as_error(self.runners[min(at, len(forked) - 1)].label, error) from error
             raise
 
     def drop(self, forked: States) -> None:
-        """Give a fork's places back, whatever a stage raises; that is raised at the end."""
-        if failed := self._dropped(self.places, forked):
+        """Free a fork's storage; the first error is raised at the end."""
+        if failed := self._drop_each(self.runners, forked):
             raise failed
 
-    def _dropped(self, places: Sequence[Place], forked: Sequence[State]) -> RunnelError | None:
-        """Drop each stage's fork. Returns the first error."""
+    def _drop_each(self, runners: Sequence[StageRunner], forked: Sequence[State]) -> RunnelError | None:
+        """Drop each stage's fork. Return the first error."""
         failed: RunnelError | None = None
-        for place, fork in zip(places, forked, strict=False):
+        for runner, fork in zip(runners, forked, strict=False):
             try:
-                place.stage.drop(fork)
+                runner.stage.drop(fork)
             except Exception as error:
-                failed = failed or as_error(place.label, error)
+                failed = failed or as_error(runner.label, error)
         return failed
 
     # Many streams
@@ -339,37 +343,37 @@ class Pipeline:
     def step_many(
         self, states: Sequence[States], chunks: Sequence[Chunk]
     ) -> list[tuple[States, Chunk] | RunnelError]:
-        """`step` for several streams, stage by stage; an error stands in its stream's place."""
-        if not chunks:  # all were refused at the door
+        """Run `step` for several streams, stage by stage; errors replace results."""
+        if not chunks:  # all were refused before
             return []
         flowing = chunks
         if self._lends:
             flowing = stack(chunks) or [{n: a.copy() for n, a in chunk.items()} for chunk in chunks]
         before = list(zip(*states, strict=True))  # each stage's states
         after: list[Sequence[State]] = list(before)
-        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks are still on their way
-        ended: dict[int, Chunk | RunnelError] = {}  # the others' ends
-        last = len(self.places) - 1
-        for k, place in enumerate(self.places):
+        alive: Sequence[int] = range(len(chunks))  # the streams whose chunks still have time steps
+        ended: dict[int, Chunk | RunnelError] = {}  # outcomes of the other streams
+        last = len(self.runners) - 1
+        for k, runner in enumerate(self.runners):
             if not alive:
                 break
             all_alive = len(alive) == len(chunks)
-            done = place.step_many(before[k] if all_alive else [before[k][i] for i in alive], flowing)
-            if all_alive and isinstance(done, Done) and (k == last or done.batch.steps):
+            done = runner.step_many(before[k] if all_alive else [before[k][i] for i in alive], flowing)
+            if all_alive and isinstance(done, BatchResult) and (k == last or done.batch.steps):
                 after[k], flowing = done.states, done.batch
                 continue
-            column, going, onward = list(before[k]), [], []
+            column, going, remaining = list(before[k]), [], []
             for i, result in zip(alive, done, strict=True):
                 if isinstance(result, RunnelError):
                     ended[i] = result
                     continue
                 column[i], chunk = result
                 if k < last and not len(next(iter(chunk.values()))):
-                    ended[i] = self.outputs.empty()  # nothing left for the stages that follow
+                    ended[i] = self.outputs.empty()  # nothing for the later stages
                 else:
                     going.append(i)
-                    onward.append(chunk)
-            after[k], alive, flowing = column, going, onward
+                    remaining.append(chunk)
+            after[k], alive, flowing = column, going, remaining
         made = self._parted(flowing)
         kept = zip(*after, strict=True)
         if not ended:
@@ -382,7 +386,7 @@ class Pipeline:
         return results
 
     def _parted(self, flowing: Sequence[Chunk]) -> Sequence[Chunk]:
-        """What came out, one chunk a stream, as the callers' own."""
+        """Return the output as one chunk per stream, owned by the caller."""
         if not isinstance(flowing, Batch):
             return [self._unlocked(chunk) for chunk in flowing] if self._unlocks else flowing
         arrays = self._unlocked(flowing.arrays)
@@ -394,7 +398,7 @@ class Pipeline:
 
 
 def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
-    """Chunks of one signal, one after the other."""
+    """Concatenate chunks of one signal."""
     full = [c for c in chunks if len(next(iter(c.values())))]
     if len(full) == 1:
         return full[0]
@@ -404,7 +408,7 @@ def join(signal: Signal, chunks: Sequence[Chunk]) -> Chunk:
 
 
 def freeze(state: State) -> State:
-    """Make a state's arrays read-only: a stage that changes one in place fails instead of corrupting."""
+    """Make a state's arrays read-only, so that changing one in place fails."""
     if isinstance(state, dict):
         for array in state.values():
             array.setflags(write=False)
@@ -412,7 +416,7 @@ def freeze(state: State) -> State:
 
 
 def _is_own(array: Array) -> bool:
-    """Whether nothing is changed by writing to it: no part of a state, which is read-only by now."""
+    """Whether the caller may write to it: it is not part of a state."""
     return array.flags.writeable and (array.base is None or not _is_locked(array.base))
 
 
@@ -421,12 +425,12 @@ def _is_locked(base: Any) -> bool:
 
 
 def _names(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """What a snapshot calls them: their names, with their positions where two would be the same."""
+    """Return the stages' names in a snapshot: with positions if two would be the same."""
     names = [stage.name for stage in stages]
-    told = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
-    if len(set(told)) < len(told):  # a stage has the name that another was given
-        told = [f"{n}-{i}" for i, n in enumerate(names)]
-    return tuple(told)
+    unique = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
+    if len(set(unique)) < len(unique):  # a stage has a name that was made for another
+        unique = [f"{n}-{i}" for i, n in enumerate(names)]
+    return tuple(unique)
 
 
 def _check_fit(before: Stage, after: Stage) -> None:
@@ -445,28 +449,29 @@ def _check_fit(before: Stage, after: Stage) -> None:
 
 
 def same_rate(one: float | None, other: float | None) -> bool:
-    """Whether two rates can be one: unknown, or equal but for digits that nobody writes, as of 16000 / 3."""
+    """Whether two rates agree: unknown, or equal up to rounding, as of 16000 / 3."""
     return not one or not other or math.isclose(one, other, rel_tol=1e-6)
 
 
 def _check_size(stage: Stage, label: str) -> None:
-    """Stages may each do what they can, and all together make a time step that nobody can hold."""
+    """Raise if one time step exceeds MAX_TIME_STEP_BYTES or MAX_RANK."""
     for tensor in (*stage.inputs.tensors, *stage.outputs.tensors):
         size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
         if len(tensor.shape) > MAX_RANK:
             raise PipelineError(
                 f"stage {label!r}: {tensor} has more than {MAX_RANK} axes beside that of time"
             )
-        if size > MAX_ROW_BYTES:
+        if size > MAX_TIME_STEP_BYTES:
             raise PipelineError(
-                f"stage {label!r}: {tensor} is {size} bytes a time step; at most {MAX_ROW_BYTES} are possible"
+                f"stage {label!r}: {tensor} is {size} bytes a time step; at most {MAX_TIME_STEP_BYTES} are "
+                "possible"
             )
 
 
 def _latency(stages: Sequence[Stage]) -> int:
-    """The stages' latencies, each carried back to time steps of the pipeline's input, rounded up.
+    """Sum the stages' latencies in time steps of the pipeline's input, rounded up.
 
-    Behind a stage whose rows come when they come there is no way back: what follows it is not counted.
+    After a stage with irregular output a latency cannot be converted: later stages are not counted.
     """
     total, inputs_per_step = Fraction(0), Fraction(1)
     for stage in stages:

@@ -1,11 +1,11 @@
-"""A stage at its place in a pipeline: called, timed, held to what it declares, and named in errors.
+"""A stage in its pipeline: called, timed, checked against its declaration, and named in errors.
 
-A stage may be anybody's. What it gets is read-only, so that it cannot change a chunk or a state that others
-hold; what it gives is looked at before anything follows from it. Our own model and framing are spared that.
+A stage may be a plugin. Its input is read-only, so that it cannot change a chunk or a state that others use,
+and its output is checked before it is used. The model and the framing are trusted and skip these checks.
 
-That holds off mistakes, not malice: a stage is code of this process. One that makes an array writable
-again, that writes later to an array it gave, that gives two streams the same array as output, or that leaves
-by sys.exit, is not stopped. The published laws (`runnel.checks`) find most of these.
+The checks stop mistakes, not malice, because a stage is code in this process. Not stopped is a stage that
+makes an array writable again, writes later to an array that it returned, returns the same output array for
+two streams, or calls sys.exit. The published laws (`runnel.checks`) find most of these.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..batch import Batch, Done
+from ..batch import Batch, BatchResult
 from ..errors import ChunkError, RunnelError, SlowStageError, SnapshotError, StageError
 from ..snapshot import fit
 from ..spec import Array
 from ..stage import Chunk, Results, Stage, State, as_error
 
 MAX_STATE_BYTES: Final = 64 * 2**20  # of one stream in one stage: 5 minutes of sound; more is a leak
-ARRAY_BYTES: Final = 128  # what an array of a state counts for, be it empty: as numpy's own head of it
-MAX_MADE_BYTES: Final = 2**30  # that one chunk may become in one stage: of far more the process would die
+ARRAY_BYTES: Final = 128  # overhead counted per array of a state, even if empty: numpy's own header
+# Of one chunk's output in one stage: far more would exhaust the memory.
+MAX_MADE_BYTES: Final = 2**30
 
 
-class Place:
-    """Calls the stage at `position`. `seconds` and `calls` tell what that took so far: all its streams'.
+class StageRunner:
+    """Calls the stage at `position`. `seconds` and `calls` count time and chunks over all streams.
 
-    `limit`: seconds that one stream's chunk may take in it. It is seen afterwards, when the result is thrown
-    away: nothing can stop Python code that does not return.
+    `limit`: seconds that one stream's chunk may take. It is checked afterwards and the result is then
+    discarded, because nothing can stop Python code that does not return.
     """
 
     __slots__ = (
@@ -45,15 +46,15 @@ class Place:
         self.limit = limit if limit is not None else float("inf")
         self.seconds = 0.0
         self.calls = 0
-        # The model, what frames it and the loop are proved by the engine's own tests.
+        # The model, its framing and the feedback loop are tested by the engine's own tests.
         trusted = type(stage).__module__.startswith("runnel.")
         self.declared: list[tuple[str, np.dtype[Any], tuple[int, ...]]] | None = None
         if not trusted:
             self.declared = [(t.name, np.dtype(t.dtype), t.shape) for t in stage.outputs.tensors]
-        self.like: dict[str, tuple[np.dtype[Any], int]] = {}  # the dtypes and ranks of a state; see `_frozen`
+        self.like: dict[str, tuple[np.dtype[Any], int]] = {}  # dtypes and ranks of a state; see `_frozen`
         self.loops = type(stage).step_many is Stage.step_many
-        # Time steps that a chunk may become, and have, within MAX_MADE_BYTES; where rows come when they come,
-        # that is seen once they have.
+        # Output and input time steps of one chunk within MAX_MADE_BYTES. With irregular output, the bound is
+        # checked on the result.
         self.lead = stage.inputs.tensors[0].name
         row = sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in stage.outputs.tensors)
         self.made = MAX_MADE_BYTES // max(1, row)
@@ -61,7 +62,7 @@ class Place:
         self.taken = self.made * down // up if up else MAX_MADE_BYTES
 
     def step(self, state: State, chunk: Chunk) -> tuple[State, Chunk]:
-        """One stream's. Raises errors of the tree."""
+        """Step one stream. Raises errors of the tree."""
         declared = self.declared
         if declared is not None:
             self._admit(len(chunk[self.lead]))
@@ -79,7 +80,7 @@ class Place:
         return result if declared is None else self._checked(result)
 
     def flush(self, state: State) -> tuple[State, Chunk]:
-        """One stream's end. Raises errors of the tree."""
+        """Flush one stream. Raises errors of the tree."""
         began = perf_counter()
         try:
             result = self.stage.flush(state)
@@ -92,7 +93,7 @@ class Place:
         return result if self.declared is None else self._checked(result)
 
     def step_many(self, states: Sequence[State], chunks: Sequence[Chunk]) -> Results:
-        """Several streams'; each failure stands in its own stream's place."""
+        """Step several streams; each error takes the place of its stream's result."""
         if self.loops:
             return [self._attempt(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
         began = perf_counter()
@@ -109,20 +110,20 @@ class Place:
             spent = perf_counter() - began
             if len(results) != len(states):
                 raise StageError(f"step_many gave {len(results)} results for {len(states)} streams")
-            if self.declared is not None and isinstance(results, Done):
+            if self.declared is not None and isinstance(results, BatchResult):
                 results = self._checked_batch(states, results)
         except Exception as error:
             if len(states) == 1:
                 return [self._error(error)]
-            # A stage whose batch fails as a whole gets its streams one by one: only the guilty one fails.
+            # If a batch fails as a whole, step each stream alone: only the stream at fault fails.
             return [self._attempt(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
         self.seconds += spent
         self.calls += len(states)
-        if spent > self.limit:  # whose chunk it was shows when each is alone
+        if spent > self.limit:  # step each stream alone to find the slow chunk
             if len(states) == 1:
                 return [self._slow(spent)]
             return [self._attempt(state, chunk) for state, chunk in zip(states, chunks, strict=True)]
-        if self.declared is None or isinstance(results, Done):
+        if self.declared is None or isinstance(results, BatchResult):
             return results
         return [self._named(result) for result in results]
 
@@ -140,10 +141,10 @@ class Place:
         except RunnelError as error:
             return error
 
-    # What it gave
+    # Checks of the result
 
     def _checked(self, result: Any) -> tuple[State, Chunk]:
-        """The result, if it is what the stage declares; the state's arrays made read-only."""
+        """Return the result if it is as declared, with the state's arrays made read-only."""
         try:
             state, out = result
             lengths = set()
@@ -161,7 +162,7 @@ class Place:
             ) from None
         return self._frozen(state), out
 
-    def _checked_batch(self, states: Sequence[State], done: Done) -> Done:
+    def _checked_batch(self, states: Sequence[State], done: BatchResult) -> BatchResult:
         made = done.batch.arrays
         sizes = set()
         for name, dtype, shape in self.declared or ():
@@ -173,14 +174,14 @@ class Place:
             raise self._undeclared(made)
         self._bound(sizes.pop()[1])
         if done.states is not states:
-            return Done([self._frozen(state) for state in done.states], done.batch)
+            return BatchResult([self._frozen(state) for state in done.states], done.batch)
         return done
 
     def _frozen(self, state: State) -> State:
-        """The state made read-only: a stage that changes one in place fails instead of corrupting it.
+        """Make the state read-only, so that changing it in place fails.
 
-        An array that is a part of another is copied: that other one would be kept too, and could be written.
-        A state of other arrays than `initial` makes is refused at once: no snapshot of it could be restored.
+        A view is copied: its base array would stay in memory, and could be written to. Arrays that differ in
+        kind from those of `initial` are refused now, because no snapshot of them could be restored.
         """
         size = 0
         like = self.like
@@ -194,7 +195,7 @@ class Place:
                     state = {**state, name: (array := array.copy())}
                 array.flags.writeable = False
                 size += array.nbytes + ARRAY_BYTES
-        except (AttributeError, ValueError):  # numpy's own scalars have flags, and cannot be locked
+        except (AttributeError, ValueError):  # numpy's scalars have flags, but cannot be locked
             raise StageError(
                 f"stage {self.label!r} gave a state that is not a dict of arrays; of a number, np.asarray "
                 "makes one"
@@ -212,7 +213,7 @@ class Place:
         """Raise StageError unless the state's names, dtypes and ranks are those of `initial`."""
         try:
             initial = self.stage.initial()
-        except Exception:  # that is reported where a stream is opened or reset
+        except Exception:  # reported when a stream is opened or reset
             return
         try:
             fit(self.label, state, initial)
@@ -224,10 +225,10 @@ class Place:
             ) from None
         self.like = {name: (array.dtype, array.ndim) for name, array in initial.items()}
 
-    # How much
+    # Bounds
 
     def _admit(self, steps: int) -> None:
-        """Raise ChunkError for a chunk of so many time steps that it would become too much."""
+        """Raise ChunkError if a chunk of `steps` time steps would exceed MAX_MADE_BYTES."""
         if steps > self.taken:
             size = steps * MAX_MADE_BYTES // max(1, self.taken)
             raise ChunkError(
@@ -236,7 +237,7 @@ class Place:
             )
 
     def _bound(self, steps: int) -> None:
-        """Raise StageError where a chunk became too much."""
+        """Raise StageError if a chunk has exceeded MAX_MADE_BYTES."""
         if steps > self.made:
             raise StageError(
                 f"stage {self.label!r} made {steps} time steps of one chunk, more than {MAX_MADE_BYTES} bytes"
@@ -245,7 +246,7 @@ class Place:
     # Errors
 
     def _error(self, error: Exception) -> RunnelError:
-        """An error of the tree that names the stage and its position."""
+        """Return an error of the tree that names the stage and its position."""
         if self.declared is None or not isinstance(error, RunnelError):
             named = as_error(self.label, error)
             if isinstance(error, ValueError) and "read-only" in named.message:

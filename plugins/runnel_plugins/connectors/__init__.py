@@ -1,6 +1,6 @@
-"""Sources and sinks: the two ends of a run, a kind a file.
+"""Connectors: the sources and sinks that come with Runnel, one kind per file.
 
-Files: `table` (csv, tsv), `jsonl`, `npy`, `parquet`, `sound` (wav, flac, ogg, aiff), `raw` (raw, txt).
-Live: `lines` (a serial port, a pipe), `host` (this machine's own sensors), `microphone`, `zeromq` (sub, pub),
+Files: `table` (csv, tsv), `jsonl`, `npy`, `parquet`, `sound` (wav, flac, ogg, aiff), `raw` (raw, txt). Live:
+`lines` (a serial port, a pipe), `host` (this machine's own sensors), `microphone`, `zeromq` (sub, pub),
 `prometheus`, `plot`.
 """

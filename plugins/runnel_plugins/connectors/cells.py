@@ -1,4 +1,4 @@
-"""Numbers written as text or in JSON, and times: what tables, lines and messages have in common."""
+"""Numbers and times in text or JSON: the common part of tables, lines and messages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runnel.spec import Signal, TensorSpec
 from runnel.times import SECONDS, RowClock, Unit
 
 Missing = Literal["refuse", "nan"]
-"""What becomes of a number that is not there: an error, or NaN (for a pipeline that begins with `impute`)."""
+"""How a missing number is treated: as an error, or as NaN (for a pipeline that begins with `impute`)."""
 
 Rate = Literal["check", "any"]
 """Whether the times of the rows must be at the pipeline's rate."""
 
 
 def number(cell: str) -> float | None:
-    """A finite number written as text."""
+    """Return the finite number written as text, or None."""
     try:
         value = float(cell)
     except ValueError:
@@ -29,7 +29,7 @@ def number(cell: str) -> float | None:
 
 
 def is_number(cell: str) -> bool:
-    """Whether it is written as a number, be it nan."""
+    """Whether the text is a number, including nan."""
     try:
         float(cell)
     except ValueError:
@@ -38,7 +38,10 @@ def is_number(cell: str) -> bool:
 
 
 def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
-    """The number that a cell holds; ValueError says why it is none. `whole`: it must be a whole one."""
+    """Return the number in a cell; ValueError gives the reason if there is none.
+
+    `whole`: an integer is expected.
+    """
     if missing == "nan" and not whole and cell.strip().lower() in ("", "nan", "na", "null"):
         return math.nan
     value = number(cell)
@@ -47,17 +50,16 @@ def read_cell(cell: str, whole: bool, missing: Missing = "refuse") -> float:
     if not whole:
         return value
     try:
-        return int(cell)  # not by way of a float, which holds 53 bits
+        return int(cell)  # not through a float, which holds 53 bits
     except ValueError:
         raise ValueError(f"{cell!r:.80} is not a whole number") from None
 
 
 def read_time(cell: object, unit: Unit = "s") -> tuple[float, float]:
-    """A time as its number, and in seconds.
+    """Return a time as its number, and in seconds. Raises ValueError.
 
-    A finite number is so many of `unit`. A time in ISO 8601 is in UTC unless it says else; its number is the
+    A finite number is in `unit`. A time in ISO 8601 is in UTC unless it has an offset; its number is the
     seconds since 1970.
-    Raises ValueError.
     """
     value = None
     if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
@@ -78,9 +80,9 @@ def read_time(cell: object, unit: Unit = "s") -> tuple[float, float]:
 
 
 class Row:
-    """Rows of a signal made of named values: which of them go where, and how each is read.
+    """Rows of a signal made of named values: their order, and how each is read.
 
-    `time` names the value that says when the row was taken, in `unit`. It fills the signal's float64 tensor
+    `time` names the value that holds the time of the row, in `unit`. It fills the signal's float64 tensor
     ``time`` if there is one. Otherwise the times must be at the signal's rate, unless `rate` is "any".
     """
 
@@ -105,7 +107,7 @@ class Row:
             self.clock = RowClock(where, time, signal.rate if rate == "check" else None, live, unit)
         self.columns = columns_of(self.numbers)
         self.whole = whole_columns(self.numbers)
-        # Where in a row of the signal the time goes, if there.
+        # The index of the time in a row of the signal, if it has one.
         at = 0
         for t in signal.tensors:
             if self.timed and t == tensor:
@@ -114,24 +116,25 @@ class Row:
         self._at = at
 
     def when(self, cell: object) -> tuple[float, float]:
-        """`read_time`, of the rows in their order. ValueError and UsageError as `RowClock.follow`."""
+        """Call `read_time` for the rows in order. ValueError and UsageError as from `RowClock.follow`."""
         stamp, seconds = read_time(cell, self.unit)
         if self.clock is not None:
             self.clock.follow(seconds)
         return stamp, seconds
 
     def full(self, numbers: Sequence[float], stamp: float | None) -> Sequence[float]:
-        """The numbers with the time among them, in the order of the signal's columns."""
+        """Return the numbers with the time inserted, in the order of the signal's columns."""
         if not self.timed or stamp is None:
             return numbers
         return [*numbers[: self._at], stamp, *numbers[self._at :]]
 
 
 class Json:
-    """Time steps as JSON: ``{"x": [1, 2]}``, by the names of the tensors or of their columns (``x.0``).
+    """Time steps as JSON: ``{"x": [1, 2]}``.
 
-    Where the signal has one tensor, its value may stand alone. `columns` names other keys instead, a number
-    each, in the order of the signal's columns.
+    The keys are the names of the tensors, or of their columns (``x.0``). If the signal has one tensor, its
+    value may stand alone. `columns` names other keys instead, one per number, in the order of the signal's
+    columns.
     """
 
     def __init__(self, where: str, row: Row, columns: list[str] | None, missing: Missing) -> None:
@@ -154,9 +157,9 @@ class Json:
         self.used = [*(t.name for t, _ in self._named if self._by_tensor), *keys]
 
     def read(self, value: Any) -> tuple[Sequence[float], tuple[float, float] | None]:
-        """A row of the signal's numbers, and its time, if there is one, as `Row.when` gives it.
+        """Return a row of the signal's numbers, and its time from `Row.when`, if it has one.
 
-        ValueError says what does not fit; UsageError as `Row.when`.
+        Raises ValueError for a value that does not fit, and UsageError as `Row.when` does.
         """
         if not isinstance(value, dict):
             if len(self._named) > 1 or self.row.time is not None or not self._by_tensor:

@@ -1,13 +1,13 @@
-"""This machine's own sensors, by psutil: a real live series wherever Runnel runs.
+"""Host sensors: this machine's own sensors, by psutil, a live series that every machine has.
 
-At tick k, due k / rate seconds after the first reading on the monotonic clock, a row is what is so now
-(memory, swap, load), or what went on since the row before: for a counter c read at the times t,
+At tick k, due k / rate seconds after the first reading on the monotonic clock, a row holds a current value
+(memory, swap, load), or a rate since the row before: for a counter c read at the times t,
 
     (c[k] - c[k-1]) / (t[k] - t[k-1])          bytes a second: disk_*, net_*
     100 (busy[k] - busy[k-1]) / (all[k] - all[k-1])     percent: cpu, cpu0, cpu1, …
 
-so that the first row comes one tick after the first reading. Ticks are due by the clock and not after each
-other: lateness does not add up. Ticks that were missed (the machine slept) are left out, and told at the end.
+so that the first row comes one tick after the first reading. Ticks are due by the clock, so lateness does not
+add up. Missed ticks (the machine slept) are left out, and their number is reported at the end.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ORDER: Final = (
 
 
 class Host(Source):
-    """Read this machine's sensors at a set rate: processor, memory, disk, network.
+    """Read this machine's sensors at a fixed rate: processor, memory, disk, network.
 
-    `metrics`: which, in the order of the inputs; without it, the first of this list, as many as the
+    `metrics`: the sensors, in the order of the inputs. The default is the first of this list, as many as the
     pipeline takes: cpu (% busy, of all), memory (% used), net_received, net_sent, disk_read, disk_written
     (bytes/s), load (the mean of the last minute), swap (% used). Also cpu0, cpu1, … (% busy). `rate`: rows
-    a second; without it the pipeline's rate, or 1. A pipeline's float64 input ``time`` is filled with
+    per second; the default is the pipeline's rate, or 1. A pipeline's float64 input ``time`` is filled with
     seconds since 1970.
     """
 
@@ -106,7 +106,7 @@ class Host(Source):
             warn(f"host: {self._missed} ticks were missed, and left out")
 
     def _read(self) -> dict[str, Any]:
-        """What the chosen metrics are made of."""
+        """Read the raw values for the chosen metrics."""
         ps = self._psutil
         read: dict[str, Any] = {}
         for kind in {_kind(name) for name in self._metrics}:
@@ -131,7 +131,7 @@ class Host(Source):
         if name.startswith("cpu"):
             core = int(name[3:])
             if core >= min(len(before["cores"]), len(after["cores"])):
-                return 0.0  # it was switched off
+                return 0.0  # the core was switched off
             return _percent(before["cores"][core], after["cores"][core])
         if name in ("memory", "swap", "load"):
             return float(after[name])
@@ -139,7 +139,7 @@ class Host(Source):
         if before[kind] is None or after[kind] is None:
             return 0.0  # a machine without a disk, or without a network
         more = float(getattr(after[kind], field) - getattr(before[kind], field))
-        return max(0.0, more) / max(seconds, 1e-9)  # below 0 where a device went away
+        return max(0.0, more) / max(seconds, 1e-9)  # below 0 if a device was removed
 
 
 _COUNTERS: Final = {
@@ -155,7 +155,10 @@ def _kind(name: str) -> str:
 
 
 def _busy(times: Any) -> tuple[float, float]:
-    """Seconds busy, and seconds in all. Linux counts a guest's time a second time, as its host's."""
+    """Return (seconds busy, seconds in total).
+
+    Linux counts a guest's time twice, also as its host's.
+    """
     spent = times._asdict()
     all_of_it = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)
     return all_of_it - spent["idle"] - spent.get("iowait", 0.0), all_of_it

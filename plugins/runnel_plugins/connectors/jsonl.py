@@ -1,7 +1,7 @@
-"""JSON lines: one object a time step, ``{"y": [0.1, 0.2], "peak": 0.2}``; arrays as nested lists.
+"""JSON lines: one object per time step, ``{"y": [0.1, 0.2], "peak": 0.2}``; arrays as nested lists.
 
-As a listener, one object an event of a stream:
-``{"time": 1790000000.1, "event": "closed", "stream": "mic-1", "seq": 250, "reason": "idle"}``.
+As a listener, one object per event of a stream: ``{"time": 1790000000.1, "event": "closed", "stream":
+"mic-1", "seq": 250, "reason": "idle"}``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from runnel_plugins.connectors.timed import Part, Timed, UnusedTime
 
 
 class JsonLines(Timed):
-    """Read JSON lines, an object a time step; from a pipe, lines as they come.
+    """Read JSON lines, one object per time step; from a pipe, lines as they come.
 
-    A tensor stands under its name, or its numbers under ``x.0``, ``x.1`` …; where the pipeline takes one, it
-    may stand alone. `columns`: the keys to take instead, a number each, in the order of the inputs. `time`:
-    the key that says when it was taken, in `unit` (s, ms, us or ns) or ISO 8601; it fills the pipeline's
-    float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a table of
+    A tensor is found under its name, or its numbers under ``x.0``, ``x.1`` …; if the pipeline takes one
+    tensor, its value may stand alone. `columns`: other keys to use instead, one per number, in the order of
+    the inputs. `time`: the key of the time, in `unit` (s, ms, us or ns) or ISO 8601; it fills the pipeline's
+    float64 input ``time`` if there is one, sets the pace of ``--realtime``, and is kept in a table of
     outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error or
     NaN.
     """
@@ -78,7 +78,7 @@ class JsonLines(Timed):
                     value = json.loads(line)
                     row, when = self._json.read(value)
                 except (ValueError, RecursionError, UsageError) as error:
-                    if held and self.live:  # those before it came, and count
+                    if held and self.live:  # the rows before it were valid, and count
                         yield self._chunk(held, count), stamps, seconds
                     if isinstance(error, UsageError):
                         raise
@@ -102,7 +102,7 @@ class JsonLines(Timed):
         self._input.close()
 
     def _unused(self, value: Any) -> UnusedTime:
-        """What to say of a time among the first line's keys."""
+        """Make the check for an unused time among the first line's keys."""
         header = list(value) if isinstance(value, dict) and self._row.time is None else []
         return UnusedTime(self.name, header, self._json.used, self._signal, self.live)
 
@@ -114,10 +114,10 @@ class JsonLines(Timed):
 
 
 class JsonLinesSink(Sink):
-    """Write JSON lines, an object a time step: a file, or standard output without a path.
+    """Write JSON lines, one object per time step: a file, or standard output without a path.
 
-    A number that is not finite, which JSON does not have, is null. An output whose numbers have labels is
-    written as those; a number without one is null.
+    A number that is not finite is written as null, because JSON has none. Numbers with labels are written as
+    their labels; a number without one is null.
     """
 
     keeps_time = True
@@ -136,7 +136,7 @@ class JsonLinesSink(Sink):
 
 
 def rows_as_json(signal: Signal, chunk: Chunk) -> Iterator[str]:
-    """Each time step of a chunk as one line of JSON."""
+    """Yield each time step of a chunk as one line of JSON."""
     names = signal.names
     columns = [_plain(tensor, chunk[tensor.name]) for tensor in signal.tensors]
     for row in zip(*columns, strict=True):
@@ -163,12 +163,11 @@ Kind = Literal[
 
 
 def journal(path: Path, events: list[Kind] | None = None) -> Listener:
-    """Append what happens to streams to a file of JSON lines, an object an event.
+    """Append the events of streams to a file of JSON lines, one object per event.
 
     `events`: only these, of opened, reset, idle, evicted, failed, closed, died, blown_up and recovered.
-    `time` is seconds since 1970.
-    The file is opened for each line, so that it can be moved away and begun anew. Raises UsageError where
-    it cannot be written.
+    `time` is in seconds since 1970. The file is opened for each line, so that it can be moved and begun anew.
+    Raises UsageError if it cannot be written.
     """
     wanted = None if events is None else frozenset(events)
     try:
@@ -180,12 +179,12 @@ def journal(path: Path, events: list[Kind] | None = None) -> Listener:
     def listen(notice: Notice) -> None:
         if wanted is not None and notice.event not in wanted:
             return
-        told = {
+        record = {
             "time": round(time.time(), 6), "event": notice.event, "stream": notice.stream,
             "seq": notice.seq, "reason": notice.reason,
         }  # fmt: skip
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     return listen
 

@@ -1,7 +1,7 @@
-"""Lines of numbers as a microcontroller, a scale or a meter sends them over a serial port: ``21.5, 40.1``.
+"""Lines of numbers from a device at a serial port: ``21.5, 40.1``.
 
-One line a time step; the numbers stand apart by commas, semicolons or blanks. Bytes, lines and pauses come as
-they come: a time step is given on when its line has ended.
+The device is a microcontroller, a scale or a meter. One line per time step; the numbers are separated by
+commas, semicolons or blanks. Bytes may arrive in any parts: a time step is passed on when its line has ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from runnel.hookspecs import SourceFactory
 from runnel.stage import Chunk
 from runnel_plugins.connectors.cells import Row, read_cell
 
-MAX_LINE: Final = 2**16  # bytes: a line with thousands of numbers; longer ones are no lines of numbers
-_READ: Final = 2**16  # bytes asked for at once
+MAX_LINE: Final = 2**16  # bytes: a line with thousands of numbers; a longer line is not one of numbers
+_READ: Final = 2**16  # bytes per read
 _APART: Final = re.compile(r"\s*[,;]\s*|\s+")
 _SHOWN: Final = 60  # characters of a malformed line in the report
 _SPEEDS: Final = sorted(int(name[1:]) for name in dir(termios) if re.fullmatch(r"B[1-9]\d*", name))
@@ -34,11 +34,11 @@ _SPEEDS: Final = sorted(int(name[1:]) for name in dir(termios) if re.fullmatch(r
 class LinesSource(Source):
     """Read live lines of numbers from a serial port, a pipe, or standard input without a path.
 
-    As many numbers a line as the pipeline takes a time step, with commas, semicolons or blanks between.
-    `baud`: a serial port's speed; it is set to 8 bits, no parity, one stop bit, and what it held before is
-    dropped, with the line that is cut there. `malformed`: "skip" leaves such lines out, and tells their
-    number at the end; "refuse" ends the run. Blank lines are none. A pipeline's float64 input ``time`` is
-    filled with when a line came, in seconds since 1970.
+    Each line has as many numbers as a time step of the pipeline's input, separated by commas, semicolons or
+    blanks. `baud`: a serial port's speed. The port is set to 8 bits, no parity, one stop bit; its old input
+    is dropped, with the line that is cut there. `malformed`: "skip" leaves malformed lines out, and reports
+    their number at the end; "refuse" ends the run. Blank lines are ignored. A pipeline's float64 input
+    ``time`` is filled with the arrival time of the line, in seconds since 1970.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LinesSource(Source):
         self._count = self._bad = 0
         self._first_bad = ""
         self._before: list[Any] | None = None
-        self._cut = False  # whether the line at hand began before we did
+        self._cut = False  # whether the current line began before the port was opened
         try:
             mode = os.fstat(self._input.fd).st_mode
             if path is not None and stat.S_ISCHR(mode) and os.isatty(self._input.fd):
@@ -97,8 +97,10 @@ class LinesSource(Source):
             )
 
     def _read(self) -> bytes:
-        """What is there; nothing at the end, as which it counts that a port was unplugged: else all that was
-        read would be lost."""
+        """Return the available bytes; none at the end.
+
+        An unplugged port counts as the end, so that the data read so far is not lost.
+        """
         why = "hung up"
         try:
             data = os.read(self._input.fd, _READ)
@@ -113,7 +115,7 @@ class LinesSource(Source):
         for line in lines:
             try:
                 row = self._numbers(line, now)
-            except UsageError as error:  # those before it came, and count
+            except UsageError as error:  # the rows before it were valid, and count
                 refused = error
                 break
             if row is not None:
@@ -150,13 +152,13 @@ class LinesSource(Source):
         where = f"line {self._count}: {shown!r}: {why}"
         if self._refuse:
             raise UsageError(f"{self.name}: {where}")
-        if not self._bad and self.live:  # at once: where all are so, nothing else would ever be seen of it
+        if not self._bad and self.live:  # now: if all lines are malformed, no other report may come
             warn(f"{self.name}: a line was left out; such lines are counted. {where}")
         self._bad += 1
         self._first_bad = self._first_bad or where
 
     def _open_port(self, baud: int | None) -> None:
-        """Bytes as they are sent, as soon as there are some; as it was before when it is closed."""
+        """Set the port to pass bytes unchanged, as soon as they arrive; `close` restores it."""
         fd = self._input.fd
         try:
             self._before = termios.tcgetattr(fd)
@@ -168,7 +170,7 @@ class LinesSource(Source):
         attributes[oflag] = 0
         attributes[lflag] = 0
         attributes[cflag] &= ~(termios.CSIZE | termios.PARENB | termios.CSTOPB)
-        attributes[cflag] |= termios.CS8 | termios.CREAD | termios.CLOCAL  # CLOCAL: without a carrier too
+        attributes[cflag] |= termios.CS8 | termios.CREAD | termios.CLOCAL  # CLOCAL: works without a carrier
         attributes[cc][termios.VMIN], attributes[cc][termios.VTIME] = 1, 0
         if baud is not None:
             if baud not in _SPEEDS:

@@ -14,15 +14,15 @@ from runnel.files import warn
 from runnel.hookspecs import SourceFactory
 from runnel.stage import Chunk
 
-_DTYPES: Final = ("float32", "int16", "int32", "int8", "uint8")  # what PortAudio converts to
-_AT_ONCE: Final = 0.1  # seconds of sound waited for at most: beyond it, one hears that it is late
+_DTYPES: Final = ("float32", "int16", "int32", "int8", "uint8")  # dtypes that PortAudio converts to
+_AT_ONCE: Final = 0.1  # seconds of sound per read: a longer delay is audible
 
 
 class Microphone(Source):
-    """Listen to a microphone at the pipeline's rate, a channel a number.
+    """Record from a microphone at the pipeline's rate, one channel per number.
 
-    `device`: its number, or a part of its name, as `python -m sounddevice` lists them; the system's default
-    otherwise. `rate`: Hz, where the pipeline states none.
+    `device`: its number, or a part of its name, as `python -m sounddevice` lists them; default: the system's
+    default. `rate`: Hz, if the pipeline states none.
     """
 
     live = True
@@ -61,7 +61,7 @@ class Microphone(Source):
         while True:
             try:
                 frames, overflowed = self._stream.read(block)
-            except self._errors as error:  # unplugged: an end, so that what was heard is not lost
+            except self._errors as error:  # unplugged: end normally, so that the sound so far is not lost
                 warn(f"microphone: it is gone: {error}")
                 return
             self._lost += bool(overflowed)

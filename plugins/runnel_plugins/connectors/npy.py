@@ -1,6 +1,7 @@
-"""NumPy's ``.npy``: one array with time as its first axis, or records with a field for each tensor.
+"""NumPy files: one array, or records with one field per tensor.
 
-The format is NumPy's own (numpy.lib.format, version 1.0); nothing in it is ever unpickled.
+Time is the first axis. The format is NumPy's own (numpy.lib.format, version 1.0); nothing in it is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from runnel.stage import Chunk
 
 
 class Npy(Source):
-    """Read a NumPy array, a bounded part of the file at a time; records where the pipeline takes several."""
+    """Read a NumPy array in parts of bounded size; records if the pipeline takes several arrays."""
 
     def __init__(self, signal: Signal, path: Path) -> None:
         regular(path, "a .npy")
         try:
-            with np.errstate(over="ignore"):  # of a shape that no file has
+            with np.errstate(over="ignore"):  # from a shape that no file can have
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # its header is read as Python source, which fails in many ways
+        except Exception as error:  # NumPy evaluates the header as Python source, which fails in many ways
             raise UsageError(f"{path}: not a .npy file of plain numbers: {error!s:.300}") from None
         if not isinstance(array, np.ndarray) or array.ndim < 1:
             raise UsageError(f"{path}: expected one array with time as its first axis")
@@ -44,7 +45,7 @@ class Npy(Source):
 
 
 def _cast(path: Path, tensor: TensorSpec, block: Array) -> Array:
-    """The block in the pipeline's dtype; whole numbers that do not fit it would wrap around unseen."""
+    """Convert the block to the pipeline's dtype; UsageError for integers that would overflow."""
     if (
         block.size
         and tensor.dtype.lstrip("u").startswith("int")
@@ -65,7 +66,7 @@ def _cast(path: Path, tensor: TensorSpec, block: Array) -> Array:
 
 
 def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
-    """The array for one input: the file's own, or a field of its records (as our .npy output has)."""
+    """Return the array for one input: the file's own, or a field of its records."""
     if array.dtype.names:
         if tensor.name not in array.dtype.names:
             names = list(array.dtype.names)
@@ -78,7 +79,7 @@ def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
             f"{path}: one array, but the pipeline has several inputs: a .npy of records holds them"
         )
     if array.shape[1:] != tensor.shape and array.ndim == 1 and math.prod(tensor.shape) == 1:
-        array = array.reshape(-1, *tensor.shape)  # numbers in a row, for an input of one number
+        array = array.reshape(-1, *tensor.shape)  # a sequence of numbers, for an input of one number
     if array.shape[1:] != tensor.shape:
         raise UsageError(f"{path}: {tensor.name!r} has shape {array.shape}, but the pipeline takes {tensor}")
     if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
@@ -87,7 +88,7 @@ def _field(path: Path, array: Array, tensor: TensorSpec, alone: bool) -> Array:
 
 
 class NpySink(Sink):
-    """Write a NumPy array that grows: one array for one output, else records with a field for each."""
+    """Write a NumPy array that grows: one array for one output, else records with one field for each."""
 
     def __init__(self, signal: Signal, path: Path) -> None:
         self._signal, self._rows = signal, 0
@@ -117,7 +118,7 @@ class NpySink(Sink):
     def close(self, whole: bool) -> None:
         try:
             self._out.file.seek(0)
-            self._header()  # with the true number of rows: NumPy leaves room in it for the first axis to grow
+            self._header()  # with the number of rows: NumPy reserves room for the first axis to grow
         except BaseException:
             self._out.close(False)
             raise

@@ -1,6 +1,6 @@
 """Parquet files, by pyarrow: columns of numbers, read and written by row groups.
 
-Columns are named as a table's are: ``x`` for a scalar, ``y.0``, ``y.1`` … for an array's numbers in C order.
+Columns are named as in a table: ``x`` for a scalar, ``y.0``, ``y.1`` … for an array's numbers in C order.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from runnel.times import SECONDS, WINDOW, Unit
 from runnel_plugins.connectors.cells import Missing, Rate, Row
 from runnel_plugins.connectors.timed import Part, Timed, UnusedTime
 
-MAX_GROUP: Final = 2**30  # bytes of one row group's chosen columns, which is held while it is read
-ROW_GROUP: Final = 2**16  # rows that a group of ours has
+MAX_GROUP: Final = 2**30  # bytes of one row group's chosen columns, which are in memory while it is read
+ROW_GROUP: Final = 2**16  # rows of a group that we write
 
 
 class Parquet(Timed):
-    """Read columns of a Parquet file, a row a time step, a row group at a time.
+    """Read columns of a Parquet file, one row per time step, one row group at a time.
 
-    `columns`: those to take, in the order of the inputs; else those named as the inputs are. `time`: the
-    column that says when a row was taken: timestamps, or numbers of `unit` (s, ms, us or ns). It fills the
-    pipeline's float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is kept in a
-    table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an
-    error or NaN.
+    `columns`: the columns, in the order of the inputs; default: those with the names of the inputs. `time`:
+    the column with the time of a row: timestamps, or numbers in `unit` (s, ms, us or ns). It fills the
+    pipeline's float64 input ``time`` if there is one, sets the pace of ``--realtime``, and is kept in a table
+    of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether null is an error or
+    NaN.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Parquet(Timed):
             raise UsageError(f"{self._path}: no time column {time!r}{nearest(time, header)}")
         others = [name for name in header if name != time]
         numeric = [name for name in others if _is_number(types, schema.field(name).type)]
-        places = choose_columns(str(self._path), others, numeric, self._row.numbers, columns, self._rises)
-        self._names = [others[place] for place in places]
+        indices = choose_columns(str(self._path), others, numeric, self._row.numbers, columns, self._rises)
+        self._names = [others[index] for index in indices]
         used = self._names if time is None else header
         self._unused = UnusedTime(str(self._path), header, used, self._signal, live=False)
         for name in self._names:
@@ -139,7 +139,7 @@ class Parquet(Timed):
         return chunk
 
     def _numbers(self, name: str, columns: Mapping[str, Any], dtype: str, done: int) -> Array:
-        """One column in the tensor's dtype."""
+        """Return one column in the tensor's dtype."""
         column, kind = columns[name], np.dtype(dtype).kind
         where = f"{self._path}: column {name!r}"
         if column.null_count:
@@ -166,7 +166,7 @@ class Parquet(Timed):
             raise UsageError(f"{where}, {rows}: a number that no {dtype} can hold") from None
 
     def _stamps(self, column: Any, done: int) -> tuple[Array, Array]:
-        """The rows' times as they are written, and in seconds."""
+        """Return the rows' times as written, and in seconds."""
         where = f"{self._path}: time column {self._row.time!r}"
         if column.null_count:
             raise UsageError(f"{where}, rows {done + 1} to {done + len(column)}: null is not a time")
@@ -192,7 +192,7 @@ class Parquet(Timed):
 
 
 def _plain(value: Any) -> Any:
-    """A time as text or as a number."""
+    """Return a time as text or as a number."""
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
@@ -201,7 +201,7 @@ def _is_number(types: Any, kind: Any) -> bool:
 
 
 class ParquetSink(Sink):
-    """Write columns of a Parquet file, a row a time step; labels, where the output has them, as text."""
+    """Write columns of a Parquet file, one row per time step; numbers with labels as text."""
 
     keeps_time = True
 

@@ -1,8 +1,8 @@
 """The output's last values as gauges for Prometheus, over HTTP, by prometheus_client.
 
-``runnel_output{column="y.0"}`` is the last value of a column, ``runnel_output_rows_total`` how many time
-steps there were, ``runnel_output_time_seconds`` when the last came (seconds since 1970): by it one sees a
-run that hangs.
+``runnel_output{column="y.0"}`` is the last value of a column, ``runnel_output_rows_total`` the number of time
+steps, ``runnel_output_time_seconds`` the time of the last one (seconds since 1970), which shows whether a run
+hangs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from runnel.files import library
 from runnel.hookspecs import SinkFactory
 from runnel.stage import Chunk
 
-MAX_COLUMNS: Final = 1000  # a time series each in the database of whoever scrapes
-MAX_CONNECTIONS: Final = 16  # at once, a thread each: a scraper and a few who look; the next is turned away
-REQUEST_SECONDS: Final = 5.0  # that one may take to ask and to read: else it would keep its place for ever
+MAX_COLUMNS: Final = 1000  # each is a time series in the scraper's database
+MAX_CONNECTIONS: Final = 16  # at once, with one thread each: a scraper and a few viewers; others are refused
+REQUEST_SECONDS: Final = 5.0  # for a request and its reply; then the connection is closed
 
 
 class Prometheus(Sink):
     """Serve the last value of each column as a Prometheus gauge at http://host:port/metrics.
 
-    A number with a label stays a number.
+    A number with a label is served as the number.
     """
 
     def __init__(self, signal: Signal, port: int = 9465, host: str = "127.0.0.1") -> None:
@@ -48,7 +48,7 @@ class Prometheus(Sink):
         )
         self._columns = [gauge.labels(name) for name in names]
         for column in self._columns:
-            column.set(float("nan"))  # nothing was seen yet
+            column.set(float("nan"))  # no value yet
         try:
             self._server, self._thread = client.start_http_server(port, host, registry)
         except (OSError, OverflowError) as error:
@@ -74,12 +74,12 @@ class Prometheus(Sink):
 
 
 def _bound(server: Any) -> None:
-    """Let the library's server, which starts a thread for whoever comes, have so many and no more."""
-    places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+    """Limit the connections of the library's server, which starts one thread for each."""
+    connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
     take, answer = server.process_request, server.process_request_thread
 
     def take_if_free(request: Any, address: Any) -> None:
-        if places.acquire(blocking=False):
+        if connections.acquire(blocking=False):
             take(request, address)
         else:
             server.shutdown_request(request)
@@ -88,7 +88,7 @@ def _bound(server: Any) -> None:
         try:
             answer(request, address)
         finally:
-            places.release()
+            connections.release()
 
     handler = server.RequestHandlerClass
     server.RequestHandlerClass = type("Handler", (handler,), {"timeout": REQUEST_SECONDS})

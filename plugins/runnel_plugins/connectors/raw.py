@@ -1,7 +1,7 @@
-"""Bytes as they are: little-endian numbers in C order (``raw``), or a text (``txt``), read and written.
+"""Raw bytes: little-endian numbers in C order (``raw``), or text (``txt``), read and written.
 
-What is written of a row is its byte, where the output is one (uint8), or what its numbers are called: the
-characters, or the words, of a `tokens`, a `labels` or a `sample` with a vocabulary.
+For each time step, the text output is the byte of a uint8 output, or the label of a number: the characters or
+words of a `tokens`, a `labels` or a `sample` stage with a vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Raw(Source):
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
         size = dtype.itemsize * math.prod(tensor.shape)
         held, steps = b"", 0
-        while data := self._input.read(block * size - len(held)):  # what is there: it waits for no full block
+        while data := self._input.read(block * size - len(held)):  # it does not wait for a full block
             held += data
             ready = len(held) // size
             if ready:
@@ -52,7 +52,7 @@ class Raw(Source):
 
 
 class Text(Raw):
-    """Read a text, a byte a time step, for a pipeline that takes uint8 (and begins with `tokens`, say)."""
+    """Read a text, one byte per time step, for a pipeline that takes uint8 (such as `tokens` first)."""
 
     def __init__(self, signal: Signal, path: Path | None = None) -> None:
         super().__init__(signal, path)
@@ -65,11 +65,11 @@ class Text(Raw):
 
 
 class TextSink(Sink):
-    """Write an output as text in UTF-8, nothing between the rows: a file, or standard output without a path.
+    """Write an output as UTF-8 text: a file, or standard output without a path.
 
-    It is the one output of whole numbers that have labels, which are written, or else the one of bytes
-    (uint8); `of` names it where there are several. A number without a label, and bytes that are no UTF-8,
-    are written as U+FFFD. `separator` stands between two rows: " " between words, say.
+    The output is the only one of integers with labels, which are written, or else the only one of bytes
+    (uint8); `of` names it if there are several. A number without a label, and invalid UTF-8, are written as
+    U+FFFD. `separator` is written between two time steps, for example " " between words.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TextSink(Sink):
         if separator and self._labels is None:
             raise UsageError("txt: a separator is for words, and this output's rows are bytes")
         self._separator = separator
-        self._between = ""  # before the first row nothing
+        self._between = ""  # nothing before the first
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._out = OutputText(path)
 
@@ -99,12 +99,12 @@ class TextSink(Sink):
         if whole:
             self._out.text.write(self._decoder.decode(b"", final=True))
         if whole and self._out.stdio:
-            self._out.text.write("\n")  # a prompt, or the next command's, is not to stand in the last line
+            self._out.text.write("\n")  # the shell's prompt then starts on a new line
         self._out.close(whole)
 
 
 def _text_of(signal: Signal, of: str | None) -> TensorSpec:
-    """The tensor that is a text; UsageError where none is, or several are."""
+    """Return the tensor that is a text; UsageError if there is none, or several."""
     scalars = [tensor for tensor in signal.tensors if tensor.shape == ()]
     labelled = [tensor for tensor in scalars if label_texts(tensor) is not None]
     possible = labelled or [tensor for tensor in scalars if tensor.dtype == "uint8"]

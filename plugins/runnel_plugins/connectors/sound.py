@@ -14,11 +14,11 @@ from runnel.files import OutputFile, library, regular, warn
 from runnel.hookspecs import SinkFactory, SourceFactory
 from runnel.stage import Chunk
 
-_DTYPES = ("float32", "float64", "int16", "int32")  # what libsndfile converts to
+_DTYPES = ("float32", "float64", "int16", "int32")  # dtypes that libsndfile converts to
 
 
 class Sound(Source):
-    """Read a sound file at its own rate. `columns`: the channels to take, counted from 1, in that order."""
+    """Read a sound file at its own rate. `columns`: the channels, counted from 1, in that order."""
 
     def __init__(self, signal: Signal, path: Path, columns: list[str] | None = None) -> None:
         regular(path, "sound")
@@ -96,7 +96,7 @@ class Sound(Source):
 
 
 def _mixed(tensor: TensorSpec, channels: int) -> str:
-    """How a pipeline file mixes the channels into the one that it takes."""
+    """Return advice for mixing the channels into one in the pipeline file."""
     if tensor.shape or not tensor.dtype.startswith("float"):
         return ""
     mixed = f'shape = [{channels}] under [input] and, under [[before]], use = "mono"'
@@ -107,7 +107,7 @@ class Wav(Sink):
     """Write a sound file of one float32 or int16 output at its rate: float32 stays float32."""
 
     format = "WAV"
-    floats = True  # whether it can hold them
+    floats = True  # whether the format holds floats
 
     def __init__(self, signal: Signal, path: Path) -> None:
         soundfile = library("soundfile", f"{path}: sound files", "audio")
@@ -143,7 +143,7 @@ class Wav(Sink):
 
     def close(self, whole: bool) -> None:
         try:
-            self._sound.close()  # writes how long it is
+            self._sound.close()  # writes the length
         except BaseException:
             self._out.close(False)
             raise
@@ -151,13 +151,13 @@ class Wav(Sink):
 
 
 class Flac(Wav):
-    """Write a FLAC file of one float32 (in -1..1, kept in 16 bits) or int16 output at its rate."""
+    """Write a FLAC file of one float32 (in -1..1, stored in 16 bits) or int16 output at its rate."""
 
     format, floats = "FLAC", False
 
 
 class Ogg(Wav):
-    """Write an OGG Vorbis file of one float32 (in -1..1) or int16 output at its rate; with losses."""
+    """Write an OGG Vorbis file (lossy) of one float32 (in -1..1) or int16 output at its rate."""
 
     format, floats = "OGG", False
 

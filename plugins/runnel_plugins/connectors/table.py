@@ -1,7 +1,7 @@
-"""Tables of text with a header: ``.csv`` with commas, ``.tsv`` with tabs. One row a time step.
+"""Tables of text with a header: ``.csv`` with commas, ``.tsv`` with tabs. One row per time step.
 
-A time step's numbers stand in columns: ``x`` for a scalar, ``y.0``, ``y.1`` … for an array's numbers in C
-order. The shortest digits that give a number back are written; a bool as 0 or 1.
+The numbers of a time step are in columns: ``x`` for a scalar, ``y.0``, ``y.1`` … for an array's numbers in C
+order. Numbers are written with the fewest digits that restore them exactly; a bool as 0 or 1.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _WITH_COMMA: Final = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 class Csv(Timed):
     """Read a table of numbers with a header, separated by commas; from a pipe, rows as they come.
 
-    `columns`: those to take, in the order of the inputs; else those named as the inputs are. `time`: the
-    column that says when a row was taken, in `unit` (s, ms, us or ns) or ISO 8601 (UTC unless it says else).
-    It fills the pipeline's float64 input ``time`` where there is one, sets the pace of ``--realtime``, and is
-    kept in a table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether an
-    empty cell, or one that says nan, is an error or NaN. `sep`: the separator, if it is another; `decimal`:
-    the decimal mark. Blank lines at the end are nothing.
+    `columns`: the columns, in the order of the inputs; default: those with the names of the inputs. `time`:
+    the column with the time of a row, in `unit` (s, ms, us or ns) or ISO 8601 (UTC without an offset). It
+    fills the pipeline's float64 input ``time`` if there is one, sets the pace of ``--realtime``, and is kept
+    in a table of outputs. Its rate must be the pipeline's, unless `rate` is any. `missing`: whether an empty
+    cell, or nan, is an error or NaN. `sep`: another separator; `decimal`: the decimal mark. Blank lines at
+    the end are ignored.
     """
 
     separator = ","
@@ -103,9 +103,9 @@ class Csv(Timed):
             header = self._header(top, [row for _, row in sample[:1]])
             if not sample:
                 raise UsageError(f"{self.name}: has a header and no rows")
-            places = self._places(header, [row for _, row in sample])
+            indices = self._indices(header, [row for _, row in sample])
             time = None if self._row.time is None else header.index(self._row.time)
-            used = [header[place] for place in places]
+            used = [header[index] for index in indices]
             unused = UnusedTime(self.name, header, used if time is None else header, self._signal, self.live)
             beside = None if unused.column is None else header.index(unused.column)
             held: list[Sequence[float]] = []
@@ -113,12 +113,12 @@ class Csv(Timed):
             seconds, line = None, 0
             for line, row in chain(sample, rows):
                 try:
-                    numbers = self._numbers(row, line, header, places)
+                    numbers = self._numbers(row, line, header, indices)
                     if time is not None:
                         stamp, seconds = self._when(row, line, header, time)
                         stamps.append(stamp)
                 except UsageError:
-                    if held and self.live:  # those before it came, and count
+                    if held and self.live:  # the rows before it were valid, and count
                         yield self._chunk(held, line), stamps[: len(held)], seconds
                     raise
                 if unused.column is not None and beside is not None:
@@ -138,7 +138,10 @@ class Csv(Timed):
         self._input.close()
 
     def _rows(self, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-        """The rows under the header with the numbers of their lines. Blank lines at the end are left out."""
+        """Yield the rows under the header with their line numbers.
+
+        Blank lines at the end are left out.
+        """
         blank = 0
         for row in reader:
             line: int = reader.line_num  # type: ignore[attr-defined]
@@ -153,13 +156,16 @@ class Csv(Timed):
             yield line, row
 
     def _is_blank(self, row: list[str]) -> bool:
-        """Whether a row holds nothing. An empty text in quotes is a cell; so are several with ``missing``."""
+        """Whether a row is empty.
+
+        A quoted empty text is a cell; so are several cells with ``missing``.
+        """
         if row and (row[0].strip() or row == [""]):
             return False
         return not any(cell.strip() for cell in row) and (self._missing == "refuse" or len(row) < 2)
 
     def _header(self, row: list[str] | None, first: Sequence[list[str]]) -> list[str]:
-        """The first row, which names the columns; told apart from data, and from another separator's."""
+        """Return the names of the columns from the first row; detect data, and another separator."""
         if row is None:
             raise UsageError(f"{self.name}: is empty")
         header = [cell.strip() for cell in row]
@@ -184,8 +190,8 @@ class Csv(Timed):
             f"behind its name, in quotes: '{self.name}?sep={sep}{decimal}'"
         )
 
-    def _places(self, header: list[str], sample: Sequence[list[str]]) -> list[int]:
-        """Which column of the table holds each number of a time step."""
+    def _indices(self, header: list[str], sample: Sequence[list[str]]) -> list[int]:
+        """Return the table's column of each number of a time step."""
         time = self._row.time
         if time is not None and time not in header:
             raise UsageError(f"{self.name}: no time column {time!r}{nearest(time, header)}")
@@ -200,11 +206,11 @@ class Csv(Timed):
         others = [name for name in header if name != time]
 
         def values(name: str) -> list[float | None]:
-            place = header.index(name)
-            return [self._guessed(row[place]) for row in sample if place < len(row)]
+            index = header.index(name)
+            return [self._guessed(row[index]) for row in sample if index < len(row)]
 
         numeric = [name for name in others if (values(name) or [None])[0] is not None]
-        places = choose_columns(
+        indices = choose_columns(
             self.name,
             others,
             numeric,
@@ -212,9 +218,9 @@ class Csv(Timed):
             self._columns,
             lambda name: is_ordered(values(name)),
         )
-        return [header.index(others[place]) for place in places]
+        return [header.index(others[index]) for index in indices]
 
-    def _numbers(self, row: list[str], line: int, header: list[str], places: list[int]) -> list[float]:
+    def _numbers(self, row: list[str], line: int, header: list[str], indices: list[int]) -> list[float]:
         made = []
         if any(cell.strip() for cell in row[len(header) :]):
             hint = (
@@ -226,17 +232,17 @@ class Csv(Timed):
                 f"{self.name}: line {line} has {len(row)} cells, but the header {len(header)}: a decimal "
                 f"comma{hint}, or a text without quotes?"
             )
-        for place, whole in zip(places, self._row.whole, strict=True):
+        for index, whole in zip(indices, self._row.whole, strict=True):
             try:
-                cell = row[place]
+                cell = row[index]
                 made.append(read_cell(self._pointed(cell) if self._comma else cell, whole, self._missing))
             except IndexError:
                 raise UsageError(
-                    f"{self._cell(line, header, place)}: the row ends before it, after {len(row)} cells"
+                    f"{self._cell(line, header, index)}: the row ends before it, after {len(row)} cells"
                 ) from None
             except ValueError as error:
                 raise UsageError(
-                    f"{self._cell(line, header, place)}: {error}{self._hint(row[place], whole)}"
+                    f"{self._cell(line, header, index)}: {error}{self._hint(row[index], whole)}"
                 ) from None
         return made
 
@@ -248,25 +254,25 @@ class Csv(Timed):
         return ""
 
     def _pointed(self, cell: str) -> str:
-        """A number's text with a point for its comma. Raises ValueError for one that has a point already."""
+        """Replace a number's decimal comma by a point. ValueError if it has a point already."""
         if "." in cell:
             raise ValueError(f"{cell!r:.80} has a point, where decimal=, expects a comma")
         return cell.replace(",", ".")
 
     def _guessed(self, cell: str) -> float | None:
-        """The number that a cell holds, if it is one."""
+        """Return the number in a cell, or None."""
         return number(cell.replace(",", ".") if self._comma else cell)
 
-    def _when(self, row: list[str], line: int, header: list[str], place: int) -> tuple[float, float]:
-        cell = row[place] if place < len(row) else ""
+    def _when(self, row: list[str], line: int, header: list[str], index: int) -> tuple[float, float]:
+        cell = row[index] if index < len(row) else ""
         try:
             pointed = self._comma and _WITH_COMMA.fullmatch(cell)
             return self._row.when(self._pointed(cell) if pointed else cell)
         except ValueError as error:
-            raise UsageError(f"{self._cell(line, header, place)}: {error}") from None
+            raise UsageError(f"{self._cell(line, header, index)}: {error}") from None
 
-    def _cell(self, line: int, header: list[str], place: int) -> str:
-        return f"{self.name}: line {line}, column {header[place]!r}"
+    def _cell(self, line: int, header: list[str], index: int) -> str:
+        return f"{self.name}: line {line}, column {header[index]!r}"
 
     def _chunk(self, rows: list[Sequence[float]], line: int) -> Chunk:
         try:
@@ -276,7 +282,7 @@ class Csv(Timed):
 
 
 class Tsv(Csv):
-    """Read a table of numbers with a header, separated by tabs; as csv."""
+    """Read a table of numbers with a header, separated by tabs; options as for csv."""
 
     separator = "\t"
 
@@ -284,7 +290,7 @@ class Tsv(Csv):
 class CsvSink(Sink):
     """Write a table with a header, separated by commas: a file, or standard output without a path.
 
-    An output whose numbers have labels is written as those; a number without one is an empty cell.
+    Numbers with labels are written as their labels; a number without one is an empty cell.
     """
 
     separator = ","
@@ -294,7 +300,7 @@ class CsvSink(Sink):
         self._signal = signal
         self._out = OutputText(path)
         self._rows = csv.writer(self._out.text, delimiter=self.separator, lineterminator="\n")
-        self._headed = False  # until it is, with the first output: a bad input leaves none
+        self._headed = False  # the header is written with the first output: none after a bad input
 
     def write(self, chunk: Chunk) -> None:
         if not self._headed:
@@ -317,7 +323,7 @@ class CsvSink(Sink):
 
 
 class TsvSink(CsvSink):
-    """Write a table with a header, separated by tabs; as csv."""
+    """Write a table with a header, separated by tabs; as for csv."""
 
     separator = "\t"
 

@@ -1,4 +1,4 @@
-"""Sources whose rows may say when they were taken: the times are checked before the rows are given on."""
+"""Sources with times: the times are checked before the rows are passed on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runnel.times import FIRST, SECONDS, WINDOW, pace
 from runnel_plugins.connectors.cells import Row, read_time
 
 Part = tuple[Chunk, Sequence[float], float | None]
-"""A chunk, the times of its rows as they are written, and the last row's in seconds; none without a time."""
+"""A chunk, the times of its rows as written, and the last row's time in seconds; none without times."""
 
 
 class Timed(Source):
-    """A subclass sets `_row`, and gives its parts through `_checked`."""
+    """A source with times: a subclass sets `_row`, and passes its parts through `_checked`."""
 
     _row: Row
 
@@ -28,16 +28,16 @@ class Timed(Source):
         return self._row.time
 
     def _checked(self, parts: Iterator[Part]) -> Iterator[Chunk]:
-        """The chunks of `parts`; of a file, once the first times were judged. UsageError as `RowClock`."""
+        """Yield the chunks; a file's only after its first times are checked. UsageError as `RowClock`."""
         clock, waiting = self._row.clock, deque[Part]()
         for part in parts:
             waiting.append(part)
-            while waiting and (clock is None or clock.settled):
+            while waiting and (clock is None or clock.ready):
                 yield self._give(waiting.popleft())
         if clock is not None:
             clock.end()
-            if told := clock.told():
-                warn(told)
+            if warning := clock.warning():
+                warn(warning)
         while waiting:
             yield self._give(waiting.popleft())
 
@@ -49,10 +49,10 @@ class Timed(Source):
 
 
 class UnusedTime:
-    """The notice that a table has a time column which nobody asked for.
+    """The warning about a time column that is not used.
 
-    `column` is None if there is no such column, or if it is used. The notice comes once, when enough rows
-    were taken to know their rate.
+    `column` is None if there is no such column, or if it is used. The warning comes once, after enough rows
+    to know their rate.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class UnusedTime:
         self._due = FIRST if live else WINDOW
 
     def take(self, cell: object) -> None:
-        """The next row's value in the column."""
+        """Add the next row's value in the column."""
         try:
             self._stamps.append(read_time(cell)[0])
         except ValueError:
@@ -77,7 +77,7 @@ class UnusedTime:
             self.end()
 
     def end(self) -> None:
-        """Give the notice, if it was not given."""
+        """Issue the warning, if it has not been issued."""
         if self.column is None:
             return
         taken = f", its rows are taken as {self._rate:g} Hz" if self._rate else ""
@@ -88,7 +88,7 @@ class UnusedTime:
         self.column = None
 
     def _found(self) -> str:
-        """That the rows come at another rate, in whatever unit the times are."""
+        """Return a note if the rows come at another rate in every unit."""
         found = pace(np.array(self._stamps)) if self._rate and len(self._stamps) > 1 else None
         if found is None or not self._rate:
             return ""

@@ -1,11 +1,11 @@
-"""ZeroMQ: a SUB socket that hears a publisher, and a PUB socket that tells whoever subscribes.
+"""ZeroMQ: a SUB socket as a source, and a PUB socket as a sink.
 
-A message is ``[topic] payload``, the topic being a frame of its own or absent. As JSON the payload is one
-time step, as `jsonl` has them, or a list of such objects. Raw it is a frame for each tensor, its numbers
-little-endian in C order, of as many time steps as it holds. A socket that falls behind loses messages:
-libzmq holds `queue` of them, and says nothing of those that it drops.
+A message is ``[topic] payload``; the topic is a frame of its own and may be absent. A JSON payload is one
+time step, as in `jsonl`, or a list of such objects. A raw payload has one frame per tensor: little-endian
+numbers in C order, for any number of time steps. A slow subscriber loses messages: libzmq holds `queue` of
+them, and drops others without notice.
 
-Neither end proves who it is, so addresses are this machine's own: ``ipc://`` or loopback.
+Neither socket authenticates its peer, so addresses must be this machine's own: ``ipc://`` or loopback.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from runnel.times import Unit
 from runnel_plugins.connectors.cells import Json, Rate, Row
 from runnel_plugins.connectors.jsonl import rows_as_json
 
-MAX_MESSAGE: Final = 2**26  # bytes of a frame: an hour of 16 kHz int8, and no more than we hold at once
-MAX_QUEUE: Final = 10**6  # messages that libzmq may be told to hold
-_LINGER: Final = 1000  # milliseconds for what was published to be sent, at the end
-_RETRY: Final = 0.5  # seconds: so long after a connection ended, one that libzmq leaves ended is made anew
+MAX_MESSAGE: Final = 2**26  # bytes of a frame: an hour of 16 kHz int8; it is in memory at once
+MAX_QUEUE: Final = 10**6  # the largest queue that libzmq may hold
+_LINGER: Final = 1000  # milliseconds to send the rest at the end
+_RETRY: Final = 0.5  # seconds after a lost connection until it is made anew, unless libzmq does so
 _SHOWN: Final = 60  # bytes of a malformed message in the report
 
 
 class Sub(Source):
-    """Hear a ZeroMQ publisher, live: messages of time steps as JSON or as raw numbers.
+    """Subscribe to a ZeroMQ publisher, live: messages of time steps as JSON or as raw numbers.
 
-    `address`: tcp://127.0.0.1:port or ipc:///path; connected to, or bound with `bind`. `topic`: only
-    messages whose first frame begins with it. `format`: "json", a time step a message, or a list of them,
-    as jsonl has them; "raw", a frame for each array, little-endian, of as many time steps as it holds.
-    `columns`, `time`, `unit` and `rate`: of JSON, as for jsonl. `queue`: messages held while the pipeline is
-    busy; beyond it they are lost. `malformed`: "skip" leaves such messages out, and tells their number
-    at the end; "refuse" ends the run.
+    `address`: tcp://127.0.0.1:port or ipc:///path; connected to, or bound with `bind`. `topic`: only messages
+    whose first frame begins with it. `format`: "json", one time step per message, or a list of them, as in
+    jsonl; "raw", one little-endian frame per array, for any number of time steps. `columns`, `time`, `unit`
+    and `rate`: for JSON, as for jsonl. `queue`: messages held while the pipeline is busy; others are lost.
+    `malformed`: "skip" leaves malformed messages out, and reports their number at the end; "refuse" ends the
+    run.
     """
 
     live = True
@@ -79,13 +79,11 @@ class Sub(Source):
         self._count = self._bad = 0
         self._first_bad = ""
         self._address = address
-        self._lost: float | None = (
-            None  # when a connection ended of which libzmq has not said that it tries again
-        )
+        self._lost: float | None = None  # time of a disconnect for which libzmq has not reported a retry
         self._cut = False
         self._socket, self._context = _socket("sub", address, bind, queue)
         self._socket.setsockopt_string(_zmq().SUBSCRIBE, topic)
-        # Where it is bound, it is for the publishers to connect again.
+        # If it is bound, the publishers reconnect.
         events = 0 if bind else _zmq().EVENT_DISCONNECTED | _zmq().EVENT_CONNECT_RETRIED
         self._monitor = self._socket.get_monitor_socket(events)
 
@@ -98,7 +96,7 @@ class Sub(Source):
             while True:
                 try:
                     chunk = self._chunk(frames)
-                except UsageError as error:  # those before it came, and count
+                except UsageError as error:  # the messages before it were valid, and count
                     refused = error
                     break
                 if chunk is not None:
@@ -118,10 +116,10 @@ class Sub(Source):
                 raise refused
 
     def _receive(self) -> list[bytes]:
-        """The next message, waited for.
+        """Wait for the next message.
 
-        A connection on which a message passes MAX_MESSAGE is ended by libzmq for good: it does not try again,
-        as it does, and says, when a publisher went away. Where it does not, the connection is made anew.
+        If a message exceeds MAX_MESSAGE, libzmq ends the connection for good, without a retry. If a publisher
+        went away, it retries, and reports that. Without such a report, the connection is made anew here.
         """
         zmq = _zmq()
         poller = zmq.Poller()
@@ -141,7 +139,7 @@ class Sub(Source):
                 if not self._cut:
                     self._cut = True
                     warn(f"{self._name}: a message of more than {MAX_MESSAGE} bytes ended a connection")
-                with contextlib.suppress(zmq.ZMQError):  # it is gone already
+                with contextlib.suppress(zmq.ZMQError):  # the connection is gone already
                     self._socket.disconnect(self._address)
                 self._socket.connect(self._address)
 
@@ -157,7 +155,7 @@ class Sub(Source):
             )
 
     def _chunk(self, frames: Sequence[bytes]) -> Chunk | None:
-        """The time steps of one message; None where it is malformed."""
+        """Return the time steps of one message; None if it is malformed."""
         self._count += 1
         try:
             return self._from_json(frames) if self._json else self._from_raw(frames)
@@ -165,7 +163,7 @@ class Sub(Source):
             why = f"message {self._count}, {b' '.join(frames)[:_SHOWN]!r}: {error}"
             if self._refuse:
                 raise UsageError(f"{self._name}: {why}") from None
-            if not self._bad:  # at once: where all are so, nothing else would ever be seen of it
+            if not self._bad:  # now: if all messages are malformed, no other report may come
                 warn(f"{self._name}: a message was left out; such messages are counted. {why}")
             self._bad += 1
             self._first_bad = self._first_bad or why
@@ -204,11 +202,11 @@ class Sub(Source):
 
 
 class Pub(Sink):
-    """Publish the output on a ZeroMQ socket: a time step a message as JSON, or a chunk as raw numbers.
+    """Publish the output on a ZeroMQ socket: one time step per message as JSON, or a chunk as raw numbers.
 
     `address`: tcp://127.0.0.1:port or ipc:///path; bound, or connected to with `connect`. `topic`: the first
-    frame; none is sent where it is empty. `queue`: messages held for a subscriber that is slow; beyond it
-    that one loses them. Who subscribes late has missed what came before.
+    frame; if empty, it is not sent. `queue`: messages held for a slow subscriber, which loses any others. A
+    late subscriber has missed earlier messages.
     """
 
     def __init__(
@@ -245,7 +243,7 @@ def _steps(chunk: Chunk) -> int:
 
 
 def _zmq() -> Any:
-    import zmq  # not before one is opened: runnel's daemon and clients have it, a run without them need not
+    import zmq  # imported when a socket is opened, because a run without one does not need it
 
     return zmq
 

@@ -80,7 +80,7 @@ class Server:
         self._numbered = 0
         self._stopping = False
         self._began = 0.0  # of the last run
-        engine.health.told = tell_health
+        engine.health.on_event = tell_health
         self._answered: list[float] = []  # when the requests arrived that the last run answered
 
     def expect(self, users: int) -> None:

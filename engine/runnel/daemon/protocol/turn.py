@@ -253,7 +253,7 @@ class Runner:
     def _call(self, named: Named, pending: Pending) -> Body:
         """Everything but a feed, once admitted."""
         stream = named.stream
-        mark = stream.mark() if stream is not None else None
+        mark = stream.savepoint() if stream is not None else None
         try:
             body = self._done(named, pending)
             if pending.event in CHANGES:
@@ -261,7 +261,7 @@ class Runner:
                 named.applied += 1
         except Exception:
             if stream is not None and mark is not None:
-                stream.back(mark)
+                stream.rollback(mark)
             raise
         return body
 
@@ -385,14 +385,14 @@ class Runner:
     def _run_batch(self, batch: Sequence[_Feed]) -> None:
         """One step for each stream of the batch."""
         self._count(len(batch))
-        marks = [feed.stream.mark() for feed in batch]
+        marks = [feed.stream.savepoint() for feed in batch]
         began = self._clock()
         results: Sequence[Any]
         try:
             results = self._engine.feed_many([(feed.stream, feed.chunk) for feed in batch])
         except Exception as error:  # a fault of the engine's own: whatever it committed is taken back
             for feed, mark in zip(batch, marks, strict=True):
-                feed.stream.back(mark)
+                feed.stream.rollback(mark)
             results = [as_error("engine", error)] * len(batch)
         self._pace.saw([feed.pending.steps for feed in batch], self._clock() - began)
         for feed, mark, result in zip(batch, marks, results, strict=True):
@@ -400,7 +400,7 @@ class Runner:
             try:
                 outcome = result if isinstance(result, RunnelError) else self._commit(feed, result)
             except Exception as error:
-                feed.stream.back(mark)
+                feed.stream.rollback(mark)
                 outcome = as_error("engine", error)
             opened = feed.pending.request.sequence_start
             if opened and isinstance(outcome, RunnelError) and not feed.stream.closed:

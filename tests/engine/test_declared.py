@@ -1,4 +1,4 @@
-"""Models that Runnel did not export: Silero's three files, each against its own plain loop."""
+"""Foreign models: Silero's three files, each against its own plain loop."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tests import laws, silero
 
 
 def speechlike(samples: int, seed: int = 0) -> np.ndarray:
-    """Noise with a slow envelope: it moves the model's state about."""
+    """Return noise with a slow envelope, which varies the model's state."""
     rng = np.random.default_rng(seed)
     envelope = np.abs(np.sin(np.arange(samples) / 3000 + seed))
     return (rng.standard_normal(samples) * 0.2 * envelope).astype(np.float32)
@@ -69,7 +69,7 @@ def test_return(foreign: tuple[str, Engine], at: int) -> None:
 
 def test_commit(foreign: tuple[str, Engine]) -> None:
     good = {"samples": speechlike(3000)}
-    for where in (0, 100, 2999):  # in a window that is run, and in one that is only begun
+    for where in (0, 100, 2999):  # in a window that is run, and in an incomplete one
         bad = {"samples": good["samples"].copy()}
         bad["samples"][where] = np.nan
         laws.commit(foreign[1], good, bad, NonFiniteError, {"samples": speechlike(3000, 3)})

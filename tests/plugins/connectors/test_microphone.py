@@ -1,4 +1,4 @@
-"""A microphone, with a stand-in for sounddevice: nobody speaks where tests run."""
+"""A microphone, with a stand-in for sounddevice, since test machines have no sound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PortAudioError(Exception):
 
 
 class Stream:
-    """As sounddevice's InputStream: frames of shape (frames, channels), and whether some were lost."""
+    """Like sounddevice's InputStream: frames of shape (frames, channels), and whether some were lost."""
 
     made: list[dict[str, Any]]
 
@@ -72,7 +72,7 @@ def test_sound_at_the_pipelines_rate(sounddevice: type[Stream]) -> None:
     assert not source._stream.open
 
 
-def test_a_block_is_a_tenth_of_a_second_at_most_and_what_is_lost_is_told(
+def test_blocks_are_at_most_a_tenth_of_a_second_and_losses_are_reported(
     sounddevice: type[Stream], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Microphone(MONO)
@@ -95,14 +95,14 @@ def test_a_block_is_a_tenth_of_a_second_at_most_and_what_is_lost_is_told(
         (Signal(MONO.tensors, 1.0), {}, "the default one does not open .*Invalid sample rate"),
     ],
 )
-def test_what_cannot_be(
+def test_invalid_options_are_refused(
     sounddevice: type[Stream], signal: Signal, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         Microphone(signal, **options)
 
 
-def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(
         UsageError, match=r"needs the package sounddevice .*pip install 'runnel\[microphone\]'"

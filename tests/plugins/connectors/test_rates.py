@@ -1,4 +1,4 @@
-"""The times of a table's rows in every format: a wrong rate is refused, and an unused time column is told."""
+"""The times of a table's rows in every format: a wrong rate is refused, an unused time column reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rows = list[tuple[object, float]]
 
 
 def write(path: Path, rows: Rows) -> Path:
-    """A table with the columns time and x, in the format of the path's ending."""
+    """Write a table with the columns time and x, in the format of the path's extension."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"time": t, "x": x}) + "\n" for t, x in rows))
     elif path.suffix == ".parquet":
@@ -72,7 +72,7 @@ def test_a_table_at_the_rate_is_taken_whole(table: Callable[[Rows], Path]) -> No
         np.testing.assert_allclose(np.concatenate(stamps), np.arange(rows) / 100, atol=1e-9)
 
 
-def test_other_ways_to_say_the_rate(table: Callable[[Rows], Path]) -> None:
+def test_other_ways_to_set_the_rate(table: Callable[[Rows], Path]) -> None:
     name = table(at(25, 50))
     assert sum(len(c["x"]) for c in read(f"{name}?time=time&rate=any", AT_100)) == 50
     assert sum(len(c["x"]) for c in read(f"{name}?time=time", Signal(AT_100.tensors, 25.0))) == 50
@@ -148,7 +148,7 @@ def test_rows_of_a_pipe_are_given_at_once_and_refused_within_a_few(tmp_path: Pat
     writer.join(10)
 
 
-def test_a_time_column_that_is_not_used_is_told(
+def test_unused_time_column_causes_a_warning(
     table: Callable[[Rows], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for rate, more in ((25, "though by that column, in seconds, they come at 25 Hz"), (100, "")):
@@ -165,7 +165,9 @@ def test_a_time_column_that_is_not_used_is_told(
     assert "not used" not in capsys.readouterr().err
 
 
-def test_gaps_are_told_at_the_end(table: Callable[[Rows], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_gaps_are_reported_at_the_end(
+    table: Callable[[Rows], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [(t + 60.0 * (n >= 30), x) for n, (t, x) in enumerate(at(100, 100))]
     read(f"{table(rows)}?time=time", AT_100)
     assert "has gaps, 1 in all, the longest of 60.01 s" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Snapshots: exact both ways, and anything else than one is refused."""
+"""Snapshots: exact in both directions; any other bytes are refused."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_one_flipped_bit(at: int, bit: int) -> None:
         decode(bytes(blob))
 
 
-# What somebody made up: the checksum is right, and nothing else need be.
+# Forged snapshots: the checksum is right, and the content is arbitrary.
 
 
 def made_up(header: object, tail: bytes = b"") -> bytes:
@@ -79,7 +79,7 @@ def one(**changed: object) -> dict[str, object]:
     return {"pipeline": "p", "seq": 0, "ended": False, "stages": [["m", [["h", "uint8", [2]]]]]} | changed
 
 
-def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
+def test_unchanged_base_snapshot_is_accepted() -> None:
     assert decode(made_up(one(), b"ab")).stages[0][1]["h"].tobytes() == b"ab"
 
 
@@ -113,7 +113,7 @@ def test_the_snapshot_that_the_refused_ones_differ_from_is_good() -> None:
         (made_up(one(stages=None), b"ab"), "makes no sense"),
     ],
 )
-def test_a_snapshot_that_somebody_made_up(blob: bytes, words: str) -> None:
+def test_forged_snapshot_is_refused(blob: bytes, words: str) -> None:
     with pytest.raises(SnapshotError, match=words):
         decode(blob)
 
@@ -129,7 +129,7 @@ json_values = st.recursive(
     header=json_values | st.builds(lambda k, v: one(**{k: v}), st.sampled_from(list(one())), json_values),
     tail=st.binary(max_size=20),
 )
-def test_any_header_is_taken_or_refused(header: object, tail: bytes) -> None:
+def test_any_header_is_accepted_or_refused(header: object, tail: bytes) -> None:
     with suppress(SnapshotError):
         decode(made_up(header, tail))
 
@@ -162,21 +162,21 @@ def test_slots_are_never_shared_and_always_fresh(ops: list[int]) -> None:
                 with pytest.raises(
                     LimitError, match=r"all 5 streams are open: close some, .* --max-streams of runnel serve"
                 ):
-                    arena.take()
+                    arena.allocate()
                 continue
-            row = arena.take()
+            row = arena.allocate()
             assert row // 2 not in {r // 2 for r in held}
             assert (arena.read(row)["h"] == 0.5).all()
             arena.write(row ^ 1, {"h": np.full(2, 9.0, np.float32)})
             held.append(row ^ 1)
         elif held:
-            arena.give(held.pop(op % len(held)))
+            arena.release(held.pop(op % len(held)))
         assert arena.used == len(held)
         assert all((arena.read(r)["h"] == 9).all() for r in held)
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -185,10 +185,10 @@ def test_an_open_streams_memory_is_reserved_and_no_others() -> None:
     before = resident()
     arena = Arena([state("h", ("slot", row // 4))], 1000)
     assert resident() - before < 10 * row, "it is touched only when a slot is taken"
-    rows = [arena.take() for _ in range(20)]
+    rows = [arena.allocate() for _ in range(20)]
     taken = resident() - before
     assert 40 * row <= taken < 60 * row
-    for first in rows:  # the steps of all these streams take no more
+    for first in rows:  # the steps of these streams need no more memory
         arena.write(first ^ 1, {"h": np.ones(row // 4, "float32")})
     assert resident() - before < taken + 5 * row
 
@@ -198,7 +198,7 @@ def test_more_rows_than_memory() -> None:
         Arena([state("h", ("slot", 1024))], 2**48)
 
 
-def test_what_decode_would_refuse_is_not_encoded() -> None:
+def test_state_that_decode_would_refuse_is_not_encoded() -> None:
     for odd in (np.zeros(2, np.complex64), np.zeros((1,) * 9, np.float32)):
         with pytest.raises(SnapshotError, match="a snapshot holds"):
             encode(Snapshot("p", 1, False, (("m", {"h": odd}),)))
@@ -206,7 +206,7 @@ def test_what_decode_would_refuse_is_not_encoded() -> None:
 
 def test_a_non_finite_state_is_named() -> None:
     arena = Arena([state("h", ("slot", 2)), state("c", ("slot", 2))], 2)
-    row = arena.take()
+    row = arena.allocate()
     arena.check(row, "m")
     arena.write(row, {"h": np.zeros(2), "c": np.array([0, np.inf])})
     with pytest.raises(NonFiniteError, match="m: state 'c' became non-finite"):
@@ -215,10 +215,10 @@ def test_a_non_finite_state_is_named() -> None:
 
 
 def test_restored_arrays_are_aligned_and_have_memory_of_their_own() -> None:
-    """Wherever in the bytes they lie: a view of those would be unaligned, which some machines cannot read."""
+    """A view of the snapshot's bytes may be unaligned, which some machines cannot read."""
     odd = {f"a{i}": np.arange(3, dtype="uint8") for i in range(3)}
     arrays = {**odd, "b": np.arange(4, dtype="float64"), "c": np.array(7, "int16"), "d": np.zeros((0, 2))}
-    for name_length in range(9):  # the header's length moves all of it
+    for name_length in range(9):  # the header's length shifts all arrays
         [(_, found)] = decode(encode(Snapshot("p" * name_length, 1, False, (("s", arrays),)))).stages
         for key, array in found.items():
             np.testing.assert_array_equal(array, arrays[key])
@@ -251,7 +251,7 @@ def test_equal_states_give_equal_bytes() -> None:
 def test_a_header_that_cannot_be_of_the_pipeline_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sends many of them takes a check of their length, and no more."""
+    """A client that sends many of them costs a check of their length only."""
     engine = Engine.load(models.lstm(tmp_path / "m.onnx").path)
     stream = engine.open()
     blob = stream.snapshot()

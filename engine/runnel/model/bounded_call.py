@@ -1,6 +1,6 @@
-"""A call that may never end, or may fill the memory: bounded in both.
+"""Run a call with bounds on its time and memory.
 
-For code of others that is tried once, while a model is loaded.
+For foreign code that is tried once, while a model is loaded: it may never end, or may fill the memory.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 from resource import getpagesize
 from typing import Final, TypeVar
 
-MAX_SECONDS: Final = 10.0  # for one step of a model; a large one takes a tenth of a second
-MAX_BYTES: Final = 2**30  # that the process may grow by meanwhile
-_LOOK_SECONDS: Final = 0.02  # between two looks: what is made from one to the next is some 100 MB
+MAX_SECONDS: Final = 10.0  # for one step of a model; a large model takes a tenth of a second
+MAX_BYTES: Final = 2**30  # by which the process may grow meanwhile
+_LOOK_SECONDS: Final = 0.02  # between two checks: a call can allocate about 100 MB in that time
 
 _T = TypeVar("_T")
 
 
-def briefly(call: Callable[[], _T], stop: Callable[[], object]) -> _T:
-    """What `call` returns. If it takes too long or too much memory, `stop` is called from another thread.
+def bounded_call(call: Callable[[], _T], stop: Callable[[], object]) -> _T:
+    """Return what `call` returns. Above a bound, call `stop` from another thread and raise RuntimeError.
 
-    `stop` must make the call raise, soon; then this raises RuntimeError, which says what was too much.
+    `stop` must make the call raise soon. The error says which bound was exceeded.
     """
     ended = threading.Event()
     why: list[str] = []
@@ -53,7 +53,7 @@ def briefly(call: Callable[[], _T], stop: Callable[[], object]) -> _T:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
+    """Resident bytes of this process; 0 if the system does not report them."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
     except (OSError, ValueError, IndexError):

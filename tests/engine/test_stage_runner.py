@@ -1,5 +1,7 @@
-"""What a pipeline does with a stage that is not what it should be: a typed error that names the stage and its
-position, nobody's state changed; and the time that each stage takes."""
+"""Faulty stages: a typed error names the stage and its position, and no state changes.
+
+Also the time that each stage takes.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 
 from runnel import RowStage, Signal, StackedStage, Stage, TensorSpec
-from runnel.batch import Batch, Done, stack
+from runnel.batch import Batch, BatchResult, stack
 from runnel.engine import Engine
 from runnel.errors import ChunkError, NonFiniteError, RunnelError, SlowStageError, StageError
-from runnel.pipeline import stage_runner as place
+from runnel.pipeline import stage_runner
 from runnel.pipeline.pipeline import Pipeline
 from runnel.pipeline.stage_runner import MAX_STATE_BYTES
 
@@ -21,7 +23,7 @@ X = Signal((TensorSpec("x", "float32", (2,)),), 10.0)
 
 
 class Sum(StackedStage):
-    """The running sum: a well-behaved neighbour whose state shows every chunk that was applied."""
+    """The running sum: a correct neighbour whose state shows every chunk that was applied."""
 
     name = "sum"
 
@@ -38,7 +40,7 @@ class Sum(StackedStage):
 
 
 class Odd(Stage):
-    """Does its mischief where a chunk begins with a negative number, and else passes on what it gets."""
+    """Misbehaves if a chunk begins with a negative number; otherwise passes its input on."""
 
     name = "odd"
 
@@ -112,14 +114,14 @@ class Grows(Odd):
 
 
 class OpensItself(WrongShape):
-    """That a stage makes its first state in its own way is no reason to believe the rest."""
+    """A stage that makes its first state itself is checked like any other."""
 
     def open(self):
         return self.initial()
 
 
 class DriftsInDtype(Odd):
-    """As a Python number times a float32 does with numpy 2."""
+    """For example, a Python number times a float32 in numpy 2."""
 
     def mischief(self, state, chunk):
         return {"seen": state["seen"] * np.float32(0.5)}, {"x": chunk["x"] * 1}
@@ -172,7 +174,7 @@ MISCHIEF = {
 
 
 class Batched(Stage):
-    """The same stage with a `step_many` of its own, so that it gets whole batches."""
+    """The same stage with its own `step_many`, so that it gets whole batches."""
 
     def __init__(self, inner: Stage) -> None:
         self.inner, self.name = inner, inner.name
@@ -212,7 +214,7 @@ def test_a_stage_that_cannot_begin_is_named_and_no_stream_is_opened(kind, says):
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("kind", MISCHIEF)
-def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(kind, batched):
+def test_faults_are_typed_errors_with_name_and_position_and_change_nothing(kind, batched):
     error, says = MISCHIEF[kind]
     odd = Batched(kind()) if batched else kind()
     engine = Engine(Pipeline([Sum(), odd, Sum()], None, {}, stage_seconds=0.1))
@@ -232,11 +234,11 @@ def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(ki
     assert bad.seq == 1
     for name, array in bad.state.items():
         np.testing.assert_array_equal(array, before[name])
-    np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it goes on as if nothing had been
+    np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it continues as if nothing had happened
 
 
 @pytest.mark.parametrize("kind", [Raises, WrongShape, NotAPair, Sleeps])
-def test_mischief_in_a_flush_leaves_the_stream_open(kind):
+def test_fault_in_a_flush_leaves_the_stream_open(kind):
     class AtTheEnd(kind):
         def flush(self, state):
             return self.mischief(state, {"x": tick(-1)})
@@ -260,11 +262,11 @@ class Twice(RowStage):
 
 
 class BadBatch(Twice):
-    """Right alone, wrong in a batch: found, and each stream's own step taken instead."""
+    """Correct alone, wrong in a batch: detected, and each stream is stepped alone instead."""
 
     def step_many(self, states, chunks):
         made = stack(chunks)
-        return Done(states, Batch({"x": made.arrays["x"][:-1] * 2}))
+        return BatchResult(states, Batch({"x": made.arrays["x"][:-1] * 2}))
 
 
 class TooMany(Twice):
@@ -273,7 +275,7 @@ class TooMany(Twice):
 
 
 @pytest.mark.parametrize("kind", [Twice, BadBatch, TooMany])
-def test_a_batch_that_is_not_one_is_stepped_stream_by_stream(kind):
+def test_invalid_batch_is_stepped_stream_by_stream(kind):
     engine = Engine(Pipeline([Sum(), kind(), Sum()], None, {}))
     streams = [engine.open() for _ in range(5)]
     outs = engine.feed_many([(stream, tick(i)) for i, stream in enumerate(streams)])
@@ -308,7 +310,7 @@ def test_chunks_of_unequal_lengths_and_empty_results_meet_in_one_batch():
             np.testing.assert_array_equal(out, stream.feed(chunk))
 
 
-def test_what_comes_out_is_the_callers_own_to_write_to():
+def test_output_is_the_callers_to_write_to():
     class Same(Odd):
         def step(self, state, chunk):
             return state, dict(chunk)
@@ -327,19 +329,19 @@ def test_the_time_of_each_stage_is_counted():
     stream.feed(tick(1))
     stream.feed(tick(-5))
     engine.feed_many([(stream, tick(1)), (engine.open(), tick(-1))])
-    quick, slow = engine.pipeline.places
+    quick, slow = engine.pipeline.runners
     assert (quick.calls, slow.calls) == (4, 4)
     assert slow.seconds >= 0.36 > 0.1 > quick.seconds > 0
 
 
-def test_a_stage_that_fails_names_its_own_position_where_it_stands_twice():
+def test_error_names_the_position_of_a_stage_that_occurs_twice():
     engine = Engine(Pipeline([Raises(), Raises()], None, {}))
     with pytest.raises(RunnelError, match="'0: odd'"):
         engine.open().feed(tick(-1))
 
 
 class Held(Stage):
-    """What a stage gives is also what it keeps, in one of several ways; `kept` is 3 rows of running sums."""
+    """Its output shares memory with its state in various ways; `kept` is 3 rows of running sums."""
 
     name = "held"
 
@@ -350,7 +352,7 @@ class Held(Stage):
         return {"kept": np.zeros((3, 2), np.float32)}
 
     def both(self, state, chunk):
-        """(kept, made), each its own memory."""
+        """Return (kept, made), each with its own memory."""
         kept = state["kept"] + chunk["x"].sum()
         return kept, kept[:1].copy()
 
@@ -375,11 +377,11 @@ class KeepsAViewOfWhatItGives(Held):
 class KeepsPartsOfOneBatch(Held):
     def step_many(self, states, chunks):
         kept = np.stack([self.both(s, c)[0] for s, c in zip(states, chunks, strict=True)])
-        return Done([{"kept": each} for each in kept], Batch({"x": kept[:, :1]}))
+        return BatchResult([{"kept": each} for each in kept], Batch({"x": kept[:, :1]}))
 
 
 @pytest.mark.parametrize("kind", [Held, GivesAViewOfItsState, KeepsAViewOfWhatItGives, KeepsPartsOfOneBatch])
-def test_who_writes_to_an_output_changes_no_state(kind):
+def test_writing_to_an_output_changes_no_state(kind):
     engine = Engine(Pipeline([Sum(), kind()], None, {}))
     a, b = engine.open(), engine.open()
     outs = [a.feed(tick(1)), b.feed(tick(1)), *engine.feed_many([(a, tick(1)), (b, tick(1))])]
@@ -390,7 +392,7 @@ def test_who_writes_to_an_output_changes_no_state(kind):
     np.testing.assert_array_equal(a.feed(tick(1)), tick(12))
 
 
-def test_a_state_keeps_no_memory_but_its_own():
+def test_state_holds_only_its_own_memory():
     class KeepsALittleOfMuch(Held):
         def both(self, state, chunk):
             much = np.zeros((100_000, 2), np.float32)
@@ -405,8 +407,8 @@ def test_a_state_keeps_no_memory_but_its_own():
             assert stream._states[0]["kept"].base is None
 
 
-def test_a_state_of_ever_more_arrays_is_refused():
-    """With the first array that `initial` does not make; the error's text is bounded."""
+def test_state_with_new_arrays_is_refused():
+    """The first array that `initial` does not make is refused; the error's text is bounded."""
 
     class Collects(Odd):
         def step(self, state, chunk):
@@ -421,8 +423,8 @@ def test_a_state_of_ever_more_arrays_is_refused():
     assert stream.seq == 0
 
 
-def test_a_state_of_another_mapping_is_read_only_too():
-    """What a stage shares among its streams, a stream could change for all of them."""
+def test_state_in_another_mapping_is_read_only_too():
+    """A stream could change an array that the stage shares among its streams."""
     shared = np.zeros(1, np.int64)
 
     class Counts(Odd):
@@ -456,7 +458,7 @@ class Speechless(Odd):
 @pytest.mark.parametrize(
     ("kind", "says"), [(Endless, "made 1000000000000 time steps"), (Speechless, "WordlessError")]
 )
-def test_not_even_that_reaches_a_neighbour(kind, says, batched):
+def test_extreme_faults_do_not_affect_a_neighbour(kind, says, batched):
     odd = Batched(kind()) if batched else kind()
     engine = Engine(Pipeline([odd], None, {}))
     a, b = engine.open(), engine.open()
@@ -469,9 +471,9 @@ def test_not_even_that_reaches_a_neighbour(kind, says, batched):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, monkeypatch):
+def test_chunk_with_too_large_output_is_refused_before_the_step(batched, monkeypatch):
     class Widens(Odd):
-        """Each row becomes two of 1000 numbers."""
+        """Each time step becomes two of 1000 numbers."""
 
         ratio = (2, 1)
         asked = 0
@@ -484,7 +486,7 @@ def test_a_chunk_that_would_become_too_much_is_refused_before_it_does(batched, m
             type(self).asked = max(self.asked, len(chunk["x"]))
             return state, {"x": np.zeros((2 * len(chunk["x"]), 1000), np.float32)}
 
-    monkeypatch.setattr(place, "MAX_MADE_BYTES", 10 * 8000)
+    monkeypatch.setattr(stage_runner, "MAX_MADE_BYTES", 10 * 8000)
     odd = Batched(Widens()) if batched else Widens()
     odd.ratio = (2, 1)
     engine = Engine(Pipeline([odd], None, {}))

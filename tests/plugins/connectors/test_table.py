@@ -1,4 +1,4 @@
-"""Tables beyond what `runnel run` tests of them: time columns, missing numbers, labels, rows of a pipe."""
+"""Tables, beyond the tests of `runnel run`: time columns, missing numbers, labels, rows of a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMED = Signal((TensorSpec("x", "float32", (2,)), TensorSpec("time", "float64"),
 
 
 def test_a_time_column_fills_the_input_called_time(tmp_path: Path) -> None:
-    """In whatever place among the inputs, by whatever name, and beside --columns."""
+    """At any position among the inputs, by any name, and with --columns."""
     (tmp_path / "x.csv").write_text(
         "n,t,x.1,x.0\n9007199254740993,2024-05-01T12:00:00Z,2,1\n2,2024-05-01T14:00:00.5+02:00,4,3\n"
         "3,2024-05-01 12:00:01,6,5\n4,1714564802.25,8,7\n"
@@ -33,7 +33,7 @@ def test_a_time_column_fills_the_input_called_time(tmp_path: Path) -> None:
     assert got["n"].tolist() == [2**53 + 1, 2, 3, 4], "whole numbers do not pass through a float"
 
 
-def test_the_source_tells_the_time_of_the_last_row_given(tmp_path: Path) -> None:
+def test_stamp_is_the_time_of_the_last_row_returned(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("t,x.0,x.1\n1,0,0\n2,0,0\n5,0,0\n")
     told = []
     with open_source(f"csv:{tmp_path}/x.csv?time=t", X) as source:
@@ -58,13 +58,13 @@ def test_the_source_tells_the_time_of_the_last_row_given(tmp_path: Path) -> None
         ("t,a,b\n1,2,3\n", "columns=t,a&time=t", "'t' cannot be the time and a number of the input"),
     ],
 )
-def test_a_time_column_that_is_none(tmp_path: Path, text: str, query: str, says: str) -> None:
+def test_invalid_time_column_is_refused(tmp_path: Path, text: str, query: str, says: str) -> None:
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(UsageError, match=says):
         read(f"{tmp_path}/x.csv?{query}", X)
 
 
-def test_a_pipeline_that_takes_the_time_is_told_it_in_a_column(tmp_path: Path) -> None:
+def test_pipeline_with_a_time_input_needs_a_time_column(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("when,x.0,x.1,n\n1,2,3,4\n")
     with pytest.raises(UsageError, match=r"say which it is, as in .*x\.csv\?time=when; there are when, x\.0"):
         read(tmp_path / "x.csv", TIMED)
@@ -77,13 +77,13 @@ def test_a_pipeline_that_takes_the_time_is_told_it_in_a_column(tmp_path: Path) -
         ("3,", r"line 3, column 'x\.1': '' is not a finite number; with \?missing=nan .* it is NaN"),
     ],
 )
-def test_a_row_that_is_not_as_the_header_says(tmp_path: Path, row: str, says: str) -> None:
+def test_row_that_contradicts_the_header_is_refused(tmp_path: Path, row: str, says: str) -> None:
     (tmp_path / "x.csv").write_text(f"x.0,x.1\n1,2\n{row}\n")
     with pytest.raises(UsageError, match=says):
         read(tmp_path / "x.csv", X)
 
 
-def test_a_column_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
+def test_duplicate_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("x,y,x\n1,2,3\n")
     with pytest.raises(UsageError, match=r"x\.csv: 2 columns are called 'x'"):
@@ -92,12 +92,12 @@ def test_a_column_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
     assert chunk["y"].tolist() == [2]
 
 
-def test_commas_at_the_end_of_each_row_are_nothing(tmp_path: Path) -> None:
+def test_commas_at_the_end_of_each_row_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("x.0,x.1\n1,2,\n3,4, ,\n")
     assert np.concatenate([c["x"] for c in read(tmp_path / "x.csv", X)]).tolist() == [[1, 2], [3, 4]]
 
 
-def test_missing_numbers_are_nan_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_missing_numbers_are_nan_if_requested(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("x.0\tx.1\n1\t\nNaN\t2\nNA\t3\n")
     (chunk,) = read(f"{tmp_path}/x.tsv?missing=nan", X)
     np.testing.assert_array_equal(chunk["x"], [[1, np.nan], [np.nan, 2], [np.nan, 3]])
@@ -134,7 +134,7 @@ def test_rows_of_a_pipe_come_when_they_are_written(tmp_path: Path) -> None:
     writer.join(10)
 
 
-def test_rows_before_one_that_is_refused_count_where_they_are_live(tmp_path: Path) -> None:
+def test_live_rows_before_a_refused_row_count(tmp_path: Path) -> None:
     for name, text in (("x.csv", "x.0,x.1\n1,2\n3,what\n"), ("x.jsonl", "[1, 2]\n[3]\n")):
         os.mkfifo(tmp_path / name)
         writer = threading.Thread(target=(tmp_path / name).write_text, args=(text,))
@@ -147,7 +147,7 @@ def test_rows_before_one_that_is_refused_count_where_they_are_live(tmp_path: Pat
         writer.join(10)
 
 
-def test_a_number_with_a_label_is_written_as_that(tmp_path: Path) -> None:
+def test_labelled_number_is_written_as_its_label(tmp_path: Path) -> None:
     signal = Signal((
         TensorSpec("word", "int64", (2,), ("yes", "no, never")),
         TensorSpec("p", "float32", (), ("not", "meant")),

@@ -36,7 +36,7 @@ def scraped(port: int) -> dict[str, float]:
     return {s.labels.get("column", s.name): s.value for f in families for s in f.samples}
 
 
-def test_connections_that_say_nothing_are_bounded_and_do_not_keep_their_places(
+def test_silent_connections_are_bounded_and_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prometheus, "REQUEST_SECONDS", 0.5)
@@ -105,7 +105,7 @@ def plotted(out: io.StringIO, monkeypatch: pytest.MonkeyPatch, **options: object
     return Plot(Y, **options)  # type: ignore[arg-type]
 
 
-def test_where_there_is_no_terminal_one_picture_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_there_is_one_picture_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     sink = plotted(out, monkeypatch, seconds=1.0)
     for start in range(0, 300, 10):
@@ -154,13 +154,13 @@ def test_on_a_terminal_it_is_redrawn_in_place_ten_times_a_second_at_most(
     assert "and 1 more, not shown: w" in last, "there is room for two panels"
 
 
-def test_what_a_plot_cannot_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_refuses_bad_options(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"no column 'y.2' \(known: w, y.0, y.1\)"):
         Plot(Y, columns=["y.2"])
     with pytest.raises(UsageError, match="seconds must be above 0"):
         Plot(Y, seconds=0.0)
     monkeypatch.setitem(sys.modules, "plotext", None)
-    with pytest.raises(UsageError, match=r"pip install 'runnel\[plot\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'runnel\[terminal\]'"):
         Plot(Y)
     monkeypatch.setitem(sys.modules, "plotext", sys)  # as version 5: without a figure
     with pytest.raises(UsageError, match="plotext 6 or later"):

@@ -105,7 +105,7 @@ def test_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read(path, X)
 
 
-def test_what_is_written_pyarrow_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyarrow_reads_the_sinks_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "ROW_GROUP", 100)
     words = TensorSpec("w", "int64", (), ("yes", "no"))
     signal = Signal((TensorSpec("x", "float32", (2,)), TensorSpec("b", "bool"), words))
@@ -123,9 +123,7 @@ def test_what_is_written_pyarrow_reads(tmp_path: Path, monkeypatch: pytest.Monke
     assert parquet.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups >= 2
 
 
-def test_without_pyarrow_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.parquet", x=[1.0])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"need the package pyarrow .*pip install 'runnel\[parquet\]'"):

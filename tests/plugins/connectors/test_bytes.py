@@ -1,4 +1,4 @@
-"""Raw numbers, a text's bytes, and the kinds of file that a pipe cannot be."""
+"""Raw numbers, a text's bytes, and file formats that need seeking, which a pipe does not allow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_text_is_its_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("x.npy", "a .npy"), ("x.wav", "sound"), ("x.parquet", "Parquet")]
 )
-def test_a_pipe_that_would_have_to_be_read_to_and_fro(tmp_path: Path, name: str, kind: str) -> None:
+def test_pipe_is_refused_by_sources_that_seek(tmp_path: Path, name: str, kind: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(
         UsageError, match=rf"{name}: {kind} is read from a file, and this is a pipe or a device"
@@ -45,7 +45,7 @@ def test_a_pipe_that_would_have_to_be_read_to_and_fro(tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.wav", "x.flac"])
-def test_a_pipe_that_would_have_to_be_finished_at_its_beginning(tmp_path: Path, name: str) -> None:
+def test_pipe_is_refused_by_sinks_that_seek(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     signal = Signal((TensorSpec("x", "float32"),), 8000.0)
     with (
@@ -83,8 +83,8 @@ def test_a_number_beyond_the_inputs_range_is_refused_and_not_infinite(tmp_path: 
 
 
 @pytest.mark.parametrize("header", ["((", "{'descr': '<f4', 'shape': (5,)", "{'descr': '<f4'\n(", "\\", "('"])
-def test_an_npy_whose_header_is_no_header(tmp_path: Path, header: str) -> None:
-    """numpy reads it as a piece of Python, and lets out whatever that raises."""
+def test_npy_with_an_invalid_header_is_refused(tmp_path: Path, header: str) -> None:
+    """numpy evaluates it as Python, and does not catch what that raises."""
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x40\x00" + header.encode().ljust(64))
     with pytest.raises(UsageError, match=r"x\.npy: not a \.npy file"):
         read(tmp_path / "x.npy", Signal((TensorSpec("x", "float32"),)))
@@ -93,7 +93,7 @@ def test_an_npy_whose_header_is_no_header(tmp_path: Path, header: str) -> None:
 WORDS = ("the", " ", "naïve", "\n")
 
 
-def test_what_numbers_are_called_is_written_as_text(tmp_path: Path) -> None:
+def test_labels_are_written_as_text(tmp_path: Path) -> None:
     spec = TensorSpec("token", "int64", labels=WORDS), TensorSpec("probability", "float32")
     with open_sink(tmp_path / "x.txt", Signal(spec)) as write:
         for ids in ([0, 1], [], [2, 9, 3]):
@@ -101,7 +101,7 @@ def test_what_numbers_are_called_is_written_as_text(tmp_path: Path) -> None:
     assert (tmp_path / "x.txt").read_text("utf-8") == "the naïve\ufffd\n"
 
 
-def test_words_are_kept_apart_across_chunks(tmp_path: Path) -> None:
+def test_words_are_separated_across_chunks(tmp_path: Path) -> None:
     with open_sink(
         f"txt:{tmp_path}/x?separator= ", Signal((TensorSpec("w", "int64", labels=WORDS),))
     ) as write:
@@ -110,7 +110,7 @@ def test_words_are_kept_apart_across_chunks(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_text("utf-8") == "the naïve the"
 
 
-def test_bytes_are_written_as_text_also_where_a_chunk_ends_within_a_character(tmp_path: Path) -> None:
+def test_bytes_are_written_as_text_even_if_a_chunk_ends_inside_a_character(tmp_path: Path) -> None:
     signal = Signal((TensorSpec("byte", "uint8"),))
     with open_sink(tmp_path / "x.txt", signal) as write:
         for byte in "ça".encode() + b"\xff" + "ç".encode()[:1]:
@@ -136,7 +136,7 @@ def test_text_on_standard_output_ends_its_line(capsys: pytest.CaptureFixture[str
         ([TensorSpec("a", "uint8")], "txt:?separator=x", "for words"),
     ],
 )
-def test_what_is_no_text_is_refused(tensors: list[TensorSpec], text: str, told: str) -> None:
+def test_output_that_is_not_text_is_refused(tensors: list[TensorSpec], text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told), open_sink(text, Signal(tuple(tensors))):
         pass
 

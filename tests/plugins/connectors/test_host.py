@@ -1,4 +1,4 @@
-"""The host's sensors: the definition, written out for counters of the test's own; pace; the real ones."""
+"""Host sensors: the definition for the test's own counters; the pace; the real sensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def signal(width: int, rate: float | None = None, *more: TensorSpec) -> Signal:
 
 
 class Machine:
-    """A psutil and a clock: each reading finds the next of the values that it was given."""
+    """A psutil and a clock: each reading returns the next of the given values."""
 
     def __init__(self, **series: list[Any]) -> None:
         self.series = {name: iter(values) for name, values in series.items()}
@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, machine: Machine, width: int, **opti
     return source
 
 
-def test_shares_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentages_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 10 s: 3 busy, 1 waiting for a disk, 6 idle; a guest's second counts once. 500 bytes in 0.5 s."""
     machine = Machine(
         cpu_times=[Times(10, 5, 100, 2, 1), Times(12, 6, 106, 3, 2), Times(12, 6, 106, 3, 2)],
@@ -70,14 +70,14 @@ def test_shares_and_rates_are_first_differences(monkeypatch: pytest.MonkeyPatch)
     source = opened(monkeypatch, machine, 6, metrics=names, rate=2.0)
     first, second = [chunk["x"] for chunk in islice(source.chunks(10), 2)]
     np.testing.assert_allclose(first, [[1000.0, 30.0, 25.0, 100.0, 2.0, 0.0]])
-    # Nothing passed; a core that was switched off; a counter that began anew.
+    # No time passed; a core that was switched off; a counter that was reset.
     np.testing.assert_allclose(second, [[0.0, 0.0, 0.0, 0.0, 3.0, 0.0]])
 
 
 def test_the_pace_is_the_clocks_and_does_not_drift(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each reading is 30 ms late, one 2.5 s: the next is at its own time, and the missed ones are told."""
+    """Each reading is 30 ms late, one 2.5 s: the next is on time, and missed ticks are reported."""
     machine = Machine(getloadavg=[(n, 0, 0) for n in range(100)])
     machine.slow = [0.03, 0.03, 0.03, 2.5, 0.03, 0.03]
     source = opened(monkeypatch, machine, 1, metrics=["load"], rate=2.0)
@@ -87,8 +87,8 @@ def test_the_pace_is_the_clocks_and_does_not_drift(
     assert "host: 5 ticks were missed" in capsys.readouterr().err
 
 
-def test_a_row_is_paced_and_real() -> None:
-    """The machine that this runs on: psutil's own figures are the oracle for what is so now."""
+def test_rows_are_paced_and_real() -> None:
+    """The real sensors of this machine: psutil's own numbers are the oracle for current values."""
     source = host.Host(signal(2, None, TensorSpec("time", "float64")), ["memory", "cpu"], rate=20.0)
     rows = list(islice(source.chunks(1), 4))
     x = np.concatenate([row["x"] for row in rows])
@@ -121,12 +121,12 @@ def test_every_metric_has_a_value() -> None:
         (Signal((TensorSpec("x", "int64"),)), {}, "sensors give fractions, but the pipeline takes x: int64"),
     ],
 )
-def test_what_cannot_be(given: Signal, options: dict[str, Any], says: str) -> None:
+def test_invalid_options_are_refused(given: Signal, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         host.Host(given, **options)
 
 
-def test_without_psutil_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_psutil_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "psutil", None)
     with pytest.raises(UsageError, match=r"need the package psutil .*pip install 'runnel\[sensors\]'"):
         host.Host(signal(1))

@@ -1,4 +1,4 @@
-"""JSON lines: what was written is read again; keys, columns, times, nulls and labels."""
+"""JSON lines: written and read back; keys, columns, times, nulls and labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path: Path, *rows: object) -> Path:
     return path
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_written_file_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     chunk = {
         "n": np.array([2**60 + 1, -3, 0, 5]),
@@ -81,7 +81,7 @@ def test_times_and_nulls(tmp_path: Path) -> None:
         ("[" * 100_000, "line 2"),
     ],
 )
-def test_a_line_that_does_not_fit_says_which(tmp_path: Path, line: str, says: str) -> None:
+def test_error_for_a_bad_line_has_its_number(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "x.jsonl").write_text('{"n": 1, "x": [1, 2], "time": 0}\n' + line)
     with pytest.raises(UsageError, match=says):
         read(tmp_path / "x.jsonl", TWO, block=1)
@@ -93,7 +93,7 @@ def test_blank_lines_are_no_time_steps(tmp_path: Path) -> None:
     assert chunk["x"].tolist() == [[1, 2], [3, 4]]
 
 
-def test_a_number_with_a_label_is_written_as_that(tmp_path: Path) -> None:
+def test_labelled_number_is_written_as_its_label(tmp_path: Path) -> None:
     signal = Signal((TensorSpec("word", "int32", (2,), ("yes", "no")),))
     with open_sink(tmp_path / "x.jsonl", signal) as put:
         put({"word": np.array([[1, 0], [-1, 2]], np.int32)})

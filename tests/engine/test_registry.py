@@ -1,4 +1,4 @@
-"""The door: packages found by entry point, loaded by name, options checked against annotations."""
+"""Plugins: packages found by entry point, loaded by name, options checked against annotations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STAGE = """
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Install a one-module package into a folder of its own, and put that on the path."""
+    """Install a one-module package into its own folder, and put the folder on the path."""
 
     def make(module, source, *, name="probe", package="acme-probe", version="1.4"):
         root = tmp_path / package
@@ -63,7 +63,7 @@ def install(tmp_path, monkeypatch):
     return make
 
 
-def test_a_strangers_package_is_found_and_its_options_reach_the_factory(install):
+def test_third_party_package_is_found_and_gets_its_options(install):
     install("acme_probe", STAGE)
     stage = make_stage(
         "probe", SIGNAL, {"gain": 2, "on": True, "label": "a", "mode": "skip", "cuts": [1, 2.5]}, "here"
@@ -80,7 +80,7 @@ def test_a_strangers_package_is_found_and_its_options_reach_the_factory(install)
     assert stage.inputs is SIGNAL
 
 
-def test_a_plugin_says_who_it_is(install):
+def test_plugin_str_names_its_distribution(install):
     install("acme_probe", STAGE)
     plugin = plugins.load("probe")
     assert (plugin.distribution, plugin.version, plugin.doc) == (
@@ -121,18 +121,18 @@ def test_a_plugin_says_who_it_is(install):
         ({"cuts": 1.0}, r"'cuts' .* takes a list of \(a number\)"),
     ],
 )
-def test_a_wrong_option_names_the_entry_and_what_is_right(install, options, says):
+def test_error_for_a_wrong_option_names_the_entry_and_the_valid_options(install, options, says):
     install("acme_probe", STAGE)
     with pytest.raises(PipelineError, match=r"^vad.toml: \[\[before\]\] number 1: .*" + says):
         make_stage("probe", SIGNAL, options, "vad.toml: [[before]] number 1")
 
 
-def test_a_required_option_is_asked_for():
+def test_missing_required_option_is_an_error():
     with pytest.raises(PipelineError, match="stage 'resample' needs the option rate: a number"):
         make_stage("resample", SIGNAL, {}, "here")
 
 
-def test_what_a_stage_refuses_is_said_with_the_entry():
+def test_error_of_a_stage_names_the_entry():
     with pytest.raises(PipelineError, match=r"^here: resample: rate must be a positive"):
         make_stage("resample", SIGNAL, {"rate": -1}, "here")
 
@@ -207,7 +207,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_package_is_named_with_version_and_cause_and_breaks_nothing_else(install, fault):
+def test_error_names_a_broken_package_its_version_and_the_cause(install, fault):
     source, says = BROKEN[fault]
     install("acme_probe", source)
     with pytest.raises(PluginError, match=rf"(?s)here: (plugin|stage) 'probe' of acme-probe 1\.4.*{says}"):
@@ -234,7 +234,7 @@ ENDS = """
         ("notice", "signal", "print", "parameter 'signal' cannot be an option"),
     ],
 )
-def test_the_other_kinds_are_held_to_what_they_must_be(install, kind, takes, gives, says):
+def test_sources_sinks_and_listeners_are_checked_when_made(install, kind, takes, gives, says):
     install("acme_probe", ENDS.format(kind=kind, takes=takes, gives=gives))
     given = () if kind == "notice" else (SIGNAL,)
     with pytest.raises(PluginError, match=rf"here: (plugin|{kind}) 'probe' of acme-probe 1\.4: .*{says}"):
@@ -252,9 +252,7 @@ def test_one_name_can_be_of_several_kinds(install):
 
 
 @pytest.mark.parametrize("entries", [b"[runnel]\nno equals sign\n", b"[console_scripts]\nx\n", b"\xff\xfe"])
-def test_a_package_whose_entry_points_cannot_be_read_hides_only_itself(
-    install, tmp_path, monkeypatch, entries
-):
+def test_unreadable_entry_points_hide_only_their_package(install, tmp_path, monkeypatch, entries):
     install("acme_probe", STAGE)
     info = tmp_path / "odd" / "odd-1.0.dist-info"
     info.mkdir(parents=True)
@@ -278,7 +276,7 @@ def test_two_packages_that_offer_one_name_are_both_named(install):
         make_stage("probe", SIGNAL, {}, "here")
 
 
-def test_only_what_is_named_is_imported():
+def test_only_named_plugins_are_imported():
     program = (
         "import sys, runnel\n"
         "late = {'pluggy', 'importlib.metadata', 'runnel.loading.registry'}\n"
@@ -304,8 +302,8 @@ KIT = """
 """
 
 
-def test_what_a_package_has_and_does_not_declare_is_said(install):
-    """One entry point for a module of several, as newcomers write it: named for the package."""
+def test_error_names_plugins_that_a_package_does_not_declare(install):
+    """A module with several plugins but one entry point, named after the package: a common mistake."""
     install("acme_kit", KIT, name="kit", package="acme-kit", version="2.0")
     with pytest.raises(PluginError) as found:
         plugins.load("gauge", "sink")
@@ -321,7 +319,7 @@ def test_what_a_package_has_and_does_not_declare_is_said(install):
         plugins.load("gague", "sink")
 
 
-def test_looking_for_what_is_not_declared_imports_nothing(install, tmp_path):
+def test_search_for_undeclared_plugins_imports_nothing(install, tmp_path):
     install("acme_kit", f"open({str(tmp_path / 'ran')!r}, 'w')\nx = {{'gauge': 1}}\n", name="kit")
     with pytest.raises(PluginError, match="has it in its module acme_kit"):
         plugins.load("gauge")

@@ -1,4 +1,4 @@
-"""Live lines of numbers: a real pseudo-terminal in place of a serial port, pipes, and malformed lines."""
+"""Live lines of numbers: a pseudo-terminal as the serial port, pipes, and malformed lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ X = Signal((TensorSpec("x", "float32", (2,)),))
 
 @pytest.fixture
 def port() -> Iterator[tuple[int, int, str]]:
-    """(the device's end, ours, its name)."""
+    """Return (the device's end, ours, its name)."""
     device, ours = pty.openpty()
     yield device, ours, os.ttyname(ours)
     os.close(device)
@@ -32,7 +32,7 @@ def port() -> Iterator[tuple[int, int, str]]:
 
 def test_a_serial_port_from_the_first_whole_line_on(port: tuple[int, int, str]) -> None:
     device, ours, name = port
-    os.write(device, b"9.9, 9.9\n")  # before we came: what a buffer held is not now
+    os.write(device, b"9.9, 9.9\n")  # before the port was opened: old input is dropped
     began = time.time()
     signal = Signal((*X.tensors, TensorSpec("time", "float64")))
     with open_source(f"lines:{name}?baud=9600", signal) as source:
@@ -51,7 +51,7 @@ def test_a_serial_port_from_the_first_whole_line_on(port: tuple[int, int, str]) 
     assert termios.tcgetattr(ours)[3] & termios.ICANON, "the port is as it was"
 
 
-def test_a_port_that_is_unplugged_is_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unplugged_port_ends_the_input(capsys: pytest.CaptureFixture[str]) -> None:
     device, ours = pty.openpty()
     name = os.ttyname(ours)
     with open_source(f"lines:{name}", X) as source:
@@ -64,7 +64,9 @@ def test_a_port_that_is_unplugged_is_an_end(capsys: pytest.CaptureFixture[str]) 
     assert f"runnel: warning: {name}: it is gone: " in capsys.readouterr().err
 
 
-def test_malformed_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_lines_are_left_out_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.log").write_bytes(b"1, 2\n\nhello\n3 4 5\n4, nan\n\xff\xfe,1\n,\n5\t6,\n7 8")
     chunks = read(f"lines:{tmp_path}/x.log", X)
     assert np.concatenate([chunk["x"] for chunk in chunks]).tolist() == [[1, 2], [5, 6], [7, 8]]
@@ -74,10 +76,10 @@ def test_malformed_lines_are_left_out_and_told(tmp_path: Path, capsys: pytest.Ca
         read(f"lines:{tmp_path}/x.log?malformed=refuse", X)
 
 
-def test_the_first_malformed_line_of_a_live_source_is_told_at_once(
+def test_first_malformed_line_of_a_live_source_is_reported_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the wrong number of numbers nothing would be seen until Ctrl-C."""
+    """With the wrong number of numbers, no other report would come until Ctrl-C."""
     os.mkfifo(tmp_path / "x")
     fd = os.open(tmp_path / "x", os.O_RDWR)
     os.write(fd, b"1\n2\n3 4\n")
@@ -103,7 +105,7 @@ def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     assert chunk["n"].tolist() == [2**62 + 1]
 
 
-def test_what_is_no_port_has_no_speed(tmp_path: Path, port: tuple[int, int, str]) -> None:
+def test_baud_is_refused_if_the_path_is_not_a_port(tmp_path: Path, port: tuple[int, int, str]) -> None:
     (tmp_path / "x.log").write_text("1 2\n")
     with pytest.raises(UsageError, match="baud is for a serial port, which this is not"):
         read(f"lines:{tmp_path}/x.log?baud=9600", X)

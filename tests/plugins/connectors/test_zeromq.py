@@ -1,4 +1,4 @@
-"""ZeroMQ ends on real sockets: what PUB says SUB hears, and what others say."""
+"""ZeroMQ connectors on real sockets: PUB to SUB, and messages of other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def address(tmp_path: Path) -> str:
 
 @pytest.fixture
 def publisher(address: str) -> Iterator[Any]:
-    """Somebody else's PUB socket: an XPUB, which says when its subscriber is there."""
+    """Another program's PUB socket: an XPUB, which receives subscriptions."""
     context = zmq.Context()
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.RCVTIMEO, 10_000)
@@ -99,7 +99,7 @@ def test_messages_at_the_rate_and_at_any(address: str, publisher: Any) -> None:
         publisher.recv()  # the end of the subscription
 
 
-def test_malformed_messages_are_left_out_and_told(
+def test_malformed_messages_are_left_out_and_reported(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = [
@@ -126,14 +126,14 @@ def test_malformed_messages_are_left_out_and_told(
         ([bytes(8)], "1 frames, not a topic and 2 of numbers"),
     ],
 )
-def test_malformed_raw_numbers_end_the_run_where_that_is_asked_for(
+def test_malformed_raw_numbers_end_the_run_if_requested(
     address: str, publisher: Any, message: list[bytes], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         hear(Sub(TWO, address, format="raw", malformed="refuse"), publisher, message, rows=1)
 
 
-def test_what_came_before_a_refused_message_counts(address: str, publisher: Any) -> None:
+def test_messages_before_a_refused_one_count(address: str, publisher: Any) -> None:
     source = Sub(X, address, malformed="refuse")
     publisher.recv()
     publisher.send_multipart([b"[1, 2]"])
@@ -146,14 +146,14 @@ def test_what_came_before_a_refused_message_counts(address: str, publisher: Any)
 
 
 @pytest.mark.parametrize("form", ["json", "raw"])
-def test_what_is_published_is_heard(address: str, form: Any) -> None:
+def test_sub_receives_what_pub_sends(address: str, form: Any) -> None:
     source = Sub(TWO, address, topic="out", format=form, bind=True)
     sink = Pub(TWO, address, topic="out", format=form, connect=True)
     n, x = np.array([2**60 + 1, 2, 3]), np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
     sink.write({"n": n[:0], "x": x[:0]})
-    source._socket.poll(300)  # it subscribes while it waits; PUB says nothing of who has
+    source._socket.poll(300)  # SUB subscribes while it polls; PUB does not report its subscribers
     sink.write({"n": n, "x": x})
-    sink.close(True)  # what is on its way still arrives
+    sink.close(True)  # messages that are being sent still arrive
     held: list[Any] = []
     for chunk in source.chunks(2):
         held.append(chunk)
@@ -198,7 +198,7 @@ def test_an_address_that_is_not_this_machines(address: str, says: str) -> None:
             kind(X, address)
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_socket_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pub: cannot listen at ipc://.*no/such"):
         Pub(X, f"ipc://{tmp_path}/no/such/socket")
     with pytest.raises(UsageError, match="queue must be 1 to 1000000, not 0"):
@@ -210,7 +210,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
     address: str, publisher: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """libzmq gives such a connection up, and does not try again: the run would wait for ever."""
+    """libzmq ends such a connection and does not retry: the run would wait for ever."""
     monkeypatch.setattr(zeromq, "MAX_MESSAGE", 10_000)
     heard: list[float] = []
     with closing(Sub(X, address)) as source:
@@ -223,11 +223,11 @@ def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
 
         thread = threading.Thread(target=hear_two)
         thread.start()
-        publisher.setsockopt(zmq.XPUB_VERBOSE, 1)  # say each subscription, be it known already
+        publisher.setsockopt(zmq.XPUB_VERBOSE, 1)  # report each subscription, even a known one
         assert publisher.recv() == b"\x01"
         publisher.send(b"[1, 0]")
         publisher.send(b" " * 10_001)
-        while publisher.recv() != b"\x01":  # who was cut off, subscribes again
+        while publisher.recv() != b"\x01":  # the subscriber that was cut off subscribes again
             pass
         publisher.send(b"[2, 0]")
         thread.join(10)
@@ -236,10 +236,10 @@ def test_a_message_past_the_bound_ends_a_connection_and_not_the_run(
     assert "a message of more than 10000 bytes ended a connection" in capsys.readouterr().err
 
 
-def test_a_publisher_that_comes_back_is_heard_again(
+def test_reconnected_publisher_is_received_again(
     address: str, publisher: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """libzmq sees to that; the source must not take it for the other."""
+    """libzmq reconnects then; the source must not confuse the two cases."""
     heard: list[float] = []
     with closing(Sub(X, address)) as source:
         chunks = source.chunks(10)
