@@ -23,6 +23,9 @@ CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11
 UV_VERSION := 0.13.9
 UV := .venv-uv/$(UV_VERSION)/bin/uv
 CODE := engine plugins export tests
+# Other people's packages stay out of the project's environment.
+PUBLIC := .venv-public
+PUBLIC_PIP := $(PUBLIC)/bin/python -m pip --quiet --disable-pip-version-check
 
 # Each file of locks/ holds what the files before it lack.
 LOCKS_demo := demo
@@ -30,7 +33,7 @@ LOCKS_recipes := demo recipes
 LOCKS_test := demo recipes test
 LOCKS_fuzz := demo recipes test fuzz
 
-.PHONY: run recipe test soak mutants fuzz bench lint check lock recordings clean always
+.PHONY: run recipe test soak mutants fuzz bench public lint check lock recordings clean always
 
 run: $(VENV)/demo.stamp ## the main job: export, certify, serve and stream a trained model
 	$(BIN)/runnel demo
@@ -54,6 +57,9 @@ fuzz: $(VENV)/fuzz.stamp ## bytes that nobody thought of, until Ctrl-C or FUZZ="
 
 bench: $(VENV)/test.stamp recordings ## writes tests/bench/RESULTS.md; leave the machine alone meanwhile
 	$(BIN)/python -m tests.bench
+
+public: $(PUBLIC)/stamp ## writes tests/public/RESULTS.md: models that others published, from the package index
+	OMP_NUM_THREADS=1 $(PUBLIC)/bin/python -m tests.public $(CASES)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(CODE)
@@ -85,9 +91,19 @@ endif
 	$(BIN)/python -m pip check
 	touch $@
 
+# torchaudio's compiled part wants the CUDA build of torch; its models do without.
+$(PUBLIC)/stamp: pyproject.toml locks/demo.txt locks/torch.txt tests/public/packages.txt
+	test -x $(PUBLIC)/bin/python || $(PYTHON) -m venv $(PUBLIC)
+	$(PUBLIC_PIP) install --no-deps --require-hashes -r locks/demo.txt
+	$(PUBLIC_PIP) install -r locks/torch.txt
+	$(PUBLIC_PIP) install --no-deps --no-build-isolation -e .
+	$(PUBLIC_PIP) install --no-deps -r tests/public/packages.txt
+	rm -f $(PUBLIC)/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
 $(UV):
 	$(PYTHON) -m venv $(@D:/bin=)
 	$(@D)/python -m pip --quiet --disable-pip-version-check install uv==$(UV_VERSION)
 
 clean:
-	rm -rf $(VENV) .venv .venv-latest .venv-oldest .venv-uv .recordings demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv .venv-latest .venv-oldest .venv-uv $(PUBLIC) .recordings demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

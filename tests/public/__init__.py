@@ -1,0 +1,1 @@
+"""Other people's models, exported as they are: `make public`."""
