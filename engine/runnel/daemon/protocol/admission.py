@@ -1,6 +1,6 @@
-"""Whether a request for a stream is to be done: its epoch, its seq and its phase, looked at in that order.
+"""Decide whether a request may change its stream, by its epoch, its seq and the stream's phase.
 
-Rules of this file: pure, and nothing is changed here; what is looked up is in the tables of `transitions`.
+Rules of this file: pure, and nothing is changed here. The rules themselves are the tables of `transitions`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from ...wire import messages
 from .sequences import Named
 from .transitions import BEGINS, LIKELY, SAID, TRANSITIONS, VERDICTS, Event, Phase, Verdict
 
-Body = tuple[list[messages.TensorInfo], Sequence[bytes]]  # a reply's tensors
+Body = tuple[list[messages.TensorInfo], Sequence[bytes]]  # the tensors of a reply
 NOTHING: Final[Body] = ([], ())
 
 
 def admit(named: Named, request: messages.Request, event: Event, digest: int) -> Body | None:
-    """None: the request is to be done. Else the answer to one that was done before.
+    """Return None if the request must be done, or the cached reply if it was done before.
 
-    `digest`: of the request's event and payload. Raises what the tables say, FencedError for an epoch that is
-    not the stream's, ConflictError for one that another request began.
+    `digest` covers the request's event and payload. Raises the error that the tables give, FencedError for an
+    epoch that is not the stream's, ConflictError if another request began that epoch.
     """
     stated = request.epoch
     seq = request.seq
@@ -33,10 +33,10 @@ def admit(named: Named, request: messages.Request, event: Event, digest: int) ->
         and seq == named.applied + 1
         and not stream.ended
     ):
-        return None  # as nearly always, and as all that follows would find
+        return None  # fast path: the next feed of a live stream
     phase = named.phase
     if event in BEGINS:
-        if not stated or stated != named.epoch:  # not one that we know: the table alone decides
+        if not stated or stated != named.epoch:  # not the current epoch: the table alone decides
             _look_up(named, phase, event)
             return None
         opens = event is Event.OPEN or event is Event.RESTORE

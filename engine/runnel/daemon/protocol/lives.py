@@ -1,7 +1,7 @@
-"""The lives of a server's streams: opened, named, stepped, closed; whose they are, and in which epoch.
+"""Open, step, count and close the server's streams.
 
-Rules of this file: pure; a stream has its name only once the request that opens it has succeeded; where a
-change cannot be completed, nobody could say where the stream stands, and it is closed with the reason.
+Rules of this file: pure. A stream gets its name only after the request that opens it has succeeded. If a
+change fails halfway, the stream's position is unknown, so the stream is closed with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log: Final = Log("runnel.serve")
 
 
 class Lives:
-    """The engine's streams by their names on the wire: opens, counts and closes them."""
+    """The engine's streams by their names on the wire."""
 
     def __init__(
         self, engine: Engine, register: Register, stats: Stats, first_epoch: int, user_streams: int
@@ -42,13 +42,14 @@ class Lives:
         return self._places.part
 
     def expect(self, users: int) -> None:
-        """So many users may come; each can count on a share."""
+        """Set how many users may come; each can count on a share."""
         self._places.users = users
 
     def open(self, named: Named, blob: bytes | None = None, checked: bool = False) -> Stream:
-        """Open the engine's stream, as new or from a snapshot; it has no name yet.
+        """Open the engine's stream, new or from a snapshot. It has no name yet.
 
-        Raises LimitError where the places that are left are other users', and as `Engine.open` and `restore`.
+        Raises LimitError if the remaining streams are reserved for other users, and what `Engine.open` and
+        `restore` raise.
         """
         self._check(named.user)
         key = named.key
@@ -58,7 +59,7 @@ class Lives:
         return stream
 
     def begin(self, named: Named, pending: Pending, stream: Stream, applied: int, now: float) -> None:
-        """The stream has its name, in the epoch that was asked for. It is closed where that fails."""
+        """Name the stream and begin the epoch that was asked for. If that fails, close the stream."""
         try:
             epoch = pending.request.epoch or self.new_epoch()
             self._register.begin(named, stream, epoch, applied, pending.digest)
@@ -68,7 +69,7 @@ class Lives:
             raise
 
     def applied(self, named: Named, stream: Stream, pending: Pending, body: Body, now: float) -> None:
-        """A feed counts from here on: its seq, its reply, the stream that it opened or ended."""
+        """Commit a feed: its seq, its cached reply, and the stream that it opened or ended."""
         if pending.request.sequence_start:
             self.begin(named, pending, stream, 0, now)
         try:
@@ -82,11 +83,11 @@ class Lives:
             self.part(named, "ended", "was closed: its end was fed", now)
 
     def part(self, named: Named, reason: str, text: str, now: float) -> None:
-        """Close the stream; `text` says to those who ask for it later why it is gone."""
+        """Close the stream; a later request for it is answered with `text`, the reason."""
         self.discard(named, self._register.part(named, text, now), reason)
 
     def discard(self, named: Named, stream: Stream, reason: str) -> None:
-        """Close a stream that has no name. What its stages raise is logged: the stream is gone."""
+        """Close a stream that has no name. An error of its stages is logged only."""
         self._places.give(named.user)
         self._stats.closed[reason] += 1
         try:

@@ -1,13 +1,13 @@
-"""Replies that a peer has not read: bounded, told, then dropped, and never in another's way.
+"""Replies waiting for slow clients: bounded, then dropped.
 
-Rules of this file: no socket and no clock: what sends is given, and so is the time. Whatever a peer does,
-the bounds below hold, in count and in bytes, for one peer and in all.
+Rules of this file: no socket and no clock; the sending function and the time are arguments. The bounds below
+hold for any behaviour of a peer, in count and in bytes, for one peer and in total.
 
-Theory: a reply that cannot be sent waits in its peer's backlog, and those after it wait behind it. While
-there is a backlog the peer's requests are refused, which it is told once it reads. A backlog that does
-not shrink for `SLOW_SECONDS`, or passes a bound, is let go, and with it the peer: nothing is sent to it
-until a request of its shows, by a refusal that can be sent again, that it reads. Its streams and their
-kept replies are still there: it asks again, or resumes from another connection.
+Theory: a reply that cannot be sent waits in its peer's backlog, and later replies wait behind it. While a
+peer has a backlog, its requests are refused, so that the peer learns why once it reads. If a backlog does not
+shrink for `SLOW_SECONDS`, or exceeds a bound, the outbox drops the peer: it discards the backlog and sends
+nothing to that peer. The peer is served again once it makes a request and the refusal can be sent. Its
+streams and cached replies still exist: it asks again, or resumes from another connection.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..logs import Log
 from .intake import MAX_PENDING_PER_PEER
 from .stats import Stats
 
-SLOW_SECONDS: Final = 10.0  # without a reply read: longer than a client that lives is busy with itself
-MAX_BACKLOG: Final = 2 * MAX_PENDING_PER_PEER  # replies of one peer: all it may ask, and refusals
-MAX_BACKLOG_BYTES: Final = 64 * 2**20  # of one peer: some of the largest replies
+SLOW_SECONDS: Final = 10.0  # without a reply read: longer than a live client is busy with other work
+MAX_BACKLOG: Final = 2 * MAX_PENDING_PER_PEER  # replies of one peer: all that it may ask for, and refusals
+MAX_BACKLOG_BYTES: Final = 64 * 2**20  # bytes of one peer: a few of the largest replies
 MAX_BACKLOGS: Final = 16 * 1024  # replies of all peers
-MAX_BACKLOGS_BYTES: Final = 256 * 2**20  # of all peers: as much as may wait to be run
-MAX_DROPPED: Final = 4096  # peers remembered as dropped; one that is forgotten is dropped again
+MAX_BACKLOGS_BYTES: Final = 256 * 2**20  # bytes for all peers: as much as may be queued
+MAX_DROPPED: Final = 4096  # peers remembered as dropped; a peer that is forgotten is dropped again
 FIRST_RETRY: Final = 0.005  # seconds
-LAST_RETRY: Final = 0.5  # seconds: many peers that do not read cost next to nothing
+LAST_RETRY: Final = 0.5  # seconds: many peers that do not read then cost next to nothing
 
 log = Log("runnel.serve")
 
@@ -38,16 +38,16 @@ Frames = Sequence[bytes]
 
 
 class Fate(enum.Enum):
-    """What became of a reply."""
+    """Whether a reply was sent, and if not, why."""
 
     SENT = "sent"
-    FULL = "full"  # the peer has not read enough of what was sent before
+    FULL = "full"  # the peer has not read enough of the earlier replies
     GONE = "gone"  # the peer is no longer connected
 
 
 @dataclass(slots=True)
 class _Backlog:
-    since: float  # when it last shrank, or began
+    since: float  # when the backlog last shrank, or began
     retry: float  # when to try next
     pause: float = FIRST_RETRY  # doubled while nothing can be sent
     nbytes: int = 0
@@ -55,9 +55,9 @@ class _Backlog:
 
 
 class Outbox:
-    """Sends replies, and keeps those that cannot be sent yet.
+    """Sends replies, and queues those that cannot be sent yet.
 
-    `send(peer, frames, nbytes)` never waits. What is dropped is counted in `stats`.
+    `send(peer, frames, nbytes)` never waits. Dropped replies and peers are counted in `stats`.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Outbox:
         stats: Stats,
         held: Callable[[Peer], int] = lambda peer: 0,
     ) -> None:
-        """`held`: bytes of large replies that were sent to a peer and that it has not read."""
+        """`held` returns the bytes of large replies that were sent to a peer and that it has not read."""
         self._send = send
         self._held = held
         self._stats = stats
         self._slow: dict[Peer, _Backlog] = {}
-        self._deaf: dict[Peer, None] = {}  # dropped peers, the longest first
+        self._deaf: dict[Peer, None] = {}  # dropped peers, in the order of dropping
         self._replies = 0
         self._bytes = 0
 
@@ -86,14 +86,14 @@ class Outbox:
         return min((backlog.retry for backlog in self._slow.values()), default=None) if self._slow else None
 
     def unread(self, peer: Peer) -> int:
-        """Bytes of replies that the peer has not read, as far as is known: small ones may be on their way."""
+        """Known bytes of replies that the peer has not read. Small replies in flight are not counted."""
         if self._deaf and peer in self._deaf:
             return 0
         backlog = self._slow.get(peer) if self._slow else None
         return self._held(peer) + (backlog.nbytes if backlog is not None else 0)
 
     def refuses(self, peer: Peer) -> str:
-        """Why a request of this peer is not to be run; '' for a peer that reads."""
+        """Return why a request of this peer must be refused; '' if the peer reads."""
         if self._slow and peer in self._slow:
             return f"{len(self._slow[peer].replies)} replies wait for this client: read them first"
         if self._deaf and peer in self._deaf:
@@ -104,7 +104,7 @@ class Outbox:
         return ""
 
     def post(self, peer: Peer, frames: Frames, now: float) -> None:
-        """Send a reply, now or when its peer can take it; to a peer that was dropped it is not sent."""
+        """Send a reply, now or when its peer can take it. If the peer was dropped, discard the reply."""
         nbytes = sum(map(len, frames))
         if self._deaf and peer in self._deaf:
             self._stats.dropped_replies += 1
@@ -121,7 +121,7 @@ class Outbox:
         self._keep(peer, backlog, frames, nbytes)
 
     def refuse(self, peer: Peer, frames: Frames, now: float) -> None:
-        """Send the refusal of a request. A peer that was dropped and can take it, reads again."""
+        """Send the refusal of a request. If a dropped peer can take it, serve that peer again."""
         if peer not in self._deaf:
             self.post(peer, frames, now)
             return
@@ -132,12 +132,12 @@ class Outbox:
             del self._deaf[peer]
 
     def postpone(self, seconds: float) -> None:
-        """The daemon did not run for so long: in that time no peer could be seen to read."""
+        """Extend all deadlines: the daemon was paused, and could not see any peer read."""
         for backlog in self._slow.values():
             backlog.since += seconds
 
     def retry(self, now: float) -> None:
-        """Send of each backlog that is due what can be sent."""
+        """Send as much as possible of each backlog that is due."""
         for peer in [peer for peer, backlog in self._slow.items() if backlog.retry <= now]:
             backlog = self._slow[peer]
             before = len(backlog.replies)
@@ -166,7 +166,7 @@ class Outbox:
             self._drop(max(self._slow, key=self._share), "of all that do not read it left the most unread")
 
     def _share(self, peer: Peer) -> float:
-        """How much of what backlogs may hold in all is this peer's."""
+        """The peer's part of what all backlogs may hold."""
         backlog = self._slow[peer]
         return max(len(backlog.replies) / MAX_BACKLOGS, backlog.nbytes / MAX_BACKLOGS_BYTES)
 

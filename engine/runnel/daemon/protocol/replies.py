@@ -1,6 +1,6 @@
-"""Replies on their way: whose they are, which of them go together, and what they say of errors and pipelines.
+"""Outgoing replies: who gets them, which of them share a message, and how errors and pipelines are described.
 
-Pure. Which reply a request gets is `protocol`'s to decide.
+Pure. `server` decides which reply a request gets.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from ...wire.tensors import describe
 if TYPE_CHECKING:
     from ...engine import Engine
 
-BUNDLE_BYTES: Final = 1024 * 1024  # of the replies in one message: larger ones gain nothing
+BUNDLE_BYTES: Final = 1024 * 1024  # replies in one message: larger messages gain nothing
 
 Peer = bytes
 
 
 class Outgoing(NamedTuple):
-    """A reply and where it goes."""
+    """A reply and its destination."""
 
     peer: Peer
     frames: list[bytes]
 
 
 class Replies:
-    """The replies of one run; those to what came in a bundle go in a bundle."""
+    """The replies of one run. Replies to bundled requests travel in a bundle."""
 
     def __init__(self) -> None:
         self._loose: list[Outgoing] = []
         self._bundled: dict[Peer, list[list[bytes]]] = {}
 
     def add(self, peer: Peer, bundled: bool, frames: list[bytes]) -> None:
-        """`bundled`: the request was."""
+        """Add a reply; `bundled`: its request came in a bundle."""
         if not bundled:
             self._loose.append(Outgoing(peer, frames))
         elif (together := self._bundled.get(peer)) is not None:
@@ -50,7 +50,7 @@ class Replies:
 
 
 def bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
-    """Replies to one peer, as few messages as may be; one alone goes as it is."""
+    """Replies to one peer in as few messages as possible. A single reply is sent as it is."""
     return [Outgoing(peer, frames) for _, frames in wire.bundles(messages, BUNDLE_BYTES)]
 
 
@@ -59,7 +59,7 @@ def told(error: RunnelError) -> wire.ErrorInfo:
 
 
 def description(engine: Engine) -> dict[str, Any]:
-    """What hello says of the pipeline."""
+    """The pipeline's part of the answer to hello."""
     pipeline = engine.pipeline
     return {
         "version": __version__,

@@ -1,11 +1,11 @@
-"""The names that a server knows, and what it remembers of each: where it stands, and its last replies.
+"""The table of all streams that a server knows, and the reply cache.
 
-Rules of this file: pure (the time is an argument); everything remembered is bounded in number, in bytes
-or in time, and each of the orders kept here makes the next thing to forget the first one in it.
+Rules of this file: pure; the time is an argument. Everything remembered is bounded in number, in bytes or in
+time, and each ordering has the next thing to forget at its front.
 
-Theory: a reply is kept so that a request whose answer was lost can be sent again and be answered without
-being done again. The replies that are asked for again are the latest ones. So over the bound the oldest reply
-of the user who holds the most goes: no user loses one to another who holds more (see `shares`).
+Theory: a cached reply lets a client repeat a request whose reply was lost: the request is answered again but
+not done again. Clients repeat their latest requests, so above the bound the oldest reply is evicted, from the
+user who holds the most: no user loses a reply to another who holds more (see `shares`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .transitions import Event, Phase, Verdict
 if TYPE_CHECKING:
     from ...stream import Stream
 
-KEPT_REPLIES: Final = 64  # a stream's: as many requests as a client may have on their way for one stream
-KEPT_SECONDS: Final = 60.0  # longer than any connection takes to come back while its client still waits
-MAX_KEPT_BYTES: Final = 64 * 2**20  # of all streams
-KEPT_OVERHEAD: Final = 640  # bytes: what Python's objects take around a reply's buffers (seen: 610)
+KEPT_REPLIES: Final = 64  # replies per stream: as many requests as a client may have in flight for it
+KEPT_SECONDS: Final = 60.0  # longer than a connection takes to come back while its client still waits
+MAX_KEPT_BYTES: Final = 64 * 2**20  # bytes, for all streams
+KEPT_OVERHEAD: Final = 640  # bytes: Python's objects around a reply's buffers (seen: 610)
 MAX_PARTED: Final = 4096  # closed streams whose end is remembered
 
 
 class Kept(Struct, eq=False, gc=False):
-    """A reply that can be given again.
+    """A cached reply.
 
-    Not known to the garbage collector, which would look at each again and again: so it refers to nothing
-    that could refer to it.
+    The garbage collector does not track it, which saves repeated scans. So it must not refer to anything that
+    could refer back to it.
     """
 
     key: str  # of its `Named`
@@ -48,9 +48,9 @@ class Kept(Struct, eq=False, gc=False):
 
 
 def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes], steps: int = 0) -> int:
-    """A number that two requests share if they ask the same: event, tensors, bytes, steps without input.
+    """Hash of a request's event, tensors, bytes, and steps without input, to recognise a repeat.
 
-    Python's keyed 64-bit hash: it never leaves the process, and chance fools it once in 2**64.
+    Python's keyed 64-bit hash: it never leaves the process, and two requests collide once in 2**64.
     """
     if not inputs:
         return _bare_digest(event, steps)
@@ -62,14 +62,14 @@ def digest_of(event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[byte
 
 @lru_cache(maxsize=64)
 def _bare_digest(event: Event, steps: int) -> int:
-    """One number for all streams that were opened alike: each would keep its own."""
+    """Share one number between all streams that were opened alike, to save memory."""
     return hash((event, steps))
 
 
 class Named:
-    """A stream's name on the wire, and all that the server knows of it.
+    """What the server knows of one stream, by its name on the wire.
 
-    `stream` is None where none is open: the name then waits for one of its requests, or remembers how the
+    `stream` is None if no stream is open: then a request for this name waits, or the record remembers how the
     last stream of this name ended.
     """
 
@@ -79,19 +79,19 @@ class Named:
     )  # fmt: skip
 
     def __init__(self, key: str, name: str, user: str = "") -> None:
-        self.key = key  # the name and whose it is
+        self.key = key  # the name, qualified by its user
         self.name = name
         self.user = user
         self.stream: Stream | None = None
         self.epoch = 0
-        self.begun = 0  # the digest of the request that opened the stream
-        self.resumed_from = 0  # the epoch stated by a resume that left the choice of this one to the daemon
+        self.begun = 0  # digest of the request that opened the stream
+        self.resumed_from = 0  # the epoch stated by a resume for which the daemon chose the new epoch
         self.applied = 0  # the last seq
-        self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is `applied`
-        self.queue: deque[Any] | None = None  # requests that wait
-        self.peer = b""  # who spoke for it last
+        self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is that of `applied`
+        self.queue: deque[Any] | None = None  # queued requests
+        self.peer = b""  # the peer that last used it
         self.used = 0.0  # when
-        self.gone = ""  # why there is no stream any more
+        self.gone = ""  # why the stream is no longer open
 
     @property
     def phase(self) -> Phase:
@@ -100,7 +100,7 @@ class Named:
         return Phase.ENDED if self.stream.ended else Phase.LIVE
 
     def judge(self, seq: int, digest: int) -> tuple[Verdict, Kept | None]:
-        """How a stated seq stands to what was applied; the reply that is kept of it."""
+        """Compare a stated seq with the last one applied; return its cached reply too, if there is one."""
         if seq == self.applied + 1:
             return Verdict.NEXT, None
         if seq > self.applied:
@@ -114,10 +114,10 @@ class Named:
 
 
 class Register:
-    """All names."""
+    """All stream records, by key."""
 
     def __init__(self) -> None:
-        self._paused = 0.0  # seconds that count for no deadline; all times below are less by it
+        self._paused = 0.0  # seconds that count for no deadline; all times below are less by them
         self._names: dict[str, Named] = {}
         self._open: OrderedDict[Named, None] = OrderedDict()  # least recently used first
         self._parted: Remembered[Named] = Remembered()
@@ -128,7 +128,7 @@ class Register:
 
     @property
     def kept_bytes(self) -> int:
-        """Of all replies that are kept."""
+        """Bytes of all cached replies."""
         return self._kept.weight
 
     def find(self, key: str) -> Named | None:
@@ -139,7 +139,9 @@ class Register:
         return named
 
     def begin(self, named: Named, stream: Stream, epoch: int, applied: int, begun: int) -> None:
-        """The request that opens a stream has succeeded: only now is an earlier one of the name forgotten."""
+        """Enter a stream whose opening request has succeeded. Only now is an earlier one of that name
+        forgotten.
+        """
         self._forget_replies(named)
         if named in self._parted:
             self._parted.remove(named.user, named, 1)
@@ -148,22 +150,25 @@ class Register:
         self._open[named] = None
 
     def postpone(self, seconds: float) -> None:
-        """Put off every deadline. One that was set just before a pause was seen may come later yet."""
+        """Extend every deadline. A deadline set just before the pause was noticed may be extended too far."""
         self._paused += seconds
 
     def touch(self, named: Named, peer: bytes, now: float) -> None:
-        """The stream was spoken for."""
-        # Without a pause, all streams of a turn share the turn's number.
+        """Note that a peer used the stream."""
+        # Without a pause, all streams of a turn share the turn's float object.
         named.peer, named.used = peer, now - self._paused if self._paused else now
         if named.stream is not None:
             self._open.move_to_end(named)
 
     def used_at(self, named: Named, now: float) -> bool:
-        """Whether the stream was spoken for at this very time, and not since."""
+        """Whether the stream was last used at exactly this time."""
         return named.used == now - self._paused
 
     def part(self, named: Named, text: str, now: float) -> Stream:
-        """Take the stream from its name, to be closed; its end (`text`) and kept replies stay for a while."""
+        """Remove the open stream from its record, and return it to be closed.
+
+        Its end (`text`) and cached replies are remembered for a while.
+        """
         assert named.stream is not None
         stream, named.stream = named.stream, None
         named.gone, named.used = text, now - self._paused
@@ -174,14 +179,14 @@ class Register:
         return stream
 
     def settle(self, named: Named) -> None:
-        """Forget a name that nothing is known of and nothing waits for."""
+        """Forget a record if it has no stream, no queued request and no remembered end."""
         if named.stream is None and named.queue is None and named not in self._parted:
             self._names.pop(named.key, None)
 
     def keep(
         self, named: Named, digest: int, infos: list[TensorInfo], buffers: Sequence[bytes], now: float
     ) -> None:
-        """Keep the reply to the request that was just applied."""
+        """Cache the reply to the request that was just applied."""
         nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
         kept = Kept(named.key, named.user, digest, infos, buffers, nbytes, now - self._paused)
         replies = named.kept
@@ -195,19 +200,19 @@ class Register:
             self._let_go(self._kept.excess())
 
     def idle(self, seconds: float, now: float) -> Iterator[Named]:
-        """The open streams unused for so long, and with nothing waiting; the caller parts each."""
+        """The open streams unused for `seconds` with no queued request; the caller must `part` each."""
         if seconds:
             while self._open:
                 named = next(iter(self._open))
                 if named.used + seconds + self._paused > now:  # rounded as in `due`
                     return
-                if named.queue is not None:  # requests wait, or one is on its way
+                if named.queue is not None:  # requests are queued, or one is being run
                     self.touch(named, named.peer, now)
                 else:
                     yield named
 
     def expire(self, now: float) -> None:
-        """Let go of what was remembered long enough."""
+        """Forget replies and closed streams that were remembered long enough."""
         paused = self._paused
         while (kept := self._kept.oldest()) is not None and kept.at + KEPT_SECONDS + paused <= now:
             self._let_go(kept)
@@ -215,7 +220,7 @@ class Register:
             self._drop(named)
 
     def due(self, idle_seconds: float) -> float | None:
-        """When there is something to do for `idle` or `expire`; None: nothing, as things stand."""
+        """When `idle` or `expire` next has something to do; None: never, as things stand."""
         times = []
         if self._open and idle_seconds:
             times.append(next(iter(self._open)).used + idle_seconds + self._paused)
@@ -226,14 +231,14 @@ class Register:
         return min(times, default=None)
 
     def _let_go(self, kept: Kept) -> None:
-        """Forget one reply: the oldest of its stream, being the oldest of its user or one too many."""
+        """Forget one reply: its stream's oldest, because its user or its stream has too many."""
         named = self._names[kept.key]
         replies = named.kept
         assert replies is not None
         assert replies[0] is kept
         replies.popleft()
         if not replies:
-            named.kept = None  # an empty deque takes more memory than all else of an idle stream
+            named.kept = None  # an empty deque takes more memory than the rest of an idle stream
         self._kept.remove(kept.user, kept, kept.nbytes)
 
     def _forget_replies(self, named: Named) -> None:

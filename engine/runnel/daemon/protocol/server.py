@@ -1,13 +1,12 @@
-"""The daemon's half of the protocol, sans-IO: messages and the time in, replies out.
+"""The server protocol, sans-IO: messages and the time in, replies out.
 
-Rules of this file: no socket, no clock, no thread, no randomness; what a request may do is in `transitions`,
-read by `admission`, and nowhere else; an error is answered to the request that it belongs to and touches no
-other; every request is answered exactly once.
+Rules of this file: no socket, no clock, no thread, no randomness. The tables in `transitions`, read by
+`admission`, alone decide what a request may do. An error is the answer to its own request and affects no
+other. Every request is answered exactly once.
 
-Theory: `receive` takes requests and keeps those for streams in one queue a stream, in the order of
-arrival. `run` is one turn of the runner (runner.py), bounded in time and in bytes; order within a stream
-holds for every request alike. Whatever is raised belongs to the request at hand, which is answered with an
-error; the server itself goes on.
+Theory: `receive` takes requests and queues them by stream, in the order of arrival. `run` is one turn of the
+runner (turn.py), bounded in time and in bytes. Requests of one stream are run in order. Any exception belongs
+to the current request, which is answered with an error; the server itself continues.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ def _still() -> float:
 
 
 class Server:
-    """One engine's streams, served to peers.
+    """Serves one engine's streams to peers.
 
-    `boot_id` tells this start of the worker from all others; epochs that the server chooses come after
-    `first_epoch`, which should be another at each start. `idle_seconds`: a stream without a request for
-    longer is closed (0: never); it may be set while the server runs. `place`: which worker this is.
-    `user_streams`: streams that each user can count on, whatever others do; 0: a share, as `Places` has it.
-    `clock`: seconds, by which a turn is bounded; one that stands still bounds it by bytes alone.
-    Raises PipelineError for a pipeline whose signals the wire has no datatype for.
+    `boot_id` is different at each start of the worker. Epochs that the server chooses are greater than
+    `first_epoch`, which should also be different at each start. `idle_seconds`: a stream without a request
+    for longer is closed (0: never); it may be set while the server runs. `place`: which worker this is.
+    `user_streams`: streams that each user can always count on; 0: a share, see `Places`. `clock`: seconds,
+    for the time bound of a turn; with a clock that stands still, only bytes bound a turn. Raises
+    PipelineError if the wire has no datatype for a signal of the pipeline.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Server:
     ) -> None:
         self.idle_seconds = idle_seconds
         self.stats = Stats()
-        self.gauges: Callable[[], Mapping[str, float]] = dict  # of the process, by who may ask the system
+        self.gauges: Callable[[], Mapping[str, float]] = dict  # figures of the process; the daemon sets this
         self._engine = engine
         self._boot_id = boot_id
         self._place = place or Place()
@@ -75,51 +74,53 @@ class Server:
         self._lives = Lives(engine, self._register, self.stats, first_epoch, user_streams)
         self._intake = Intake()
         self._runner = Runner(engine, self._lives, self._register, self.stats, clock, self._answer)
-        self._replies = Replies()  # of the turn
-        self._encoded: dict[str, msgspec.Raw] = {}  # answers to the questions of the message at hand
+        self._replies = Replies()  # those of the current turn
+        self._encoded: dict[str, msgspec.Raw] = {}  # encoded answers, shared by the questions of one message
         self._numbered = 0
         self._stopping = False
-        self._began = 0.0  # of the last run
+        self._began = 0.0  # the last run
         engine.health.told = tell_health
-        self._answered: list[float] = []  # when the requests arrived that the last run answered
+        self._answered: list[float] = []  # arrival times of the requests that the last run answered
 
     def expect(self, users: int) -> None:
-        """So many users may come; each can count on a share of streams and of requests that wait."""
+        """Set how many users may come; each can count on a share of streams and of queued requests."""
         self._lives.expect(users)
         self._intake.expect(users)
 
     def heed(self, unread: Callable[[Peer], int]) -> None:
-        """`unread`: bytes of replies that a peer has not read. It is made no more than it can take."""
+        """Set `unread`, which returns the bytes of replies that a peer has not read, to limit what is made
+        for it.
+        """
         self._runner.unread = unread
 
     @property
     def pending(self) -> int:
-        """Requests taken and not yet run."""
+        """Number of queued requests."""
         return self._intake.count
 
     @property
     def stalled(self) -> bool:
-        """Whether the last run did nothing: all that is pending waits for peers to read their replies."""
+        """Whether the last run did nothing, because every queued request waits for its peer to read."""
         return self._runner.stalled
 
     @property
     def full(self) -> bool:
-        """Whether requests of the next message may be refused: time to run, not to receive."""
+        """Whether requests of the next message may be refused: then run before receiving more."""
         return self._intake.full
 
     @property
     def due(self) -> float | None:
-        """When `tick` has something to do next, if nothing else happens."""
+        """When `tick` next has something to do, if nothing else happens."""
         return self._register.due(self.idle_seconds)
 
     def stop(self) -> None:
-        """From now on every request is answered ShutdownError; what was taken is still run."""
+        """Answer every new request with ShutdownError from now on. Queued requests are still run."""
         self._stopping = True
 
     def receive(self, peer: Peer, frames: Sequence[bytes], now: float, user: str = "") -> list[Outgoing]:
-        """Take a message, whatever its bytes. Returns what can be answered at once: hello, refusals.
+        """Take any message, valid or not. Return the immediate replies: hello, stats, refusals.
 
-        `user`: who sent it, where that is known; streams of one name and two users are two streams.
+        `user`: who sent it, if known. Two users' streams of the same name are different streams.
         """
         self._encoded.clear()
         try:
@@ -147,7 +148,7 @@ class Server:
         op = request.op
         self.stats.requests[op] += 1
         try:
-            if op == "stats":  # also while it stops: that is when one looks
+            if op == "stats":  # also while stopping: that is when an operator looks
                 return [self._tell(peer, request, stats=self._once("stats", self.document))]
             if self._stopping:
                 raise ShutdownError("the daemon is stopping: connect again when it is back")
@@ -159,14 +160,14 @@ class Server:
         return []
 
     def refuse(self, peer: Peer, frames: Sequence[bytes], error: RunnelError) -> Outgoing:
-        """Answer a message with an error, whatever its bytes, and take nothing of it."""
+        """Refuse a whole message, valid or not, with an error."""
         ids = messages.salvage_ids(frames)
         self.stats.requests[""] += len(ids)
         refusals = [self._refuse(peer, "", id, error).frames for id in ids]
         return bundles(peer, refusals)[0]
 
     def run(self, now: float) -> list[Outgoing]:
-        """Run one turn of what is pending; call again while `pending`. Returns the replies."""
+        """Run one turn of the queued requests, and return the replies. Call again while `pending`."""
         self._began = now
         self._answered.clear()
         self._replies = Replies()
@@ -174,11 +175,11 @@ class Server:
         return self._replies.outgoing()
 
     def done(self, now: float) -> None:
-        """The replies of the last `run` are on their way: how long that took is noted."""
+        """Record how long the last `run` took, once its replies are sent."""
         observe = self.stats.latency.observe
         for arrived in self._answered:
             observe(now - arrived)
-        if self.idle_seconds:  # silence is what comes after the reply, however long the batch took
+        if self.idle_seconds:  # a stream is idle from its reply on, however long the batch took
             for named in self._runner.ran:
                 if named.stream is not None and self._register.used_at(
                     named, self._began
@@ -189,11 +190,11 @@ class Server:
             self._answered.clear()
 
     def postpone(self, seconds: float) -> None:
-        """The daemon did not run for so long: put off when streams are idle, and when replies are old."""
+        """Extend all deadlines after a pause of the process: idle streams, old replies."""
         self._register.postpone(seconds)
 
     def tick(self, now: float) -> list[Outgoing]:
-        """Close the streams that are idle, and forget what is old. Returns a notice for each closed."""
+        """Close idle streams and forget what is old. Return a notice for each closed stream."""
         notices = []
         for named in self._register.idle(self.idle_seconds, now):
             reason = f"was closed: no request for {self.idle_seconds:g} s"
@@ -214,7 +215,7 @@ class Server:
         return notices
 
     def document(self) -> dict[str, Any]:
-        """What is counted, and how things stand now."""
+        """Counters and gauges, as the answer to stats."""
         return {
             "worker": self._place.index,
             "boot_id": self._boot_id,
@@ -260,7 +261,9 @@ class Server:
             raise
 
     def _new_name(self) -> str:
-        """A name for a stream that was opened without one: this worker's, and not met after a restart."""
+        """Make a name for a stream opened without one: owned by this worker, and never reused after a
+        restart.
+        """
         while True:
             self._numbered += 1
             name = f"{self._boot_id}-{self._numbered}"
@@ -270,18 +273,18 @@ class Server:
     # Answering.
 
     def _answer(self, named: Named, pending: Pending, result: Body | RunnelError) -> None:
-        """The runner is done with a request."""
+        """Answer a request that the runner has finished."""
         self._intake.give(pending.peer, pending.user, pending.nbytes)
         self._answered.append(pending.arrived)
         try:
             frames = self._reply(named, pending, result)
-        except Exception as error:  # the request itself is done, or is not: said again, it gets its answer
+        except Exception as error:  # a repeat of the request gets the reply
             frames = self._short_of(pending.request, error)
         if frames:
             self._replies.add(pending.peer, pending.bundled, frames)
 
     def _short_of(self, request: messages.Request, error: Exception) -> list[bytes]:
-        """The frames of the reply in place of one that failed; none where there is no memory for any."""
+        """A short error reply in place of one that failed; no frames if memory is exhausted."""
         with suppress(Exception):
             short = messages.ErrorInfo("LIMIT", f"the reply failed: {type(error).__name__}; ask again", True)
             return messages.encode_reply(
@@ -290,10 +293,10 @@ class Server:
         return []
 
     def _reply(self, named: Named, pending: Pending, result: Body | RunnelError) -> list[bytes]:
-        """The frames of the reply to a request that was taken."""
+        """Encode the reply to a request that was taken."""
         request = pending.request
         if isinstance(result, RunnelError):
-            # Where it stands is told to those alone who may speak for it.
+            # Only the stream's owner may learn its epoch and seq.
             known = (
                 named.stream is not None and request.epoch in (0, named.epoch) and pending.event not in BEGINS
             )
@@ -322,7 +325,7 @@ class Server:
         return messages.encode_reply(reply, buffers)
 
     def _once(self, what: str, make: Callable[[], Any]) -> msgspec.Raw:
-        """An answer in its encoded form, made once for all questions of a message."""
+        """Encode an answer once for all questions of a message."""
         encoded = self._encoded.get(what)
         if encoded is None:
             encoded = self._encoded[what] = msgspec.Raw(msgspec.msgpack.encode(make()))
@@ -333,7 +336,7 @@ class Server:
         return Outgoing(peer, messages.encode_reply(reply))
 
     def _refuse(self, peer: Peer, op: str, id: str, error: RunnelError) -> Outgoing:
-        """The reply to a request that was not taken."""
+        """Make the error reply to a request that was not taken."""
         if isinstance(error, WireError):
             log.warning("bad message", peer=peer, error=error.message)
         reply = messages.Reply(v=messages.VERSION, op=op, id=id, error=self._count(error))
@@ -344,7 +347,7 @@ class Server:
         return told(error)
 
     def _hello(self) -> messages.Description:
-        """What is served; made anew, since a limit may have changed."""
+        """The answer to hello; made anew each time, since a limit may have changed."""
         engine, place = self._engine, self._place
         user_pending, user_bytes = self._intake.user_part
         return messages.Description(

@@ -1,14 +1,14 @@
-"""One turn of a server: which requests are run, how much of each, and what becomes of them.
+"""One turn of a server: run requests within a budget, and step the feeds as one batch.
 
 Rules of this file: no socket, no thread; the clock is an argument.
 
-Theory: a turn takes one request after another, peer by peer and of a peer stream by stream, until its time
-or its bytes are used up. Feeds are gathered and stepped as one batch at the end of the turn. A request that
-takes long is a *job*: a work (works.py) of which each turn does a piece. The slices of all jobs are stepped
-together. While a stream has a job, or a feed in the batch, its next request waits.
+Theory: a turn takes requests round-robin, by peer and then by stream, until its time or its bytes are used
+up. Feeds are gathered and stepped as one batch at the end of the turn. A long request is a *job*: each turn
+does a piece of it (works.py). The slices of all jobs are stepped together. While a stream has a job, or a
+feed in the batch, its next request waits.
 
-What a client has not read holds back what is made for it next. Whatever a stage, a codec or memory raises
-belongs to the request at hand: that is answered with an error, and its stream is as before.
+Replies that a client has not read hold back its next ones. An exception of a stage, a codec or memory belongs
+to the current request: the request is answered with an error, and its stream is unchanged.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from ...engine import Engine
     from ...stream import Stream
 
-SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size waits for no other to be read
-MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's replies, not yet read, before more are made
+SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size never waits for others to be read
+MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's unread replies, before more are made
 MAX_SNAPSHOT_BYTES: Final = (
     messages.MAX_MESSAGE_BYTES - 2 * messages.MAX_HEADER
-)  # what a restore can bring back
-FULL_BATCH: Final = 256  # streams: single time steps up to this go together, which is what makes them cheap
-MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of what goes on from turn to turn
+)  # the most that a restore can send back
+FULL_BATCH: Final = 256  # streams: up to this, single time steps go in one batch, which makes them cheap
+MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of the jobs
 
 Outputs = Mapping[str, Array]
 Answer = Callable[[Named, Pending, "Body | RunnelError"], None]
@@ -65,19 +65,19 @@ class _Feed(Struct, eq=False, gc=False):
 
 
 class _Job(Struct, eq=False, gc=False):
-    """A request whose work goes on from turn to turn."""
+    """A request that is done piece by piece, from turn to turn."""
 
     named: Named
     pending: Pending
     work: Work
     need: int  # bytes of reply that it is expected to make
-    passage: Passage | None = None  # whose next slice it waits for
+    passage: Passage | None = None  # set while the job waits for its next slice
 
 
 class Runner:
-    """Runs the requests that wait in the streams' queues.
+    """Runs the queued requests of all streams.
 
-    `unread`: bytes of replies that a peer has not read, as far as its sender knows.
+    `unread` returns the known bytes of replies that a peer has not read.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Runner:
         answer: Answer,
     ) -> None:
         self.unread: Callable[[Peer], int] = _none
-        self.stalled = False  # the last turn did nothing: all that waits, waits for peers to read
-        self.ran: list[Named] = []  # whose requests were in the last turn
+        self.stalled = False  # the last turn did nothing: every queued request waits for its peer to read
+        self.ran: list[Named] = []  # streams that had a request in the last turn
         self._engine = engine
         self._lives = lives
         self._register = register
@@ -101,14 +101,14 @@ class Runner:
         self._now = 0.0
         self._pace = Pace()
         self._sizes = Sizes(engine.pipeline.inputs, engine.pipeline.unrolled.stages)
-        self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of one, may run
+        self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of a job, may run
         self._jobs: dict[Named, _Job] = {}
         self._jobs_of: dict[Peer, int] = {}
         self._reserved: dict[Peer, int] = {}  # bytes of reply that a peer's jobs are expected to make
-        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn, and not yet sent
+        self._made: dict[Peer, int] = {}  # bytes of reply made in this turn and not yet sent
 
     def add(self, named: Named, pending: Pending) -> None:
-        """Put a request into its stream's queue."""
+        """Queue a request of a stream."""
         if pending.event in FEEDS:
             request = pending.request
             if request.steps:
@@ -125,7 +125,7 @@ class Runner:
             named.queue.append(pending)
 
     def turn(self, now: float) -> None:
-        """Run what one turn may take; every request that it ends is answered."""
+        """Run one turn's worth of requests; answer each one that is done."""
         self._now = now
         ran: list[Named] = []
         self.ran, jobs, rota = ran, self._jobs, self._rota
@@ -159,9 +159,9 @@ class Runner:
     # Doing a request.
 
     def _try_begin(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
-        """Do the stream's next request, or put it into the batch, or make a job of it.
+        """Do the stream's next request, add it to the batch, or make it a job.
 
-        False: not yet. The peer must read first, or there is no room for one job more.
+        Return False if it must wait: until its peer reads, or until there is room for another job.
         """
         assert named.queue is not None
         pending: Pending = named.queue[0]
@@ -205,20 +205,20 @@ class Runner:
             return True
         if pending.event not in FEEDS:
             return False
-        if pending.request.sequence_end:  # the flush must be undone with the chunk, if it fails
+        if pending.request.sequence_end:  # if the flush fails, the chunk must be undone with it
             return True
         steps = pending.steps
         return steps > 1 and (steps > self._sizes.slice_steps or self._pace.estimate(steps) > SLICE_SECONDS)
 
     def _state_bytes(self, named: Named, pending: Pending) -> int:
-        """Bytes of reply that a request for the stream's state makes; 0 for any other."""
+        """Bytes of reply to a request for the stream's state; 0 for any other request."""
         if pending.event in TELLS_STATE and named.stream is not None:
-            with suppress(Exception):  # a stage that cannot lay its state open: the request itself will fail
+            with suppress(Exception):  # the stage cannot return its state: the request itself will fail
                 return named.stream.state_bytes
         return 0
 
     def _prepare(self, named: Named, pending: Pending, long: bool) -> _Feed | Work | Body:
-        """Do a short request, make a work of a long one. Raises what the tables and the engine say."""
+        """Do a short request, or begin a long one. Raises what the tables and the engine raise."""
         if pending.nbytes > BLOCK:
             return self._work(named, pending)
         request, event = pending.request, pending.event
@@ -235,7 +235,7 @@ class Runner:
         return _Feed(named, stream, pending, chunk)
 
     def _admitted(self, named: Named, pending: Pending) -> Body | None:
-        """None: the request is to be done. Else the answer to one that was done before."""
+        """Return None if the request must be done, or the cached reply if it was done before."""
         again = admit(named, pending.request, pending.event, pending.digest)
         if named.stream is not None:
             self._register.touch(named, pending.peer, self._now)
@@ -244,14 +244,14 @@ class Runner:
         return again
 
     def _chunk(self, pending: Pending) -> Any:
-        """The feed's chunk. Raises ChunkError; TooLargeError where its reply would be too large."""
+        """The feed's chunk. Raises ChunkError, or TooLargeError if its reply would be too large."""
         request, steps = pending.request, pending.steps
         if pending.need >= MAX_REPLY_BYTES and (nbytes := self._sizes.made(steps)) > MAX_REPLY_BYTES:
             raise too_large(nbytes, steps, self._sizes.steps_within(MAX_REPLY_BYTES))
         return Steps(steps) if request.steps else unpack(request.inputs, pending.buffers)
 
     def _call(self, named: Named, pending: Pending) -> Body:
-        """Everything but a feed, once admitted."""
+        """Do an admitted request that is not a feed."""
         stream = named.stream
         mark = stream.mark() if stream is not None else None
         try:
@@ -269,7 +269,7 @@ class Runner:
         event, request = pending.event, pending.request
         if event is Event.OPEN or event is Event.RESTORE:
             blob = b"".join(pending.buffers) if event is Event.RESTORE else None
-            stream = self._lives.open(named, blob, checked=pending.nbytes > BLOCK)  # in `_work`
+            stream = self._lives.open(named, blob, checked=pending.nbytes > BLOCK)  # checked in `_work`
             self._lives.begin(named, pending, stream, stream.seq, self._now)
             return NOTHING
         stream = _open(named)
@@ -289,7 +289,7 @@ class Runner:
         return NOTHING
 
     def _flush(self, stream: Stream) -> Outputs:
-        """A pipeline with one output gives an array; the wire wants its name too."""
+        """Flush. The wire needs a name even for a single output."""
         outputs = stream.flush()
         if isinstance(outputs, np.ndarray):
             return {self._engine.pipeline.outputs.names[0]: outputs}
@@ -312,7 +312,7 @@ class Runner:
         return self._call(named, pending)
 
     def _feed_work(self, named: Named, pending: Pending, chunk: Any) -> Work:
-        """A feed, slice by slice; with its flush, where it is the stream's last."""
+        """A feed, slice by slice, with its flush if it ends the stream."""
         request, last = pending.request, pending.request.sequence_end
         stream = self._lives.open(named) if request.sequence_start else _open(named)
         passage: Passage | None = None
@@ -335,13 +335,13 @@ class Runner:
         return body
 
     def _go_on(self, job: _Job, made: Outputs | RunnelError | None) -> None:
-        """Do the next piece of a job, with what its last slice made."""
+        """Continue a job with the output of its last slice."""
         outcome: Body | RunnelError
         try:
             if isinstance(made, RunnelError):
                 job.passage = job.work.throw(made)
             else:
-                job.passage = job.work.send(made)  # type: ignore[arg-type]  # None begins it, or follows None
+                job.passage = job.work.send(made)  # type: ignore[arg-type]  # the first is None
         except StopIteration as end:
             outcome = end.value
         except Exception as error:
@@ -365,7 +365,7 @@ class Runner:
         self._made[peer] = self._made.get(peer, 0) + job.need
 
     def _run_slices(self, jobs: Sequence[_Job]) -> None:
-        """The next slice of each job, stepped together."""
+        """Step the next slice of every job together."""
         self._count(len(jobs))
         passages = [job.passage for job in jobs if job.passage is not None]
         share = max(1, min(self._sizes.slice_steps, self._pace.slice(2**31)) // len(jobs))
@@ -383,14 +383,14 @@ class Runner:
     # The batch.
 
     def _run_batch(self, batch: Sequence[_Feed]) -> None:
-        """One step for each stream of the batch."""
+        """Step each stream of the batch once."""
         self._count(len(batch))
         marks = [feed.stream.mark() for feed in batch]
         began = self._clock()
         results: Sequence[Any]
         try:
             results = self._engine.feed_many([(feed.stream, feed.chunk) for feed in batch])
-        except Exception as error:  # a fault of the engine's own: whatever it committed is taken back
+        except Exception as error:  # a fault of the engine itself: undo what it committed
             for feed, mark in zip(batch, marks, strict=True):
                 feed.stream.back(mark)
             results = [as_error("engine", error)] * len(batch)
@@ -408,7 +408,7 @@ class Runner:
             self._finish(feed.named, feed.pending, outcome)
 
     def _commit(self, feed: _Feed, outputs: Outputs) -> Body:
-        """The step is done: its seq is applied, and its reply kept."""
+        """Commit one result of the batch: apply its seq and cache its reply."""
         body = pack(outputs)
         nbytes = sum(map(len, body[1]))
         if nbytes > MAX_REPLY_BYTES:
@@ -423,10 +423,11 @@ class Runner:
         self._stats.batch_sizes.observe(streams)
 
     def _finish(self, named: Named, pending: Pending, outcome: Body | RunnelError) -> None:
-        """Answer a request; the stream's next one is ready."""
+        """Answer a request, and make the stream's next one ready."""
         self._answer(named, pending, outcome)
         if isinstance(outcome, RunnelError):
-            # Its traceback leads to this turn's frames, and these to it: such a ring would keep the chunk.
+            # The traceback refers to this turn's frames and they to it: that cycle would keep the chunk
+            # alive.
             outcome.__traceback__ = None
         if named.queue:
             self._rota.add(named.queue[0].peer, named)

@@ -1,8 +1,9 @@
-"""What a supervisor and its workers say to each other: one JSON object a packet, over a socket pair.
+"""Messages between a supervisor and its workers: JSON packets over a socket pair.
 
-Packets keep their borders, and the end of one side is the other's end of file: nothing is left to frame.
-To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
-From a worker:  {"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
+A packet socket keeps packets apart, and an end of file shows that the other side has ended.
+
+To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true} From a worker:
+{"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any, Final
 
 from ..settings import Settings
 
-MAX_PACKET: Final = 128 * 1024  # bytes: an order, or the addresses of as many workers as there may be
+MAX_PACKET: Final = 128 * 1024  # bytes: an order, or the addresses of all workers that there may be
 
 Packet = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a worker is to be."""
+    """Configuration of a worker."""
 
     index: int
     pipeline: str  # a file
@@ -29,7 +30,7 @@ class Order:
     trust: bool
     settings: Settings
     beat_seconds: float
-    fingerprint: str = ""  # of the pipeline that the other workers serve; none do yet
+    fingerprint: str = ""  # of the pipeline that the other workers serve; empty for the first workers
 
     def packet(self) -> Packet:
         return asdict(self)
@@ -50,7 +51,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(to: socket.socket, packet: Packet) -> bool:
-    """Send without waiting. False where the other side is gone, or does not read."""
+    """Send without waiting. Return False if the other side is gone or does not read."""
     try:
         to.send(json.dumps(packet).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except OSError:
@@ -59,7 +60,7 @@ def send(to: socket.socket, packet: Packet) -> bool:
 
 
 def receive(link: socket.socket) -> Packet | None:
-    """The next packet, waited for; None where the other side is gone."""
+    """Wait for the next packet; None if the other side is gone."""
     try:
         data = link.recv(MAX_PACKET)
     except OSError:

@@ -1,7 +1,7 @@
-"""Who looks after a daemon: nobody, systemd, or a supervisor of several workers.
+"""Lifecycle hooks of a daemon: for systemd, or for a supervisor of several workers.
 
-A `Keeper` is called by the daemon's loop, in its thread: so a loop that hangs sends no beat. `Service` is
-systemd's side of a daemon that is one process; `worker` has that of a worker.
+The daemon's loop calls a `Keeper` in its own thread, so a loop that hangs sends no beat. `Service` is for a
+daemon of one process; the hooks of a worker are in `worker`.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ log = Log("runnel.serve")
 
 
 class Keeper:
-    """Nobody. `beat_seconds`: how often `beat` is to be called, at least; 0.0 for never."""
+    """Lifecycle hooks that do nothing. `beat_seconds`: how often to call `beat`, at least; 0.0 for never."""
 
     beat_seconds = 0.0
 
     def meet(self, address: str) -> Place:
-        """The daemon is bound to the address, and serves once it knows its place."""
+        """The daemon is bound to the address. Return its place among the workers; it serves after that."""
         return Place(0, (address,))
 
     def ready(self, address: str) -> None:
-        """It serves."""
+        """The daemon serves."""
 
     def beat(self) -> None:
-        """Its loop turns."""
+        """The daemon's loop runs."""
 
     def reload(self, server: Server) -> bool:
-        """It was told to read its settings again. False: something is wrong, and nothing is to change."""
+        """Read the settings again. If they are wrong, return False and change nothing."""
         return True
 
     def stopping(self) -> None:
-        """It was told to stop, and answers what has arrived."""
+        """The daemon stops, and answers what has arrived."""
 
 
 class Service(Keeper):
-    """A service of one process, under systemd or not.
+    """A service of one process, with or without systemd.
 
-    `observe(settings, addresses)` is entered once it serves, and left at the end of the keeper's context.
+    `observe(settings, addresses)` is entered once the daemon serves, and left at the end of this context.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Service(Keeper):
 
 
 def reread(source: Source, now: Settings) -> Settings | None:
-    """The settings after a new reading, what is found logged. None if anything in them is wrong."""
+    """Read the settings again and log the changes. Return None if anything in them is wrong."""
     try:
         if source.path.suffix != ".toml":
             vet(now, str(source.path))
@@ -101,7 +101,7 @@ def reread(source: Source, now: Settings) -> Settings | None:
             return now
         read, other_pipeline = source.read()
         vet(read, str(source.path))
-        vet(now, str(source.path))  # its list of users is the one that will be read again
+        vet(now, str(source.path))  # its list of users is the one that is read again
     except RunnelError as error:
         log.error("reload failed: nothing was changed", path=source.path, error=error.message)
         return None
@@ -116,6 +116,6 @@ def reread(source: Source, now: Settings) -> Settings | None:
 
 
 def apply(settings: Settings, server: Server) -> None:
-    """Put into effect what can change while the daemon runs."""
+    """Apply the settings that may change while the daemon runs."""
     server.idle_seconds = settings.idle_seconds
     logs.set_level(settings.log_level)

@@ -1,9 +1,9 @@
-"""A daemon of several processes: a supervisor that starts workers, keeps them running, and ends them.
+"""A daemon of several processes: the supervisor starts, restarts and stops its workers.
 
-Each worker is one engine with its own socket; streams are placed by a hash of their names, and clients
-talk to each worker directly, so the supervisor is on no message's way. All of them must start for the
-daemon to serve. One that ends later is started again at the same address, after a pause that grows while
-it keeps ending; its streams are gone, the others' untouched.
+Each worker has its own engine and socket. A hash of its name assigns a stream to a worker, and clients talk
+to each worker directly, so no message passes through the supervisor. At the start all workers must come up. A
+worker that ends later is started again at the same address, after a back-off. Its streams are lost; those of
+the other workers are not affected.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .worker import OTHER_PIPELINE
 
 START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
 STOP_SECONDS: Final = FINISH_SECONDS + LINGER_MS / 1000 + 3.0  # for workers to answer what has arrived
-REAP_SECONDS: Final = 2.0  # between the end of a worker's link and that of its process
+REAP_SECONDS: Final = 2.0  # from the end of a worker's link to the end of its process
 FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
-LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
-SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
+LAST_PAUSE: Final = 30.0  # seconds: a worker that keeps failing must not cost the others a core
+SOUND_SECONDS: Final = 60.0  # a worker that served this long did not end because of its start
 
 log = logs.Log("runnel.serve")
 
 
 def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
-    """What each worker is to bind: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
+    """The address of each worker: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
 
-    Raises UsageError where one of them is no address.
+    Raises UsageError if one of them is no valid address.
     """
     if parse(bind, keyed).path is not None:
         asked = [bind, *(f"{bind}.{i}" for i in range(1, workers))]
@@ -53,13 +53,13 @@ def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
 
 
 class Backoff:
-    """How long to wait before a worker is started again."""
+    """Delay before a worker is started again."""
 
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE
 
     def after(self, served: float) -> float:
-        """Seconds to wait, once it had served for so many."""
+        """Seconds to wait after a worker served for `served` seconds."""
         if served >= SOUND_SECONDS:
             self._pause = FIRST_PAUSE
         pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE)
@@ -68,17 +68,17 @@ class Backoff:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """One place among the workers, and the process that fills it now."""
+    """A worker's index and address, and its current process."""
 
     index: int
-    address: str  # to be bound; as bound once it is
+    address: str  # to bind; after binding, the actual address
     process: subprocess.Popen[bytes] | None = None
     link: socket.socket | None = None
-    bound: bool = False  # at least once: its address is known
+    bound: bool = False  # its address is known; stays True over restarts
     ready: bool = False
     told: str = ""  # why it could not serve
     since: float = 0.0  # when it was started
-    beat: float = 0.0  # when its loop last turned
+    beat: float = 0.0  # when its loop last reported
     again: float | None = None  # when to start it again
     backoff: Backoff = field(default_factory=Backoff)
 
@@ -86,8 +86,8 @@ class _Worker:
 class Supervisor:
     """Runs `settings.workers` workers of a pipeline file at `settings.bind`.
 
-    `observe(settings, addresses)`, for what looks at them from outside, is entered once all serve, and left
-    when they stop. Raises UsageError for an address that cannot be served.
+    `observe(settings, addresses)` is for monitoring from outside: entered once all workers serve, left when
+    they stop. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Supervisor:
         trust: bool = False,
     ) -> None:
         self._pipeline = pipeline
-        self._fingerprint = ""  # of what all workers serve, once one has told
+        self._fingerprint = ""  # of the pipeline that all workers serve, once one has reported it
         self._settings = settings
         self._source = source
         self._notifier = notifier
@@ -116,9 +116,10 @@ class Supervisor:
         self._next_watchdog = 0.0
 
     def serve(self, signals: Sequence[int]) -> bool:
-        """Serve until a signal says to stop. Returns whether all that had arrived was answered.
+        """Serve until a signal stops the workers. Return whether everything that had arrived was answered.
 
-        Raises RunnelError, with a worker's own words, where not all of them could start: none is left.
+        Raises RunnelError, with the worker's error text, if a worker cannot start; then no worker is left
+        running.
         """
         told, teller = socket.socketpair()
         with told, teller, self._selector, ExitStack() as stack:
@@ -136,7 +137,7 @@ class Supervisor:
                 self._kill()
 
     def _turn(self, told: socket.socket, stack: ExitStack) -> None:
-        """Wait for something to happen, and do what follows from it."""
+        """Wait for an event, and handle what is due."""
         for key, _ in self._selector.select(self._patience()):
             if key.data is None:
                 self._listen(told)
@@ -151,7 +152,7 @@ class Supervisor:
                     "worker ended: it did not serve in time", worker=worker.index, seconds=START_SECONDS
                 )
                 worker.process.kill()
-                worker.since = now  # told once
+                worker.since = now  # report it once
         if not self._serving and all(worker.ready for worker in self._workers):
             self._serving = True
             served = [worker.address for worker in self._workers]
@@ -161,7 +162,7 @@ class Supervisor:
         self._watch(now)
 
     def _patience(self) -> float | None:
-        """Seconds until something is to be done though nothing happens."""
+        """Seconds until the next deadline; None if there is none."""
         dues = [worker.again for worker in self._workers if worker.again is not None]
         dues += [w.since + START_SECONDS for w in self._workers if w.process and not w.ready]
         if self._serving and self._notifier.watchdog_seconds:
@@ -169,7 +170,7 @@ class Supervisor:
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def _watch(self, now: float) -> None:
-        """Tell systemd that all is well, while each worker that runs was heard of lately."""
+        """Send systemd's watchdog message if every running worker reported recently."""
         every = self._notifier.watchdog_seconds
         if not every or not self._serving or now < self._next_watchdog:
             return
@@ -199,7 +200,7 @@ class Supervisor:
         self._notifier.send(systemd.READY)
 
     def _finish(self, told: socket.socket) -> bool:
-        """Have all workers answer what has arrived; a second signal has them stop at once."""
+        """Have all workers answer what has arrived, then stop. A second signal stops them at once."""
         log.info("stopping", workers=sum(worker.process is not None for worker in self._workers))
         self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
         deadline = time.monotonic() + STOP_SECONDS
@@ -232,9 +233,9 @@ class Supervisor:
                     [sys.executable, "-m", "runnel.daemon.supervision.worker", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    process_group=0,  # a terminal's signals come to the supervisor alone, which hands them on
+                    process_group=0,  # the terminal signals only the supervisor, which passes them on
                 )
-            except OSError as error:  # no memory for it, say, or as many processes as there may be
+            except OSError as error:  # for example: no memory, or too many processes
                 ours.close()
                 self._not_started(worker, f"worker {worker.index} cannot be started: {error.strerror}")
                 return
@@ -256,14 +257,14 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _hear(self, worker: _Worker) -> None:
-        """A packet of a worker, or its end."""
+        """Handle a packet of a worker, or its end."""
         assert worker.link is not None
         packet = link.receive(worker.link)
         if packet is None:
             self._ended(worker)
         elif "bound" in packet:
             self._fingerprint = self._fingerprint or packet["pipeline"]
-            if packet["pipeline"] != self._fingerprint:  # changed while the first of them started
+            if packet["pipeline"] != self._fingerprint:  # the file changed while the first workers started
                 worker.told = OTHER_PIPELINE
                 if worker.process:
                     worker.process.kill()
@@ -277,7 +278,7 @@ class Supervisor:
             worker.beat = time.monotonic()
 
     def _introduce(self, newcomer: _Worker) -> None:
-        """Tell all addresses once they are known: to all, or to one that was started again."""
+        """Send all addresses once they are known: to all workers, or only to a restarted one."""
         if not all(worker.bound for worker in self._workers):
             return
         packet = {"workers": [worker.address for worker in self._workers]}
@@ -286,7 +287,7 @@ class Supervisor:
                 link.send(worker.link, packet)
 
     def _ended(self, worker: _Worker) -> None:
-        """Its link is at its end: so is the process, or soon."""
+        """Handle the end of a worker's link: its process has ended, or will soon."""
         assert worker.process is not None
         assert worker.link is not None
         self._selector.unregister(worker.link)
@@ -313,7 +314,7 @@ class Supervisor:
             )
 
     def _not_started(self, worker: _Worker, why: str) -> None:
-        """The system has no process for it: the others serve on, and it is tried again."""
+        """Schedule another attempt for a worker that could not be started; the others keep serving."""
         if not self._serving:
             raise RunnelError(why)
         log.error(
@@ -321,16 +322,16 @@ class Supervisor:
         )
 
     def _again(self, worker: _Worker, served: float) -> float:
-        """Start it again, in so many seconds."""
+        """Schedule a restart of the worker, and return the delay in seconds."""
         pause = worker.backoff.after(served)
         worker.again = time.monotonic() + pause
         return pause
 
     def _kill(self) -> None:
-        """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
+        """End all remaining processes: those that did not stop in time, or whose siblings could not start."""
         for worker in self._workers:
             if worker.link:
-                worker.link.close()  # one that only waits ends by itself, and cleans up
+                worker.link.close()  # a worker that only waits ends by itself, and cleans up
         for worker in self._workers:
             if worker.process:
                 try:

@@ -1,8 +1,8 @@
-"""One worker of several: a process that a supervisor started, and steers through a link.
+"""One worker process, started and controlled by a supervisor through a socket pair.
 
 ``python -m runnel.daemon.supervision.worker FD``. Only the supervisor handles the signals of a terminal or a
-service manager. It sends them here as packets, so that a worker never gets one twice. If the link ends, the
-supervisor has ended: then the worker answers what has arrived, and stops.
+service manager. It sends them here as packets, so that a worker never gets one twice. If the socket pair
+ends, the supervisor has ended: then the worker answers what has arrived, and stops.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from ..loop import Daemon
     from ..protocol.server import Server
 
-GRACE_SECONDS: Final = 20.0  # to stop in when the supervisor is gone: more than a daemon ever takes
+GRACE_SECONDS: Final = 20.0  # to stop in after the supervisor has ended: more than a daemon ever takes
 OTHER_PIPELINE: Final = (
     "the pipeline or its model was changed, and the other workers serve what it was: put it back, or restart "
     "the daemon"
 )
-STATUS_FAILED: Final = 2  # it could not serve, and has told why
+STATUS_FAILED: Final = 2  # it could not serve, and has sent the reason
 
 
 class _EarlyStopError(Exception):
-    """Told to stop, or left alone, before it served."""
+    """Stopped, or left without a supervisor, before it served."""
 
 
 class _Steered(Keeper):
-    """A worker's side of the link."""
+    """Lifecycle hooks of a worker, which report to the supervisor."""
 
     def __init__(self, wire: socket.socket, order: link.Order) -> None:
         self.beat_seconds = order.beat_seconds
@@ -49,7 +49,9 @@ class _Steered(Keeper):
         self._settings = order.settings
 
     def meet(self, address: str) -> Place:
-        """Tell where it is bound, and wait for where the others are: no HELLO is answered in part."""
+        """Report the bound address, and wait for those of the others: HELLO names all workers or is not
+        answered.
+        """
         link.send(self._link, {"bound": address, "pipeline": self.pipeline})
         packet = link.receive(self._link)
         if packet is None or "stop" in packet:
@@ -68,7 +70,7 @@ class _Steered(Keeper):
         return True
 
     def _steer(self) -> None:
-        """Hand on what the supervisor says, until it is gone."""
+        """Carry out the supervisor's packets until the supervisor ends."""
         assert self.daemon is not None
         while (packet := link.receive(self._link)) is not None:
             if "stop" in packet:
@@ -78,11 +80,11 @@ class _Steered(Keeper):
                 self.daemon.reload()
         self.daemon.stop()
         time.sleep(GRACE_SECONDS)
-        os._exit(1)  # its loop hangs, and nobody is left who would end it
+        os._exit(1)  # the loop hangs, and no supervisor is left to end it
 
 
 def main(fd: int) -> int:
-    """Exit status 0: all that had arrived was answered; 1: not; 2: it could not serve."""
+    """Exit status 0: everything that had arrived was answered; 1: not everything; 2: it could not serve."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=fd) as wire:
