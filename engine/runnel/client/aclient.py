@@ -1,4 +1,4 @@
-"""The client for asyncio: as `Client`, with ``await``."""
+"""The client for asyncio: like `Client`, with ``await``."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Chunks = Iterable[Array | Chunk] | AsyncIterable[Array | Chunk]
 class AsyncClient:
     """A connection to a daemon: ``async with runnel.AsyncClient(address) as client: ...``.
 
-    All of `Client` holds, for the tasks of one event loop in place of threads: it belongs to the loop in
-    which it is first used, and raises UsageError in another. A task that is cancelled, by a time-out of
-    its own too, stops waiting, and no more: its chunk is applied, its stream goes on behind it. The
-    output of a cancelled `feed` is lost, a cancelled `receive` leaves the result to the next one.
+    Everything said of `Client` holds, for tasks instead of threads. A client belongs to the event loop in
+    which it is first used, and raises UsageError in another. Cancelling a task, also by a time-out, only
+    stops the waiting: its chunk is applied, and later requests on the stream go on behind it. The output of a
+    cancelled `feed` is lost; a cancelled `receive` leaves the result to the next one.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class AsyncClient:
         self.window = window
         self._links: dict[str, _LoopLink] = {}  # by address
         self._served: Served | None = None
-        self._connection = 0  # of the home link, that it was asked over
+        self._connection = 0  # connection number of the home link when `_served` was read
         self._closed = False
 
     async def describe(self) -> Served:
-        """What the daemon serves; asked when first needed, and again after each new connection."""
+        """Describe what the daemon serves; asked at first use, and again after each new connection."""
         home = self._link(self.address)
         served = self._served
         if served is None or self._connection != home.link.connections:
@@ -72,13 +72,13 @@ class AsyncClient:
         return served
 
     async def open(self, id: str | None = None) -> AsyncRemoteStream:
-        """A new stream: as `Client.open`."""
+        """Open a new stream: as `Client.open`."""
         name, served, link = await self._place(id)
         epoch = random_epoch()
         return self._stream(await link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
 
     async def restore(self, blob: bytes, id: str | None = None) -> AsyncRemoteStream:
-        """A new stream from a snapshot: as `Client.restore`."""
+        """Open a new stream from a snapshot: as `Client.restore`."""
         name, served, link = await self._place(id)
         epoch = random_epoch()
         ticket = await link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
@@ -90,7 +90,7 @@ class AsyncClient:
         return self._stream(await link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
 
     async def stats(self) -> list[dict[str, Any]]:
-        """What each worker counts, in their order."""
+        """Each worker's counters, in the order of the workers."""
         served = await self.describe()
         tickets = [
             await self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout)
@@ -99,7 +99,7 @@ class AsyncClient:
         return [ticket.answer().stats or {} for ticket in tickets]
 
     async def feed_many(self, pairs: Sequence[tuple[AsyncRemoteStream, Array | Chunk]]) -> list[Any]:
-        """Feed several streams, many chunks on their way at a time: as `Client.feed_many`."""
+        """Feed several streams, with many chunks in flight: as `Client.feed_many`."""
         flight = Flight(len(pairs))
         flying = flight.flying
 
@@ -130,7 +130,7 @@ class AsyncClient:
         return flight.results
 
     async def close(self) -> None:
-        """Disconnect; tasks that wait get UsageError. Closing twice is allowed."""
+        """Disconnect; waiting tasks get UsageError. Closing twice is allowed."""
         self._closed = True
         for link in self._links.values():
             link.close()
@@ -167,7 +167,7 @@ class AsyncClient:
 
 
 class AsyncRemoteStream(Handle):
-    """A stream in a daemon; made by `AsyncClient.open`, `restore` and `resume`: as `RemoteStream`."""
+    """A stream in a daemon, made by `AsyncClient.open`, `restore` or `resume`: as `RemoteStream`."""
 
     __slots__ = ("_client", "_link")
 
@@ -178,18 +178,18 @@ class AsyncRemoteStream(Handle):
         self._link = link
 
     async def feed(self, chunk: Array | Chunk) -> Out:
-        """Apply one chunk and return what it makes: as `RemoteStream.feed`."""
+        """Apply one chunk and return its output: as `RemoteStream.feed`."""
         infos, buffers = self._tensors(chunk)
         return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def generate(self, steps: int) -> Out:
-        """So many time steps without input: as `RemoteStream.generate`."""
+        """Run `steps` time steps without input: as `RemoteStream.generate`."""
         return outputs(await self._call("feed", steps=self._steps(steps)), True)
 
     async def send(self, chunk: Array | Chunk) -> None:
-        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`.
+        """Send a chunk, waiting while the window is full: as `RemoteStream.send`.
 
-        Where others are on theirs, it leaves when the loop has its turn.
+        If other requests are in flight, it is sent at the end of this turn of the event loop.
         """
         infos, buffers = self._tensors(chunk)
         link, waiting, timeout = self._link, self._waiting, self._client.timeout
@@ -201,7 +201,7 @@ class AsyncRemoteStream(Handle):
         waiting.append((ticket, isinstance(chunk, np.ndarray)))
 
     async def receive(self) -> Out:
-        """The result of the oldest chunk that was sent: as `RemoteStream.receive`."""
+        """Return the result of the oldest chunk that was sent: as `RemoteStream.receive`."""
         link, waiting, timeout = self._link, self._waiting, self._client.timeout
         deadline = link.loop.time() + timeout
         link.check()
@@ -209,7 +209,7 @@ class AsyncRemoteStream(Handle):
             if not waiting:
                 raise self._nothing_sent()
             ticket, bare = waiting[0]
-            if ticket.done:  # and else it may be another task that receives it
+            if ticket.done:  # otherwise another task may receive it meanwhile
                 break
             if not await link.wait(ticket, deadline - link.loop.time()):
                 link.renew(self._line)
@@ -219,12 +219,12 @@ class AsyncRemoteStream(Handle):
         return outputs(ticket, bare)
 
     async def results(self) -> AsyncIterator[Out]:
-        """What is outstanding, in order: as `RemoteStream.results`."""
+        """Yield the outstanding results, in order: as `RemoteStream.results`."""
         while self._waiting:
             yield await self.receive()
 
     async def feed_all(self, chunks: Chunks) -> AsyncIterator[Out]:
-        """Feed all chunks, of an iterable or an asynchronous one: as `RemoteStream.feed_all`."""
+        """Feed all chunks of a normal or an asynchronous iterable: as `RemoteStream.feed_all`."""
         async for chunk in chunks if isinstance(chunks, AsyncIterable) else _each(chunks):
             while len(self._waiting) >= self._window or (self._waiting and self._waiting[0][0].done):
                 yield await self.receive()
@@ -233,22 +233,22 @@ class AsyncRemoteStream(Handle):
             yield await self.receive()
 
     async def flush(self) -> Out:
-        """End the stream: return what is still inside (an array where there is one output)."""
+        """End the stream and return the remaining output (an array if there is one output)."""
         self._check_open()
         return outputs(await self._call("flush"), True)
 
     async def reset(self) -> None:
-        """Back to the initial state: as a new stream, though its requests are counted on."""
+        """Return to the initial state. Unlike for a new stream, `seq` counts on."""
         self._check_open()
         (await self._call("reset")).answer()
 
     async def snapshot(self) -> bytes:
-        """The stream behind all that was fed or sent: as `RemoteStream.snapshot`."""
+        """Snapshot the stream after everything that was fed or sent: as `RemoteStream.snapshot`."""
         self._check_open()
         return snapshot_of(await self._call("snapshot"))
 
     async def close(self) -> None:
-        """Give the stream's place back; results not received are dropped: as `RemoteStream.close`."""
+        """Close the stream in the daemon; results not received are dropped: as `RemoteStream.close`."""
         if self._closed:
             return
         if self._line.lost is None:
@@ -270,7 +270,7 @@ class AsyncRemoteStream(Handle):
         buffers: list[bytes] | None = None,
         steps: int = 0,
     ) -> Ticket:
-        """One request, settled."""
+        """Make one request and wait until it is settled."""
         timeout = self._client.timeout
         ticket = await self._link.post(
             self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps
@@ -280,9 +280,10 @@ class AsyncRemoteStream(Handle):
 
 
 class _LoopLink:
-    """A link in an event loop: its descriptors wake the loop, which reads for all tasks.
+    """A connection in an event loop: its descriptors wake the loop, which reads for all tasks.
 
-    What tasks ask in one turn of the loop goes together, at its end; what is alone on its way goes at once.
+    Requests of one turn of the loop are sent together at its end. A request with no other in flight is sent
+    at once.
     """
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
@@ -290,14 +291,14 @@ class _LoopLink:
         self.link = Connection(address, keys)
         self.link.limit = limit
         self._closed = False
-        self._due = False  # what is held is sent at the end of this turn of the loop
-        self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # who waits for it
+        self._due = False  # a flush is scheduled for the end of this turn of the loop
+        self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # the waiting tasks of each request
         self._others: dict[asyncio.Future[bool], Callable[[], bool]] = {}
         for descriptor in self.link.descriptors:
             self.loop.add_reader(descriptor, self._woken)
 
     async def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
-        """Make a request, and wait until it is settled: given up when time is over."""
+        """Make a request and wait until it is settled; give it up at the time-out."""
         self.check()
         ticket = make(self.link.talk)
         self._send()
@@ -315,7 +316,7 @@ class _LoopLink:
         held: bool = False,
         steps: int = 0,
     ) -> Ticket:
-        """Put a request on its way, once there is room for it; `held`: more follow. As `SharedLink.post`."""
+        """Send a request once there is room for it; `held`: more follow. As `SharedLink.post`."""
         self.check()
         link = self.link
         if link.full or len(line.unanswered) >= window:
@@ -332,12 +333,12 @@ class _LoopLink:
         return ticket
 
     async def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
-        """Wait until it is settled, at most `timeout` seconds, or `waited`; then give it up."""
+        """Wait until a request is settled, for `timeout` or `waited` seconds; then give it up."""
         if not await self.wait(ticket, timeout if waited is None else waited):
             self._tell(self.link.talk.give_up(ticket, silence(self.link.address, timeout)))
 
     async def wait(self, ticket: Ticket, timeout: float) -> bool:
-        """Whether it is settled within so many seconds."""
+        """Return whether the request is settled within `timeout` seconds."""
         if ticket.done:
             return True
         future: asyncio.Future[bool] = self.loop.create_future()
@@ -346,13 +347,13 @@ class _LoopLink:
         try:
             return await self._within(future, timeout) or ticket.done
         finally:
-            if not ticket.done:  # else nobody is told any more
+            if not ticket.done:  # else `_tell` has removed them
                 futures.remove(future)
                 if not futures:
                     del self._tickets[ticket]
 
     async def until(self, holds: Callable[[], bool], timeout: float) -> bool:
-        """Whether it holds within so many seconds: then nothing has run since that could change it."""
+        """Wait until `holds()`. If True is returned, no other task has run since that could change it."""
         deadline = self.loop.time() + timeout
         while not holds():
             left = deadline - self.loop.time()
@@ -364,25 +365,25 @@ class _LoopLink:
         return True
 
     def renew(self, line: Line) -> None:
-        """Say again what a stream has unanswered."""
+        """Repeat the unanswered requests of a stream."""
         self.link.talk.renew(line)
         self._send()
 
     def changed(self) -> None:
-        """Something that may be awaited has changed: wake those whose it is."""
+        """Wake the tasks whose condition now holds."""
         for future, holds in self._others.items():
             if not future.done() and holds():
                 future.set_result(True)
 
     def check(self) -> None:
-        """Raise UsageError where the client is closed, or is another loop's."""
+        """Raise UsageError if the client is closed, or belongs to another event loop."""
         if self._closed:
             raise closed(self.link.address)
         if asyncio.get_running_loop() is not self.loop:
             raise UsageError("an AsyncClient belongs to the event loop that used it first: make one for each")
 
     def close(self) -> None:
-        """Disconnect. Those who wait are told."""
+        """Disconnect. Waiting tasks get UsageError."""
         self._closed = True
         for descriptor in self.link.descriptors:
             self.loop.remove_reader(descriptor)
@@ -407,7 +408,7 @@ class _LoopLink:
 
     def _send(self) -> None:
         self.link.send()
-        if self.link.ready:  # sending may have seen what the descriptor would have told
+        if self.link.ready:  # sending may have consumed the descriptor's event
             self._woken()
 
     def _woken(self) -> None:

@@ -1,15 +1,15 @@
-"""A client's half of the protocol, sans-IO: requests in, frames out; frames in, settled requests out.
+"""The client protocol, sans-IO: requests in, frames out; frames in, settled requests out.
 
-Rules of this file: no socket, no clock, no thread, no randomness. It is about one connection to one
-daemon (or one of its workers).
+Rules of this file: no socket, no clock, no thread, no randomness. It covers one connection to one daemon, or
+to one of its workers.
 
-Theory: a `Line` is one stream as the client holds it: its epoch, the last seq given, and the requests
-that were not answered yet, in order. A `Ticket` is one request: it is settled once, by its reply, by an
-error, or by giving it up. What was lost with a connection is said again: `reconnected` resumes each
-stream that has something unanswered, and under the new epoch sends all of that again, with the same seqs.
-The daemon answers what it had applied with the replies that it kept, so each chunk is applied once; what
-the old connection still holds is of an old epoch, or a repeat, and changes nothing. Every sending has
-an id of its own, so that a reply to an earlier sending (`GAP`, `FENCED`) is not taken for the last one's.
+Theory: a `Line` is one stream as the client sees it: its epoch, the last seq used, and the unanswered
+requests, in order. A `Ticket` is one request. It is settled once: by its reply, by an error, or by giving it
+up. After a lost connection, `reconnected` resumes each stream that has unanswered requests, and repeats them
+under the new epoch, with the same seqs. If the daemon had applied some of them, it answers from its reply
+cache, so each chunk is applied once. Requests that the old connection may still deliver have an old epoch, or
+are repeats, and change nothing. Each sending has a new id, so that a reply to an earlier sending (`GAP`,
+`FENCED`) is not taken for the reply to the last one.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from weakref import WeakValueDictionary
 from ..errors import FencedError, RunnelError, UnknownStreamError, WireError, by_code
 from ..wire import messages
 
-SNAPSHOT: Final = "snapshot"  # the tensor that carries one
-MAX_UNHEARD: Final = 1024  # openings given up whose epochs are remembered: a client's streams at a time
+SNAPSHOT: Final = "snapshot"  # the tensor that carries a snapshot
+MAX_UNHEARD: Final = 1024  # abandoned openings whose epochs are remembered: one client's streams
 
-_FOUNDING: Final = frozenset({"open", "restore", "resume"})  # they begin an epoch
-_UNNUMBERED: Final = frozenset({"snapshot", "close"})  # one changes nothing; the other can be said twice
+_FOUNDING: Final = frozenset({"open", "restore", "resume"})  # these begin an epoch
+_UNNUMBERED: Final = frozenset({"snapshot", "close"})  # the first changes nothing; the second may be repeated
 
 
 class Line:
-    """A stream as its client holds it."""
+    """A stream as its client sees it."""
 
     __slots__ = ("__weakref__", "applied", "epoch", "lost", "name", "resuming", "sent", "unanswered")
 
     def __init__(self, name: str, epoch: int) -> None:
         self.name = name
         self.epoch = epoch
-        self.sent = 0  # the last seq given
-        self.applied = 0  # the last seq that the daemon told to be applied
-        self.unanswered: deque[Ticket] = deque()  # numbered ones with seqs applied + 1, ... sent
-        self.resuming: Ticket | None = None  # until it is settled nothing else is sent
-        self.lost: RunnelError | None = None  # why it is no longer ours
+        self.sent = 0  # the last seq used
+        self.applied = 0  # the last seq that the daemon reported as applied
+        self.unanswered: deque[Ticket] = deque()  # numbered ones have the seqs applied + 1, ... sent
+        self.resuming: Ticket | None = None  # nothing else is sent until it is settled
+        self.lost: RunnelError | None = None  # why the stream no longer belongs to this client
 
 
 class Ticket:
-    """One request, from when it is made until it is settled."""
+    """One request, from its making until it is settled."""
 
     __slots__ = (
         "buffers", "done", "epoch", "error", "id", "infos", "line", "new_epoch", "op", "payload", "reply",
@@ -68,9 +68,9 @@ class Ticket:
         self.seq = seq
         self.infos = infos or []
         self.buffers = buffers
-        self.steps = steps  # of a feed without inputs
-        self.epoch = epoch  # of a request that begins one; others state their line's
-        self.new_epoch = new_epoch  # of a resume: by it the daemon knows a repeat from another's resume
+        self.steps = steps  # for a feed without inputs
+        self.epoch = epoch  # for a request that begins an epoch; other requests use their stream's
+        self.new_epoch = new_epoch  # for a resume: lets the daemon recognise a repeat
         self.id = ""  # of its last sending
         self.done = False
         self.error: RunnelError | None = None
@@ -78,7 +78,7 @@ class Ticket:
         self.payload: Sequence[bytes] = ()  # the reply's tensors
 
     def answer(self) -> messages.Reply:
-        """The reply; raises the error that stands in its place. Only once it is `done`."""
+        """Return the reply, or raise the request's error. Only once the request is `done`."""
         if self.error is not None:
             raise self.error
         if self.reply is None:
@@ -87,15 +87,15 @@ class Ticket:
 
 
 class Conversation:
-    """All that one connection has on its way.
+    """Client side of the protocol on one connection.
 
-    `prefix` begins the ids: random, so that no other client's are the same. `new_epoch` returns a random
-    epoch. What `outbox` holds is to be sent in that order; its keys are ids. Not thread-safe.
+    `prefix` begins each id; it is random, so that ids of other clients differ. `new_epoch` returns a random
+    epoch. Send the messages of `outbox` in its order; its keys are ids. Not thread-safe.
     """
 
     def __init__(self, prefix: str, new_epoch: Callable[[], int]) -> None:
         self.outbox: dict[str, list[bytes]] = {}
-        self.in_flight = 0  # requests not settled; those of a line that waits to be resumed among them
+        self.in_flight = 0  # unsettled requests, also those of a stream that waits to be resumed
         self.in_flight_bytes = 0  # of their tensors
         self._prefix = prefix
         self._new_epoch = new_epoch
@@ -104,28 +104,28 @@ class Conversation:
         self._lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
         self._unheard: OrderedDict[object, int] = OrderedDict()
 
-    # Asking.
+    # Making requests.
 
     def ask(self, op: messages.Op) -> Ticket:
-        """A question about the daemon: hello, stats."""
+        """Ask about the daemon: hello, stats."""
         return self._begin(Ticket(op))
 
     def open(self, name: str, epoch: int) -> Ticket:
-        """A new stream, in the epoch given (random) unless an earlier `open` of it was given up.
+        """Open a stream, in a random `epoch`, or in that of an earlier `open` of it that was given up.
 
-        That one may be applied any time. Said again in the same epoch, both are one.
+        The daemon may still apply the earlier one. With the same epoch, both are one request.
         """
         epoch = self._unheard.pop(name, epoch)
         return self._begin(Ticket("open", Line(name, epoch), epoch=epoch))
 
     def restore(self, name: str, blob: bytes, epoch: int) -> Ticket:
-        """A stream that goes on from a snapshot; the epoch as for `open`."""
+        """Open a stream from a snapshot; `epoch` as for `open`."""
         epoch = self._unheard.pop((name, hash(blob)), epoch)
         infos, parts = snapshot_parts(blob)
         return self._begin(Ticket("restore", Line(name, epoch), 0, infos, parts, epoch))
 
     def resume(self, name: str) -> Ticket:
-        """Take a stream over, whoever holds it."""
+        """Take a stream over from any holder."""
         return self._begin(Ticket("resume", Line(name, 0), new_epoch=self._new_epoch()))
 
     def post(
@@ -136,10 +136,10 @@ class Conversation:
         buffers: Sequence[bytes] = (),
         steps: int = 0,
     ) -> Ticket:
-        """A request on a stream: feed, flush, reset, close, snapshot.
+        """Make a request on a stream: feed, flush, reset, close, snapshot.
 
-        Raises what the stream was lost by, WireError and TooLargeError for what is no message; then
-        nothing has changed.
+        Raises the error by which the stream was lost, or WireError and TooLargeError for an invalid message.
+        Then nothing has changed.
         """
         if line.lost is not None:
             raise type(line.lost)(line.lost.message)
@@ -155,13 +155,13 @@ class Conversation:
         line.unanswered.append(ticket)
         return ticket
 
-    # Hearing.
+    # Receiving replies.
 
     def received(self, frames: Sequence[bytes], cut: bool = False) -> Sequence[Ticket]:
-        """Take a message; the requests that it settles. One that nobody waits for settles none.
+        """Take a message and return the requests that it settles: none, if it answers no current request.
 
-        `cut`: it was read when the connection had been made anew, and `reconnected` was not called yet. Then
-        an error may be about what was sent behind something lost: it is not heard, but asked for again.
+        `cut`: the message was read after a reconnection, but before `reconnected` was called. Then an error
+        may be caused by a lost request before it. Such an error is ignored, and the request repeated.
         """
         try:
             if not messages.bundled(frames):
@@ -201,22 +201,22 @@ class Conversation:
         unanswered = line.unanswered
         if unanswered[0] is ticket:
             unanswered.popleft()
-        else:  # refused before those in front of it were run
+        else:  # refused before the requests in front of it were run
             unanswered.remove(ticket)
-        # Of a request that was given up, a snapshot's answer may tell that it was applied. That is not for us
-        # to use: the same chunk fed again must have the same seq, else it would be applied twice.
+        # The answer to a snapshot may show that an abandoned request was applied. Ignore that: the same chunk
+        # fed again must have the same seq, or it would be applied twice.
         if reply is not None and reply.epoch == line.epoch and ticket.op != "snapshot":
             line.applied = max(line.applied, reply.applied_seq)
         if error is not None and isinstance(error, (UnknownStreamError, FencedError)):
             line.lost = error
-        if not unanswered:  # where one failed, those behind it failed too: the next seq is the daemon's word
+        if not unanswered:  # if one failed, those behind it failed too: continue from the daemon's seq
             line.sent = line.applied
         return (ticket,)
 
     def _resumed(
         self, line: Line, reply: messages.Reply | None, error: RunnelError | None
     ) -> Sequence[Ticket]:
-        """The stream is ours again, in a new epoch: say again all that is unanswered; or it is lost."""
+        """End a resumption: repeat the unanswered requests in the new epoch, or give up a lost stream."""
         self.in_flight -= 1
         line.resuming = None
         if error is None and reply is not None:
@@ -236,19 +236,19 @@ class Conversation:
     # Losing.
 
     def reconnected(self) -> None:
-        """The connection was lost and is there again: say again all that was not answered."""
+        """Repeat all unanswered requests, after the connection was lost and restored."""
         cut = list(self._flying.values())
         self._flying.clear()
         self.outbox.clear()
         for ticket in cut:
             line = ticket.line
-            if line is None or ticket.op in _FOUNDING:  # a resumption that was under way is among these
+            if line is None or ticket.op in _FOUNDING:  # this includes an unfinished resumption
                 self._send(ticket)
             elif line.resuming is None:
                 self._resume(line)
 
     def renew(self, line: Line) -> None:
-        """Say again what one stream has unanswered: its replies were lost, though the connection was not."""
+        """Repeat one stream's unanswered requests: their replies were lost, though the connection was not."""
         if line.resuming is not None:
             self._forget(line.resuming)
             self._send(line.resuming)
@@ -262,10 +262,11 @@ class Conversation:
         self._begin(line.resuming)
 
     def give_up(self, ticket: Ticket, error: RunnelError) -> Sequence[Ticket]:
-        """Wait no longer for it, nor for what its stream has behind it: all of that ends in `error`.
+        """Give up a request, and its stream's requests behind it: all of them end in `error`.
 
-        Their seqs are given again. Whether they were, or will be, applied is not known: the same chunks
-        posted again are applied once in any case, others are answered CONFLICT where they were.
+        Their seqs are used again. It is unknown whether they were or will be applied. If the same chunks are
+        posted again, they are applied once in any case; other chunks are answered CONFLICT if the first ones
+        were applied.
         """
         if ticket.done:
             return ()
@@ -289,7 +290,7 @@ class Conversation:
             line.sent -= ticket.seq > 0
             self._end(ticket, error)
             dropped.append(ticket)
-        if not line.unanswered:  # as where the last one is answered
+        if not line.unanswered:  # as in `_settle`
             line.sent = line.applied
         dropped.reverse()
         return dropped
@@ -306,11 +307,11 @@ class Conversation:
         ticket.error = error
         ticket.done = True
         self.in_flight_bytes -= sum(map(len, ticket.buffers))
-        ticket.buffers = ()  # kept for saying it again, until now
+        ticket.buffers = ()  # kept until now, for a repeat
         self.in_flight -= 1
 
     def _forget(self, ticket: Ticket) -> None:
-        """Its last sending: not to be sent if it was not yet, and its reply not to be heard."""
+        """Drop the request's last sending: do not send it, and ignore its reply."""
         self._flying.pop(ticket.id, None)
         self.outbox.pop(ticket.id, None)
 
@@ -319,10 +320,10 @@ class Conversation:
         self._flying[ticket.id] = ticket
 
     def _frames(self, ticket: Ticket) -> list[bytes]:
-        """The request under an id of its own."""
+        """The request's frames, under a new id."""
         self._count += 1
         ticket.id = id = (
-            f"{self._prefix}{self._count:08x}"  # as long each time: it is sent again as it fitted
+            f"{self._prefix}{self._count:08x}"  # of fixed length, so that a repeat has the same size
         )
         line = ticket.line
         request = messages.Request(
@@ -340,7 +341,7 @@ class Conversation:
 
 
 def snapshot_parts(blob: bytes) -> tuple[list[messages.TensorInfo], list[bytes]]:
-    """A snapshot as the tensors of a restore: one, or two where it passes what a tensor may hold."""
+    """A snapshot as the tensors of a restore: two if it exceeds the bound of a tensor."""
     most = messages.MAX_TENSOR_BYTES
     parts = [blob] if len(blob) <= most else [blob[:most], blob[most:]]
     names = (SNAPSHOT, f"{SNAPSHOT}.1")
@@ -350,7 +351,7 @@ def snapshot_parts(blob: bytes) -> tuple[list[messages.TensorInfo], list[bytes]]
 
 
 def failure(told: messages.ErrorInfo) -> RunnelError:
-    """The error that the daemon answered, as the class that its code names."""
+    """The daemon's error, in the class that its code names."""
     cls = by_code(told.code)
     unknown = cls is RunnelError and told.code != RunnelError.code
     return cls(f"{told.code}: {told.message}" if unknown else told.message)

@@ -1,13 +1,13 @@
-"""A link that threads share, without a thread of its own: whoever waits reads for all.
+"""A connection that threads share, without a thread of its own: a waiting thread reads for all.
 
-Theory: under the lock belong the link and everything about its conversation. A thread that waits for
-something while no other does is the *leader*: it lets the lock go, sleeps until a descriptor tells, takes
-the lock and reads what has arrived, for everyone. Other threads that wait are *followers*, each woken
-when what it waits for is done; a leader that leaves wakes one of them, which then leads. Where only one
-thread is there, a call is: lock, send, sleep, read, with no hop to another thread.
+Theory: the lock protects the connection and its protocol. The first thread that waits is the *leader*: it
+releases the lock, sleeps until a descriptor is readable, takes the lock and reads what has arrived, for all
+threads. Other waiting threads are *followers*; each is woken when its own request is done. A leader that
+stops waiting wakes a follower, which then leads. With a single thread, a call is: lock, send, sleep, read,
+without a switch to another thread.
 
-A descriptor falls silent when any call on its socket has seen what it told. So a thread that sends while
-the leader sleeps reads too, and rings the leader's bell where what it waits for is done by that.
+A descriptor's event is consumed by any call on its socket. So if a thread sends while the leader sleeps, it
+reads too, and wakes the leader if that completes the leader's request.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .protocol import Conversation, Line, Ticket
 
 
 class Awaited(Protocol):
-    """What a thread can wait for: a Ticket, or a Condition of the caller's."""
+    """What a thread can wait for: a Ticket, or a condition of the caller."""
 
     @property
     def done(self) -> bool: ...
 
 
 class When:
-    """Awaited until a predicate holds; it is asked under the lock."""
+    """Done when a predicate holds. The predicate is called with the lock held."""
 
     __slots__ = ("_holds",)
 
@@ -49,7 +49,7 @@ class When:
 
 
 class SharedLink:
-    """A link and its lock. Methods whose text says so are called with the lock held."""
+    """A connection and its lock. The docstring of a method says if the caller must hold the lock."""
 
     def __init__(self, address: str, limit: int = 1, keys: Secret | None = None) -> None:
         self.lock = threading.Lock()
@@ -71,7 +71,7 @@ class SharedLink:
             self._wakers.register(descriptor, select.POLLIN)
 
     def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
-        """Make a request, and wait until it is settled: given up when time is over."""
+        """Make a request and wait until it is settled; give it up at the time-out."""
         with self.lock:
             self.check()
             ticket = make(self.link.talk)
@@ -90,10 +90,10 @@ class SharedLink:
         held: bool = False,
         steps: int = 0,
     ) -> Ticket:
-        """Put a request on its way, once there is room for it. With the lock held.
+        """Send a request once there is room for it. With the lock held.
 
-        `held`: it is sent with those that follow it: as soon as they are enough, or by `wait`.
-        Raises TimeoutError where there is none in time; what `Conversation.post` raises.
+        `held`: it is sent later, together with those that follow: once they are enough, or by `wait`. Raises
+        TimeoutError if there is no room in time, and what `Conversation.post` raises.
         """
         self.check()
         link = self.link
@@ -107,18 +107,18 @@ class SharedLink:
         return ticket
 
     def flush(self) -> None:
-        """Send what is held. With the lock held."""
+        """Send the held requests. With the lock held."""
         if self.link.talk.outbox:
             self._send()
 
     def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
-        """Wait until it is settled, at most `timeout` seconds, or `waited`; then give it up. Lock held."""
+        """Wait until a request is settled, for `timeout` or `waited` seconds; then give it up. Lock held."""
         if not self.wait(ticket, timeout if waited is None else waited):
             self.link.talk.give_up(ticket, silence(self.link.address, timeout))
             self.changed()
 
     def wait(self, awaited: Awaited, timeout: float) -> bool:
-        """Sleep until it is done, at most so many seconds; whether it is. With the lock held."""
+        """Sleep until it is done, for at most `timeout` seconds; return whether it is. With the lock held."""
         deadline = 0.0
         link = self.link
         try:
@@ -149,7 +149,7 @@ class SharedLink:
             self._read()
 
     def changed(self) -> None:
-        """Something that may be awaited has changed: wake those whose it is. With the lock held."""
+        """Wake the threads whose request or condition is now done. With the lock held."""
         for condition, awaited in self._followers.items():
             if awaited.done:
                 condition.notify()
@@ -157,12 +157,12 @@ class SharedLink:
             self._ring()
 
     def check(self) -> None:
-        """Raise UsageError where the client is closed. With the lock held."""
+        """Raise UsageError if the client is closed. With the lock held."""
         if self._closed:
             raise closed(self.link.address)
 
     def close(self) -> None:
-        """Disconnect. Those who wait are told. Closing twice is allowed."""
+        """Disconnect. Waiting threads get UsageError. Closing twice is allowed."""
         with self.lock:
             if self._closed:
                 return
@@ -172,7 +172,7 @@ class SharedLink:
             if self._leads is None:
                 self._let_go()
             else:
-                self._ring()  # the leader lets go, when it no longer sleeps on the descriptors
+                self._ring()  # the leader closes it, once it no longer sleeps on the descriptors
 
     def _lead(self, awaited: Awaited, timeout: float) -> None:
         self._leads = awaited
@@ -209,7 +209,7 @@ class SharedLink:
             self.changed()
 
     def _ring(self) -> None:
-        with suppress(BlockingIOError):  # full of rings that were not heard yet
+        with suppress(BlockingIOError):  # full of wake-ups that were not read yet
             self._bell.send(b"\0")
 
     def _let_go(self) -> None:
