@@ -1,15 +1,15 @@
-"""Whether a loop that watches deadlines ran all the while.
+"""Detect pauses of the process, for a loop that watches deadlines.
 
 Rules of this file: pure; the times are arguments.
 
-Theory: a process can be stopped, its container frozen, its machine moved. Its clock goes on meanwhile, so
-everybody looks silent afterwards, though what they sent lies in the kernel and libzmq has not read it yet. So
-a loop says how long it is going to wait, and when it looks again: what lies between and was neither
-waited for nor worked is a pause. Nobody's silence counts during a pause, and a moment longer, in which what
-has arrived can be read.
+Theory: a process can be stopped, its container frozen, its machine moved. Its clock runs on, so that every
+peer seems to have been silent, though its messages lie in the kernel, not yet read by libzmq. So the loop
+states how long it is going to wait, and reports when it continues. The time in between that was neither
+waited for nor spent on work was a pause. A pause, and a moment after it for reading what has arrived, extends
+all deadlines.
 
-A pause that ends before the wait does cannot be seen. So the loop does not wait until a deadline at once: it
-looks once more `SHORTLY` before it. What had arrived by then is read in the time that is left.
+A pause that ends before the wait does cannot be seen. So the loop wakes `SHORTLY` before each deadline, which
+leaves time to read what had arrived by then.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from __future__ import annotations
 import math
 from typing import Final
 
-LATE: Final = 0.5  # seconds: longer than a busy machine lets a thread wait that has something to do
+LATE: Final = 0.5  # seconds: longer than a busy machine delays a thread that is ready
 SHORTLY: Final = 1.0  # seconds before a deadline, and after a pause: for libzmq to read what the kernel holds
 
 
 class Attention:
-    """Of one loop. `now`: a monotonic clock; `ran`: the processor time of the loop's thread; seconds."""
+    """The pauses of one loop. `now`: a monotonic clock; `ran`: the thread's processor time; seconds."""
 
     def __init__(self, now: float, ran: float = 0.0) -> None:
         self._looked = self._asked = now
         self._ran = ran
 
     def until(self, due: float | None, now: float) -> float | None:
-        """When to look next, so as to do at `due` what is due then; None: not before something arrives."""
+        """When to wake next, for a deadline at `due`; None if there is no deadline."""
         if due is None:
             self._asked = math.inf
             return None
@@ -38,7 +38,7 @@ class Attention:
         return self._asked
 
     def look(self, now: float, ran: float) -> float:
-        """Look again; returns by how many seconds all deadlines are to be put off, 0.0 without a pause."""
+        """Return the seconds by which to extend all deadlines, 0.0 without a pause."""
         looked, self._looked = self._looked, now
         worked, self._ran = ran - self._ran, ran
         asked, self._asked = self._asked, now
@@ -46,5 +46,5 @@ class Attention:
 
 
 def overslept(deadline: float, now: float) -> float:
-    """The deadline of a wait that is over, once more: later if the process was paused beyond it."""
+    """Return a later deadline if the process was paused past the given one, else the same."""
     return now + SHORTLY if now - deadline > LATE else deadline
