@@ -1,8 +1,8 @@
 """A load on a daemon: plain frames over a few sockets, one thread, one poll.
 
-Not through `runnel.Client`, which keeps what it needs for reconnecting and hands out arrays: the generator
-shares the machine with the daemon, and what it spends is missing there. It states epoch and seq as
-a client does, so that the daemon does all of its work.
+It does not use `runnel.Client`, which stores requests for reconnecting and returns arrays: the generator
+shares the machine with the daemon, and should take little of it. It states epoch and seq as a client does, so
+that the daemon does all of its work.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ..wire.tensors import pack
 from .inputs import Playlist
 from .trial import Answer
 
-STREAMS_PER_CONNECTION: Final = 64  # each connection is a client to the daemon, with a client's limits
-MAX_CONNECTIONS: Final = 32  # to one worker: descriptors, here and there
-OPENING: Final = 256  # opens, or closes, on their way at once: within any daemon's limit for a client
-MOST_ANSWERS: Final = 512  # taken of a socket at once, so that what is due is not kept waiting
-_NOBLOCK: Final = int(zmq.NOBLOCK)  # plain numbers: pyzmq's enums take a microsecond to combine
+STREAMS_PER_CONNECTION: Final = 64  # to the daemon each connection is a client, with a client's limits
+MAX_CONNECTIONS: Final = 32  # to one worker: each takes descriptors at both ends
+OPENING: Final = 256  # opens or closes in flight: within any daemon's limit for a client
+MOST_ANSWERS: Final = 512  # read from a socket at once, so that due chunks are not delayed
+_NOBLOCK: Final = int(zmq.NOBLOCK)  # plain integers: pyzmq's enums take a microsecond to combine
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class _Told(msgspec.Struct):
-    """What matters here of a reply: other fields are skipped, tensors are not looked at."""
+    """The fields of a reply that are needed here; others are skipped, tensors are not read."""
 
     id: str = ""
     epoch: int = 0
@@ -50,7 +50,7 @@ class _Told(msgspec.Struct):
 
 
 class _Sent(NamedTuple):
-    """A request without an answer yet."""
+    """A request without a reply yet."""
 
     stream: int
     seq: int
@@ -62,7 +62,7 @@ _told_together = msgspec.msgpack.Decoder(list[_Told])
 
 
 class RemoteTarget:
-    """Streams in a daemon, opened on entering and closed by `close`, after all that was sent before."""
+    """Streams in a daemon, opened by the constructor; `close` closes them after all earlier requests."""
 
     def __init__(
         self,
@@ -73,18 +73,18 @@ class RemoteTarget:
         timeout: float,
         keys: Secret | None = None,
     ) -> None:
-        """Connect and open the streams. Raises as `hello` does, and what the daemon answers to an open."""
+        """Connect and open the streams. Raises as `hello` does, and any error of an open."""
         self._address, self._timeout, self._keys = address, timeout, keys
         self._playlist = Playlist(chunks, streams)
         self._packed = [pack(chunk) for chunk in chunks]
         self._flying: dict[int, _Sent] = {}  # by number
         self._numbers = 0
-        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent by the next look at the answers
+        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent at the next `poll`
         prefix = f"bench-{secrets.token_hex(4)}-"
         self._names = [f"{prefix}{stream}" for stream in range(streams)]
         self._epochs = [0] * streams
-        self._seqs = [0] * streams  # the last that was sent
-        self._checked = [0] * streams  # an answer to a request numbered below says nothing of the seq to come
+        self._seqs = [0] * streams  # the last seq sent
+        self._checked = [0] * streams  # errors of requests numbered below this do not change the next seq
         workers = [beside(worker, address) for worker in served.workers] or [address]
         self._undo = ExitStack()
         with ExitStack() as undo:
@@ -119,17 +119,17 @@ class RemoteTarget:
         for told, (stream, seq, due) in self._receive(seconds):
             answers.append((due, _error(told.error) if told.error else None))
             if told.error and int(told.id) >= self._checked[stream]:
-                # Those sent since will fail as well: the next chunk takes the first seq that is free.
+                # Later requests in flight fail as well: the next chunk takes the first free seq.
                 self._seqs[stream] = told.applied_seq if told.epoch else seq - 1
                 self._checked[stream] = self._numbers + 1
         return answers
 
     def close(self) -> None:
-        """Close the streams that are open, wait for it, and disconnect. Closing twice is allowed."""
+        """Close the open streams, wait for the replies, and disconnect. Closing twice is allowed."""
         try:
             self._ask("close", [s for s, epoch in enumerate(self._epochs) if epoch])
         except TimeoutError:
-            pass  # the daemon closes them when they have been idle
+            pass  # the daemon closes them when they become idle
         finally:
             self._epochs = [0] * len(self._epochs)
             self._undo.close()
@@ -141,7 +141,7 @@ class RemoteTarget:
         self.close()
 
     def _connect(self, workers: Sequence[str], streams: int) -> list[zmq.Socket[bytes]]:
-        """Each stream's socket: of the worker that its name belongs to, one of several."""
+        """Each stream's socket, to the worker of the stream."""
         context = self._undo.enter_context(zmq.Context())
         each = min(MAX_CONNECTIONS, -(-streams // (STREAMS_PER_CONNECTION * len(workers))))
         sockets = [
@@ -157,7 +157,7 @@ class RemoteTarget:
         return self._numbers
 
     def _ask(self, op: wire.Op, streams: Iterable[int]) -> list[tuple[_Told, int]]:
-        """Ask this of each stream; the replies. Raises TimeoutError when none comes for too long."""
+        """Make this request for each stream; return the replies. Raises TimeoutError if none comes."""
         rest = iter(streams)
         replies: list[tuple[_Told, int]] = []
         asked: set[int] = set()
@@ -182,19 +182,19 @@ class RemoteTarget:
                 raise silence(self._address, self._timeout)
 
     def _post(self, stream: int, frames: list[bytes]) -> None:
-        """What is due at one moment goes as one message over each connection."""
+        """Queue a message: all messages due at one time share a bundle per connection."""
         self._due.setdefault(self._sockets[stream], []).append(frames)
 
     def _receive(self, seconds: float) -> list[tuple[_Told, _Sent]]:
-        """Send what is due. What has arrived; where nothing has, what arrives within so many seconds."""
+        """Send what is due, then return what has arrived, waiting for up to `seconds` if there is nothing."""
         for socket, messages in self._due.items():
             for _, frames in wire.bundles(messages, BUNDLE_BYTES, always=True):
                 _send(socket, frames)
         self._due.clear()
         found = self._drain()
         if not found and seconds > 0:
-            # zmq.Poller counts milliseconds, which is coarse beside what is measured. A socket's descriptor
-            # tells of news only once: it was emptied just before, so that news to come wakes the select.
+            # zmq.Poller counts milliseconds, which is too coarse here. A socket's descriptor reports each
+            # event only once; the socket was emptied just before, so the next arrival wakes the select.
             select.select(self._descriptors, (), (), seconds)
             found = self._drain()
         return found
@@ -207,15 +207,15 @@ class RemoteTarget:
                     frames = socket.recv_multipart(_NOBLOCK)
                 except zmq.Again:
                     break
-                # One without an id is a notice: the stream's next chunk will fail.
+                # a reply without an id is a notice: the stream's next chunk will fail
                 found += [(told, self._flying.pop(int(told.id))) for told in _decode(frames) if told.id]
         return found
 
 
 def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Description:
-    """What a daemon serves. Raises UsageError for an address that is none, TimeoutError without an answer.
+    """Ask what a daemon serves. Raises UsageError for an invalid address, TimeoutError without an answer.
 
-    `keys`: those of a user, where the daemon has keys.
+    `keys`: a user's keys, if the daemon has keys.
     """
     if parse(address, keyed=keys is not None).text.endswith(":*"):
         raise UsageError(f"address {address!r}: a load needs the port that the daemon has")
@@ -235,7 +235,7 @@ def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Desc
 def connection(
     context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack, address: str, keys: Secret | None = None
 ) -> zmq.Socket[bytes]:
-    """A socket that never blocks and never drops: what is on its way is bounded by the trial."""
+    """A socket that never blocks and never drops; the trial bounds what is in flight."""
     socket = stack.enter_context(context.socket(zmq.DEALER))
     for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
         socket.setsockopt(option, 0)
@@ -254,7 +254,7 @@ def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
 
 
 def _decode(frames: Sequence[bytes]) -> list[_Told]:
-    """An answer's header, or those of a bundle."""
+    """Decode the header of a reply, or those of a bundle."""
     try:
         if wire.bundled(frames):
             return _told_together.decode(frames[0])
