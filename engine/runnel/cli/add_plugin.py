@@ -1,4 +1,4 @@
-"""`runnel plugins new NAME --package DIR`: one more plugin in a package that is there."""
+"""`runnel plugins new NAME --package DIR`: add a plugin to an existing package."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _WHEEL = "tool.hatch.build.targets.wheel"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a package's next module goes."""
+    """Where the new module of a package goes."""
 
     file: Path
     module: str
-    beside: str  # the single module that the project consists of, "" where it is a package
+    beside: str  # the single module of the project, "" if it is a package
 
 
 def add(name: str, kind: str, folder: Path) -> str:
-    """Write the module and its test, and declare it in pyproject.toml; what was done, and what to do next.
+    """Write the module and its test, and declare it in pyproject.toml; return a report with the next steps.
 
-    Nothing is overwritten. Raises UsageError, with nothing written, if one of the files is there or if it
-    cannot be told where they go.
+    Nothing is overwritten. Raises UsageError, with nothing written, if one of the files exists or if their
+    location is not clear.
     """
     project = folder / "pyproject.toml"
     text, document = _read(project)
@@ -92,7 +92,7 @@ def _entries(document: Mapping[str, Any], project: Path) -> dict[str, str]:
 def _place(
     name: str, folder: Path, document: Mapping[str, Any], entries: Mapping[str, str], project: Path
 ) -> _Place:
-    """Beside the module of a plugin that is there; else in the package of the project's name."""
+    """Beside the module of an existing plugin, or else in the package of the project's name."""
     own = str(document["project"].get("name", "")).replace("-", "_")
     for known in (*(value.partition(":")[0].strip() for value in entries.values()), own):
         *parents, last = known.split(".")
@@ -113,7 +113,7 @@ def _place(
 def _declared(
     text: str, document: Mapping[str, Any], name: str, place: _Place, project: Path
 ) -> tuple[str, str]:
-    """pyproject.toml with one more entry point and nothing else changed; and what its owner must do."""
+    """pyproject.toml with one more entry point, and advice on what its owner must do by hand."""
     line = f"{name} = {json.dumps(place.module)}"
     header = _HEADER.search(text)
     if header:

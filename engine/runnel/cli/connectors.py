@@ -1,7 +1,7 @@
-"""The ends of a run as they are written: a file, ``NAME:ARGUMENT?key=value``, or a table of a pipeline.
+"""Sources and sinks of a run, as written: a file, ``NAME:ARGUMENT?key=value``, or a table of a pipeline file.
 
-Behind each is a source or a sink that an installed package offers, ours or a stranger's: ``readings.csv`` is
-the source ``csv`` with that path, ``host:?rate=2`` the source ``host`` with that option.
+Each is a plugin of an installed package: ``readings.csv`` is the source ``csv`` with that path,
+``host:?rate=2`` the source ``host`` with that option.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .pace import rows_of
 from .stamps import Stamps
 
 MAX_SINKS = 16  # of one run: each takes every chunk
-INPUT, OUTPUT = "INPUT", "-o"  # how an error names what the command line says
+INPUT, OUTPUT = "INPUT", "-o"  # names of the arguments in errors
 
 INPUTS = """what INPUT and OUT may be:
   a file whose ending says its kind: speech.wav, readings.csv, x.npy, rows.jsonl, day.parquet, text.txt
@@ -56,17 +56,17 @@ class End:
 
     kind: Kind
     use: str  # the plugin
-    name: str  # how the run calls it
-    where: str  # how an error calls where it was asked for
-    first: str | None = None  # text for its first option
+    name: str  # its name in messages of the run
+    where: str  # its origin, for errors
+    first: str | None = None  # text of its first option
     texts: Mapping[str, str] = field(default_factory=dict)  # options as text
     options: Mapping[str, Any] = field(default_factory=dict)  # options as values
-    folder: Path | None = None  # what relative paths among those are relative to
-    file: Path | None = None  # the file that it is, where it was named by that
+    folder: Path | None = None  # the folder of relative paths in the options
+    file: Path | None = None  # the file, if it was named by a file
 
 
 def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
-    """An end as the command line says it; `columns` of --columns. Raises UsageError for a kind unknown."""
+    """Parse a source or sink of the command line; `columns` of --columns. Raises UsageError."""
     where = INPUT if kind == "source" else OUTPUT
     more: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
     if text == STDIO:
@@ -100,7 +100,7 @@ def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
 
 
 def declared(pipeline: Path) -> tuple[End | None, list[End]]:
-    """The ends in a pipeline's file: its [source], if any, and its [[sink]] tables. Raises PipelineError."""
+    """The source and the sinks in a pipeline file: its [source] and [[sink]] tables. Raises PipelineError."""
     if pipeline.suffix != ".toml":
         return None, []
     document = tables.read_toml(pipeline)
@@ -118,7 +118,7 @@ def declared(pipeline: Path) -> tuple[End | None, list[End]]:
 
 
 def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) -> list[End]:
-    """What -o says, else the pipeline's, else a table on standard output."""
+    """The sinks of -o, or else of the pipeline, or else a table on standard output."""
     if not texts:
         return list(of_pipeline) or [written("sink", STDIO)]
     if len(set(texts)) < len(texts):
@@ -131,12 +131,12 @@ def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) 
 def path_of(end: End) -> Path | None:
     """The file that a source reads or a sink writes, ``-`` for standard input or output.
 
-    None for an end that has no option called path: what it reads or writes is its own affair.
+    None for a plugin without an option named `path`, which may read or write anything.
     """
     try:
         options = load(end.use, end.kind).options
     except PluginError:
-        return None  # told when it is opened
+        return None  # reported when it is opened
     option = next((option for option in options if option.name == "path"), None)
     if option is None:
         return None
@@ -148,13 +148,13 @@ def path_of(end: End) -> Path | None:
 
 
 def fit_together(source: End | None, sinks: Sequence[End]) -> None:
-    """Raise UsageError where a sink would take the place of what is read, or of another sink's output."""
+    """Raise UsageError if a sink would overwrite the input, or another sink's output."""
     read = path_of(source) if source is not None else None
     taken: dict[Path, End] = {}
     for sink in sinks:
         path = path_of(sink)
         if path is None or (path.exists() and not path.is_file()):
-            continue  # a device, or a pipe, holds nothing
+            continue  # a device or a pipe holds no data that could be lost
         if path.name != STDIO and read is not None and path.resolve() == read.resolve():
             raise UsageError(f"{sink.where}: {path} is what is read, and would be lost: name another file")
         other = taken.setdefault(path.resolve(), sink)
@@ -164,12 +164,12 @@ def fit_together(source: End | None, sinks: Sequence[End]) -> None:
 
 
 def on_terminal(sinks: Sequence[End]) -> bool:
-    """Whether what is made is seen, line by line, where the progress is shown."""
+    """Whether output lines appear on the terminal that shows the progress."""
     return any(path_of(sink) == Path(STDIO) for sink in sinks) and sys.stdout.isatty()
 
 
 def opened(end: End, signal: Signal) -> Any:
-    """The source or sink, its options checked. Raises PipelineError or UsageError, saying where."""
+    """Open a source or sink, with its options checked. Raises PipelineError or UsageError, with the place."""
     try:
         plugin = load(end.use, end.kind)
     except PluginError as error:
@@ -201,7 +201,7 @@ class Nothing(Source):
 
 @contextmanager
 def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
-    """The source, opened, and closed at the end; none: one that holds nothing. Raises as `opened`."""
+    """Open the source, and close it at the end; without one, an empty source. Raises as `opened`."""
     source: Source = opened(end, signal) if end is not None else Nothing()
     try:
         yield source
@@ -210,15 +210,15 @@ def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
 
 
 def keeps_time(end: End) -> bool:
-    """Whether a sink takes the times of the rows too."""
+    """Whether a sink also takes the times of the rows."""
     try:
         return bool(getattr(load(end.use, end.kind).factory, "keeps_time", False))
     except PluginError:
-        return False  # told when it is opened
+        return False  # reported when it is opened
 
 
 def stamps_of(source: Source, step: Fraction | str, sinks: Sequence[End], signal: Signal) -> Stamps | None:
-    """The times of the rows made, if the input has times and a sink keeps them; else a warning, or None."""
+    """Times of output rows, if the input has times and a sink takes them; else None, with a warning."""
     name = source.stamped
     if name is None or not any(map(keeps_time, sinks)):
         return None
@@ -235,16 +235,16 @@ def _with_time(stamps: Stamps, signal: Signal) -> Signal:
 
 
 class Outputs:
-    """Sinks that take the same chunks: ``with`` them, and all end whole, or none.
+    """Sinks that take the same chunks. In a ``with``, either all are completed or none.
 
-    `keep`: what a live source gave cannot be had again, so that what was made of it stays however it ends.
-    `stamps`: the times of the rows, for the sinks that keep them. Raises as `opened`; then none is open.
+    `keep`: complete them even after an error, since the input of a live source cannot be had again. `stamps`:
+    times of the rows, for the sinks that take them. Raises as `opened`, and then leaves none open.
     """
 
     def __init__(self, ends: Sequence[End], signal: Signal, keep: bool, stamps: Stamps | None = None) -> None:
         self._ends, self._signal, self._keep, self._stamps = ends, signal, keep, stamps
         self._sinks: list[Sink] = []
-        self._timed: list[Sink] = []  # those of them that are given the times too
+        self._timed: list[Sink] = []  # the sinks that also get the times
         self.rows = 0
         try:
             for end in ends:
@@ -258,7 +258,7 @@ class Outputs:
             raise
 
     def write(self, made: Chunk | Array) -> None:
-        """What a stream gave: one output may come bare."""
+        """Write a stream's output; a single output may be a bare array."""
         chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
         timed = {}
         if self._stamps is not None:
@@ -277,13 +277,13 @@ class Outputs:
         self._raise_if_interrupted(error)
 
     def _raise_if_interrupted(self, error: BaseException | None) -> None:
-        """If `error` is a KeyboardInterrupt and nothing was written, raise one that says so."""
+        """If `error` is a KeyboardInterrupt and nothing was written, raise one with that message."""
         only_files = all(end.file and (end.file.is_file() or not end.file.exists()) for end in self._ends)
         if isinstance(error, KeyboardInterrupt) and only_files and not self._keep:
             raise KeyboardInterrupt("nothing written") from error
 
     def _close(self, whole: bool) -> None:
-        """Where one fails to end whole, those after it do not either, and its error is raised."""
+        """Close all sinks. After one fails, the others are discarded, and its error is raised."""
         failed: BaseException | None = None
         for sink in self._sinks:
             try:
@@ -295,12 +295,12 @@ class Outputs:
 
 
 def last_row(made: Chunk | Array) -> Chunk | Array:
-    """The last time step of what a stream gave."""
+    """The last time step of a stream's output."""
     return made[-1:] if isinstance(made, np.ndarray) else {name: array[-1:] for name, array in made.items()}
 
 
 def _query(text: str, where: str) -> tuple[str, dict[str, str]]:
-    """What stands before the ``?``, and the options after it, with %XX in their values taken back."""
+    """The part before the ``?``, and the options after it, with %XX in their values decoded."""
     before, _, after = text.partition("?")
     options: dict[str, str] = {}
     for part in after.split("&") if after else []:
@@ -321,7 +321,7 @@ def _table(kind: Kind, part: Mapping[str, Any], pipeline: Path, place: str) -> E
 
 
 def _known(kind: Kind, word: str, mark: str = "") -> str:
-    """The nearest name of that kind, or all of them. For an error: only now is each looked at."""
+    """The nearest name of that kind, or all of them. Only for errors, since it loads every plugin."""
     names = []
     for name in installed():
         try:

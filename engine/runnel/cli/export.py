@@ -1,4 +1,4 @@
-"""`runnel export`: a PyTorch module on the command line, to a certified model file."""
+"""`runnel export`: turn a PyTorch module into a certified model file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from runnel_export.kinds import explain_target
 
-    explain_target(args.target)  # before torch, which takes seconds, is imported
+    explain_target(args.target)  # before importing torch, which takes seconds
     try:
         from runnel_export import export, target, weights
     except ImportError as error:
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         probe=args.probe,
         tolerance=args.tolerance,
         data=target.data(args.data) if args.data is not None else None,
-        # A line that is rewritten on a terminal; in a log, a line for each stage.
+        # a rewritten line on a terminal; a line for each stage in a log
         progress=False if args.quiet else None if sys.stderr.isatty() else report,
         seed=args.seed,
         notes=notes,

@@ -1,4 +1,4 @@
-"""`runnel feed`: a file or a live source through a daemon, as `runnel run` sends it through a pipeline."""
+"""`runnel feed`: stream a file or a live source through a daemon."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
+    """Exit status 0 once the output is complete. Raises errors of the tree; then there is no output."""
     seconds, more = seconds_of(args.seconds), generated(args.generate)
     if args.input is None and not more:
         raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         end = None if args.input is None else written("source", args.input, args.columns)
         source = stack.enter_context(source_of(end, served.inputs))
         rate = served.inputs.rate or source.rate
-        # Ahead of its results where the input is all there; live, each result is written when it is made.
+        # From a file, many chunks are in flight; from a live source, each result is written at once.
         live = args.realtime or source.live
         block = chunk_steps(args.chunk, rate, args.realtime and not source.live)
         most = most_steps(args.steps, seconds, rate, source.live)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         if stamps is not None:
             chunks = stamps.watch(chunks, source)
         speed = None if source.live else rate
-        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
         if source.live and end is not None:

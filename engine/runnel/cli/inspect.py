@@ -1,4 +1,4 @@
-"""`runnel inspect`: what a model file, a pipeline or a running daemon holds, and what was proved of it."""
+"""`runnel inspect`: show the contents and certificate of a model or pipeline, or a running daemon."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0. Raises errors of the tree: a file that is none, TimeoutError where no daemon answers."""
+    """Exit status 0. Raises errors of the tree, such as TimeoutError if no daemon answers."""
     if "://" in args.path:
         from .inspect_daemon import show
 
@@ -55,7 +55,7 @@ class _Model:
     spec: ModelSpec
     vouched: bool
     placement: Mapping[str, Mapping[str, int]]
-    hint: str  # what would tell more
+    hint: str  # how to show more
 
     def rows(self) -> list[Row]:
         rows = [("model", str(self.file)), *model_rows(self.spec)]
@@ -73,7 +73,7 @@ class _Model:
 def _show_file(path: Path, as_json: bool) -> None:
     from ..engine import Engine
 
-    # A file that is not the certified one is shown all the same, and said to be that.
+    # A file that differs from the certified one is shown as well, with that remark.
     with Engine.load(path, max_streams=1, trust=True) as engine:
         models = _models(engine)
         if as_json:
@@ -112,7 +112,7 @@ def _text(engine: Engine, path: Path, models: list[_Model]) -> str:
 
 
 def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
-    """A pipeline of one model as that model; of another number with a list of them."""
+    """For programs: a single model directly, or a list of models."""
     pipeline = engine.pipeline
     stages = pipeline.unrolled.stages
     told = {
@@ -127,7 +127,7 @@ def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
 
 
 def _fed_back(engine: Engine) -> dict[str, str]:
-    """Input <- output, of a pipeline with a loop."""
+    """Input <- output, for a pipeline with a loop."""
     loop = engine.pipeline.stages[0]
     return {back.target.name: back.source for back in loop.backs} if isinstance(loop, Feedback) else {}
 
@@ -141,7 +141,7 @@ def _vouched(file: Path, spec: ModelSpec) -> bool:
 
 
 def _count(file: Path) -> tuple[Mapping[str, Any] | None, str]:
-    """Operators and cost of a foreign model; None and what would help where onnx is not installed."""
+    """Operators and cost of a foreign model; None and a hint if onnx is not installed."""
     try:
         from runnel_export.describe import describe_file
     except ImportError:

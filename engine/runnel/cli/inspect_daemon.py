@@ -1,4 +1,4 @@
-"""`runnel inspect ADDRESS`: what a daemon serves, and where."""
+"""`runnel inspect ADDRESS`: show what a daemon serves."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
-    """Print it; `keys`: the asker's key file, where the daemon has keys.
+    """Print a daemon's description; `keys`: the user's key file, if the daemon has keys.
 
-    Raises UsageError where no socket is, TimeoutError where nobody answers, RunnelError for a daemon that is
-    stopping.
+    Raises UsageError if there is no socket, TimeoutError if no daemon answers, RunnelError if it is stopping.
     """
     from ..client.common import silence
     from ..client.monitor import Watcher
@@ -39,9 +38,9 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
 
 
 def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
-    """For programs: what HELLO says, and each worker's address, boot id and streams."""
+    """For programs: the daemon's HELLO, and each worker's address, boot id and streams."""
     told: dict[str, Any] = msgspec.to_builtins(served)
-    del told["worker"], told["boot_id"]  # of whichever answered first
+    del told["worker"], told["boot_id"]  # these belong to the worker that answered first
     told["workers"] = [
         {
             "address": worker.address,

@@ -1,4 +1,4 @@
-"""`runnel plugins new NAME`: a package with one stage, source, sink or listener, and a test that passes."""
+"""`runnel plugins new NAME`: write a package with one stage, source, sink or listener, and a passing test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..errors import UsageError
 from ..loading.loader import MODEL
 from ..loading.registry import distribution, installed
 
-MAX_NAME = 40  # characters: it becomes a file's name, a module's and a package's
+MAX_NAME = 40  # characters: it becomes the name of a file, a module and a package
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 def write(name: str, kind: str, into: Path) -> str:
-    """Write the package into a new folder under `into`; what was written, and what to do next.
+    """Write the package into a new folder under `into`; return a report with the next steps.
 
-    Raises UsageError, with nothing written, for a name that cannot be one, or where the folder is there.
+    Raises UsageError, with nothing written, for an invalid name or an existing folder.
     """
     module, package = f"runnel_{name}", f"runnel-{name.replace('_', '-')}"
     check_name(name, module)
@@ -54,7 +54,7 @@ def write(name: str, kind: str, into: Path) -> str:
 
 
 def filled(name: str, kind: str, module: str) -> tuple[str, str, str]:
-    """A plugin's module, the module's test, and how a pipeline names the plugin."""
+    """A plugin's module, the module's test, and the plugin's entry in a pipeline file."""
     words = _words(name, kind, module)
     source, test = (Template(text[kind]).substitute(words).lstrip("\n") for text in (_MODULES, _TESTS))
     return source, test, words["entry"]
@@ -64,7 +64,7 @@ def _words(name: str, kind: str, module: str) -> dict[str, str]:
     camel = "".join(part.capitalize() for part in name.split("_"))
     return {
         "name": name,
-        # With its kind, so that it is none of the names that the module imports.
+        # With its kind, so that it differs from the names that the module imports.
         "Name": camel if camel.endswith(kind.capitalize()) else camel + kind.capitalize(),
         "module": module,
         "kind": kind,
@@ -73,7 +73,7 @@ def _words(name: str, kind: str, module: str) -> dict[str, str]:
 
 
 def check_name(name: str, module: str | None) -> None:
-    """Raise UsageError for a name that no plugin, or no top-level `module`, can have here."""
+    """Raise UsageError for a name that is invalid or taken, for a plugin or a top-level `module`."""
     if not _NAME.match(name) or len(name) > MAX_NAME:
         near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
         hint = f": {near!r}, say" if _NAME.match(near) else ""

@@ -1,4 +1,4 @@
-"""What `runnel top` shows, as lines of text: pure, so that a frame is made and tested without a terminal."""
+"""The screen of `runnel top` as lines of text. Pure, so that it is tested without a terminal."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Final
 from ..client.monitor import Seen
 from ..daemon.metrics.rates import Document, Reading, reading, since, together
 
-HISTORY: Final = 240  # intervals of steps/s that are kept: more than a terminal is wide
+HISTORY: Final = 240  # intervals of steps/s in the history: more than the width of a terminal
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GAP: Final = "  "
 _COLUMNS: Final = (
     "streams", "steps/s", "req/s", "fill", "p50", "p90", "p99", "queue", "mem", "cpu", "err/s"
 )  # fmt: skip
-_MOST_CODES: Final = 6  # errors by code that one line names
+_MOST_CODES: Final = 6  # error codes named in one line
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One interval: each worker's reading, None where it did not answer, and all together."""
+    """One interval: the rates of each worker, None if it did not answer, and of all together."""
 
     address: str
     seconds: float
@@ -33,7 +33,7 @@ class Frame:
 def frame(
     address: str, before: Sequence[Seen], after: Sequence[Seen], seconds: float, history: Sequence[float] = ()
 ) -> Frame:
-    """What happened between two looks, `seconds` apart; a worker that was not there before has no reading."""
+    """The changes between two polls, `seconds` apart. A worker missing in the first has no rates."""
     earlier = {worker.address: worker.stats for worker in before}
     happened: list[Document | None] = []
     for worker in after:
@@ -61,7 +61,7 @@ def document(shown: Frame) -> dict[str, Any]:
 
 
 def render(shown: Frame, width: int = 100, height: int = 1000) -> list[str]:
-    """The frame's lines: at most `height` of them, none wider than `width`."""
+    """The lines of the frame, at most `height`, cut to `width`."""
     lines = [_title(shown), "", *_table(shown, width), "", *_details(shown, width)]
     return ["".join(filter(str.isprintable, line))[:width].rstrip() for line in lines[:height]]
 
@@ -79,7 +79,7 @@ def _title(shown: Frame) -> str:
 
 
 def _table(shown: Frame, width: int) -> list[str]:
-    """The head, a row for each worker, and where there are several, one for all; closer if it is narrow."""
+    """The header, a row for each worker, and a total if there are several; gaps narrow if needed."""
     rows: list[tuple[str, ...] | str] = [("worker", *_COLUMNS)]
     for at, (seen, one) in enumerate(zip(shown.seen, shown.workers, strict=True)):
         if one is not None:
@@ -131,7 +131,7 @@ def _details(shown: Frame, width: int) -> list[str]:
 
 
 def _stages(one: Reading, width: int) -> list[str]:
-    """What each stage takes for a chunk, and of a core."""
+    """Time of each stage for a chunk, and its share of a core."""
     told = [
         f"{stage}  {duration(one.stage_chunk.get(stage))} a chunk, {share:.0%}"
         for stage, share in one.stages.items()
@@ -140,7 +140,7 @@ def _stages(one: Reading, width: int) -> list[str]:
 
 
 def _health(one: Reading, width: int) -> list[str]:
-    """Which streams are not well, and how large each state is, where any was looked at."""
+    """Unhealthy streams, and the size of each state, if any stream was checked."""
     if not one.looks and not any(one.unhealthy.values()) and not one.non_finite:
         return []
     ill = [f"{count} {condition.replace('_', ' ')}" for condition, count in one.unhealthy.items() if count]
@@ -155,7 +155,7 @@ def _health(one: Reading, width: int) -> list[str]:
 
 
 def _filled(head: str, told: Sequence[str], width: int) -> list[str]:
-    """As many a line as fit."""
+    """Fill lines with as many entries as fit."""
     lines: list[str] = []
     for words in told:
         if lines and len(lines[-1]) + len(words) + 3 <= width:
@@ -172,7 +172,7 @@ def _rates(rates: Mapping[str, float]) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` values as bars, from 0 to the largest of them."""
+    """The last `width` values as bars, from 0 to their maximum."""
     values = values[-width:]
     most = max(values, default=0.0)
     if most <= 0:

@@ -1,4 +1,4 @@
-"""`runnel plot`: what goes on in a pipeline over time, as a picture or for TensorBoard."""
+"""`runnel plot`: draw a pipeline's signals and states over time, as a picture or for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .run import add_input_arguments, fed, input_of
 if TYPE_CHECKING:
     from ..insight.recorder import Axis, Record, Recorder
 
-_LEAST_CHUNK = 64  # time steps fed at once: more than what is drawn are not needed
+_LEAST_CHUNK = 64  # time steps fed at once: more than enough for a drawing
 
 HELP = "draw input, output and the gates inside, over time"
 
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once all is written. Raises errors of the tree; then no picture is."""
+    """Exit status 0 once everything is written. Raises errors of the tree; then no picture is written."""
     from ..insight.recorder import Recorder
     from ..loading.loader import load_pipeline
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         record = recorder.record(float(given) if progress.steps > given and not axis.domain else None)
         if not args.quiet:
             _say(record, recorder, total, progress.steps, ended)
-        summary = progress.summary()  # of the stream: drawing takes longer
+        summary = progress.summary()  # before drawing, which takes longer
         told = _write(args, record, out, format, end)
         whole = True
         progress.close(f"{summary}: {told}")
@@ -132,7 +132,7 @@ def _feed(
     progress: Progress,
     name: str,
 ) -> tuple[int, bool]:
-    """Until all is seen that is to be drawn. Returns the input's time steps, and whether the stream ended."""
+    """Feed until everything to draw was seen. Return the input's time steps, and whether the stream ended."""
     with engine.open() as stream:
         for chunk in chunks:
             fed(stream, chunk, name, progress.steps)
@@ -152,7 +152,7 @@ def _feed(
 def _write(
     args: argparse.Namespace, record: Record, out: OutputFile | None, format: str, end: End | None
 ) -> str:
-    """The picture and the events. Returns what was written, in words."""
+    """Write the picture and the events. Return a summary of what was written."""
     from ..insight import picture
     from ..insight import tensorboard as events
 
@@ -171,10 +171,10 @@ def _write(
 
 
 def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
-    """What is not seen, and how it could be."""
+    """Print what was not drawn, and how to see it."""
     lines = [f"not drawn: {text}" for text in record.left]
     start, end = (round(edge) for edge in record.span)
-    in_all = None  # in the input's time steps, where the axis has those
+    in_all = None  # in the input's time steps, if the axis has those
     if not record.axis.domain:
         in_all = steps if ended else total
     if not ended or start or (in_all is not None and end < in_all):
@@ -190,7 +190,7 @@ def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ende
 
 
 def _window(args: argparse.Namespace, seconds: float | None, axis: Axis, live: bool) -> tuple[int, int]:
-    """The first time step that is drawn, and how many are: those of so many steps of the model."""
+    """The first time step to draw, and the number of time steps."""
     from ..insight.recorder import DEFAULT_TICKS, MAX_TICKS
 
     first = _first(args.first, axis)
@@ -222,7 +222,7 @@ def _first(text: str | None, axis: Axis) -> int:
 
 
 def _format(args: argparse.Namespace) -> str:
-    """Of the picture, by its name's ending; whether it can be made is told before anything is read."""
+    """The picture's format, from the file's ending. Checks first that it can be made."""
     from ..insight import picture
     from ..insight import tensorboard as events
 

@@ -1,4 +1,4 @@
-"""`runnel run`: a file or a live source through a pipeline, as fast as it goes or in real time."""
+"""`runnel run`: run a file or a live source through a pipeline, at full speed or in real time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `runnel feed` takes too."""
+    """Arguments that `runnel feed` takes too."""
     parser.add_argument(
         "-o", "--output", action="append", metavar="OUT",
         help="a file (.csv .tsv .npy .jsonl .parquet .wav .flac), - for a table on standard output (the "
@@ -89,7 +89,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `runnel plot` takes too: how INPUT is read, and how much of it."""
+    """Arguments that `runnel plot` takes too: how INPUT is read, and how much of it."""
     parser.add_argument(
         "--columns", metavar="A,B", type=lambda text: text.split(","),
         help="columns of a table, or channels of a sound file (from 1), in the order of the inputs",
@@ -100,7 +100,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
+    """Exit status 0 once the output is complete. Raises errors of the tree; then there is no output."""
     seconds = seconds_of(args.seconds)
     with ExitStack() as stack:
         engine = stack.enter_context(
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         end = input_of(args, end, engine.pipeline.generates)
         more = generated(args.generate)
         if more:
-            engine.pipeline.accept(Steps(more[0]))  # told before anything is read or written
+            engine.pipeline.accept(Steps(more[0]))  # fails before anything is read or written
         inputs = engine.pipeline.inputs
         source = stack.enter_context(source_of(end, inputs))
         rate = inputs.rate or source.rate
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         if stamps is not None:
             chunks = stamps.watch(chunks, source)
         speed = None if source.live else rate
-        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
         if source.live and end is not None:
@@ -143,12 +143,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_health(event: str, stream: str, reason: str) -> None:
-    """What a look at its state found, which its output may not show."""
+    """Warn about a health event of the state, which the output may not show."""
     warn(f"{event.replace('_', ' ')}: {reason}")
 
 
 def input_of(args: argparse.Namespace, of_pipeline: End | None, generates: bool) -> End | None:
-    """Where the input is from: what the command line says, else the pipeline's own, which may be none."""
+    """The input of the command line, or else of the pipeline, which may have none."""
     if args.input is not None:
         return written("source", args.input, args.columns)
     if of_pipeline is None and not args.generate:
@@ -167,8 +167,8 @@ def _feed(
     progress: Progress,
     name: str,
 ) -> None:
-    """Everything through one stream, and then what it makes of itself, `more` time steps at once."""
-    before: Chunk | Array | None = None  # of a prompt the answer counts, and not what it foretold of itself
+    """Feed all chunks to one stream, then generate `more` time steps."""
+    before: Chunk | Array | None = None  # output of a prompt's last step: earlier ones are not written
     with engine.open() as stream:
         for chunk in chunks:
             out = fed(stream, chunk, name, progress.steps)
@@ -186,7 +186,7 @@ def _feed(
 
 
 def fed(stream: Stream, chunk: Chunk, name: str, at: int) -> Chunk | Array:
-    """What the stream makes of a chunk; an error says where in the input that chunk begins."""
+    """Feed a chunk; an error names the input and the time step at which the chunk begins."""
     try:
         made: Chunk | Array = stream.feed(chunk)
     except RunnelError as error:

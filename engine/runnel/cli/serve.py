@@ -1,4 +1,4 @@
-"""`runnel serve`: a pipeline as a daemon."""
+"""`runnel serve`: serve a pipeline as a daemon."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
+    """Exit status 0 once everything that had arrived was answered, 1 if it was stopped before."""
     from ..daemon import logs, process
     from ..daemon.settings import FLAGS, Source
     from ..daemon.supervision.systemd import Notifier
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     process.raise_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
-    vet(settings, args.pipeline)  # what is wrong is told before a large model is loaded
+    vet(settings, args.pipeline)  # report errors before a large model is loaded
     with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
         if settings.workers > 1:
             answered = _many(args, settings, source, notifier)
@@ -140,7 +140,7 @@ def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier
 
 
 def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[object]:
-    """What looks at the daemon from outside while it serves at the addresses."""
+    """Monitors of the daemon, active while it serves at the addresses."""
     if not settings.metrics:
         return nullcontext()
     from ..daemon.metrics import http as metrics

@@ -1,4 +1,4 @@
-"""`runnel top`: a daemon, live."""
+"""`runnel top`: watch a daemon live."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 HELP = "watch a daemon live: streams, steps/s, latency, queue, memory, errors"
 
 MAX_INTERVAL: Final = 3600.0  # seconds: an hour
-ANSWER_SECONDS: Final = 2.0  # a worker that takes longer is shown as silent
-MIN_INTERVAL: Final = 0.1  # seconds: a look costs a daemon some 100 µs
+ANSWER_SECONDS: Final = 2.0  # a slower worker is shown as silent
+MIN_INTERVAL: Final = 0.1  # seconds: a poll costs a daemon some 100 µs
 
 _EXAMPLE = """examples:
   runnel top ipc:///run/runnel.sock
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
+    """Exit status 0. Raises UsageError for an invalid address; with --once, TimeoutError for silence."""
     from ..client.monitor import Watcher
     from ..daemon.socketfile import require
     from ..wire.keys import client_keys
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.once or args.json) and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("standard input and output are no terminal: use --once, or --json")
     keys = client_keys(args.keys) if args.keys else None
-    if args.once:  # else it is a daemon's start that is waited for, and its absence is shown
+    if args.once:  # without it, wait for the daemon to start, and show that it is missing
         require(args.address)
     with Watcher([args.address], ANSWER_SECONDS, keys) as watcher:
         try:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _live(watcher, args.address, args.interval)
         except KeyboardInterrupt:
-            if args.once:  # there is nothing to show yet
+            if args.once:  # nothing to show yet
                 raise
     return 0
 
@@ -95,7 +95,7 @@ def _lines(watcher: Watcher, address: str, interval: float) -> None:
 
 
 def _frames(watcher: Watcher, address: str, interval: float) -> Iterator[Frame]:
-    """A frame an interval, for ever."""
+    """A frame for each interval, without end."""
     looks = _Looks(watcher, address)
     while True:
         time.sleep(interval)
@@ -120,7 +120,7 @@ def _live(watcher: Watcher, address: str, interval: float) -> None:
 
 
 class _Looks:
-    """One look after another, and what happened between them."""
+    """Repeated polls, and the changes between them."""
 
     def __init__(self, watcher: Watcher, address: str) -> None:
         self._watcher = watcher

@@ -1,4 +1,4 @@
-"""`runnel verify`: prove a model file again, here."""
+"""`runnel verify`: verify a model file again on this machine."""
 
 from __future__ import annotations
 
