@@ -1,6 +1,6 @@
-"""Makes the parts of the protocol page that must not go stale: `python -m tests.serve.protocol_page`.
+"""Write the generated parts of the protocol page: `python -m tests.serve.protocol_page`.
 
-Each part stands in engine/protocol.md between two comments that name it. A test compares.
+Each part is in engine/protocol.md between two comments with its name. A test compares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runnel.wire.placement import Place
 
 from .support import rows, tally_engine
 
-SHOWN = 8  # entries of a list that is shown whole
+SHOWN = 8  # entries of a list that is shown in full
 PAGE = Path(__file__).parents[2] / "engine" / "protocol.md"
 
 
@@ -181,7 +181,7 @@ def _line(error: type[errors.RunnelError]) -> str:
 
 
 def examples() -> str:
-    """A whole conversation, byte for byte."""
+    """A whole exchange, byte for byte."""
     place = Place(0, ("ipc:///run/runnel.sock",))
     engine = tally_engine(max_streams=1024)
     server = Server(engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place)
@@ -253,7 +253,7 @@ def examples() -> str:
         "A **bundle**: two requests as one message, and so their replies.",
         messages.bundle([clip(id, x) for id, x in clips]),
     )
-    engine.pipeline.places[0].seconds = 0.000125  # the page is the same at each run
+    engine.pipeline.places[0].seconds = 0.000125  # so that the page is the same at each run
     say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(
@@ -275,7 +275,7 @@ def _show(arrow: str, frames: list[bytes]) -> Iterator[str]:
 
 
 def _cut(value: Any) -> Any:
-    """With long lists shortened to what a reader needs of them."""
+    """Shorten long lists."""
     if isinstance(value, dict):
         return {key: _cut(held) for key, held in value.items()}
     if isinstance(value, list):
@@ -296,7 +296,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """The page with every part made anew."""
+    """The page with every part generated anew."""
     for name, make in PARTS.items():
         head, _, rest = page.partition(f"<!-- made: {name} -->\n")
         old, _, tail = rest.partition("<!-- end -->")

@@ -1,4 +1,4 @@
-"""A daemon without the daemon: a ROUTER, the sans-IO server behind it, and every message that came."""
+"""A ROUTER with the sans-IO server behind it, which records every message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Recorder:
         self.go.set()
 
     def sizes(self, op: str) -> list[int]:
-        """How many requests each message with this op had; 0 for one that was no bundle."""
+        """Number of requests in each message with this op; 0 for a message that was no bundle."""
         headers = [msgspec.msgpack.decode(frames[0]) for frames in self.messages]
         return [
             len(header) if isinstance(header, list) else 0

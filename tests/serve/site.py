@@ -1,4 +1,4 @@
-"""A daemon's folder of keys, and the daemon that is guarded by them."""
+"""A folder of keys, and the daemon that uses them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .peers import served
 
 
 class Site:
-    """Keys of a daemon in `folder`, of its users in `folder`/users, with their secrets beside."""
+    """Keys of a daemon in `folder` and of its users in `folder`/users, with their secrets beside."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,5 +41,5 @@ def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> Abs
 
 
 def here(daemon: Daemon) -> str:
-    """Its address as a client on this machine has it."""
+    """Its address for a client on this machine."""
     return daemon.address.replace("0.0.0.0", "127.0.0.1")

@@ -1,4 +1,4 @@
-"""A pause of the daemon's process is nobody's silence. Made-up times; a real SIGSTOP at the end."""
+"""A pause of the daemon's process does not count as silence of a peer. Made-up times, and a real SIGSTOP."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Process:
         self.server.receive(b"p", messages.encode_request(request), now)
 
     def live(self, arrivals: list[float], until: float, woken: float = math.inf) -> float | None:
-        """Open a stream and reset it at each arrival. When it was closed as idle; None: never.
+        """Open a stream and reset it at each arrival. Return when it was closed as idle; None: never.
 
-        `woken`: when the loop looks for another reason.
+        `woken`: when the loop wakes for another reason.
         """
         self.send("open", 0.0)
         self.server.run(0.0)
@@ -81,7 +81,7 @@ class Process:
 
 @st.composite
 def pauses(draw: st.DrawFn) -> list[tuple[float, float]]:
-    """Of any length; between two of them the process runs for a while."""
+    """Pauses of any length, with the process running for a while in between."""
     found: list[tuple[float, float]] = []
     at = 0.0
     for _ in range(draw(st.integers(1, 6))):
@@ -94,9 +94,7 @@ def pauses(draw: st.DrawFn) -> list[tuple[float, float]]:
 
 @given(pauses(), st.floats(0.2, IDLE - SHORTLY - LATE))
 @settings(max_examples=120)
-def test_a_stream_that_is_fed_is_never_closed_however_the_daemon_is_paused(
-    pauses: list[tuple[float, float]], every: float
-) -> None:
+def test_pauses_never_close_a_stream_that_is_fed(pauses: list[tuple[float, float]], every: float) -> None:
     end = pauses[-1][1] + 3 * IDLE
     arrivals = [k * every for k in range(1, int(end / every) + 2)]
     assert Process(pauses).live(arrivals, end) is None
@@ -104,7 +102,7 @@ def test_a_stream_that_is_fed_is_never_closed_however_the_daemon_is_paused(
 
 @given(pauses())
 @settings(max_examples=80)
-def test_a_silent_stream_is_closed_all_the_same_and_never_early(pauses: list[tuple[float, float]]) -> None:
+def test_a_silent_stream_is_closed_despite_pauses_and_never_early(pauses: list[tuple[float, float]]) -> None:
     latest = IDLE + sum(end - start + IDLE + SHORTLY for start, end in pauses) + SHORTLY
     closed = Process(pauses).live([], latest + 1.0)
     assert closed is not None
@@ -112,7 +110,7 @@ def test_a_silent_stream_is_closed_all_the_same_and_never_early(pauses: list[tup
 
 
 def test_after_a_pause_there_is_time_to_read_what_has_arrived() -> None:
-    """The request comes at the last moment, and the daemon is paused by then."""
+    """The request comes at the last moment, during a pause of the daemon."""
     arrives = IDLE - LAG / 2
     process = Process([(arrives - 0.01, 4 * IDLE)])
     assert process.live([arrives], 4.5 * IDLE, woken=arrives - 0.02) is None
@@ -122,10 +120,10 @@ def test_without_a_pause_a_stream_is_closed_on_time() -> None:
     assert Process([]).live([3.0], 100.0) == 3.0 + IDLE
 
 
-def test_work_is_no_pause_and_a_wait_that_was_asked_for_is_none() -> None:
+def test_work_and_announced_waits_are_no_pauses() -> None:
     attention = Attention(0.0, 0.0)
     assert attention.until(None, 0.0) is None
-    assert attention.look(1000.0, 0.1) == 0.0  # something arrived, after a long night
+    assert attention.look(1000.0, 0.1) == 0.0  # something arrived, after a long wait
     assert attention.until(1000.0, 1000.0) == 1000.0
     assert attention.look(1005.0, 5.0) == 0.0  # a batch that took 5 s of the processor
     assert attention.until(1005.0, 1005.0) == 1005.0
@@ -136,7 +134,7 @@ def test_work_is_no_pause_and_a_wait_that_was_asked_for_is_none() -> None:
     assert attention.look(1021.0, 5.0) == 1.5 + SHORTLY
 
 
-def test_replies_and_ends_are_kept_longer_by_a_pause() -> None:
+def test_a_pause_extends_how_long_replies_and_ends_are_remembered() -> None:
     server = Server(tally_engine(), "boot")
     peer = Peer(server)
     for name, end in (("a", False), ("b", True)):
@@ -174,11 +172,11 @@ def stopped(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether the daemon is stopped")
-def test_requests_that_arrive_while_the_daemon_is_stopped_find_their_streams(tmp_path: Path) -> None:
-    """However busy the machine is: what counts is what was sent while the daemon was seen to be stopped.
+def test_requests_sent_while_the_daemon_is_stopped_find_their_streams(tmp_path: Path) -> None:
+    """On a machine of any load, since only requests sent while the daemon was seen to be stopped count.
 
-    Which thread runs first after SIGCONT is the kernel's choice: so a fault is seen here at times, and it is
-    in made-up time, above, that it is always seen.
+    The kernel chooses which thread runs first after SIGCONT, so this test sees a fault only at times. The
+    tests in made-up time, above, always see it.
     """
     path = tmp_path / "d.sock"
     idle = 4.0
@@ -199,7 +197,7 @@ def test_requests_that_arrive_while_the_daemon_is_stopped_find_their_streams(tmp
                 sock.send_multipart(feed(f"{round}-{number}", 1, sequence_start=True))
             for sock in peers:
                 assert code(reply_of(sock)) == "ok"
-            # The loop is stopped at work, and goes on before libzmq has read anything.
+            # The loop is stopped at work, and continues before libzmq has read anything.
             for number in range(900):
                 busy.send_multipart(feed(f"busy-{round}", 1, sequence_start=not number))
             os.kill(process.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Bundles without sockets: several messages as one are what they are one by one, or are refused whole."""
+"""Bundles without sockets: a bundle does what its messages would do one by one, or is refused whole."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_a_bundle_is_its_messages(made: list[tuple[dict[str, Any], str]]) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 255, wire.MAX_BUNDLE])
-def test_as_many_as_a_bundle_may_have(count: int) -> None:
+def test_a_bundle_of_the_largest_count(count: int) -> None:
     frames = wire.bundle([message("hello", str(i)) for i in range(count)])
     assert [header.id for header, _ in wire.decode_requests(frames)] == [str(i) for i in range(count)]
 
 
 @given(st.lists(st.integers(0, 300), max_size=40), st.integers(0, 700), st.booleans())
-def test_messages_go_in_as_few_bundles_as_may_be(sizes: list[int], most: int, always: bool) -> None:
+def test_messages_go_in_as_few_bundles_as_possible(sizes: list[int], most: int, always: bool) -> None:
     messages = [[b"\x80", bytes([i]) * size] for i, size in enumerate(sizes)]
     rest = list(messages)
     took: list[int] = []
@@ -92,7 +92,7 @@ def test_messages_go_in_as_few_bundles_as_may_be(sizes: list[int], most: int, al
     assert sum(took) == len(messages)
 
 
-def test_a_bundle_is_never_longer_than_it_may_be() -> None:
+def test_a_bundle_never_exceeds_its_bound() -> None:
     messages = [message("hello", str(i)) for i in range(2 * wire.MAX_BUNDLE + 1)]
     assert [count for count, _ in wire.bundles(messages, 2**30)] == [wire.MAX_BUNDLE, wire.MAX_BUNDLE, 1]
 
@@ -128,7 +128,7 @@ def test_a_bundle_is_never_longer_than_it_may_be() -> None:
         ([encode([tensor(-1)]), bytes(4)], NO_BUNDLE),
     ],
 )  # fmt: skip
-def test_what_is_no_bundle(frames: list[bytes], words: str) -> None:
+def test_invalid_bundles(frames: list[bytes], words: str) -> None:
     assert wire.bundled(frames)
     with pytest.raises(WireError, match=words) as caught:
         wire.decode_requests(frames)
@@ -147,18 +147,18 @@ def test_what_is_no_bundle(frames: list[bytes], words: str) -> None:
         ([encode([tensor(wire.MAX_TENSOR_BYTES // 4 + 1)]), bytes(wire.MAX_TENSOR_BYTES + 4)], "too large"),
     ],
 )
-def test_what_passes_a_bound(frames: list[bytes], words: str) -> None:
+def test_bundles_beyond_a_bound(frames: list[bytes], words: str) -> None:
     with pytest.raises(TooLargeError, match=words):
         wire.decode_requests(frames)
 
 
-def test_tensors_without_a_byte_are_taken_wherever_they_stand() -> None:
+def test_empty_tensors_are_valid_at_any_position() -> None:
     frames = [encode([tensor(0, 2), tensor(1), tensor(3, 0), HELLO]), bytes(4)]
     assert [[*map(len, buffers)] for _, buffers in wire.decode_requests(frames)] == [[0], [4], [0], []]
 
 
 def read_all(frames: list[bytes]) -> None:
-    """As a peer's bytes are read; only errors of the tree may come out."""
+    """Read frames in every way that a peer's bytes are read; only errors of the tree may come out."""
     assert 1 <= len(wire.salvage_ids(frames)) <= wire.MAX_BUNDLE
     for decode in (wire.decode_requests, wire.decode_replies):
         with suppress(RunnelError):
@@ -191,7 +191,7 @@ def test_a_mutated_bundle_is_a_bundle_or_a_typed_error(changes: list[tuple[int, 
         (["x" * wire.MAX_BUNDLE_HEADER], [""]),
     ],
 )
-def test_the_ids_of_a_bundle_that_is_wrong(head: list[Any], ids: list[str]) -> None:
+def test_the_ids_of_an_invalid_bundle(head: list[Any], ids: list[str]) -> None:
     assert wire.salvage_ids([encode(head)]) == ids
 
 
@@ -213,7 +213,7 @@ asked = st.tuples(
 
 
 def made(groups: list[list[tuple[str, str, float, int, int]]]) -> list[list[list[bytes]]]:
-    """Each request as a message, under an id of its own."""
+    """Each request as a message, with its own id."""
     numbered, number = [], 0
     for group in groups:
         numbered.append([])
@@ -229,7 +229,7 @@ def made(groups: list[list[tuple[str, str, float, int, int]]]) -> list[list[list
 def told(
     groups: list[list[list[bytes]]], together: bool, max_streams: int = 2
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What a server answers to each id, and the streams that it has then."""
+    """A server's answer to each id, and the streams that it then has."""
     engine = tally_engine(max_streams)
     server = Server(engine, "boot", first_epoch=100)
     answers: dict[str, Any] = {}
@@ -247,14 +247,14 @@ def told(
 
 @given(st.lists(st.lists(asked, max_size=12), max_size=8))
 def test_a_bundle_does_what_its_messages_do(groups: list[list[tuple[str, str, float, int, int]]]) -> None:
-    """Streams more than once in it, repeats, refusals, and more streams than there may be."""
+    """With several requests of one stream, repeats, refusals, and more streams than allowed."""
     messages = made(groups)
     answers, streams = told(messages, together=True)
     assert (answers, streams) == told(messages, together=False)
     assert len(answers) == sum(map(len, groups)), "not one answer to each"
 
 
-def test_a_repeat_within_its_bundle_is_answered_from_what_was_kept() -> None:
+def test_a_repeat_within_its_bundle_is_answered_from_the_cache() -> None:
     feed = message("feed", "2", "a", 1, 2, seq=1)
     again = message("feed", "3", "a", 1, 2, seq=1)
     other = message("feed", "4", "a", 9, seq=1)
@@ -268,7 +268,7 @@ def test_a_repeat_within_its_bundle_is_answered_from_what_was_kept() -> None:
 
 
 @pytest.mark.parametrize("bound", ["MAX_PENDING", "MAX_PENDING_PER_PEER"])
-def test_a_bundle_that_meets_a_bound_is_taken_up_to_it(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+def test_a_bundle_is_taken_up_to_a_bound(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     monkeypatch.setattr(intake, bound, 3)
     messages = [message("feed", str(i), f"s{i}", 1, sequence_start=True) for i in range(5)]
     for together in (True, False):
@@ -277,7 +277,7 @@ def test_a_bundle_that_meets_a_bound_is_taken_up_to_it(monkeypatch: pytest.Monke
         assert list(streams) == ["s0", "s1", "s2"]
 
 
-def test_who_sends_no_bundle_gets_none_and_who_sends_one_gets_one() -> None:
+def test_replies_are_bundled_if_the_requests_were() -> None:
     server = Server(tally_engine(), "boot")
     for i in range(3):
         assert not server.receive(b"plain", message("open", str(i), f"p{i}"), 0.0)
@@ -292,7 +292,7 @@ def test_who_sends_no_bundle_gets_none_and_who_sends_one_gets_one() -> None:
     assert [reply.id for reply, _ in wire.decode_replies(hellos.frames)] == ["1", "2"]
 
 
-def test_replies_are_as_many_bundles_as_their_bounds_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_are_split_into_bundles_by_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(tally_engine(), "boot")
     for start in (0, wire.MAX_BUNDLE):
         group = [message("open", str(i), f"s{i}") for i in range(start, start + wire.MAX_BUNDLE)]
@@ -341,8 +341,8 @@ def test_a_bundle_with_a_fault_is_refused_whole(head: list[Any], body: bytes, id
     ],
     ids=["field", "op", "shape", "twice"],
 )
-def test_the_refusal_of_the_worst_bundle_names_every_id_in_one_message(fault: dict[str, Any]) -> None:
-    """What it says is repeated for each: were it not bounded, they would not fit one message."""
+def test_the_refusal_of_the_worst_bundle_fits_one_message(fault: dict[str, Any]) -> None:
+    """The text is repeated for each id: without a bound, the replies would not fit one message."""
     ids = ["\U0001f300" * (wire.MAX_ID - 3) + f"{i:03d}" for i in range(wire.MAX_BUNDLE)]
     head = [{**HELLO, **(fault if not i else {}), "id": id} for i, id in enumerate(ids)]
     [out] = Server(tally_engine(), "boot").receive(b"peer", [encode(head), b""], 0.0)
@@ -350,11 +350,11 @@ def test_the_refusal_of_the_worst_bundle_names_every_id_in_one_message(fault: di
     assert sum(map(len, out.frames)) <= replies.BUNDLE_BYTES
 
 
-# The client's half.
+# The client protocol.
 
 
 def spoken(server: Server) -> tuple[Conversation, list[Ticket], list[bytes]]:
-    """Three chunks of two streams on their way, and the bundle that answers them; the second one failed."""
+    """Three chunks of two streams in flight, and the bundle of their replies; the second one failed."""
     talk = Conversation("c", lambda: 77)
     lines: list[Line] = []
     for name in "ab":
@@ -387,7 +387,7 @@ def engine() -> SpyEngine:
     return tally_engine()
 
 
-def test_a_client_hears_each_reply_of_a_bundle(engine: SpyEngine) -> None:
+def test_a_client_takes_each_reply_of_a_bundle(engine: SpyEngine) -> None:
     talk, tickets, frames = spoken(Server(engine, "boot"))
     settled = talk.received(frames)
     assert sorted(settled, key=lambda ticket: ticket.id) == tickets
@@ -397,7 +397,7 @@ def test_a_client_hears_each_reply_of_a_bundle(engine: SpyEngine) -> None:
     assert talk.in_flight == 0
 
 
-def test_of_a_bundle_heard_over_a_new_connection_the_errors_are_not(engine: SpyEngine) -> None:
+def test_errors_in_a_bundle_over_a_new_connection_are_ignored(engine: SpyEngine) -> None:
     server = Server(engine, "boot")
     talk, tickets, frames = spoken(server)
     assert [ticket.done for ticket in talk.received(frames, cut=True)] == [True, True]
@@ -408,7 +408,7 @@ def test_of_a_bundle_heard_over_a_new_connection_the_errors_are_not(engine: SpyE
 
 
 @pytest.mark.parametrize("fault", ["short", "long", "frames", "version", "deep"])
-def test_a_bundle_of_replies_that_is_none_fails_all_that_it_names(engine: SpyEngine, fault: str) -> None:
+def test_an_invalid_bundle_of_replies_fails_all_its_requests(engine: SpyEngine, fault: str) -> None:
     talk, tickets, (head, body) = spoken(Server(engine, "boot"))
     told = msgspec.msgpack.decode(head)
     bad = {

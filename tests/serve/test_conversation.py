@@ -1,4 +1,4 @@
-"""The client's sans-IO half against the daemon's, over a link that loses, repeats and delays."""
+"""The client protocol against the server protocol, over a link that loses, repeats and delays."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ MANY = settings(max_examples=500 if settings().max_examples < 100 else 5_000)
 
 
 class Link:
-    """Two queues between a conversation and a server, and connections that end.
+    """Two queues between a client protocol and a server, and connections that end.
 
-    A connection is a peer of the server. What is on its way when it is cut is lost, or reaches the server
-    later, as a message of a peer that is gone: what a kernel's buffer does with it.
+    A connection is a peer of the server. A message in flight at a cut is lost, or reaches the server later as
+    a message of a peer that is gone, as with a kernel's buffer.
     """
 
     def __init__(self, server: Server, prefix: str, beside: Link | None = None) -> None:
         self.server = server
-        self.links: list[Link] = beside.links if beside else []  # all that the server answers
+        self.links: list[Link] = beside.links if beside else []  # all links that the server answers
         self.links.append(self)
         self.talk = Conversation(prefix, count(EPOCH + 2**40 + hash(prefix) % 2**32).__next__)
         self.connection = 0
@@ -42,7 +42,7 @@ class Link:
         self.down: deque[list[bytes]] = deque()
         self.late: deque[tuple[bytes, list[bytes]]] = deque()
         self.settled: list[Ticket] = []
-        self.fresh = False  # connected anew, and the conversation was not told
+        self.fresh = False  # connected anew, before the client protocol knows of it
         self.prefix = prefix.encode()
 
     @property
@@ -70,7 +70,7 @@ class Link:
             link.down.extend(out.frames for out in outgoing if out.peer == link.peer)
 
     def hear(self, n: int = 1_000_000) -> None:
-        """As `connection.Connection.turn`: what came over a new connection is read before that is told."""
+        """As `connection.Connection.turn`: read what came over a new connection before reporting it."""
         for _ in range(min(n, len(self.down))):
             self.settled += self.talk.received(self.down.popleft(), self.fresh)
         if self.fresh:
@@ -78,7 +78,7 @@ class Link:
             self.talk.reconnected()
 
     def cut(self, lost_up: int, lost_down: int) -> None:
-        """All but the first so many messages each way are lost; of those upwards some come later."""
+        """Lose all but the first messages each way; some of the lost requests arrive later."""
         kept = list(self.up)[lost_up:]
         self.late.extend((self.peer, frames) for frames in kept)
         self.up.clear()
@@ -91,7 +91,7 @@ class Link:
         return not (self.talk.in_flight or self.up or self.down or self.late)
 
     def finish(self) -> None:
-        """Until everything is answered."""
+        """Run until everything is answered."""
         for _ in range(100):
             self.hear()
             self.send()
@@ -117,7 +117,7 @@ def feed(link: Link, line: Line, chunk: Array) -> Ticket:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What it returns, or the error that it raises."""
+    """What a call returns, or the error that it raises."""
     try:
         return call()
     except errors.RunnelError as error:
@@ -152,8 +152,8 @@ STEPS = st.one_of(
 
 @MANY
 @given(st.lists(STEPS, max_size=60))
-def test_whatever_is_lost_the_outputs_are_those_of_an_uninterrupted_run(steps: list[tuple[Any, ...]]) -> None:
-    """Requests of several streams, pipelined; the connection cut anywhere; old messages that come late."""
+def test_lost_messages_do_not_change_the_outputs(steps: list[tuple[Any, ...]]) -> None:
+    """Requests of several streams, pipelined; the connection cut anywhere; old messages arriving late."""
     server = Server(tally_engine(), "boot")
     link, oracle = Link(server, "a"), plain_engine()
     lines = [opened(link, name) for name in NAMES]
@@ -179,7 +179,7 @@ def test_whatever_is_lost_the_outputs_are_those_of_an_uninterrupted_run(steps: l
     for ticket, reference in expected:
         assert ticket.done
         assert ticket.line is not None
-        if ticket.line in failed and ticket.op == "snapshot":  # it has no number: it is of what was done
+        if ticket.line in failed and ticket.op == "snapshot":  # it has no number: it covers what was done
             assert ticket.error is None
             continue
         if ticket.line in failed:
@@ -208,7 +208,7 @@ def test_whatever_is_lost_the_outputs_are_those_of_an_uninterrupted_run(steps: l
 @MANY
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), max_size=25))
 def test_two_clients_race_for_one_stream(moves: list[tuple[bool, int, int]]) -> None:
-    """Each chunk is applied once, or answered FENCED and not at all; never in part."""
+    """Each chunk is applied once, or answered FENCED and not applied."""
     engine = tally_engine()
     server = Server(engine, "boot")
     one = Link(server, "a")
@@ -239,13 +239,13 @@ def test_two_clients_race_for_one_stream(moves: list[tuple[bool, int, int]]) -> 
         else:
             assert isinstance(ticket.error, errors.FencedError | errors.GapError)
     state = engine.streams["s"].state["tally.sum"]
-    lost = state[0] - total  # applied, and then another took the stream over before the reply was heard
+    lost = state[0] - total  # applied, but another client took the stream over before the reply arrived
     fenced = sum(2.0**k for ticket, k in applied if ticket.error is not None)
     assert 0 <= lost <= fenced
     assert int(lost) & int(total) == 0, "applied twice"
 
 
-def test_what_lies_behind_a_failed_chunk_fails_and_then_it_goes_on(link: Link) -> None:
+def test_chunks_behind_a_failed_one_fail_and_the_stream_continues(link: Link) -> None:
     line = opened(link, "a")
     tickets = [feed(link, line, rows(v)) for v in (1, UNLUCKY, 3, 4)]
     link.finish()
@@ -263,7 +263,7 @@ def test_what_lies_behind_a_failed_chunk_fails_and_then_it_goes_on(link: Link) -
     assert [y(again)[:, 0].tolist(), y(flush)[:, 0].tolist()] == [[1], [6]]
 
 
-def test_a_new_connection_says_again_only_what_was_not_answered(link: Link) -> None:
+def test_a_new_connection_repeats_only_unanswered_requests(link: Link) -> None:
     line, idle = opened(link, "a"), opened(link, "idle")
     feed(link, line, rows(1))
     link.finish()
@@ -293,12 +293,12 @@ def test_a_daemon_without_the_stream_fails_all_of_it(link: Link) -> None:
         feed(link, line, rows(4))
 
 
-def test_of_two_clients_that_hold_one_epoch_the_first_to_resume_has_the_stream() -> None:
+def test_with_two_holders_of_one_epoch_the_first_to_resume_has_the_stream() -> None:
     server = Server(tally_engine(), "boot")
     first = Link(server, "x")
     second = Link(server, "y", beside=first)
     line = opened(first, "a")
-    twin = Line("a", line.epoch)  # as of a process that was copied, or of two that read one saved epoch
+    twin = Line("a", line.epoch)  # as of a copied process, or of two processes that read one saved epoch
     tickets = feed(first, line, rows(1)), feed(second, twin, rows(1))
     for link in (first, second):
         link.send()
@@ -314,7 +314,7 @@ def test_of_two_clients_that_hold_one_epoch_the_first_to_resume_has_the_stream()
 
 
 def test_a_daemon_that_cannot_resume_now_may_be_asked_later(link: Link) -> None:
-    """The chunks fail with an error that says so; fed again they are applied once."""
+    """The chunks fail with an error that says so; fed again, they are applied once."""
     line = opened(link, "a")
     server = link.server
     first = feed(link, line, rows(1))
@@ -341,7 +341,7 @@ def test_a_notice_ends_the_stream_with_the_daemons_reason(link: Link) -> None:
             feed(link, gone, rows(1))
 
 
-def test_a_notice_about_an_earlier_epoch_is_not_heeded(link: Link) -> None:
+def test_a_notice_about_an_earlier_epoch_is_ignored(link: Link) -> None:
     line = opened(link, "a")
     told = messages.ErrorInfo("UNKNOWN_STREAM", "gone")
     notice = messages.Reply(v=1, op="close", sequence_id="a", epoch=9, error=told)
@@ -349,7 +349,7 @@ def test_a_notice_about_an_earlier_epoch_is_not_heeded(link: Link) -> None:
     assert line.lost is None
 
 
-def test_giving_up_takes_what_is_behind_and_gives_the_seqs_again(link: Link) -> None:
+def test_giving_up_ends_later_requests_too_and_reuses_their_seqs(link: Link) -> None:
     line = opened(link, "a")
     tickets = [feed(link, line, rows(v)) for v in (1, 2, 3)]
     link.send(), link.arrive()
@@ -367,7 +367,7 @@ def test_giving_up_takes_what_is_behind_and_gives_the_seqs_again(link: Link) -> 
     assert [t.seq for t in again] == [2, 3]
 
 
-def test_a_chunk_given_up_is_applied_once_though_a_snapshot_comes_between(link: Link) -> None:
+def test_an_abandoned_chunk_is_applied_once_despite_a_snapshot_between(link: Link) -> None:
     line = opened(link, "a")
     lost = feed(link, line, rows(1))
     link.send(), link.arrive(), link.run()
@@ -382,7 +382,7 @@ def test_a_chunk_given_up_is_applied_once_though_a_snapshot_comes_between(link: 
     assert link.server._engine.streams["a"].seq == 2
 
 
-def test_giving_up_all_that_lies_behind_a_failed_chunk_leaves_no_gap(link: Link) -> None:
+def test_giving_up_requests_behind_a_failed_chunk_leaves_no_gap(link: Link) -> None:
     line = opened(link, "a")
     failed = feed(link, line, rows(UNLUCKY))
     link.send(), link.arrive()
@@ -397,9 +397,9 @@ def test_giving_up_all_that_lies_behind_a_failed_chunk_leaves_no_gap(link: Link)
     assert [again.seq, y(again)[:, 0].tolist()] == [1, []]
 
 
-def test_an_open_given_up_is_the_same_when_said_again(link: Link) -> None:
+def test_a_repeated_open_after_giving_up_is_the_same_request(link: Link) -> None:
     first = link.talk.open("a", EPOCH + 1)
-    link.send(), link.arrive()  # it will be done, whenever the daemon comes to it
+    link.send(), link.arrive()  # the daemon will do it at some time
     link.talk.give_up(first, errors.TimeoutError("late"))
     second = link.talk.open("a", EPOCH + 2)
     link.finish()
@@ -410,7 +410,7 @@ def test_an_open_given_up_is_the_same_when_said_again(link: Link) -> None:
         third.answer()
 
 
-def test_openings_given_up_are_remembered_up_to_a_bound(link: Link) -> None:
+def test_remembered_abandoned_openings_are_bounded(link: Link) -> None:
     for k in range(MAX_UNHEARD + 10):
         link.talk.give_up(link.talk.open(f"s{k}", EPOCH + k), errors.TimeoutError("late"))
     assert len(link.talk._unheard) == MAX_UNHEARD
@@ -418,7 +418,7 @@ def test_openings_given_up_are_remembered_up_to_a_bound(link: Link) -> None:
     assert not link.talk.outbox
 
 
-def test_a_reply_that_cannot_be_read_is_its_requests_error(link: Link) -> None:
+def test_an_unreadable_reply_fails_its_request(link: Link) -> None:
     line = opened(link, "a")
     ticket = feed(link, line, rows(1))
     header = messages._encode({"v": 1, "id": ticket.id, "op": 7})
@@ -428,7 +428,7 @@ def test_a_reply_that_cannot_be_read_is_its_requests_error(link: Link) -> None:
         assert not link.talk.received(nonsense)
 
 
-def test_a_request_that_is_none_changes_nothing(link: Link) -> None:
+def test_an_invalid_request_changes_nothing(link: Link) -> None:
     line = opened(link, "a")
     with pytest.raises(errors.TooLargeError):
         feed(link, line, np.zeros((2**22, 2), "float32"))

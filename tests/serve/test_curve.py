@@ -1,4 +1,4 @@
-"""CURVE with real sockets: who gets in, whose a message is, and that nobody does where nobody answers."""
+"""CURVE with real sockets: who is admitted, who sent a message, and that a dead handler admits no client."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_everything_else_is_refused(frames: list[bytes]) -> None:
 
 
 class House:
-    """A guarded ROUTER and its users' keys, in the test's own thread."""
+    """A ROUTER with an authenticator and its users' keys, in the test's own thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class House:
             yield socket
 
     def turn(self, router: zmq.Socket[bytes]) -> list[tuple[bytes, str]]:
-        """Who got a message through, with what: one turn of a daemon's loop."""
+        """The senders and texts of the messages in one turn of a daemon's loop."""
         if self.answering:
             self.guard.answer()
         heard = []
@@ -127,7 +127,7 @@ def test_each_message_says_whose_it_is(house: House, router: zmq.Socket[bytes]) 
 
 
 @pytest.mark.parametrize("stranger", ["no key", "unknown key", "wrong daemon"])
-def test_a_stranger_is_not_heard(house: House, router: zmq.Socket[bytes], stranger: str) -> None:
+def test_a_stranger_gets_no_message_through(house: House, router: zmq.Socket[bytes], stranger: str) -> None:
     public, secret = new_pair()
     keys = {
         "no key": None,
@@ -143,8 +143,8 @@ def test_a_stranger_is_not_heard(house: House, router: zmq.Socket[bytes], strang
         until(lambda: house.turn(router) == [(b"a", "alice")])
 
 
-def test_where_nobody_answers_nobody_gets_in(house: House, router: zmq.Socket[bytes]) -> None:
-    """CURVE alone lets everybody in then: seen with libzmq 4.3, and why the domain is enforced."""
+def test_without_a_handler_no_client_is_admitted(house: House, router: zmq.Socket[bytes]) -> None:
+    """CURVE alone would admit everyone (seen with libzmq 4.3), so the domain is enforced."""
     house.answering = False
     where = address(router)
     with house.dealer(where, house.alice) as alice:
@@ -158,9 +158,7 @@ def test_where_nobody_answers_nobody_gets_in(house: House, router: zmq.Socket[by
             assert not house.turn(router)
 
 
-def test_a_key_that_was_struck_off_is_refused_at_its_next_message(
-    house: House, router: zmq.Socket[bytes]
-) -> None:
+def test_a_removed_key_is_refused_at_its_next_message(house: House, router: zmq.Socket[bytes]) -> None:
     where = address(router)
     with house.dealer(where, house.alice) as alice, house.dealer(where, house.bob) as bob:
         for socket in (alice, bob):
@@ -179,7 +177,7 @@ def test_a_key_that_was_struck_off_is_refused_at_its_next_message(
             assert not house.turn(router)
 
 
-def test_a_list_that_cannot_be_read_changes_nothing(
+def test_an_unreadable_list_changes_nothing(
     house: House, router: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     (house.folder / "users" / "alice.pub").write_text("alice = ")
@@ -201,7 +199,7 @@ def test_a_routing_id_that_another_could_take_over_is_refused(
                 until(lambda: house.turn(router))
 
 
-def test_a_message_without_a_user_is_nobodys(house: House) -> None:
+def test_a_message_without_a_user_is_refused(house: House) -> None:
     with pytest.raises(AccessError):
         house.guard.user(b"\0abcd", zmq.Frame(b"x"))
 

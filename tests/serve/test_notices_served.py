@@ -1,4 +1,4 @@
-"""What listeners hear of the streams of a daemon: each end once, with its reason."""
+"""Notices about the streams of a daemon: each end once, with its reason."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_each_way_that_a_stream_ends_has_its_reason() -> None:
     assert "stage '0: tally'" in failed.reason
 
 
-def test_a_chunk_that_is_taken_back_opens_and_closes_nothing() -> None:
-    """The last chunk's step succeeds and its flush fails: the stream goes on as it was, and stays itself."""
+def test_an_undone_chunk_opens_and_closes_nothing() -> None:
+    """The last chunk's step succeeds and its flush fails: the stream is unchanged."""
     engine = tally_engine()
     heard = heard_by(engine)
     peer = Peer(Server(engine, "boot"))

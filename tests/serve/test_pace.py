@@ -1,4 +1,4 @@
-"""What a turn may take: slices whose length follows what steps were seen to cost."""
+"""The budget of a turn, and slices whose length follows the measured cost of steps."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def wide(width: int, ratio: tuple[int, int] | None = (1, 1), latency: int = 0) -
 
 @given(
     st.floats(1e-8, 5e-3),  # seconds a time step, in long chunks
-    st.floats(0, 1e-3),  # seconds a call, whatever its length
+    st.floats(0, 1e-3),  # seconds a call, of any length
 )
-def test_slices_come_to_take_their_time_and_no_more(a_step: float, a_call: float) -> None:
+def test_slices_converge_to_their_time(a_step: float, a_call: float) -> None:
     pace = Pace()
     spent: list[float] = []
     for _ in range(200):
@@ -53,11 +53,11 @@ def test_slices_come_to_take_their_time_and_no_more(a_step: float, a_call: float
         spent.append(seconds)
     settled = spent[100:]
     assert max(settled) <= max(1.5 * SLICE_SECONDS, a_call + a_step), "no more than a slice may take"
-    # A step that takes longer than that alone is still done; others use a quarter of their time or more.
+    # A single step that takes longer is still done; other slices use a quarter of their time or more.
     assert min(settled) >= min(SLICE_SECONDS / 5, a_call + a_step)
 
 
-def test_the_first_slices_are_short_however_long_the_chunk_is() -> None:
+def test_the_first_slices_are_short_even_of_a_long_chunk() -> None:
     pace = Pace()
     seen = [pace.slice(2**40)]
     for _ in range(8):

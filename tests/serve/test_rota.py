@@ -1,4 +1,4 @@
-"""Whose turn it is: no peer waits behind more than one item of each other peer."""
+"""Round-robin: no peer waits behind more than one item of each other peer."""
 
 from __future__ import annotations
 

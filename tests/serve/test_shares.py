@@ -1,4 +1,4 @@
-"""Users against each other: who stays within its share never notices the others."""
+"""Users against each other: a user within its share never notices the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runnel.wire.tensors import pack
 from .support import POISON, UNLUCKY, rows, tally_engine
 
 USERS = ("bob", "eve", "mal")
-PART = 4  # of each of them, of everything
+PART = 4  # of each user, of every resource
 EVENTS = 250
 
 
@@ -63,7 +63,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def modest(rng: random.Random, seqs: dict[str, int]) -> tuple[dict[str, Any], Any]:
-    """A request of a user who has no more than `PART` names. Most are new, some are repeats."""
+    """A request of a user with at most `PART` names. Most are new, some are repeats."""
     name = f"s{rng.randrange(PART)}"
     seq = max(1, seqs.get(name, 0) + rng.choice((1, 1, 1, 0, -1)))
     op = rng.choice(("open", "feed", "feed", "feed", "feed", "close", "flush", "reset"))
@@ -81,7 +81,7 @@ def modest(rng: random.Random, seqs: dict[str, int]) -> tuple[dict[str, Any], An
 
 
 def greedy(rng: random.Random) -> tuple[dict[str, Any], Any]:
-    """A request of a user who takes whatever there is."""
+    """A request of a user who takes everything available."""
     name = f"s{rng.randrange(200)}"
     op = rng.choice(("open", "open", "clip", "clip", "feed", "feed"))
     request = {"op": "feed", "id": "x", "sequence_id": name}
@@ -128,7 +128,7 @@ def test_a_user_within_its_share_is_answered_as_if_alone(seed: int) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_a_user_alone_has_all_of_it() -> None:
+def test_a_single_user_has_everything() -> None:
     site = Site(1)
     for at in range(4 * 3 * PART):
         site.tell("eve", {"op": "open", "sequence_id": f"s{at}"}, None)
@@ -138,8 +138,8 @@ def test_a_user_alone_has_all_of_it() -> None:
 
 
 @given(st.data())
-def test_what_is_remembered_goes_from_who_holds_the_most(data: st.DataObject) -> None:
-    """Against a plain list, whose heaviest user is looked for."""
+def test_items_are_evicted_from_the_user_who_holds_the_most(data: st.DataObject) -> None:
+    """Compared with a plain list, whose heaviest user is searched for."""
     kept: Remembered[tuple[int, str, int]] = Remembered()
     plain: deque[tuple[int, str, int]] = deque()
     for at in range(data.draw(st.integers(1, 60))):
@@ -161,7 +161,7 @@ def test_what_is_remembered_goes_from_who_holds_the_most(data: st.DataObject) ->
 
 
 @given(places=st.integers(1, 40), wished=st.integers(0, 12), users=st.integers(2, 6), draw=st.data())
-def test_each_user_can_take_its_part_whenever_it_comes(
+def test_each_user_can_take_its_part_at_any_time(
     places: int, wished: int, users: int, draw: st.DataObject
 ) -> None:
     shares = Places(places, wished)
@@ -197,7 +197,7 @@ def test_more_users_than_places_leave_a_quarter_to_those_who_have_none() -> None
     assert not shares.room("bob")
 
 
-def test_users_who_were_not_expected_are_counted_when_they_come() -> None:
+def test_unexpected_users_are_counted_when_they_come() -> None:
     shares = Places(40)
     for _ in range(10):
         shares.take("eve")
@@ -208,5 +208,5 @@ def test_users_who_were_not_expected_are_counted_when_they_come() -> None:
     assert not shares.room("eve", 26)
     assert shares.room("eve", 25)
     assert not shares.room("mal", 26)
-    shares.users = 1  # the list says so; both are there
+    shares.users = 1  # the list names one user; both hold places
     assert shares.users == 2

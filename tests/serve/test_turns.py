@@ -1,4 +1,4 @@
-"""One turn of the loop is bounded in time and bytes, whatever one client asks; times are made up."""
+"""One turn of the loop is bounded in time and bytes for any requests of a client; times are made up."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from runnel.stage import Arrays, Chunk, Stage, State
 from runnel.wire.messages import MAX_TENSOR_BYTES, Request, decode_reply, encode_request
 from runnel.wire.tensors import pack, unpack
 
-A_STEP = 30e-6  # made-up seconds that a time step takes
-A_CALL = 200e-6  # and that any other call takes
+A_STEP = 30e-6  # made-up seconds of a time step
+A_CALL = 200e-6  # and of any other call
 
 
 class Clock:
@@ -115,11 +115,11 @@ def canary_waits(site: Site, turns: int) -> float:
     return max(waits[20:])
 
 
-BOUND = 2 * (pace.TURN_SECONDS + 2 * pace.SLICE_SECONDS)  # the turn at hand, and the next one
+BOUND = 2 * (pace.TURN_SECONDS + 2 * pace.SLICE_SECONDS)  # the current turn, and the next one
 
 
 @pytest.mark.parametrize("streams", [1, 8, 60])
-def test_nobody_waits_for_long_chunks(streams: int) -> None:
+def test_long_chunks_delay_no_other_client(streams: int) -> None:
     site = Site()
     for i in range(streams):
         site.tell(b"greedy", "feed", f"s{i}", ones(60_000 // streams), sequence_start=True)
@@ -131,7 +131,7 @@ def test_nobody_waits_for_long_chunks(streams: int) -> None:
 
 
 @pytest.mark.parametrize("op", ["reset", "snapshot", "open"])
-def test_nobody_waits_for_many_dear_calls(op: str) -> None:
+def test_expensive_calls_delay_no_other_client(op: str) -> None:
     site = Site()
     site.tell(b"greedy", "open", "s")
     for i in range(1000):
@@ -174,7 +174,7 @@ def _failing_at(total: int, stage: Stage) -> Any:
     return step
 
 
-def test_a_reply_that_would_be_too_large_is_refused_before_it_is_made() -> None:
+def test_a_too_large_reply_is_refused_before_it_is_made() -> None:
     site = Site(width=1024)
     site.tell(b"p", "open", "s")
     site.run()
@@ -190,14 +190,14 @@ def test_a_reply_that_would_be_too_large_is_refused_before_it_is_made() -> None:
     assert site.codes(b"p")[-1] == "ok"
 
 
-def test_what_a_client_does_not_read_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_replies_hold_back_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 2**20)
     site = Site(width=1024)
     site.unread[b"deaf"] = 2**20
     for name in ("a", "b"):
         site.tell(b"deaf", "open", name)
         site.tell(b"deaf", "feed", name, ones(100))  # 400 KiB of output
-        site.tell(b"deaf", "snapshot", name)  # a few bytes: that is not held back, but comes in its turn
+        site.tell(b"deaf", "snapshot", name)  # a few bytes: not held back, but in its turn
     for _ in range(5):
         site.turn()
     assert site.codes(b"deaf") == ["ok", "ok"]
@@ -208,7 +208,7 @@ def test_what_a_client_does_not_read_is_not_made(monkeypatch: pytest.MonkeyPatch
     site.unread.clear()
     site.run()
     assert site.codes(b"deaf") == ["ok"] * 6
-    # With an empty queue one reply passes, however large.
+    # With an empty queue one reply of any size passes.
     monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 1)
     site.tell(b"deaf", "feed", "a", ones(1000))
     site.run()
@@ -225,7 +225,7 @@ def test_a_turn_makes_few_bytes_of_reply() -> None:
     assert max(site.made) <= pace.TURN_BYTES + 2**21
 
 
-def test_one_clients_bytes_that_wait_are_bounded() -> None:
+def test_one_clients_queued_bytes_are_bounded() -> None:
     site = Site()
     for i in range(10):
         site.tell(b"greedy", "feed", f"s{i}", ones(MAX_TENSOR_BYTES // 4), sequence_start=True)
@@ -249,7 +249,7 @@ def test_a_snapshot_that_is_given_can_be_restored() -> None:
     assert site.heard[b"p"][-1][1]["y"].tolist() == [[4.0]]
 
 
-def test_a_snapshot_that_could_not_be_sent_back_is_not_made() -> None:
+def test_a_snapshot_too_large_to_restore_is_refused() -> None:
     site = Site(ballast=runner.MAX_SNAPSHOT_BYTES + 1)
     site.tell(b"p", "open", "s")
     site.tell(b"p", "snapshot", "s")

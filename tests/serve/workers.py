@@ -1,4 +1,4 @@
-"""Workers of one daemon in threads of the test: the sans-IO server behind a socket, to be stalled at will."""
+"""Workers of one daemon in threads of the test, which can be stalled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .support import tally_engine
 
 
 class Worker:
-    """One worker at an address; `turning` cleared, its loop is stuck."""
+    """One worker at an address; while `turning` is cleared, its loop is stuck."""
 
     def __init__(self, address: str, place: Place, boot_id: str) -> None:
         self.address = address
@@ -54,7 +54,7 @@ class Worker:
 
 @contextmanager
 def workers(folder: Path, boots: Sequence[str] = ("first", "second")) -> Iterator[list[Worker]]:
-    """So many workers that name each other in their HELLO."""
+    """One worker for each boot id, with each other's addresses in their HELLO."""
     addresses = [f"ipc://{folder}/w{at}.sock" for at in range(len(boots))]
     with ExitStack() as stack:
         made = []
