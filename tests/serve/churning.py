@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Chunk, State
@@ -27,9 +27,7 @@ from .support import Tally
 
 STREAMS = 64  # open at a time
 FEEDS = 15  # of each stream before it closes
-STEP_SECONDS = (
-    1.0  # seconds of the server's time between two batches: replies and idle streams last a few rounds
-)
+STEP_SECONDS = 1.0  # between two batches: replies and idle streams last a few rounds
 IDLE_SECONDS = 30.0
 
 WARM_UP_STEPS = 20_000  # several times as long, in the server's time, as anything is remembered
@@ -56,7 +54,7 @@ def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
     them, closes a third, and leaves a third to the idle time-out. One feed of each stream is sent twice, and
     once wrongly, to exercise cached replies and errors. Raises AssertionError if the server answers wrongly.
     """
-    server = Server(engine, "churn", idle_seconds=IDLE_SECONDS)
+    server = ServerProtocol(engine, "churn", idle_seconds=IDLE_SECONDS)
     packed = [pack(chunk) for chunk in chunks]
     wrong = pack({name: array.astype("float64") for name, array in chunks[0].items()})
     now, number = 0.0, count()

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from runnel import errors
-from runnel.daemon.protocol import intake, sequences, works
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import intake, jobs, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.transitions import TRANSITIONS, VERDICTS, Event, Phase
 from runnel.spec import Array
 from runnel.wire import messages, tensors
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 
 from .support import rows, tally_engine
 
@@ -60,11 +60,11 @@ def bounds() -> str:
         "requests of all clients that wait": intake.MAX_PENDING,
         "bytes of one client's tensors that wait": intake.MAX_PEER_BYTES,
         "bytes of tensors that wait (libzmq holds more before that)": intake.MAX_PENDING_BYTES,
-        "bytes of a reply's tensors": works.MAX_REPLY_BYTES,
-        "replies kept of one stream": sequences.KEPT_REPLIES,
-        "seconds that a reply is kept, and the end of a closed stream": int(sequences.KEPT_SECONDS),
-        "bytes of all replies kept": sequences.MAX_KEPT_BYTES,
-        "closed streams whose end is remembered": sequences.MAX_PARTED,
+        "bytes of a reply's tensors": jobs.MAX_REPLY_BYTES,
+        "replies kept of one stream": streamtable.CACHED_REPLIES,
+        "seconds that a reply is kept, and the end of a closed stream": int(streamtable.CACHED_SECONDS),
+        "bytes of all replies kept": streamtable.MAX_CACHED_BYTES,
+        "closed streams whose end is remembered": streamtable.MAX_CLOSED,
     }
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {k} | {v:,} |" for k, v in told.items())])
 
@@ -182,9 +182,11 @@ def _line(error: type[errors.RunnelError]) -> str:
 
 def examples() -> str:
     """A whole exchange, byte for byte."""
-    place = Place(0, ("ipc:///run/runnel.sock",))
+    placement = Placement(0, ("ipc:///run/runnel.sock",))
     engine = tally_engine(max_streams=1024)
-    server = Server(engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place)
+    server = ServerProtocol(
+        engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, placement=placement
+    )
     parts: list[str] = []
 
     def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> list[bytes]:

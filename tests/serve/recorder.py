@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 
 from .support import tally_engine
 
@@ -38,7 +38,7 @@ class Recorder:
 @contextmanager
 def recording(folder: Path) -> Iterator[Recorder]:
     recorder = Recorder(f"ipc://{folder}/recorder.sock")
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     stopped = threading.Event()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)

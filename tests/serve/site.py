@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from runnel.daemon.guard import Guard
+from runnel.daemon.authenticator import Authenticator
 from runnel.daemon.loop import Daemon
 from runnel.engine import Engine
 from runnel.wire.curve import new_pair
@@ -24,8 +24,8 @@ class Site:
         self.public, secret = new_pair()
         write(folder, "daemon", self.public, Secret(secret))
 
-    def guard(self) -> Guard:
-        return Guard(self.folder / "daemon.key", self.users)
+    def authenticator(self) -> Authenticator:
+        return Authenticator(self.folder / "daemon.key", self.users)
 
     def user(self, name: str) -> Secret:
         public, secret = new_pair()
@@ -37,7 +37,7 @@ class Site:
 
 
 def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> AbstractContextManager[Daemon]:
-    return served(Daemon(engine, address, guard=site.guard()))
+    return served(Daemon(engine, address, authenticator=site.authenticator()))
 
 
 def here(daemon: Daemon) -> str:

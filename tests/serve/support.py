@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from runnel.daemon.protocol.replies import Outgoing
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.outgoing import Outgoing
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
@@ -82,7 +82,7 @@ def rows(*values: float) -> Array:
 class Peer:
     """One client of a Server without sockets: sends requests, and stores the replies by id."""
 
-    def __init__(self, server: Server, name: bytes = b"peer") -> None:
+    def __init__(self, server: ServerProtocol, name: bytes = b"peer") -> None:
         self.server, self.name = server, name
         self.replies: dict[str, tuple[Reply, dict[str, Array]]] = {}
         self._sent = 0

@@ -28,9 +28,9 @@ def play(daemon: Daemon, scene: Callable[[AsyncClient], Awaitable[T]], **options
     async def main() -> T:
         async with AsyncClient(daemon.address, **{"timeout": 20, **options}) as client:
             result = await scene(client)
-            for link in client._links.values():
-                assert not link._tickets
-                assert not link._others
+            for connection in client._connections.values():
+                assert not connection._waiters
+                assert not connection._others
             return result
 
     return asyncio.run(main())

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from runnel.client.monitor import Watcher
-from runnel.daemon import guard as curve
+from runnel.daemon.authenticator import MAX_ADMITTED
 from runnel.daemon.zap import DOMAIN
 
 from .processes import ready
@@ -20,9 +20,9 @@ from .support import model_pipeline
 
 def test_handshakes_of_strangers_are_bounded_per_turn(tmp_path: Path) -> None:
     """Every handshake is answered in the end, `MAX_ADMITTED` in each turn of the loop."""
-    many = 3 * curve.MAX_ADMITTED
-    guard = Site(tmp_path).guard()
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, guard.at(context, router):
+    many = 3 * MAX_ADMITTED
+    authenticator = Site(tmp_path).authenticator()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, authenticator.at(context, router):
         knocking: list[zmq.Socket[bytes]] = []
         for number in range(many):
             one = context.socket(zmq.REQ)
@@ -32,9 +32,9 @@ def test_handshakes_of_strangers_are_bounded_per_turn(tmp_path: Path) -> None:
             knocking.append(one)
         counts = []
         for _ in range(3):
-            guard.answer()
+            authenticator.answer()
             counts.append(sum(bool(one.poll(0)) for one in knocking))
-        assert counts == [curve.MAX_ADMITTED * turn for turn in (1, 2, 3)]
+        assert counts == [MAX_ADMITTED * turn for turn in (1, 2, 3)]
         for one in knocking:
             assert one.recv_multipart()[2] != b"200"
             one.close()

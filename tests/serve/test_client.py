@@ -180,8 +180,8 @@ def test_no_daemon(tmp_path: Path) -> None:
 
 def nothing_kept(client: Client) -> bool:
     """Whether no request is in flight or stored for a repeat."""
-    talks = [shared.link.talk for shared in client._links.values()]
-    return not any(talk.in_flight or talk._flying or talk.outbox for talk in talks)
+    protocols = [shared.connection.protocol for shared in client._connections.values()]
+    return not any(p.in_flight or p._by_id or p.outbox for p in protocols)
 
 
 class SlowDaemon:

@@ -60,7 +60,7 @@ def test_threads_share_a_client_each_with_its_own_stream(client: Client, often: 
 
     for k, got in enumerate(in_threads(*(lambda k=k: work(k) for k in range(12)))):
         assert got == [float(k + 1) * n for n in range(1, 61)]
-    assert not any(shared._followers or shared._leads for shared in client._links.values())
+    assert not any(shared._followers or shared._leader_awaits for shared in client._connections.values())
 
 
 def test_one_thread_sends_and_another_receives(client: Client, often: None) -> None:
@@ -141,8 +141,8 @@ def test_a_window_never_exceeds_the_daemons_reply_cache(daemon: Daemon) -> None:
 def test_no_more_requests_are_in_flight_than_the_daemon_takes(client: Client, often: None) -> None:
     """The daemon refuses none, though the threads together ask for more than its limit for one peer."""
     streams = [client.open() for _ in range(6)]
-    link = client._links[client.address].link
-    link.limit = 3
+    connection = client._connections[client.address].connection
+    connection.limit = 3
     results = in_threads(*(lambda s=s: [*s.feed_all(rows(1) for _ in range(50)), s.flush()] for s in streams))
     assert all(column(chunks) == list(range(1, 51)) for chunks in results)
     assert "LIMIT" not in client.stats()[0]["errors"]
@@ -157,16 +157,16 @@ def test_messages_that_libzmq_does_not_accept_are_sent_later(
     chunk = rows(*[1.0] * 30_000)
     with Client(daemon.address, timeout=30) as client:
         stream = client.open()
-        talk = client._links[daemon.address].link.talk
+        protocol = client._connections[daemon.address].connection.protocol
         stream.send(rows(0))
         assert gate.entered.wait(10)
         for _ in range(WINDOW - 1):
             stream.send(chunk)
-        assert talk.outbox, "it was all taken: the test shows nothing"
+        assert protocol.outbox, "it was all taken: the test shows nothing"
         gate.go.set()
         got = column([*stream.results(), stream.flush()])
         assert got == list(range(30_000 * (WINDOW - 1) + 1))
-        assert not talk.outbox
+        assert not protocol.outbox
 
 
 def test_feed_all_yields_in_order_and_stops_at_a_failed_chunk(client: Client) -> None:

@@ -14,20 +14,20 @@ import pytest
 from runnel import AsyncClient, errors
 from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
-from runnel.daemon.supervision.lifecycle import Keeper
-from runnel.wire.placement import Place
+from runnel.daemon.supervision.lifecycle import LifecycleHooks
+from runnel.wire.placement import Placement
 
 from .support import SpyEngine, rows, tally_engine
 
 
-class Fixed(Keeper):
+class Fixed(LifecycleHooks):
     """Lifecycle hooks that return a fixed placement, since all addresses are known."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, placement: Placement) -> None:
         super().__init__()
-        self._fixed = place
+        self._fixed = placement
 
-    def meet(self, address: str) -> Place:
+    def bound_to(self, address: str) -> Placement:
         return self._fixed
 
 
@@ -44,7 +44,7 @@ def workers(tmp_path: Path, engines: list[SpyEngine]) -> Iterator[list[str]]:
     """Three daemons that are the workers of one; threads here, processes in real use."""
     addresses = [f"ipc://{tmp_path}/w{k}.sock" for k in range(3)]
     daemons = [
-        Daemon(engine, addresses[k], keeper=Fixed(Place(k, addresses))) for k, engine in enumerate(engines)
+        Daemon(engine, addresses[k], hooks=Fixed(Placement(k, addresses))) for k, engine in enumerate(engines)
     ]
     threads = [threading.Thread(target=daemon.serve) for daemon in daemons]
     for thread in threads:

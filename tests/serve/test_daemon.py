@@ -58,13 +58,13 @@ def test_any_message_gets_a_typed_error_and_the_daemon_lives(daemon: Daemon, fra
 def test_frames_beyond_a_messages_bound_are_discarded(daemon: Daemon) -> None:
     with dealer(daemon.address) as sock, pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
-        receive = protocol.Server.receive
+        receive = protocol.ServerProtocol.receive
 
         def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
             seen.append(len(frames))
             return receive(self, peer, frames, now, user)
 
-        patch.setattr(protocol.Server, "receive", spy)
+        patch.setattr(protocol.ServerProtocol, "receive", spy)
         sock.send_multipart([b"x"] * 3000)
         assert code(reply_of(sock)) == "BAD_MESSAGE"
         assert seen == [messages.MAX_TENSORS + 2]
@@ -107,7 +107,7 @@ def test_a_full_server_is_not_handed_more(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "MAX_PENDING", 10)
-    monkeypatch.setattr(intake, "ROOM", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
     with dealer(daemon.address) as sock:
         assert code(ask(sock, "open", "a")) == "ok"
         for i in range(200):
@@ -170,7 +170,7 @@ def test_a_full_server_closes_no_stream_with_a_request_in_the_socket(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "MAX_PENDING", 4)
-    monkeypatch.setattr(intake, "ROOM", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
     inner = engine.feed_many
 
     def feed_many(pairs: Any) -> Any:
@@ -199,7 +199,7 @@ def test_one_clients_bundled_questions_do_not_delay_others(
 ) -> None:
     bundles = 40
     answered: list[str] = []
-    receive = protocol.Server.receive
+    receive = protocol.ServerProtocol.receive
 
     def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
         answered.append("bundle" if messages.bundled(frames) else "other")
@@ -211,7 +211,7 @@ def test_one_clients_bundled_questions_do_not_delay_others(
     sent = threading.Event()
     with dealer(daemon.address) as other, dealer(daemon.address) as flood:
         assert code(ask(other, "open", "s")) == "ok"
-        monkeypatch.setattr(protocol.Server, "receive", spy)
+        monkeypatch.setattr(protocol.ServerProtocol, "receive", spy)
         question = messages.encode_request(messages.Request(v=1, op="stats", id="q"))
         for _ in range(bundles):
             flood.send_multipart(messages.bundle([question] * messages.MAX_BUNDLE))

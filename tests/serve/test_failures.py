@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runnel.daemon.protocol import jobs, scheduler
 from runnel.daemon.protocol import server as protocol
-from runnel.daemon.protocol import turn as runner
-from runnel.daemon.protocol import works
-from runnel.daemon.protocol.sequences import Register
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.daemon.protocol.streamtable import StreamTable
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array
@@ -111,18 +110,19 @@ class Trapped(Tally):
 
 STAGE = ("initial", "step", "flush", "load", "dump", "fork", "land", "drop", "open", "close")
 MODULE = (
-    (runner, "pack"), (runner, "unpack"), (runner, "digest_of"), (protocol, "event_of"), (protocol, "told"),
-    (works, "pack"), (runner, "digest_in_blocks"), (runner, "admit"),
+    (scheduler, "pack"), (scheduler, "unpack"), (scheduler, "digest_of"), (protocol, "event_of"),
+    (protocol, "error_info"),
+    (jobs, "pack"), (scheduler, "digest_in_blocks"), (scheduler, "admit"),
 )  # fmt: skip
 WIRE = ("encode_reply", "decode_request")
 ENGINE = ("open", "restore", "feed_many", "begin", "advance")
-REGISTER = ("begin", "keep", "touch", "find", "add")
+TABLE = ("begin", "keep", "touch", "find", "add")
 PLACES = [
     *(f"stage.{name}" for name in STAGE),
     *(f"module.{i}" for i in range(len(MODULE))),
     *(f"wire.{name}" for name in WIRE),
     *(f"engine.{name}" for name in ENGINE),
-    *(f"register.{name}" for name in REGISTER),
+    *(f"table.{name}" for name in TABLE),
     "notices",
 ]
 
@@ -135,7 +135,7 @@ class World:
         kind, _, name = place.partition(".")
         self.engine = Engine(Pipeline([Trapped(self.trap, name if kind == "stage" else "")], None, {}))
         self.now = 0.0
-        self.server = Server(self.engine, "boot", 100, clock=self.tick)
+        self.server = ServerProtocol(self.engine, "boot", 100, clock=self.tick)
         self.answers: dict[str, Any] = {}
         self.sent = 0
         if kind == "module":
@@ -145,8 +145,8 @@ class World:
             patch.setattr(protocol.messages, name, self.trap.around(getattr(protocol.messages, name)))
         elif kind == "engine":
             patch.setattr(self.engine, name, self.trap.around(getattr(self.engine, name)))
-        elif kind == "register":
-            patch.setattr(Register, name, self.trap.around(getattr(Register, name)))
+        elif kind == "table":
+            patch.setattr(StreamTable, name, self.trap.around(getattr(StreamTable, name)))
         elif kind == "notices":
             # The engine calls listeners, and logs what they raise.
             self.engine.notices._listeners = (("mine", self.trap.around(lambda notice: None)),)
@@ -225,8 +225,8 @@ def test_a_fault_anywhere_fails_only_its_own_request(
     sprung = 0
     for at in range(1, 400):
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "BLOCK", 4096)
-            patch.setattr(works, "BLOCK", 4096)
+            patch.setattr(scheduler, "BLOCK", 4096)
+            patch.setattr(jobs, "BLOCK", 4096)
             world = World(place, at, error, patch)
             world.ask("open", "fault")
             world.ask("open", "witness")
@@ -256,10 +256,10 @@ def test_a_fault_anywhere_fails_only_its_own_request(
                     and "the reply failed" not in reply.error.message
                 ):
                     assert state_of(world) in (before, None), (place, at, op, "as before, or closed")
-            known = {named.key for named in world.server._register._open}
+            known = {record.key for record in world.server._table._open}
             assert set(world.engine.streams) == known, "the engine and the server know the same streams"
             assert world.server.pending == 0
-            assert not world.server._runner._jobs
+            assert not world.server._scheduler._jobs
         if not world.trap.sprung:
             break
         sprung += 1

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runnel.cli.main import main
-from runnel.cli.there import await_socket
+from runnel.cli.socketwait import await_socket
 from runnel.daemon.loop import Daemon
 
 from .support import SpyEngine
@@ -95,7 +95,7 @@ def test_it_waits_for_a_starting_daemon_and_says_so(
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(f"{tmp_path}/d.sock")
 
-    monkeypatch.setattr("runnel.cli.there.time.sleep", sleep)
+    monkeypatch.setattr("runnel.cli.socketwait.time.sleep", sleep)
     await_socket(address, 3600.0, quiet)
     (first,) = told
     assert ("there is no socket yet; waiting 3600 s" in first) == (not quiet)

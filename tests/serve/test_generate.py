@@ -15,8 +15,8 @@ from runnel.batch import StackedStage
 from runnel.cli.main import main
 from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol.server import Server
-from runnel.daemon.protocol.works import MAX_REPLY_BYTES
+from runnel.daemon.protocol.jobs import MAX_REPLY_BYTES
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.pipeline.feedback import Back, Feedback
 from runnel.pipeline.pipeline import Pipeline
 from runnel.wire import messages, tensors
@@ -25,7 +25,7 @@ from runnel.wire.tensors import describe, undescribe, unpack
 from .peers import served
 from .proxy import Proxy
 from .support import tally_engine
-from .test_conversation import Link, opened
+from .test_client_protocol import Link, opened
 
 LABELS = ("zero", "one", "two")
 UNLUCKY = 404
@@ -76,7 +76,7 @@ class Talk:
     """One peer of a server, a request at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self.server = Server(engine, "boot")
+        self.server = ServerProtocol(engine, "boot")
 
     def ask(self, op: str, chunk: Any = None, **fields: Any) -> tuple[messages.Reply, dict[str, Any]]:
         infos, buffers = tensors.pack(chunk or {})
@@ -169,17 +169,17 @@ def test_the_bound_is_the_engines() -> None:
 
 def test_a_request_is_repeated_over_a_new_connection() -> None:
     """The connection is cut with the reply in flight: the same steps, the same seq, done once."""
-    link = Link(Server(loop_engine(), "boot"), "a")
-    line = opened(link, "s")
-    tickets = [link.talk.post(line, "feed", steps=n) for n in (3, 2, 4)]
+    link = Link(ServerProtocol(loop_engine(), "boot"), "a")
+    stream = opened(link, "s")
+    pendings = [link.protocol.post(stream, "feed", steps=n) for n in (3, 2, 4)]
     link.send()
     link.arrive(2)
     link.run()
     link.cut(0, 0)
     link.finish()
-    made = [unpack(t.answer().outputs, t.payload)["n"].tolist() for t in tickets]
+    made = [unpack(t.answer().outputs, t.payload)["n"].tolist() for t in pendings]
     assert made == [told(3), told(5)[3:], told(9)[5:]]
-    assert line.applied == 3
+    assert stream.applied == 3
 
 
 def test_a_client_generates(tmp_path: Path) -> None:

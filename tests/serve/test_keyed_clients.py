@@ -83,13 +83,13 @@ def test_a_client_that_is_authorised_later_gets_in(daemon: Daemon, site: Site) -
         with Client(here(daemon), 20, keys=site.key_file("bob")) as bob:
             listed.unlink()
             daemon.reload()
-            while len(daemon._guard._users) > 1:  # type: ignore[union-attr]
+            while len(daemon._authenticator._users) > 1:  # type: ignore[union-attr]
                 bob.stats()
             with pytest.raises(TimeoutError):
                 alice.open("mic")
             listed.write_text(text)
             daemon.reload()
-            while len(daemon._guard._users) < 2:  # type: ignore[union-attr]
+            while len(daemon._authenticator._users) < 2:  # type: ignore[union-attr]
                 bob.stats()
         alice.timeout = 20
         assert alice.open("mic").feed(rows(1)).tolist() == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runnel.daemon import logs
 from runnel.daemon.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.settings import FORMATS
 
 from .logfmt import parsed
@@ -131,8 +131,8 @@ def test_a_kind_has_its_budget_in_any_window_and_every_line_is_counted(
         for i, first in enumerate(times):
             for j in range(i, len(times)):
                 assert j - i + 1 <= 3 + 2 * (times[j] - first) + 1e-6
-    assert told + sum(budget.settle().values()) == refused
-    assert budget.settle() == {}
+    assert told + sum(budget.take_suppressed().values()) == refused
+    assert budget.take_suppressed() == {}
 
 
 @given(st.lists(st.floats(0.5, 10), max_size=50))
@@ -149,7 +149,7 @@ def test_kinds_are_bounded_and_further_ones_share_a_budget() -> None:
         assert budget.spend(f"kind {i}", 0.0) == 0
     beyond = [budget.spend(f"more {i}", 0.0) for i in range(100)]
     assert beyond == [0, 0] + [None] * 98
-    assert len(budget.settle()) == 1
+    assert len(budget.take_suppressed()) == 1
     assert budget.spend("kind 0", 0.0) == 0
 
 
@@ -157,7 +157,7 @@ def test_the_next_line_says_what_was_suppressed() -> None:
     clock, out = Clock(), io.StringIO()
     limit = RateLimit(clock=clock)
     handler = logging.StreamHandler(out)
-    handler.setFormatter(logs.Lines("text", {"worker": 3}))
+    handler.setFormatter(logs.LineFormatter("text", {"worker": 3}))
     handler.addFilter(limit)
     logger = logging.getLogger("runnel.test")
     logger.addHandler(handler)
@@ -188,7 +188,7 @@ def test_lines_suppressed_at_the_end_are_reported_at_the_end() -> None:
 
 
 def test_a_server_logs_failed_stages_bad_messages_and_idle_streams() -> None:
-    server = Server(tally_engine(), "boot", idle_seconds=5.0)
+    server = ServerProtocol(tally_engine(), "boot", idle_seconds=5.0)
     peer, out = Peer(server), io.StringIO()
     with written(out):
         peer.ask("open", "mic 1")

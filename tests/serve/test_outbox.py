@@ -10,7 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol import outbox as module
-from runnel.daemon.protocol.outbox import FIRST_RETRY, LAST_RETRY, MAX_BACKLOG, SLOW_SECONDS, Fate, Outbox
+from runnel.daemon.protocol.outbox import (
+    FIRST_RETRY,
+    LAST_RETRY,
+    MAX_BACKLOG,
+    SLOW_SECONDS,
+    Outbox,
+    SendResult,
+)
 from runnel.daemon.protocol.stats import Stats
 
 
@@ -24,18 +31,18 @@ class Peers:
         self.stats = Stats()
         self.outbox = Outbox(self.send, self.stats)
 
-    def send(self, peer: bytes, frames: object, nbytes: int) -> Fate:
+    def send(self, peer: bytes, frames: object, nbytes: int) -> SendResult:
         self.tries += 1
         room = self.room[peer]
         if room is None:
-            return Fate.GONE
+            return SendResult.GONE
         if not room:
-            return Fate.FULL
+            return SendResult.FULL
         self.room[peer] = room - 1
         assert isinstance(frames, list)
         assert nbytes == sum(map(len, frames))
         self.got[peer].append(frames[0])
-        return Fate.SENT
+        return SendResult.SENT
 
     def post(self, peer: bytes, *texts: bytes, now: float = 0.0) -> None:
         for text in texts:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from runnel.daemon.logs import Log
-from runnel.daemon.protocol import lives, sequences
 from runnel.daemon.protocol import server as protocol
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import streams, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.wire import messages
 from runnel.wire.tensors import pack, unpack
 
@@ -38,9 +38,9 @@ CLIENTS = (b"one", b"two")
 @pytest.fixture(autouse=True, scope="module")
 def _keep_few() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "KEPT_REPLIES", KEEP)
+        patch.setattr(streamtable, "CACHED_REPLIES", KEEP)
         logging.getLogger("runnel.unheard").setLevel(logging.CRITICAL)
-        for module in (protocol, lives):
+        for module in (protocol, streams):
             patch.setattr(module, "log", Log("runnel.unheard"))  # tracebacks cost more than everything else
         yield
 
@@ -51,8 +51,8 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.engine = tally_engine(max_streams=ROOM)
-        self.server = Server(self.engine, "boot", first_epoch=1000, idle_seconds=IDLE)
-        self.model = Plain(KEEP, sequences.KEPT_SECONDS, IDLE)
+        self.server = ServerProtocol(self.engine, "boot", first_epoch=1000, idle_seconds=IDLE)
+        self.model = Plain(KEEP, streamtable.CACHED_SECONDS, IDLE)
         self.network: list[tuple[bytes, Message]] = []
         self.waiting: dict[str, tuple[bytes, Message]] = {}  # delivered, not yet answered, in order
         self.epochs = {(c, n): 0 for c in CLIENTS for n in NAMES}  # the last epoch that each client learned
@@ -148,9 +148,9 @@ class World:
             stream = self.engine.streams[name]
             assert (stream.seq, stream.ended) == (life.sums.chunks, life.sums.ended)
             assert stream.state["tally.sum"][0] == np.float32(life.sums.total)
-            named = self.server._register.find(name)
-            assert named is not None
-            assert (named.epoch, named.applied) == (life.epoch, life.applied)
+            record = self.server._table.find(name)
+            assert record is not None
+            assert (record.epoch, record.applied) == (life.epoch, life.applied)
 
     def pass_time(self, seconds: float) -> None:
         self.run(heard=True)

@@ -21,7 +21,7 @@ import zmq
 from runnel import errors
 from runnel.daemon import process
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.wire import messages
 
 from . import protocol_page
@@ -50,7 +50,7 @@ def test_every_field_of_a_description_is_on_the_page() -> None:
 
 
 def test_every_field_of_the_stats_is_on_the_page() -> None:
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     server.gauges = process.gauges
     assert set(", ".join(protocol_page.STATS).split(", ")) == server.document().keys()
 

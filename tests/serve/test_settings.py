@@ -10,7 +10,7 @@ import pytest
 
 from runnel import Engine
 from runnel.daemon.settings import FLAGS, RELOADABLE, Settings, Source, make, renewed
-from runnel.daemon.supervision import control as link
+from runnel.daemon.supervision import control as control
 from runnel.errors import PipelineError, RunnelError, UsageError
 
 from .support import model_pipeline
@@ -108,17 +108,17 @@ def test_settings_do_not_count_as_a_change_of_the_pipeline(tmp_path: Path) -> No
 
 
 def test_settings_reach_a_worker_unchanged() -> None:
-    assert link.settings(asdict(Settings(**EVERY))) == Settings(**EVERY)
-    order = link.Order(3, "p.toml", "ipc:///a", True, Settings(**EVERY), 0.5)
-    ours, theirs = link.pair()
+    assert control.settings(asdict(Settings(**EVERY))) == Settings(**EVERY)
+    config = control.WorkerConfig(3, "p.toml", "ipc:///a", True, Settings(**EVERY), 0.5)
+    ours, theirs = control.pair()
     with ours, theirs:
-        assert link.send(ours, order.packet())
-        packet = link.receive(theirs)
+        assert control.send(ours, config.packet())
+        packet = control.receive(theirs)
         assert packet is not None
-        assert link.order(packet) == order
+        assert control.worker_config(packet) == config
         ours.close()
-        assert link.receive(theirs) is None
-        assert not link.send(theirs, {})
+        assert control.receive(theirs) is None
+        assert not control.send(theirs, {})
 
 
 def test_keys_and_users_go_together_relative_to_their_file(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ import zmq
 from runnel.client.client import Client
 from runnel.daemon import sender
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol import outbox
-from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol import outbox, scheduler
 from runnel.wire import messages
 
 from .peers import ask, dealer, feed, reply_of, run
@@ -138,7 +137,7 @@ def test_large_replies_are_made_as_they_are_read(
 ) -> None:
     """Unread replies hold back later ones, which are neither queued nor dropped."""
     mib = 2**20
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 4 * mib)
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 4 * mib)
     with (
         served(engine, address) as daemon,
         dealer(daemon.address, queued=1) as deaf,

@@ -142,9 +142,9 @@ def test_a_stuck_stage_stops_the_watchdog_messages(manager: Systemd, tmp_path: P
     engine = tally_engine()
     with (
         Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}) as notifier,
-        Service(notifier, Source(tmp_path / "m.onnx", {}), Settings(), observe_nothing) as keeper,
+        Service(notifier, Source(tmp_path / "m.onnx", {}), Settings(), observe_nothing) as hooks,
     ):
-        daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", keeper=keeper)
+        daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", hooks=hooks)
         thread = threading.Thread(target=daemon.serve)
         thread.start()
         with dealer(daemon.address) as sock:

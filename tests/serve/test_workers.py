@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from runnel.daemon.settings import MAX_WORKERS, Settings, Source
-from runnel.daemon.supervision import control as link
+from runnel.daemon.supervision import control as control
 from runnel.daemon.supervision import supervisor as workers_module
 from runnel.daemon.supervision import worker
 from runnel.daemon.supervision.supervisor import (
@@ -276,19 +276,19 @@ def test_workers_reload_their_settings(pipeline: Path, tmp_path: Path) -> None:
 
 
 def test_a_link_that_is_not_read_is_not_waited_for() -> None:
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     with ours, theirs:
-        while link.send(ours, {"beat": True}):
+        while control.send(ours, {"beat": True}):
             pass
 
 
 def test_the_largest_packet_fits() -> None:
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     longest = f"ipc:///{chr(0x20AC) * (MAX_PATH // 3)}"  # as JSON writes them, six bytes a character
     packet = {"workers": [longest] * MAX_WORKERS}
     with ours, theirs:
-        assert link.send(ours, packet)
-        assert link.receive(theirs) == packet
+        assert control.send(ours, packet)
+        assert control.receive(theirs) == packet
 
 
 def test_a_worker_that_never_serves_is_ended(
@@ -317,11 +317,11 @@ def test_a_worker_that_cannot_be_started_is_tried_again(
         with pytest.raises(RunnelError, match="worker 0 cannot be started: Resource temporarily"):
             supervisor.serve(())
         supervisor._serving = True
-        place = supervisor._workers[1]
-        supervisor._start(place)
-        assert place.process is None
-        assert place.link is None
-        assert place.again is not None
+        lost = supervisor._workers[1]
+        supervisor._start(lost)
+        assert lost.process is None
+        assert lost.channel is None
+        assert lost.restart_at is not None
 
 
 def test_a_hanging_worker_ends_itself_when_its_supervisor_is_gone(
@@ -331,13 +331,13 @@ def test_a_hanging_worker_ends_itself_when_its_supervisor_is_gone(
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda status: ended.set())
     stopped: list[bool] = []
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     with theirs:
-        order = link.Order(0, str(pipeline), "ipc:///x", False, Settings(), 0.0)
-        keeper = worker._Steered(theirs, order)
-        keeper.daemon = types.SimpleNamespace(stop=lambda: stopped.append(True))  # type: ignore[assignment]
-        keeper.ready("ipc:///x")
-        assert link.receive(ours) == {"ready": True}
+        config = control.WorkerConfig(0, str(pipeline), "ipc:///x", False, Settings(), 0.0)
+        hooks = worker._WorkerHooks(theirs, config)
+        hooks.daemon = types.SimpleNamespace(stop=lambda: stopped.append(True))  # type: ignore[assignment]
+        hooks.ready("ipc:///x")
+        assert control.receive(ours) == {"ready": True}
         assert not ended.is_set()
         ours.close()
         assert ended.wait(10)

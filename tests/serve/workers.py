@@ -11,8 +11,8 @@ from pathlib import Path
 import zmq
 
 from runnel.daemon import process
-from runnel.daemon.protocol.server import Server
-from runnel.wire.placement import Place
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.wire.placement import Placement
 
 from .support import tally_engine
 
@@ -20,11 +20,11 @@ from .support import tally_engine
 class Worker:
     """One worker at an address; while `turning` is cleared, its loop is stuck."""
 
-    def __init__(self, address: str, place: Place, boot_id: str) -> None:
+    def __init__(self, address: str, placement: Placement, boot_id: str) -> None:
         self.address = address
         self.turning = threading.Event()
         self.turning.set()
-        self.server = Server(tally_engine(), boot_id, place=place)
+        self.server = ServerProtocol(tally_engine(), boot_id, placement=placement)
         self.server.gauges = process.gauges
         self._ended = threading.Event()
         self._bound = threading.Event()
@@ -59,6 +59,6 @@ def workers(folder: Path, boots: Sequence[str] = ("first", "second")) -> Iterato
     with ExitStack() as stack:
         made = []
         for at, boot in enumerate(boots):
-            made.append(Worker(addresses[at], Place(at, addresses), boot))
+            made.append(Worker(addresses[at], Placement(at, addresses), boot))
             stack.callback(made[-1].end)
         yield made

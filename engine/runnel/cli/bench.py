@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target", metavar="TARGET",
         help="a pipeline (.toml) or model (.onnx), run in this process; or a daemon's address, ipc:// or tcp://",
     )  # fmt: skip
-    parser.add_argument("--streams", type=int, metavar="N", help="live streams (1; of --ramp: at most)")
+    parser.add_argument(
+        "--streams", type=int, metavar="N", help="live streams (1); with --ramp: the most to try"
+    )
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="chunks a second of each stream (the input's rate ÷ chunk)"
     )
@@ -60,9 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, metavar="S",
         help=f"length of the run after its warm-up ({_SECONDS:g}), or of each trial ({_RAMP_SECONDS:g})",
     )  # fmt: skip
-    parser.add_argument("--warm-up", type=float, default=1.0, metavar="S", help="seconds not counted (1)")
-    parser.add_argument("--poisson", action="store_true", help="arrivals at random, not evenly spread")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random input and arrivals (0)")
+    parser.add_argument(
+        "--warm-up", type=float, default=1.0, metavar="S", help="seconds of warm-up, not measured (1)"
+    )
+    parser.add_argument("--poisson", action="store_true", help="random arrivals instead of even ones")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of random input and arrivals (0)"
+    )
     parser.add_argument(
         "--input", metavar="FILE",
         help="feed this sound, table or array instead of random numbers; each stream begins elsewhere in it",
@@ -70,13 +76,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ramp", action="store_true", help="find how many streams meet --deadline")
     parser.add_argument("--deadline", metavar="T", help="for --ramp: 32ms, 0.1s")
     parser.add_argument(
-        "--percentile", type=float, default=99.0, metavar="P", help="that has to meet it (99)"
+        "--percentile",
+        type=float,
+        default=99.0,
+        metavar="P",
+        help="percentile that must meet the deadline (99)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's, in process (1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads of onnxruntime, in process (1)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a late answer (5)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="your key file, for a daemon with keys: see runnel keys"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
@@ -133,7 +147,7 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
         from ..loadgen.remote import RemoteTarget, hello
         from ..wire.keys import client_keys
         from ..wire.tensors import undescribe
-        from .there import await_socket
+        from .socketwait import await_socket
 
         await_socket(args.target, args.timeout, args.quiet)
         keys = client_keys(args.keys) if args.keys else None
@@ -157,14 +171,14 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
 def _chunks(args: argparse.Namespace, signal: Signal) -> list[Chunk]:
     """The input chunks: read from the file, or random."""
     from ..loadgen.inputs import MOST_BYTES, random_chunks
-    from .connectors import source_of, written
+    from .connectors import parse_connector, source_of
 
     steps = _steps(args, signal)
     if args.input is None:
         return random_chunks(signal, steps, args.seed)
     chunks: list[Chunk] = []
     held = 0
-    with source_of(written("source", args.input), signal) as source:
+    with source_of(parse_connector("source", args.input), signal) as source:
         for chunk in source.chunks(steps):
             if len(next(iter(chunk.values()))) < steps:
                 break  # the rest of the file is not a whole chunk

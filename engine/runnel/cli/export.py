@@ -31,8 +31,12 @@ The module's code is imported and run."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     add = parser.add_argument
-    add("target", metavar="FILE.py:NAME", help="or package.module:NAME; a module, or what makes one")
-    add("-o", "--output", required=True, type=Path, metavar="MODEL.onnx", help="the file to write")
+    add(
+        "target",
+        metavar="FILE.py:NAME",
+        help="or package.module:NAME; a module, or a function that makes one",
+    )
+    add("-o", "--output", required=True, type=Path, metavar="MODEL.onnx", help="the model file to write")
     add("--input", action="append", default=[], metavar="[NAME=]DTYPE[SHAPE]",
         help="an input, with '<N' for integers below N; repeat for several")  # fmt: skip
     add(
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_json_object,
         default={},
         metavar="JSON",
-        help="keyword arguments for what makes the module",
+        help="keyword arguments of the target",
     )
     add(
         "--weights",
@@ -48,17 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors or .pt file to load into the module; KEY says where in a trainer's checkpoint "
         "they are, which is found by itself if only one place fits",
     )
-    add("--data", type=Path, help="real data to try besides: .npy, or .npz by "
+    add("--data", type=Path, help="real data for further checks: .npy, or .npz by "
         "input names, of shape (batch, time, features...)")  # fmt: skip
     add(
         "--state", action="append", default=[], metavar="NAME=SHAPE", help="an explicit state, zeros at first"
     )
-    add("--time-axis", type=_axis, default=1, help="of the inputs; 'none' for a module that is one step")
-    add("--batch-axis", type=int, default=0, help="of the inputs (default 0; 1 where the time axis is 0)")
-    add("--window", type=int, help="samples that the module sees a step: the stream is samples then")
-    add("--hop", type=int, help="samples that it advances (default: the window)")
+    add(
+        "--time-axis",
+        type=_axis,
+        default=1,
+        help="time axis of the inputs; 'none' for a module that is one step",
+    )
+    add(
+        "--batch-axis",
+        type=int,
+        default=0,
+        help="batch axis of the inputs (default 0; 1 if the time axis is 0)",
+    )
+    add(
+        "--window",
+        type=int,
+        help="samples that the module sees in one step; the stream then consists of samples",
+    )
+    add("--hop", type=int, help="samples by which the window advances (default: the window)")
     add("--lookahead", type=int, help="ticks of the future that bidirectional layers see")
-    add("--block", type=int, help="ticks that are run together then (default: a third of the lookahead)")
+    add("--block", type=int, help="ticks run together, with --lookahead (default: a third of it)")
     add("--rate", type=float, help="Hz of the stream's time axis")
     add("--quantize", choices=["int8"], help="hold weights in 8 bits")
     add(
@@ -67,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write MODEL.probe.onnx too, which shows each layer's gates and states",
     )
     add("--tolerance", type=float, help="largest error, relative to the peak (1e-4; 0.1 for int8)")
-    add("--seed", type=int, default=0, help="of the random data")
-    add("-q", "--quiet", action="store_true", help="print nothing where all is well")
+    add("--seed", type=int, default=0, help="seed of the random data")
+    add("-q", "--quiet", action="store_true", help="print nothing if all is well")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,16 +16,16 @@ from .connectors import (
     fit_together,
     last_row,
     on_terminal,
-    sinks_written,
+    parse_connector,
+    sinks_of,
     source_of,
     stamps_of,
-    written,
 )
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_shared_arguments
+from .socketwait import await_socket
 from .stamps import GENERATED, step_served
-from .there import await_socket
 
 HELP = "stream a file, or a live source, through a daemon"
 
@@ -44,12 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", nargs="?", help="a file, -, or NAME:…: as for `runnel run`; not needed with --generate"
     )
-    parser.add_argument("--id", metavar="NAME", help="the stream's name; one is made otherwise")
+    parser.add_argument("--id", metavar="NAME", help="the stream's name (default: a random one)")
     add_shared_arguments(parser)
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a reply (5)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="your key file, for a daemon with keys: see runnel keys"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()
-        end = None if args.input is None else written("source", args.input, args.columns)
-        source = stack.enter_context(source_of(end, served.inputs))
+        connector = None if args.input is None else parse_connector("source", args.input, args.columns)
+        source = stack.enter_context(source_of(connector, served.inputs))
         rate = served.inputs.rate or source.rate
         # From a file, many chunks are in flight; from a live source, each result is written at once.
         live = args.realtime or source.live
@@ -73,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        sinks = sinks_written(args.output)
-        fit_together(end, sinks)
+        sinks = sinks_of(args.output)
+        fit_together(connector, sinks)
         step = GENERATED if more else step_served(served.inputs, served.outputs, served.latency)
         stamps = stamps_of(source, step, sinks, served.outputs)
         if stamps is not None:
@@ -83,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
         share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until Ctrl-C")
         with (
             stopper,
             Outputs(sinks, served.outputs, source.live, stamps) as outputs,

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="FILE|ADDRESS", help="a .onnx model, a .toml pipeline, or where a daemon serves"
     )
     parser.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
-    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
+    parser.add_argument("--keys", metavar="FILE", help="your key file, for a daemon with keys")
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a daemon's answer (5)"
     )
@@ -66,8 +66,8 @@ class _Model:
 
     def json(self) -> dict[str, Any]:
         placement = {provider: dict(ops) for provider, ops in self.placement.items()}
-        told = document(self.spec)
-        return {"path": str(self.file), **told, "placement": placement, "vouched": self.vouched}
+        fields = document(self.spec)
+        return {"path": str(self.file), **fields, "placement": placement, "vouched": self.vouched}
 
 
 def _show_file(path: Path, as_json: bool) -> None:
@@ -115,15 +115,15 @@ def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
     """For programs: a single model directly, or a list of models."""
     pipeline = engine.pipeline
     stages = pipeline.unrolled.stages
-    told = {
+    fields = {
         "latency": pipeline.latency,
         "stages": [{"name": s.name, "inputs": str(s.inputs), "outputs": str(s.outputs)} for s in stages],
         "feedback": _fed_back(engine),
     }
     if len(models) == 1:
-        return {**models[0].json(), **told}
+        return {**models[0].json(), **fields}
     listed = [{"name": model.name, **model.json()} for model in models]
-    return {"path": str(path), "state_bytes": pipeline.state_bytes, "models": listed, **told}
+    return {"path": str(path), "state_bytes": pipeline.state_bytes, "models": listed, **fields}
 
 
 def _fed_back(engine: Engine) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..errors import RunnelError
 from .text import Row, aligned, count
 
 if TYPE_CHECKING:
-    from ..client.monitor import Seen
+    from ..client.monitor import WorkerStatus
     from ..wire.messages import Description, TensorMetadata
 
 
@@ -37,11 +37,11 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
     print(json.dumps(document(served, seen), indent=2) if as_json else text(served, seen))
 
 
-def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
+def document(served: Description, seen: Sequence[WorkerStatus]) -> dict[str, Any]:
     """For programs: the daemon's HELLO, and each worker's address, boot id and streams."""
-    told: dict[str, Any] = msgspec.to_builtins(served)
-    del told["worker"], told["boot_id"]  # these belong to the worker that answered first
-    told["workers"] = [
+    fields: dict[str, Any] = msgspec.to_builtins(served)
+    del fields["worker"], fields["boot_id"]  # these belong to the worker that answered first
+    fields["workers"] = [
         {
             "address": worker.address,
             "boot_id": worker.served.boot_id if worker.served else None,
@@ -50,10 +50,10 @@ def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
         }
         for worker in seen
     ]
-    return told
+    return fields
 
 
-def text(served: Description, seen: Sequence[Seen]) -> str:
+def text(served: Description, seen: Sequence[WorkerStatus]) -> str:
     rows: list[Row] = [("version", served.version)]
     if served.pipeline:
         rows.append(("pipeline", served.pipeline))
@@ -81,7 +81,7 @@ def _rates(served: Description) -> str:
     return f"{hertz(served.input_rate)} in, {hertz(served.output_rate)} out"
 
 
-def _worker(worker: Seen) -> str:
+def _worker(worker: WorkerStatus) -> str:
     if worker.stats is None or worker.served is None:
         return f"{worker.address}  {worker.error or 'stopping'}"
     streams = count(worker.stats.get("streams", 0))

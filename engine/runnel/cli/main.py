@@ -39,7 +39,9 @@ _EXIT_ERROR = 2  # an error of runnel's own tree, and argparse's own status for 
 _EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 _EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 _EXIT_TERMINATED = 143  # as a shell reports SIGTERM
-_QUIET = "results, warnings and errors alone"  # every command takes it, even one that prints nothing more
+_QUIET = (
+    "print only results, warnings and errors"  # every command takes it, even one that prints nothing more
+)
 _TRACEBACK = "show where an error was raised"
 
 
@@ -82,8 +84,8 @@ def _run(words: list[str]) -> int:
     except RunnelError as error:
         if args.traceback:
             traceback.print_exc()
-        told = str(error).replace("\n", "\n  ")  # indent, so that no line looks like one of ours
-        print(f"runnel: {told}", file=sys.stderr)
+        text = str(error).replace("\n", "\n  ")  # indent, so that no line looks like one of ours
+        print(f"runnel: {text}", file=sys.stderr)
         return _EXIT_ERROR
     except KeyboardInterrupt as stop:
         print(", ".join(["runnel: stopped", *map(str, stop.args)]), file=sys.stderr)
@@ -134,7 +136,7 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="runnel",
         description="Recurrent models on live data: export, certify, run, serve.",
-        epilog="`runnel COMMAND --help` says more of each.",
+        epilog="`runnel COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"runnel {__version__}")
     parser.add_argument("--traceback", action="store_true", help=_TRACEBACK)

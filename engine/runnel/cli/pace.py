@@ -143,7 +143,7 @@ class Stopper:
     def __init__(self, live: bool, seconds: float | None) -> None:
         self._live, self._seconds = live, seconds
         self._on = live and threading.current_thread() is threading.main_thread()
-        self._waiting = self._told = False
+        self._waiting = self._stopping = False
         self._deadline = float("inf")
         self._before: dict[int, Any] = {}
 
@@ -153,7 +153,7 @@ class Stopper:
         if self._on:
             for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if self._seconds else [])):
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGALRM:
-                    self._before[number] = signal.signal(number, self._tell)
+                    self._before[number] = signal.signal(number, self._on_signal)
             if self._seconds:
                 signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
@@ -167,7 +167,7 @@ class Stopper:
     def watch(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks until the run is stopped."""
         try:
-            while not self._told and time.monotonic() < self._deadline:
+            while not self._stopping and time.monotonic() < self._deadline:
                 self._waiting = True
                 chunk = next(chunks, None)
                 self._waiting = False
@@ -179,10 +179,10 @@ class Stopper:
         finally:
             self._waiting = False
 
-    def _tell(self, number: int, _: FrameType | None) -> None:
-        if self._told and number != signal.SIGALRM:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._stopping and number != signal.SIGALRM:
             raise KeyboardInterrupt
-        self._told = True
+        self._stopping = True
         if self._waiting:
             self._waiting = False
             raise _Stop

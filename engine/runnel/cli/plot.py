@@ -15,7 +15,7 @@ from ..engine import Engine
 from ..errors import UsageError
 from ..files import OutputFile
 from ..stage import Chunk, Steps
-from .connectors import INPUTS, End, declared, path_of, source_of
+from .connectors import INPUTS, ConnectorSpec, declared_connectors, path_of, source_of
 from .pace import Stopper, chunk_steps, generated, most_steps, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_input_arguments, fed, input_of
@@ -72,9 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
-        help="N time steps that the pipeline makes of itself: at once, or after INPUT",
+        help="N time steps that the pipeline generates: at once, or after INPUT",
     )  # fmt: skip
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+    parser.add_argument(
+        "--trust", action="store_true", help="accept a model that differs from the certified one"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,13 +91,13 @@ def run(args: argparse.Namespace) -> int:
         pipeline = load_pipeline(path, 1, None, 1, args.trust, False, look=recorder)
         engine = stack.enter_context(Engine(pipeline, max_streams=1))
         recorder.choose(args.layers, args.show)
-        end = input_of(args, declared(path)[0], pipeline.generates)
+        connector = input_of(args, declared_connectors(path)[0], pipeline.generates)
         more = generated(args.generate)
         if more:
             pipeline.accept(Steps(more[0]))
-        source = stack.enter_context(source_of(end, pipeline.inputs))
-        if end is not None and args.output is not None:
-            _keep_apart(args.output, path_of(end))
+        source = stack.enter_context(source_of(connector, pipeline.inputs))
+        if connector is not None and args.output is not None:
+            _keep_apart(args.output, path_of(connector))
         axis = recorder.axis(pipeline.inputs.rate or source.rate)
         first, steps = _window(args, seconds, axis, source.live)
         recorder.begin(axis, first, steps)
@@ -107,20 +109,22 @@ def run(args: argparse.Namespace) -> int:
         drawn = None if total is None or axis.domain else min(total, first + steps)
         progress = Progress(drawn, None if source.live else axis.rate, args.quiet)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until {counted(steps, 'time step')}, or Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until {counted(steps, 'time step')}, or Ctrl-C")
         stopper = Stopper(source.live, seconds)
         with stopper:
             block = min(chunk_steps(None, None, False), max(_LEAST_CHUNK, steps))
             chunks = stopper.watch(source.chunks(block))
-            given, ended = _feed(engine, chunks, more, recorder, progress, end.name if end else "")
+            given, ended = _feed(
+                engine, chunks, more, recorder, progress, connector.name if connector else ""
+            )
         record = recorder.record(float(given) if progress.steps > given and not axis.domain else None)
         if not args.quiet:
-            _say(record, recorder, total, progress.steps, ended)
+            _report_undrawn(record, recorder, total, progress.steps, ended)
         summary = progress.summary()  # before drawing, which takes longer
-        told = _write(args, record, out, format, end)
+        report = _write(args, record, out, format, connector)
         whole = True
-        progress.close(f"{summary}: {told}")
+        progress.close(f"{summary}: {report}")
     return 0
 
 
@@ -150,27 +154,31 @@ def _feed(
 
 
 def _write(
-    args: argparse.Namespace, record: Record, out: OutputFile | None, format: str, end: End | None
+    args: argparse.Namespace,
+    record: Record,
+    out: OutputFile | None,
+    format: str,
+    connector: ConnectorSpec | None,
 ) -> str:
     """Write the picture and the events. Return a summary of what was written."""
     from ..insight import picture
     from ..insight import tensorboard as events
 
-    read = "" if end is None else end.file.name if end.file else end.use
+    read = "" if connector is None else connector.file.name if connector.file else connector.use
     title = f"{Path(args.pipeline).name}   {read}"
-    told = []
+    parts = []
     if out is not None:
         panels = picture.draw(record, out.file, format, title)
-        told.append(f"{counted(panels, 'panel')} in {args.output}")
+        parts.append(f"{counted(panels, 'panel')} in {args.output}")
     if args.tensorboard is not None:
         image = BytesIO()
         picture.draw(record, image, "png", title)
         tags = events.write(record, args.tensorboard, image.getvalue())
-        told.append(f"{counted(tags, 'tag')} for TensorBoard in {args.tensorboard}")
-    return ", ".join(told)
+        parts.append(f"{counted(tags, 'tag')} for TensorBoard in {args.tensorboard}")
+    return ", ".join(parts)
 
 
-def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
+def _report_undrawn(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
     """Print what was not drawn, and how to see it."""
     lines = [f"not drawn: {text}" for text in record.left]
     start, end = (round(edge) for edge in record.span)

@@ -43,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="*", help="only these, with all their options; or: new NAME, to write a package"
     )
-    parser.add_argument("--kind", choices=list(KINDS), help="only these; of a new one, what it is (stage)")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), help="only this kind; with new: the kind to write (stage)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs: all of it as one JSON list")
     parser.add_argument("--into", type=Path, metavar="DIR", help="where a new package's folder goes (.)")
     parser.add_argument(
-        "--package", type=Path, metavar="DIR", help="a package that is there, to get a further plugin"
+        "--package", type=Path, metavar="DIR", help="an existing package, to which the plugin is added"
     )
 
 
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.name:
         if name not in names:
             load(name)  # raises, with the nearest name
-    found = [_look(name) for name in (args.name or names)]
+    found = [_describe(name) for name in (args.name or names)]
     if args.kind:
         # A broken plugin may be of any kind: show it, so that users see why theirs is missing.
         found = [one for one in found if one.error or any(p.kind == args.kind for p in one.offers)]
@@ -106,7 +108,7 @@ class Installed:
     error: str = ""
 
 
-def _look(name: str) -> Installed:
+def _describe(name: str) -> Installed:
     package, version = "?", "?"
     try:
         package, version = distribution(name)

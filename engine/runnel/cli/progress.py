@@ -1,4 +1,4 @@
-"""Progress of a long run, on standard error: one rewritten line on a terminal, else occasional lines."""
+"""Progress of a long run: one rewritten line on a terminal, else occasional lines."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Progress:
         self._began = self._shown = clock()
 
     def begin(self, text: str) -> None:
-        """Show a text on a terminal until the first time step: a live source may stay silent for long."""
+        """Show a text on a terminal until the first time step."""
         if self._tty and not self.quiet:
             self._show(text, "\n" if self._crowded else "")
 

@@ -15,16 +15,16 @@ from ..stage import Chunk, Steps
 from ..stream import Stream
 from .connectors import (
     INPUTS,
-    End,
+    ConnectorSpec,
     Outputs,
-    declared,
+    declared_connectors,
     fit_together,
     last_row,
     on_terminal,
-    sinks_written,
+    parse_connector,
+    sinks_of,
     source_of,
     stamps_of,
-    written,
 )  # fmt: skip
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", action="append", metavar="NAME", help="onnxruntime execution provider; may be repeated"
     )
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+    parser.add_argument(
+        "--trust", action="store_true", help="accept a model that differs from the certified one"
+    )
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +85,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
-        help="N time steps that the pipeline makes of itself, where its file feeds all its inputs back "
+        help="N time steps that the pipeline generates, if its file feeds all its inputs back "
         "([feedback]): at once, or after INPUT, of which only the last output is written then",
     )  # fmt: skip
 
@@ -108,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
                 args.pipeline, max_streams=1, providers=args.provider, threads=args.threads, trust=args.trust
             )
         )
-        engine.health.told = _tell_health
-        end, sinks = declared(Path(args.pipeline))
-        end = input_of(args, end, engine.pipeline.generates)
+        engine.health.told = _warn_health
+        connector, sinks = declared_connectors(Path(args.pipeline))
+        connector = input_of(args, connector, engine.pipeline.generates)
         more = generated(args.generate)
         if more:
             engine.pipeline.accept(Steps(more[0]))  # fails before anything is read or written
         inputs = engine.pipeline.inputs
-        source = stack.enter_context(source_of(end, inputs))
+        source = stack.enter_context(source_of(connector, inputs))
         rate = inputs.rate or source.rate
         block = chunk_steps(args.chunk, rate, args.realtime and not source.live)
         most = most_steps(args.steps, seconds, rate, source.live)
@@ -124,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        sinks = sinks_written(args.output, sinks)
-        fit_together(end, sinks)
+        sinks = sinks_of(args.output, sinks)
+        fit_together(connector, sinks)
         step = GENERATED if more else step_of(engine.pipeline)
         stamps = stamps_of(source, step, sinks, engine.pipeline.outputs)
         if stamps is not None:
@@ -134,23 +136,25 @@ def run(args: argparse.Namespace) -> int:
         share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until Ctrl-C")
         with stopper, Outputs(sinks, engine.pipeline.outputs, source.live, stamps) as outputs:
-            _feed(engine, chunks, more, outputs, progress, end.name if end else "")
+            _feed(engine, chunks, more, outputs, progress, connector.name if connector else "")
         progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 
-def _tell_health(event: str, stream: str, reason: str) -> None:
+def _warn_health(event: str, stream: str, reason: str) -> None:
     """Warn about a health event of the state, which the output may not show."""
     warn(f"{event.replace('_', ' ')}: {reason}")
 
 
-def input_of(args: argparse.Namespace, of_pipeline: End | None, generates: bool) -> End | None:
+def input_of(
+    args: argparse.Namespace, of_pipeline: ConnectorSpec | None, generates: bool
+) -> ConnectorSpec | None:
     """The input of the command line, or else of the pipeline, which may have none."""
     if args.input is not None:
-        return written("source", args.input, args.columns)
+        return parse_connector("source", args.input, args.columns)
     if of_pipeline is None and not args.generate:
         also = ", or --generate N: it can make time steps of itself" if generates else ""
         raise UsageError(f"INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file{also}")

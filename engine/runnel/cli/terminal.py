@@ -1,4 +1,4 @@
-"""A terminal as a screen: draw frames in place, read keys, and restore the terminal on exit."""
+"""A terminal as a screen: draw frames, read keys, restore everything on exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _REST_OF_LINE: Final = "\x1b[K"
 _REST_OF_SCREEN: Final = "\x1b[J"
-_LOOK_SECONDS: Final = 0.2  # how often the size is checked: fast enough for the eye
+_SIZE_CHECK_SECONDS: Final = 0.2  # how often the size is checked: fast enough for the eye
 
 
 class Screen:
@@ -51,7 +51,7 @@ class Screen:
         """Wait for a key, a change of size, or the time-out; return the key, "resized", or ""."""
         before, deadline = self.size, time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._keys], [], [], min(left, _LOOK_SECONDS))[0]:
+            if select.select([self._keys], [], [], min(left, _SIZE_CHECK_SECONDS))[0]:
                 return os.read(self._keys, 1).decode("latin-1") or "q"  # end of input: the terminal is gone
             if self.size != before:
                 return "resized"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..client.monitor import Seen, Watcher
+    from ..client.monitor import Watcher, WorkerStatus
     from .panel import Frame
 
 HELP = "watch a daemon live: streams, steps/s, latency, queue, memory, errors"
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("address", help="where a daemon serves: ipc:///path/to.sock, or tcp://host:port")
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="S", help="seconds between two looks (1)"
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between two updates (1)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
+    parser.add_argument("--keys", metavar="FILE", help="your key file, for a daemon with keys")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="one interval as text, then leave")
     how.add_argument(
@@ -96,10 +96,10 @@ def _lines(watcher: Watcher, address: str, interval: float) -> None:
 
 def _frames(watcher: Watcher, address: str, interval: float) -> Iterator[Frame]:
     """A frame for each interval, without end."""
-    looks = _Looks(watcher, address)
+    polls = _Polls(watcher, address)
     while True:
         time.sleep(interval)
-        yield looks.next()
+        yield polls.next()
 
 
 def _live(watcher: Watcher, address: str, interval: float) -> None:
@@ -108,24 +108,24 @@ def _live(watcher: Watcher, address: str, interval: float) -> None:
 
     with Screen() as screen:
         screen.draw([f"runnel top  {address}"])
-        looks = _Looks(watcher, address)
+        polls = _Polls(watcher, address)
         shown = None
         due = time.monotonic() + interval
         while (key := screen.wait(due - time.monotonic())) not in ("q", "Q"):
             if time.monotonic() >= due:
-                shown = looks.next()
+                shown = polls.next()
                 due = time.monotonic() + interval
             if shown and key in ("", "resized"):
                 screen.draw(render(shown, *screen.size))
 
 
-class _Looks:
+class _Polls:
     """Repeated polls, and the changes between them."""
 
     def __init__(self, watcher: Watcher, address: str) -> None:
         self._watcher = watcher
         self._address = address
-        self._before: Sequence[Seen] = watcher.look()
+        self._before: Sequence[WorkerStatus] = watcher.look()
         self._when = time.monotonic()
         self._history: Sequence[float] = ()
 

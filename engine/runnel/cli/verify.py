@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Needs neither torch nor the module.\n\nexample:\n  runnel verify model.onnx"
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="a model file that runnel exported")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing where all is well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing if all is well")
 
 
 def run(args: argparse.Namespace) -> int:

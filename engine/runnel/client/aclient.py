@@ -15,14 +15,14 @@ from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from ..wire import messages
-from ..wire.attention import overslept
 from ..wire.keys import Secret, client_keys
+from ..wire.pauses import extended
 from .common import (
     HELD,
     WINDOW,
-    Flight,
-    Handle,
+    InFlight,
     Out,
+    RemoteStreamBase,
     Served,
     check_client,
     check_name,
@@ -34,7 +34,7 @@ from .common import (
     snapshot_of,
 )
 from .connection import Connection
-from .protocol import Conversation, Line, Ticket
+from .protocol import ClientProtocol, ClientStream, PendingRequest
 
 Chunks = Iterable[Array | Chunk] | AsyncIterable[Array | Chunk]
 
@@ -55,86 +55,90 @@ class AsyncClient:
         self.address = check_client(address, timeout, window, keyed=keys is not None)
         self.timeout = timeout
         self.window = window
-        self._links: dict[str, _LoopLink] = {}  # by address
+        self._connections: dict[str, _SharedConnection] = {}  # by address
         self._served: Served | None = None
-        self._connection = 0  # connection number of the home link when `_served` was read
+        self._generation = 0  # connection number of the home connection when `_served` was read
         self._closed = False
 
     async def describe(self) -> Served:
         """Describe what the daemon serves; asked at first use, and again after each new connection."""
-        home = self._link(self.address)
+        home = self._connection_to(self.address)
         served = self._served
-        if served is None or self._connection != home.link.connections:
-            ticket = await home.ask(lambda talk: talk.ask("hello"), self.timeout)
-            served = Served.told(ticket.answer(), self.address)
-            home.link.allow(served.limits)
-            self._served, self._connection = served, home.link.connections
+        if served is None or self._generation != home.connection.generation:
+            pending = await home.ask(lambda protocol: protocol.ask("hello"), self.timeout)
+            served = Served.from_reply(pending.answer(), self.address)
+            home.connection.allow(served.limits)
+            self._served, self._generation = served, home.connection.generation
         return served
 
     async def open(self, id: str | None = None) -> AsyncRemoteStream:
         """Open a new stream: as `Client.open`."""
-        name, served, link = await self._place(id)
+        name, served, shared = await self._locate(id)
         epoch = random_epoch()
-        return self._stream(await link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
+        return self._stream(
+            await shared.ask(lambda protocol: protocol.open(name, epoch), self.timeout), shared, served
+        )
 
     async def restore(self, blob: bytes, id: str | None = None) -> AsyncRemoteStream:
         """Open a new stream from a snapshot: as `Client.restore`."""
-        name, served, link = await self._place(id)
+        name, served, shared = await self._locate(id)
         epoch = random_epoch()
-        ticket = await link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
-        return self._stream(ticket, link, served)
+        pending = await shared.ask(lambda protocol: protocol.restore(name, bytes(blob), epoch), self.timeout)
+        return self._stream(pending, shared, served)
 
     async def resume(self, id: str) -> AsyncRemoteStream:
         """Take over a stream that is open in the daemon: as `Client.resume`."""
-        name, served, link = await self._place(id)
-        return self._stream(await link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
+        name, served, shared = await self._locate(id)
+        return self._stream(
+            await shared.ask(lambda protocol: protocol.resume(name), self.timeout), shared, served
+        )
 
     async def stats(self) -> list[dict[str, Any]]:
         """Each worker's counters, in the order of the workers."""
         served = await self.describe()
-        tickets = [
-            await self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout)
+        questions = [
+            await self._connection_to(address).ask(lambda protocol: protocol.ask("stats"), self.timeout)
             for address in served.addresses(self.address)
         ]
-        return [ticket.answer().stats or {} for ticket in tickets]
+        return [pending.answer().stats or {} for pending in questions]
 
     async def feed_many(self, pairs: Sequence[tuple[AsyncRemoteStream, Array | Chunk]]) -> list[Any]:
         """Feed several streams, with many chunks in flight: as `Client.feed_many`."""
-        flight = Flight(len(pairs))
-        flying = flight.flying
+        in_flight = InFlight(len(pairs))
+        waiting = in_flight.waiting
 
-        async def land() -> None:
-            _, stream, ticket, _ = flying[0]
-            if not ticket.done:
-                link = cast(AsyncRemoteStream, stream)._link
-                await link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
-            flight.land()
+        async def take_oldest() -> None:
+            _, stream, pending, _ = waiting[0]
+            if not pending.done:
+                shared = cast(AsyncRemoteStream, stream)._shared
+                await shared.settle(pending, self.timeout, None if in_flight.silent is None else 0.0)
+            in_flight.take_oldest()
 
         for at, (stream, chunk) in enumerate(pairs):
-            link = stream._link
+            shared = stream._shared
             try:
                 infos, buffers = stream._tensors(chunk)
-                while flight.held_back(stream) or (flying and link.link.full):
-                    await land()
-                if flight.quiet is not None:
-                    raise flight.quiet
-                ticket = await link.post(
-                    stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                while in_flight.held_back(stream) or (waiting and shared.connection.full):
+                    await take_oldest()
+                if in_flight.silent is not None:
+                    raise in_flight.silent
+                pending = await shared.post(
+                    stream._client_stream, stream._window, "feed", infos, buffers, self.timeout, held=True
                 )
             except RunnelError as error:
-                flight.results[at] = error
+                in_flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
-        while flying:
-            await land()
-        return flight.results
+                waiting.append((at, stream, pending, isinstance(chunk, np.ndarray)))
+        while waiting:
+            await take_oldest()
+        return in_flight.results
 
     async def close(self) -> None:
         """Disconnect; waiting tasks get UsageError. Closing twice is allowed."""
         self._closed = True
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        for shared in self._connections.values():
+            shared.close()
+        self._connections.clear()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -145,37 +149,41 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"<AsyncClient of {self.address}{', closed' if self._closed else ''}>"
 
-    def _link(self, address: str) -> _LoopLink:
+    def _connection_to(self, address: str) -> _SharedConnection:
         if self._closed:
             raise closed(self.address)
-        link = self._links.get(address)
-        if link is None:
+        shared = self._connections.get(address)
+        if shared is None:
             limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
-            link = self._links[address] = _LoopLink(address, limit, self._keys)
+            shared = self._connections[address] = _SharedConnection(address, limit, self._keys)
             if self._served:
-                link.link.allow(self._served.limits)
-        return link
+                shared.connection.allow(self._served.limits)
+        return shared
 
-    async def _place(self, id: str | None) -> tuple[str, Served, _LoopLink]:
+    async def _locate(self, id: str | None) -> tuple[str, Served, _SharedConnection]:
         name = secrets.token_hex(8) if id is None else check_name(id)
         served = await self.describe()
-        return name, served, self._link(served.address_of(name) or self.address)
+        return name, served, self._connection_to(served.address_of(name) or self.address)
 
-    def _stream(self, ticket: Ticket, link: _LoopLink, served: Served) -> AsyncRemoteStream:
-        ticket.answer()
-        return AsyncRemoteStream(self, link, ticket, served)
+    def _stream(
+        self, pending: PendingRequest, shared: _SharedConnection, served: Served
+    ) -> AsyncRemoteStream:
+        pending.answer()
+        return AsyncRemoteStream(self, shared, pending, served)
 
 
-class AsyncRemoteStream(Handle):
+class AsyncRemoteStream(RemoteStreamBase):
     """A stream in a daemon, made by `AsyncClient.open`, `restore` or `resume`: as `RemoteStream`."""
 
-    __slots__ = ("_client", "_link")
+    __slots__ = ("_client", "_shared")
 
-    def __init__(self, client: AsyncClient, link: _LoopLink, ticket: Ticket, served: Served) -> None:
-        assert ticket.line is not None
-        super().__init__(ticket.line, served, client.window)
+    def __init__(
+        self, client: AsyncClient, shared: _SharedConnection, pending: PendingRequest, served: Served
+    ) -> None:
+        assert pending.stream is not None
+        super().__init__(pending.stream, served, client.window)
         self._client = client
-        self._link = link
+        self._shared = shared
 
     async def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return its output: as `RemoteStream.feed`."""
@@ -192,31 +200,31 @@ class AsyncRemoteStream(Handle):
         If other requests are in flight, it is sent at the end of this turn of the event loop.
         """
         infos, buffers = self._tensors(chunk)
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        if len(waiting) >= self._window and not await link.until(
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        if len(waiting) >= self._window and not await shared.until(
             lambda: len(waiting) < self._window, timeout
         ):
             raise full_window(self)
-        ticket = await link.post(self._line, self._window, "feed", infos, buffers, timeout)
-        waiting.append((ticket, isinstance(chunk, np.ndarray)))
+        pending = await shared.post(self._client_stream, self._window, "feed", infos, buffers, timeout)
+        waiting.append((pending, isinstance(chunk, np.ndarray)))
 
     async def receive(self) -> Out:
         """Return the result of the oldest chunk that was sent: as `RemoteStream.receive`."""
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        deadline = link.loop.time() + timeout
-        link.check()
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        deadline = shared.loop.time() + timeout
+        shared.check()
         while True:
             if not waiting:
                 raise self._nothing_sent()
-            ticket, bare = waiting[0]
-            if ticket.done:  # otherwise another task may receive it meanwhile
+            pending, bare = waiting[0]
+            if pending.done:  # otherwise another task may receive it meanwhile
                 break
-            if not await link.wait(ticket, deadline - link.loop.time()):
-                link.renew(self._line)
+            if not await shared.wait(pending, deadline - shared.loop.time()):
+                shared.renew(self._client_stream)
                 raise silence(self._client.address, timeout)
         waiting.popleft()
-        link.changed()
-        return outputs(ticket, bare)
+        shared.changed()
+        return outputs(pending, bare)
 
     async def results(self) -> AsyncIterator[Out]:
         """Yield the outstanding results, in order: as `RemoteStream.results`."""
@@ -251,7 +259,7 @@ class AsyncRemoteStream(Handle):
         """Close the stream in the daemon; results not received are dropped: as `RemoteStream.close`."""
         if self._closed:
             return
-        if self._line.lost is None:
+        if self._client_stream.lost is None:
             with suppress(UnknownStreamError, FencedError):
                 (await self._call("close")).answer()
         self._waiting.clear()
@@ -269,17 +277,17 @@ class AsyncRemoteStream(Handle):
         infos: list[messages.TensorInfo] | None = None,
         buffers: list[bytes] | None = None,
         steps: int = 0,
-    ) -> Ticket:
+    ) -> PendingRequest:
         """Make one request and wait until it is settled."""
         timeout = self._client.timeout
-        ticket = await self._link.post(
-            self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps
+        pending = await self._shared.post(
+            self._client_stream, self._window, op, infos or [], buffers or [], timeout, steps=steps
         )
-        await self._link.settle(ticket, timeout)
-        return ticket
+        await self._shared.settle(pending, timeout)
+        return pending
 
 
-class _LoopLink:
+class _SharedConnection:
     """A connection in an event loop: its descriptors wake the loop, which reads for all tasks.
 
     Requests of one turn of the loop are sent together at its end. A request with no other in flight is sent
@@ -288,26 +296,26 @@ class _LoopLink:
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.link = Connection(address, keys)
-        self.link.limit = limit
+        self.connection = Connection(address, keys)
+        self.connection.limit = limit
         self._closed = False
         self._due = False  # a flush is scheduled for the end of this turn of the loop
-        self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # the waiting tasks of each request
+        self._waiters: dict[PendingRequest, list[asyncio.Future[bool]]] = {}
         self._others: dict[asyncio.Future[bool], Callable[[], bool]] = {}
-        for descriptor in self.link.descriptors:
+        for descriptor in self.connection.descriptors:
             self.loop.add_reader(descriptor, self._woken)
 
-    async def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
+    async def ask(self, make: Callable[[ClientProtocol], PendingRequest], timeout: float) -> PendingRequest:
         """Make a request and wait until it is settled; give it up at the time-out."""
         self.check()
-        ticket = make(self.link.talk)
+        pending = make(self.connection.protocol)
         self._send()
-        await self.settle(ticket, timeout)
-        return ticket
+        await self.settle(pending, timeout)
+        return pending
 
     async def post(
         self,
-        line: Line,
+        stream: ClientStream,
         window: int,
         op: messages.Op,
         infos: list[messages.TensorInfo],
@@ -315,42 +323,42 @@ class _LoopLink:
         timeout: float,
         held: bool = False,
         steps: int = 0,
-    ) -> Ticket:
-        """Send a request once there is room for it; `held`: more follow. As `SharedLink.post`."""
+    ) -> PendingRequest:
+        """Send a request once there is room for it; `held`: more follow. As `SharedConnection.post`."""
         self.check()
-        link = self.link
-        if link.full or len(line.unanswered) >= window:
-            roomy = await self.until(lambda: not link.full and len(line.unanswered) < window, timeout)
+        connection = self.connection
+        if connection.full or len(stream.unanswered) >= window:
+            roomy = await self.until(lambda: not connection.full and len(stream.unanswered) < window, timeout)
             if not roomy:
-                raise silence(link.address, timeout)
-        ticket = link.talk.post(line, op, infos, buffers, steps)
-        alone = link.talk.in_flight == 1 and not held
-        if alone or len(link.talk.outbox) >= HELD:
+                raise silence(connection.address, timeout)
+        pending = connection.protocol.post(stream, op, infos, buffers, steps)
+        alone = connection.protocol.in_flight == 1 and not held
+        if alone or len(connection.protocol.outbox) >= HELD:
             self._send()
         elif not self._due:
             self._due = True
             self.loop.call_soon(self._flush)
-        return ticket
+        return pending
 
-    async def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
+    async def settle(self, pending: PendingRequest, timeout: float, waited: float | None = None) -> None:
         """Wait until a request is settled, for `timeout` or `waited` seconds; then give it up."""
-        if not await self.wait(ticket, timeout if waited is None else waited):
-            self._tell(self.link.talk.give_up(ticket, silence(self.link.address, timeout)))
+        if not await self.wait(pending, timeout if waited is None else waited):
+            self._tell(self.connection.protocol.give_up(pending, silence(self.connection.address, timeout)))
 
-    async def wait(self, ticket: Ticket, timeout: float) -> bool:
+    async def wait(self, pending: PendingRequest, timeout: float) -> bool:
         """Return whether the request is settled within `timeout` seconds."""
-        if ticket.done:
+        if pending.done:
             return True
         future: asyncio.Future[bool] = self.loop.create_future()
-        futures = self._tickets.setdefault(ticket, [])
+        futures = self._waiters.setdefault(pending, [])
         futures.append(future)
         try:
-            return await self._within(future, timeout) or ticket.done
+            return await self._within(future, timeout) or pending.done
         finally:
-            if not ticket.done:  # else `_tell` has removed them
+            if not pending.done:  # else `_tell` has removed them
                 futures.remove(future)
                 if not futures:
-                    del self._tickets[ticket]
+                    del self._waiters[pending]
 
     async def until(self, holds: Callable[[], bool], timeout: float) -> bool:
         """Wait until `holds()`. If True is returned, no other task has run since that could change it."""
@@ -364,9 +372,9 @@ class _LoopLink:
             await self._within(future, left)
         return True
 
-    def renew(self, line: Line) -> None:
+    def renew(self, stream: ClientStream) -> None:
         """Repeat the unanswered requests of a stream."""
-        self.link.talk.renew(line)
+        self.connection.protocol.renew(stream)
         self._send()
 
     def changed(self) -> None:
@@ -378,19 +386,19 @@ class _LoopLink:
     def check(self) -> None:
         """Raise UsageError if the client is closed, or belongs to another event loop."""
         if self._closed:
-            raise closed(self.link.address)
+            raise closed(self.connection.address)
         if asyncio.get_running_loop() is not self.loop:
             raise UsageError("an AsyncClient belongs to the event loop that used it first: make one for each")
 
     def close(self) -> None:
         """Disconnect. Waiting tasks get UsageError."""
         self._closed = True
-        for descriptor in self.link.descriptors:
+        for descriptor in self.connection.descriptors:
             self.loop.remove_reader(descriptor)
-        self.link.close()
-        for future in [*self._others, *(f for futures in self._tickets.values() for f in futures)]:
+        self.connection.close()
+        for future in [*self._others, *(f for futures in self._waiters.values() for f in futures)]:
             if not future.done():
-                future.set_exception(closed(self.link.address))
+                future.set_exception(closed(self.connection.address))
 
     async def _within(self, future: asyncio.Future[bool], timeout: float) -> bool:
         deadline = self.loop.time() + timeout
@@ -403,22 +411,22 @@ class _LoopLink:
 
     def _flush(self) -> None:
         self._due = False
-        if self.link.talk.outbox and not self._closed:
+        if self.connection.protocol.outbox and not self._closed:
             self._send()
 
     def _send(self) -> None:
-        self.link.send()
-        if self.link.ready:  # sending may have consumed the descriptor's event
+        self.connection.send()
+        if self.connection.ready:  # sending may have consumed the descriptor's event
             self._woken()
 
     def _woken(self) -> None:
-        self._tell(self.link.turn())
-        while self.link.ready:
-            self._tell(self.link.turn())
+        self._tell(self.connection.turn())
+        while self.connection.ready:
+            self._tell(self.connection.turn())
 
-    def _tell(self, settled: Sequence[Ticket]) -> None:
-        for ticket in settled:
-            for future in self._tickets.pop(ticket, ()):
+    def _tell(self, settled: Sequence[PendingRequest]) -> None:
+        for pending in settled:
+            for future in self._waiters.pop(pending, ()):
                 if not future.done():
                     future.set_result(True)
         if settled and self._others:
@@ -428,7 +436,7 @@ class _LoopLink:
 def _expire(loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool], deadline: float) -> None:
     if future.done():
         return
-    later = overslept(deadline, loop.time())
+    later = extended(deadline, loop.time())
     if later > deadline:
         loop.call_at(later, _expire, loop, future, later)
     else:

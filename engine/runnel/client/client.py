@@ -19,9 +19,9 @@ from ..wire import messages
 from ..wire.keys import client_keys
 from .common import (
     WINDOW,
-    Flight,
-    Handle,
+    InFlight,
     Out,
+    RemoteStreamBase,
     Served,
     check_client,
     check_name,
@@ -32,8 +32,8 @@ from .common import (
     silence,
     snapshot_of,
 )
-from .protocol import Ticket
-from .threads import SharedLink, When
+from .protocol import PendingRequest
+from .threads import SharedConnection, Until
 
 
 class Client:
@@ -60,20 +60,20 @@ class Client:
         self.timeout = timeout
         self.window = window
         self._lock = threading.Lock()
-        self._links: dict[str, SharedLink] = {}  # by address
+        self._connections: dict[str, SharedConnection] = {}  # by address
         self._served: Served | None = None
-        self._connection = 0  # connection number of the home link when `_served` was read
+        self._generation = 0  # connection number of the home connection when `_served` was read
         self._closed = False
 
     def describe(self) -> Served:
         """Describe what the daemon serves; asked at first use, and again after each new connection."""
-        home = self._link(self.address)
+        home = self._connection_to(self.address)
         served = self._served
-        if served is None or self._connection != home.link.connections:
-            reply = home.ask(lambda talk: talk.ask("hello"), self.timeout).answer()
-            served = Served.told(reply, self.address)
-            home.link.allow(served.limits)
-            self._served, self._connection = served, home.link.connections
+        if served is None or self._generation != home.connection.generation:
+            reply = home.ask(lambda protocol: protocol.ask("hello"), self.timeout).answer()
+            served = Served.from_reply(reply, self.address)
+            home.connection.allow(served.limits)
+            self._served, self._generation = served, home.connection.generation
         return served
 
     def open(self, id: str | None = None) -> RemoteStream:
@@ -82,9 +82,11 @@ class Client:
         Raises StreamExistsError; LimitError if the daemon has no stream left; StreamError for an invalid id.
         After a TimeoutError the daemon may still open it later: open it again.
         """
-        name, served, link = self._place(id)
+        name, served, shared = self._locate(id)
         epoch = random_epoch()
-        return self._stream(link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
+        return self._stream(
+            shared.ask(lambda protocol: protocol.open(name, epoch), self.timeout), shared, served
+        )
 
     def restore(self, blob: bytes, id: str | None = None) -> RemoteStream:
         """Open a new stream that continues from a snapshot; its `seq` counts the chunks since.
@@ -92,25 +94,29 @@ class Client:
         Raises as `open` does; SnapshotError for a blob that is damaged or of another pipeline; TooLargeError
         for one larger than a message may be.
         """
-        name, served, link = self._place(id)
+        name, served, shared = self._locate(id)
         epoch = random_epoch()
-        ticket = link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
-        return self._stream(ticket, link, served)
+        pending = shared.ask(lambda protocol: protocol.restore(name, bytes(blob), epoch), self.timeout)
+        return self._stream(pending, shared, served)
 
     def resume(self, id: str) -> RemoteStream:
-        """Take over a stream that is open in the daemon, for example after a restart of this program.
+        """Take over an open stream, for example after a restart of this program.
 
         The previous holder gets FencedError from then on. `seq` is the last request applied. Raises
         UnknownStreamError.
         """
-        name, served, link = self._place(id)
-        return self._stream(link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
+        name, served, shared = self._locate(id)
+        return self._stream(shared.ask(lambda protocol: protocol.resume(name), self.timeout), shared, served)
 
     def stats(self) -> list[dict[str, Any]]:
         """Each worker's counters, in the order of the workers."""
         served = self.describe()
         return [
-            self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout).answer().stats or {}
+            self._connection_to(address)
+            .ask(lambda protocol: protocol.ask("stats"), self.timeout)
+            .answer()
+            .stats
+            or {}
             for address in served.addresses(self.address)
         ]
 
@@ -122,48 +128,48 @@ class Client:
         flight behind it fail too (GapError), so that none is skipped. Each reply may take `timeout` seconds
         after the last one. After a TimeoutError, all remaining chunks have that error.
         """
-        flight = Flight(len(pairs))
-        flying = flight.flying
+        in_flight = InFlight(len(pairs))
+        waiting = in_flight.waiting
 
-        def land() -> None:
-            _, stream, ticket, _ = flying[0]
-            if not ticket.done:
-                link = cast(RemoteStream, stream)._link
-                with link.lock:  # replies behind a late one may have arrived already
-                    link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
-            flight.land()
+        def take_oldest() -> None:
+            _, stream, pending, _ = waiting[0]
+            if not pending.done:
+                shared = cast(RemoteStream, stream)._shared
+                with shared.lock:  # replies behind a late one may have arrived already
+                    shared.settle(pending, self.timeout, None if in_flight.silent is None else 0.0)
+            in_flight.take_oldest()
 
         for at, (stream, chunk) in enumerate(pairs):
-            link = stream._link
+            shared = stream._shared
             try:
                 infos, buffers = stream._tensors(chunk)
-                while flight.held_back(stream) or (flying and link.link.full):
-                    land()
-                if flight.quiet is not None:
-                    raise flight.quiet
-                with link.lock:
-                    ticket = link.post(
-                        stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                while in_flight.held_back(stream) or (waiting and shared.connection.full):
+                    take_oldest()
+                if in_flight.silent is not None:
+                    raise in_flight.silent
+                with shared.lock:
+                    pending = shared.post(
+                        stream._client_stream, stream._window, "feed", infos, buffers, self.timeout, held=True
                     )
             except RunnelError as error:
-                flight.results[at] = error
+                in_flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
-        for link in {cast(RemoteStream, stream)._link for _, stream, _, _ in flying}:
-            with link.lock:
-                link.flush()
-        while flying:
-            land()
-        return flight.results
+                waiting.append((at, stream, pending, isinstance(chunk, np.ndarray)))
+        for shared in {cast(RemoteStream, stream)._shared for _, stream, _, _ in waiting}:
+            with shared.lock:
+                shared.flush()
+        while waiting:
+            take_oldest()
+        return in_flight.results
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
         with self._lock:
             self._closed = True
-            links = list(self._links.values())
-            self._links.clear()
-        for link in links:
-            link.close()
+            connections = list(self._connections.values())
+            self._connections.clear()
+        for shared in connections:
+            shared.close()
 
     def __enter__(self) -> Client:
         return self
@@ -174,29 +180,29 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self.address}{', closed' if self._closed else ''}>"
 
-    def _link(self, address: str) -> SharedLink:
+    def _connection_to(self, address: str) -> SharedConnection:
         with self._lock:
             if self._closed:
                 raise closed(self.address)
-            link = self._links.get(address)
-            if link is None:
+            shared = self._connections.get(address)
+            if shared is None:
                 limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
-                link = self._links[address] = SharedLink(address, limit, self._keys)
+                shared = self._connections[address] = SharedConnection(address, limit, self._keys)
                 if self._served:
-                    link.link.allow(self._served.limits)
-            return link
+                    shared.connection.allow(self._served.limits)
+            return shared
 
-    def _place(self, id: str | None) -> tuple[str, Served, SharedLink]:
+    def _locate(self, id: str | None) -> tuple[str, Served, SharedConnection]:
         name = secrets.token_hex(8) if id is None else check_name(id)
         served = self.describe()
-        return name, served, self._link(served.address_of(name) or self.address)
+        return name, served, self._connection_to(served.address_of(name) or self.address)
 
-    def _stream(self, ticket: Ticket, link: SharedLink, served: Served) -> RemoteStream:
-        ticket.answer()
-        return RemoteStream(self, link, ticket, served)
+    def _stream(self, pending: PendingRequest, shared: SharedConnection, served: Served) -> RemoteStream:
+        pending.answer()
+        return RemoteStream(self, shared, pending, served)
 
 
-class RemoteStream(Handle):
+class RemoteStream(RemoteStreamBase):
     """A stream in a daemon, made by `Client.open`, `restore` or `resume`.
 
     There are two ways to use it. One chunk at a time: `feed` returns its output. Many in flight: `send` sends
@@ -207,13 +213,15 @@ class RemoteStream(Handle):
     follows it.
     """
 
-    __slots__ = ("_client", "_link")
+    __slots__ = ("_client", "_shared")
 
-    def __init__(self, client: Client, link: SharedLink, ticket: Ticket, served: Served) -> None:
-        assert ticket.line is not None
-        super().__init__(ticket.line, served, client.window)
+    def __init__(
+        self, client: Client, shared: SharedConnection, pending: PendingRequest, served: Served
+    ) -> None:
+        assert pending.stream is not None
+        super().__init__(pending.stream, served, client.window)
         self._client = client
-        self._link = link
+        self._shared = shared
 
     def feed(self, chunk: Array | Chunk) -> Out:
         """Apply one chunk and return its output: as `Stream.feed`.
@@ -246,14 +254,14 @@ class RemoteStream(Handle):
         no thread does in time, TimeoutError if the daemon accepts nothing. In both cases nothing was sent.
         """
         infos, buffers = self._tensors(chunk)
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        with link.lock:
-            if len(waiting) >= self._window and not link.wait(
-                When(lambda: len(waiting) < self._window), timeout
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        with shared.lock:
+            if len(waiting) >= self._window and not shared.wait(
+                Until(lambda: len(waiting) < self._window), timeout
             ):
                 raise full_window(self)
-            ticket = link.post(self._line, self._window, "feed", infos, buffers, timeout)
-            waiting.append((ticket, isinstance(chunk, np.ndarray)))
+            pending = shared.post(self._client_stream, self._window, "feed", infos, buffers, timeout)
+            waiting.append((pending, isinstance(chunk, np.ndarray)))
 
     def receive(self) -> Out:
         """Return the result of the oldest chunk that was sent, or raise its error, as `feed` does.
@@ -261,23 +269,23 @@ class RemoteStream(Handle):
         Raises StreamError if nothing is outstanding. After a TimeoutError the result is still outstanding: it
         was requested again, so receive it later.
         """
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
         deadline = time.monotonic() + timeout
-        with link.lock:
-            link.check()
+        with shared.lock:
+            shared.check()
             while True:
                 if not waiting:
                     raise self._nothing_sent()
-                ticket, bare = waiting[0]
-                if ticket.done:  # otherwise another thread may receive it meanwhile
+                pending, bare = waiting[0]
+                if pending.done:  # otherwise another thread may receive it meanwhile
                     break
-                if not link.wait(ticket, deadline - time.monotonic()):
-                    link.link.talk.renew(self._line)
-                    link.link.send()
+                if not shared.wait(pending, deadline - time.monotonic()):
+                    shared.connection.protocol.renew(self._client_stream)
+                    shared.connection.send()
                     raise silence(self._client.address, timeout)
             waiting.popleft()
-            link.changed()
-        return outputs(ticket, bare)
+            shared.changed()
+        return outputs(pending, bare)
 
     def results(self) -> Iterator[Out]:
         """Yield the outstanding results, in order. Raises the error of a failed chunk, as `receive` does."""
@@ -307,8 +315,9 @@ class RemoteStream(Handle):
         self._call("reset").answer()
 
     def snapshot(self) -> bytes:
-        """Snapshot the stream after everything that was fed or sent, for `Client.restore` or
-        `Engine.restore`.
+        """Snapshot the stream after everything that was fed or sent.
+
+        Returns a blob for `Client.restore` or `Engine.restore`.
         """
         self._check_open()
         return snapshot_of(self._call("snapshot"))
@@ -320,7 +329,7 @@ class RemoteStream(Handle):
         """
         if self._closed:
             return
-        if self._line.lost is None:
+        if self._client_stream.lost is None:
             with suppress(UnknownStreamError, FencedError):
                 self._call("close").answer()
         self._waiting.clear()
@@ -338,16 +347,18 @@ class RemoteStream(Handle):
         infos: list[messages.TensorInfo] | None = None,
         buffers: list[bytes] | None = None,
         steps: int = 0,
-    ) -> Ticket:
+    ) -> PendingRequest:
         """Make one request and wait until it is settled."""
-        link, timeout = self._link, self._client.timeout
-        with link.lock:
-            ticket = link.post(self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps)
-            link.settle(ticket, timeout)
-        return ticket
+        shared, timeout = self._shared, self._client.timeout
+        with shared.lock:
+            pending = shared.post(
+                self._client_stream, self._window, op, infos or [], buffers or [], timeout, steps=steps
+            )
+            shared.settle(pending, timeout)
+        return pending
 
     def _ready(self) -> bool:
         """Whether the oldest result has arrived."""
-        with self._link.lock:
-            self._link.glance()
+        with self._shared.lock:
+            self._shared.glance()
             return bool(self._waiting) and self._waiting[0][0].done

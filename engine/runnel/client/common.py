@@ -26,7 +26,7 @@ from ..wire import messages
 from ..wire.address import beside, parse
 from ..wire.placement import worker_of
 from ..wire.tensors import pack, undescribe, unpack
-from .protocol import SNAPSHOT, Line, Ticket
+from .protocol import SNAPSHOT, ClientStream, PendingRequest
 
 WINDOW: Final = 32  # chunks of a stream in flight: hides the round trip; half of the reply cache
 IN_FLIGHT: Final = 512  # requests of feed_many in flight: enough to fill a daemon's batches
@@ -54,23 +54,23 @@ class Served:
     state_bytes: int = 0  # of one stream, in its models
 
     @classmethod
-    def told(cls, reply: messages.Reply, home: str) -> Served:
+    def from_reply(cls, reply: messages.Reply, home: str) -> Served:
         """Read the answer to hello from the daemon at `home`. Raises RunnelError if it has no description."""
-        told = reply.server
-        if told is None:
+        description = reply.server
+        if description is None:
             raise RunnelError(f"the daemon's answer to {reply.op!r} lacks what was asked for")
         return cls(
-            version=told.version,
-            boot_id=told.boot_id,
-            inputs=undescribe(told.inputs, told.input_rate),
-            outputs=undescribe(told.outputs, told.output_rate),
-            latency=told.latency,
-            limits={name: getattr(told.limits, name) for name in told.limits.__struct_fields__},
-            worker=told.worker,
-            workers=tuple(beside(address, home) for address in told.workers),
-            pipeline=told.pipeline,
-            stages=tuple(told.stages),
-            state_bytes=told.state_bytes,
+            version=description.version,
+            boot_id=description.boot_id,
+            inputs=undescribe(description.inputs, description.input_rate),
+            outputs=undescribe(description.outputs, description.output_rate),
+            latency=description.latency,
+            limits={name: getattr(description.limits, name) for name in description.limits.__struct_fields__},
+            worker=description.worker,
+            workers=tuple(beside(address, home) for address in description.workers),
+            pipeline=description.pipeline,
+            stages=tuple(description.stages),
+            state_bytes=description.state_bytes,
         )
 
     def address_of(self, stream: str) -> str | None:
@@ -87,9 +87,7 @@ class Served:
         return [home if i == self.worker else address for i, address in enumerate(self.workers)]
 
     def window(self, wanted: int) -> int:
-        """A stream's limit of unanswered requests: at most the daemon's reply cache, in case all replies are
-        lost.
-        """
+        """Limit of a stream's unanswered requests: the daemon's cache must hold all their replies."""
         return max(1, min(wanted, int(self.limits["kept_replies"])))
 
     def tensors(self, chunk: Array | Chunk) -> Tensors:
@@ -106,16 +104,16 @@ class Served:
         return pack(chunk)
 
 
-class Handle:
+class RemoteStreamBase:
     """State shared by the threaded and the asyncio remote stream."""
 
-    __slots__ = ("_closed", "_infos", "_kind", "_line", "_served", "_waiting", "_window")
+    __slots__ = ("_client_stream", "_closed", "_infos", "_kind", "_served", "_waiting", "_window")
 
-    def __init__(self, line: Line, served: Served, window: int) -> None:
-        self._line = line
+    def __init__(self, stream: ClientStream, served: Served, window: int) -> None:
+        self._client_stream = stream
         self._served = served
         self._window = served.window(window)
-        self._waiting: deque[tuple[Ticket, bool]] = deque()  # sent; and whether the chunk was one array
+        self._waiting: deque[tuple[PendingRequest, bool]] = deque()  # and whether the chunk was one array
         self._closed = False
         self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # set if the last chunk was one array
         self._infos: list[messages.TensorInfo] = []  # its description in a request
@@ -123,12 +121,12 @@ class Handle:
     @property
     def id(self) -> str:
         """The stream's name."""
-        return self._line.name
+        return self._client_stream.name
 
     @property
     def seq(self) -> int:
         """The last request applied, as last reported by the daemon: chunks, flushes and resets count."""
-        return self._line.applied
+        return self._client_stream.applied
 
     @property
     def outstanding(self) -> int:
@@ -166,32 +164,32 @@ class Handle:
         return f"<{name} {self.id!r}, {'closed' if self._closed else f'seq {self.seq}'}>"
 
 
-class Flight:
+class InFlight:
     """The chunks of one `feed_many`: results in the order given, and requests in flight."""
 
     def __init__(self, chunks: int) -> None:
         self.results: list[Any] = [None] * chunks
-        self.flying: deque[tuple[int, Handle, Ticket, bool]] = deque()
-        self.quiet: TimeoutError | None = None  # after a time-out: nothing more is sent or awaited
+        self.waiting: deque[tuple[int, RemoteStreamBase, PendingRequest, bool]] = deque()
+        self.silent: TimeoutError | None = None  # after a time-out: nothing more is sent or awaited
 
-    def held_back(self, stream: Handle) -> bool:
+    def held_back(self, stream: RemoteStreamBase) -> bool:
         """Whether a result must be taken before the stream's next chunk is sent."""
-        return bool(self.flying) and (
-            len(self.flying) >= IN_FLIGHT or len(stream._line.unanswered) >= stream._window
+        return bool(self.waiting) and (
+            len(self.waiting) >= IN_FLIGHT or len(stream._client_stream.unanswered) >= stream._window
         )
 
-    def land(self) -> None:
+    def take_oldest(self) -> None:
         """Take the oldest request, which is settled."""
-        at, _, ticket, bare = self.flying.popleft()
+        at, _, pending, bare = self.waiting.popleft()
         try:
-            self.results[at] = outputs(ticket, bare)
+            self.results[at] = outputs(pending, bare)
         except RunnelError as error:
             self.results[at] = error
             if isinstance(error, TimeoutError):
-                self.quiet = error
+                self.silent = error
 
 
-def full_window(stream: Handle) -> LimitError:
+def full_window(stream: RemoteStreamBase) -> LimitError:
     """The error of a stream with too many results to receive."""
     return LimitError(
         f"stream {stream.id!r}: {stream.outstanding} results are outstanding, which is its window: "
@@ -199,20 +197,20 @@ def full_window(stream: Handle) -> LimitError:
     )
 
 
-def outputs(ticket: Ticket, bare: bool) -> Out:
+def outputs(pending: PendingRequest, bare: bool) -> Out:
     """Unpack the reply of an answered request; `bare`: a single output as an array."""
-    arrays = unpack(ticket.answer().outputs, ticket.payload)
+    arrays = unpack(pending.answer().outputs, pending.payload)
     if bare and len(arrays) == 1:
         return next(iter(arrays.values()))
     return arrays
 
 
-def snapshot_of(ticket: Ticket) -> bytes:
+def snapshot_of(pending: PendingRequest) -> bytes:
     """The snapshot in the answer to `snapshot`."""
-    reply = ticket.answer()
+    reply = pending.answer()
     if [info.name for info in reply.outputs] != [SNAPSHOT]:
         raise RunnelError("the daemon's answer to 'snapshot' lacks what was asked for")
-    return bytes(ticket.payload[0])
+    return bytes(pending.payload[0])
 
 
 def check_client(address: str, timeout: float, window: int, keyed: bool = False) -> str:

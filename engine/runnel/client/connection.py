@@ -23,11 +23,11 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import LimitError
-from ..wire import messages as wire
+from ..wire import messages
 from ..wire.curve import connect_as
 from ..wire.keys import Secret
 from .common import random_epoch
-from .protocol import Conversation, Ticket
+from .protocol import ClientProtocol, PendingRequest
 
 FILES: Final = 20  # descriptors of a process's first connection, with libzmq's threads (seen: 17)
 QUEUED: Final = 1024  # messages in libzmq's queue, in either direction; the rest wait in the outbox
@@ -48,10 +48,10 @@ class Connection:
     def __init__(self, address: str, keys: Secret | None = None) -> None:
         """Raises LimitError if the process has no descriptors left, and then leaves nothing open."""
         self.address = address
-        self.talk = Conversation(secrets.token_hex(4), random_epoch)
+        self.protocol = ClientProtocol(secrets.token_hex(4), random_epoch)
         self.limit = 1  # requests in flight: the daemon's limit per client, once known
-        self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last request may exceed it
-        self.connections = 0  # number of connections made so far
+        self.limit_bytes: float = messages.MAX_MESSAGE_BYTES  # the last request in flight may exceed it
+        self.generation = 0  # number of connections made so far
         self._up = False  # connected, as last reported by the monitor
         self._socket = opened(zmq.DEALER, address)
         try:
@@ -71,15 +71,15 @@ class Connection:
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
         self._drain_monitor()  # after that, each event makes its descriptor readable
         self.descriptors: tuple[int, int] = self._socket.FD, self._monitor.FD
-        self._told = select.poll()
-        self._told.register(self.descriptors[1], select.POLLIN)
+        self._monitor_poll = select.poll()
+        self._monitor_poll.register(self.descriptors[1], select.POLLIN)
         self._socket.connect(address)
 
     @property
     def full(self) -> bool:
         """Whether the daemon would refuse another request."""
-        talk = self.talk
-        return talk.in_flight >= self.limit or talk.in_flight_bytes >= self.limit_bytes
+        protocol = self.protocol
+        return protocol.in_flight >= self.limit or protocol.in_flight_bytes >= self.limit_bytes
 
     def allow(self, limits: Mapping[str, float]) -> None:
         """Apply the daemon's limits for one client."""
@@ -90,7 +90,7 @@ class Connection:
     def ready(self) -> bool:
         """Whether `turn` has something to do. Wait for the descriptors only after this was False."""
         events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
-        sending = self._up and self.talk.outbox
+        sending = self._up and self.protocol.outbox
         return bool(events & (zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN))
 
     def send(self) -> None:
@@ -100,13 +100,13 @@ class Connection:
         would prevent that, but ends the process if a connection breaks within a message: libzmq 4.3.5,
         `fq.cpp`.)
         """
-        outbox = self.talk.outbox
+        outbox = self.protocol.outbox
         if not self._up:
             return
         sent = 0
         try:
             # Bundle even one request: then replies may be bundled too, which is far cheaper for the daemon.
-            for together, frames in wire.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
+            for together, frames in messages.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
                 self._hand_over(frames)
                 sent += together
         except zmq.Again:  # the queue is full, since the daemon does not read
@@ -121,25 +121,25 @@ class Connection:
             send(frame, _MORE)
         send(frames[-1], _LAST)
 
-    def turn(self) -> list[Ticket]:
+    def turn(self) -> list[PendingRequest]:
         """Read what has arrived, and send what follows from it. Return the settled requests."""
-        talk = self.talk
-        messages: list[list[bytes]] = []
+        protocol = self.protocol
+        received: list[list[bytes]] = []
         try:
-            for _ in range(talk.in_flight or 1):  # no more than are expected: an empty read costs most
-                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
+            for _ in range(protocol.in_flight or 1):  # no more than are expected: an empty read costs most
+                received.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
         except zmq.Again:
             pass
         again = False
-        if self._told.poll(0) and self._drain_monitor():
-            self.connections += 1
-            again = self.connections > 1
-        settled: list[Ticket] = []
-        for frames in messages:
-            settled += talk.received(frames, again)
+        if self._monitor_poll.poll(0) and self._drain_monitor():
+            self.generation += 1
+            again = self.generation > 1
+        settled: list[PendingRequest] = []
+        for frames in received:
+            settled += protocol.received(frames, again)
         if again:
-            talk.reconnected()
-        if talk.outbox:
+            protocol.reconnected()
+        if protocol.outbox:
             self.send()
         return settled
 

@@ -30,7 +30,7 @@ _QUESTIONS: Final[tuple[messages.Op, ...]] = ("hello", "stats")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WorkerStatus:
     """One worker's answer: its stats, or in `error` why there are none."""
 
     address: str
@@ -69,17 +69,17 @@ class Watcher:
         self._asked = itertools.count(1)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
-    def look(self) -> list[Seen]:
-        """Ask all workers at once; one `Seen` each, in their order. Silence is not an error."""
+    def look(self) -> list[WorkerStatus]:
+        """Ask all workers at once; one `WorkerStatus` each, in their order. Silence is not an error."""
         seen = self._ask(self._addresses)
-        told = next((_workers(s.served, s.address) for s in seen if s.served), self._addresses)
-        if told == self._addresses:
+        named = next((_workers(s.served, s.address) for s in seen if s.served), self._addresses)
+        if named == self._addresses:
             return seen
-        self._adopt(told)
+        self._adopt(named)
         known = {s.address: s for s in seen}
-        missing = self._ask([address for address in told if address not in known])
+        missing = self._ask([address for address in named if address not in known])
         known.update((s.address, s) for s in missing)
-        return [known[address] for address in told]
+        return [known[address] for address in named]
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
@@ -101,14 +101,14 @@ class Watcher:
         for gone in self._sockets.keys() - set(self._addresses):
             self._sockets.pop(gone).close(linger=0)
 
-    def _ask(self, addresses: Sequence[str]) -> list[Seen]:
+    def _ask(self, addresses: Sequence[str]) -> list[WorkerStatus]:
         turn = str(next(self._asked))
         poller = zmq.Poller()
-        found: dict[str, Seen] = {}
+        found: dict[str, WorkerStatus] = {}
         for address in addresses:
             for op in _QUESTIONS:
                 self._send(address, messages.Request(v=messages.VERSION, op=op, id=f"{turn}/{op}"))
-            found[address] = Seen(address)
+            found[address] = WorkerStatus(address)
             poller.register(self._sockets[address], zmq.POLLIN)
         missing: dict[str, set[str]] = {address: set(_QUESTIONS) for address in addresses}
         names = {self._sockets[address]: address for address in addresses}
@@ -119,7 +119,7 @@ class Watcher:
                 reply = _answer(socket)
                 if reply is None or address not in missing or reply.id != f"{turn}/{reply.op}":
                     continue  # no reply, or one to an earlier question
-                found[address] = _with(found[address], reply)
+                found[address] = _with_reply(found[address], reply)
                 missing[address].discard(reply.op)
                 if not missing[address]:
                     del missing[address]
@@ -168,7 +168,7 @@ def _answer(socket: zmq.Socket[bytes]) -> messages.Reply | None:
         return None
 
 
-def _with(seen: Seen, reply: messages.Reply) -> Seen:
+def _with_reply(seen: WorkerStatus, reply: messages.Reply) -> WorkerStatus:
     if reply.op == "stats":
         if reply.stats is not None:
             return replace(seen, stats=reply.stats)

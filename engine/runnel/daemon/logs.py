@@ -1,4 +1,6 @@
-"""Structured logs: one line per event, ``key=value`` or JSON, with a rate limit for each kind of event.
+"""Structured logs: one line per event, with a rate limit for each kind.
+
+A line is ``key=value`` pairs or JSON.
 
     log = Log("runnel.serve")
     log.warning("peer dropped", peer=peer, backlog=backlog)
@@ -74,7 +76,7 @@ class Log:
 log = Log("runnel.serve")
 
 
-def tell_health(event: str, stream: str, reason: str) -> None:
+def log_health(event: str, stream: str, reason: str) -> None:
     """Log a health event of a stream; see `runnel.insight.health`."""
     if event == "died":
         log.warning("state died", stream=stream, why=reason)
@@ -107,7 +109,7 @@ class Budget:
         self._kinds[kind] = tokens - 1, now, 0
         return suppressed
 
-    def settle(self) -> dict[str, int]:
+    def take_suppressed(self) -> dict[str, int]:
         """Return and clear the counts of suppressed lines that were not yet reported, by kind."""
         owed = {kind: suppressed for kind, (_, _, suppressed) in self._kinds.items() if suppressed}
         self._kinds = {kind: (tokens, when, 0) for kind, (tokens, when, _) in self._kinds.items()}
@@ -115,7 +117,7 @@ class Budget:
 
 
 class RateLimit(logging.Filter):
-    """Passes a record if its kind (level and event) has budget, and adds the number of suppressed lines."""
+    """Passes a record if its kind has budget, and adds the number of suppressed lines."""
 
     def __init__(self, budget: Budget | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class RateLimit(logging.Filter):
         return suppressed is not None
 
 
-class Lines(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """Formats a record's fields as one line. `common`: fields of every line, after the event.
 
     ``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``; or the same as
@@ -160,7 +162,7 @@ class Writer(logging.Handler):
         super().__init__()
         self._refused = 0  # Lines lost. Each counter has one writer: emitting threads, under a lock ...
         self._failed = 0  # ... and the writing thread
-        self._told = 0  # lost lines that were reported
+        self._reported = 0  # lost lines that were reported
         self._stream = stream
         self._descriptor = _descriptor(stream)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -195,13 +197,13 @@ class Writer(logging.Handler):
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
-            lost = self.lost - self._told
+            lost = self.lost - self._reported
             if lost and self._write(self.format(_lost(lost))):
-                self._told += lost
+                self._reported += lost
             if not self._write(line):
                 self._failed += 1
-        if (lost := self.lost - self._told) and self._write(self.format(_lost(lost))):
-            self._told += lost
+        if (lost := self.lost - self._reported) and self._write(self.format(_lost(lost))):
+            self._reported += lost
 
     def _write(self, line: str) -> bool:
         """Return whether the line was written."""
@@ -256,7 +258,7 @@ def written(
     """
     root = logging.getLogger()
     handler = Writer(stream)
-    handler.setFormatter(Lines(format, common))
+    handler.setFormatter(LineFormatter(format, common))
     limit = RateLimit()
     handler.addFilter(limit)
     before = logging.getLogger("runnel").level
@@ -267,7 +269,7 @@ def written(
         yield
     finally:
         logging.captureWarnings(False)
-        for kind, owed in limit.budget.settle().items():
+        for kind, owed in limit.budget.take_suppressed().items():
             fields = {"fields": {"kind": kind, "suppressed": owed}}
             handler.emit(root.makeRecord("runnel", logging.INFO, "", 0, "suppressed", (), None, extra=fields))
         root.removeHandler(handler)

@@ -36,11 +36,11 @@ def load(pipeline: str, settings: Settings, trust: bool) -> Engine:
         trust=trust,
         flush_denormals=True,
     )
-    _settle()
+    _freeze_garbage_collector()
     return engine
 
 
-def _settle() -> None:
+def _freeze_garbage_collector() -> None:
     """Exclude all objects loaded so far from garbage collection, and make collections rare.
 
     Otherwise a collection stops the loop for tens of milliseconds (seen: 40) to scan every library's objects.
@@ -51,9 +51,9 @@ def _settle() -> None:
 
 
 def hold_standard_files() -> None:
-    """Open those of standard input, output and error that are closed, so that no socket gets their numbers.
+    """Open standard input, output and error if they are closed.
 
-    Libraries write to descriptor 2 even if it is a socket.
+    Otherwise a socket may get their numbers, and libraries write to descriptor 2 even if it is a socket.
     """
     for descriptor in range(3):
         try:

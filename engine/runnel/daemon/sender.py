@@ -13,7 +13,7 @@ from typing import Final
 import zmq
 
 from .protocol.intake import MAX_PENDING_PER_PEER
-from .protocol.outbox import Fate, Frames, Peer
+from .protocol.outbox import Frames, Peer, SendResult
 
 QUEUED_REPLIES: Final = 2 * MAX_PENDING_PER_PEER  # of one peer: more than its possible requests
 LARGE: Final = 32 * 1024  # bytes: above it, saving the copy pays for the tracker (seen with pyzmq 27.3)
@@ -35,19 +35,19 @@ class Sender:
         self._held: dict[Peer, deque[tuple[int, zmq.MessageTracker]]] = {}
         self._sweep_at = _FIRST_SWEEP
 
-    def __call__(self, peer: Peer, frames: Frames, nbytes: int) -> Fate:
+    def __call__(self, peer: Peer, frames: Frames, nbytes: int) -> SendResult:
         """Send one reply completely, or not at all."""
         large = nbytes > LARGE
         if large and self._holds(peer, nbytes) > MAX_HELD:
-            return Fate.FULL
+            return SendResult.FULL
         send = self._send
         try:
             send(peer, _MORE)
         except zmq.ZMQError as error:
             if error.errno == zmq.EAGAIN:
-                return Fate.FULL
+                return SendResult.FULL
             if error.errno == zmq.EHOSTUNREACH:
-                return Fate.GONE
+                return SendResult.GONE
             raise
         for frame in frames[:-1]:  # once libzmq accepted the first frame, it accepts the others
             send(frame, _MORE)
@@ -55,7 +55,7 @@ class Sender:
             self._held[peer].append((nbytes, send(frames[-1], _LAST, copy=False, track=True)))
         else:
             send(frames[-1], _LAST)
-        return Fate.SENT
+        return SendResult.SENT
 
     def held(self, peer: Peer) -> int:
         """Bytes of large replies that libzmq still holds for the peer."""
@@ -65,8 +65,9 @@ class Sender:
         return sum(nbytes for nbytes, _ in held) if held else 0
 
     def _holds(self, peer: Peer, more: int) -> int:
-        """Bytes that libzmq would hold for the peer with `more`; 0 if it holds none, so that any one may
-        pass.
+        """Bytes that libzmq would hold for the peer with `more`; 0 if it holds none now.
+
+        So a single reply of any size may pass.
         """
         if len(self._held) >= self._sweep_at:
             self._held = {p: held for p, held in self._held.items() if held and not held[-1][1].done}

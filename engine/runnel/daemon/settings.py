@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UsageError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 
 MAX_WORKERS: Final = 256  # processes: more than the cores of any machine that serves one daemon
 MAX_PROVIDERS: Final = 16
@@ -51,7 +51,7 @@ def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Sett
 
     Raises PipelineError for an unknown key, UsageError for an invalid value, and for keys without users.
     """
-    tables.known(table, tuple(_CHECKS), f"{where}: [serve]")
+    toml.known(table, tuple(_CHECKS), f"{where}: [serve]")
     given = {name: _CHECKS[name](value, f"{where}: [serve] {name}") for name, value in table.items()}
     for name, value in flags.items():
         if value is not None:
@@ -84,8 +84,8 @@ class Source:
 
         A bare model has no table. Raises as `make` does, and PipelineError for a file that is not TOML.
         """
-        document = tables.read_toml(self.path) if self.path.suffix == ".toml" else {}
-        table = tables.table(document, "serve", str(self.path))
+        document = toml.read_toml(self.path) if self.path.suffix == ".toml" else {}
+        table = toml.table(document, "serve", str(self.path))
         for name in ("keys", "authorised", "metrics_keys"):  # relative to the file that names them
             if isinstance(table.get(name), str):
                 table = {**table, name: str(self.path.parent / table[name])}

@@ -101,8 +101,8 @@ def document(result: Result) -> dict[str, Any]:
         "unanswered": result.unanswered,
         "first_failure": result.first_failure,
         "fell_behind": result.behind,
-        "latency": _figures(result.latencies),
-        "generator_lag": _figures(result.lags),
+        "latency": _summary(result.latencies),
+        "generator_lag": _summary(result.lags),
     }
 
 
@@ -118,7 +118,7 @@ def capacity_document(found: Capacity, deadline: float, percentile: float) -> di
     }
 
 
-def _figures(latencies: Latencies) -> dict[str, float]:
+def _summary(latencies: Latencies) -> dict[str, float]:
     named = {f"p{p:g}": latencies.percentile(p) for p in PERCENTILES}
     return {"mean": latencies.mean, **named, "max": latencies.max}
 

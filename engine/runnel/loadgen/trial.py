@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def most_outstanding(self) -> int:
-        """By Little's law: with this many unanswered chunks at this rate, the mean wait is `patience`."""
+        """Unanswered chunks at which the mean wait is `patience`, by Little's law."""
         return max(LEAST_OUTSTANDING, int(self.offered * self.patience))
 
 

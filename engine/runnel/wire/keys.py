@@ -103,8 +103,9 @@ def client_keys(path: str | Path) -> Secret:
 
 
 def read_users(path: Path) -> Users:
-    """Read the authorised users, from a file or a folder of ``*.pub`` files: ``name = "key"``, or a list of
-    keys.
+    """Read the authorised users, from a file or a folder of ``*.pub`` files.
+
+    A line is ``name = "key"``, or a name with a list of keys.
 
     Raises UsageError for any fault, and for a key that belongs to two names.
     """
@@ -150,9 +151,9 @@ def write(folder: Path, name: str, public: str, secret: Secret) -> tuple[Path, P
         lines += ["# The daemon's public key: only who has its secret half is talked to.",
                   f'server = "{secret.server}"']  # fmt: skip
     # A JSON string of printable characters is a TOML string.
-    told = f'{json.dumps(name, ensure_ascii=False)} = "{public}"'
+    public_line = f'{json.dumps(name, ensure_ascii=False)} = "{public}"'
     paths = folder / f"{name}.key", folder / f"{name}.pub"
-    for path, text, mode in zip(paths, ("\n".join(lines), told), (0o600, 0o644), strict=True):
+    for path, text, mode in zip(paths, ("\n".join(lines), public_line), (0o600, 0o644), strict=True):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
                 file.write(f"{text}\n")

@@ -215,8 +215,7 @@ def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
 
 
 def salvage_ids(frames: Sequence[bytes]) -> list[str]:
-    """Find the correlation ids in a message that could not be decoded, so that the errors reach their
-    requests.
+    """Find the correlation ids in an invalid message, so that errors reach their requests.
 
     Returns at least one; '' if there is none, as in a message that exceeds a bound.
     """

@@ -17,7 +17,7 @@ def worker_of(name: str, workers: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """One worker's index, and the addresses of all workers, in order."""
 
     index: int = 0

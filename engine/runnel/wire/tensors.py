@@ -87,8 +87,8 @@ def describe(signal: Signal) -> list[TensorMetadata]:
 def _labels(tensor: TensorSpec) -> list[str]:
     """All labels or none: a part would pass for the whole."""
     labels = tensor.labels
-    told = len(labels) <= MAX_LABELS and sum(map(len, labels)) <= MAX_LABEL_CHARACTERS
-    return list(labels) if told else []
+    sendable = len(labels) <= MAX_LABELS and sum(map(len, labels)) <= MAX_LABEL_CHARACTERS
+    return list(labels) if sendable else []
 
 
 def undescribe(tensors: Sequence[TensorMetadata], rate: float) -> Signal:

@@ -25,7 +25,7 @@ from io import BytesIO
 from ipaddress import ip_address
 from typing import Any, Final
 
-from ...client.monitor import Seen, Watcher
+from ...client.monitor import Watcher, WorkerStatus
 from ...errors import UsageError
 from ...wire.keys import Secret
 from ..logs import Log
@@ -76,7 +76,7 @@ def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | Non
     host, port = parse(http_address)
     with Watcher(daemon_addresses, ANSWER_SECONDS, keys) as watcher:
         try:
-            server = _Server((host, port), _Fresh(watcher))
+            server = _Server((host, port), _CachedWatcher(watcher))
         except OSError as error:
             raise UsageError(f"cannot serve metrics on {http_address}: {error.strerror}") from None
         if not is_loopback(host):
@@ -97,16 +97,16 @@ def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | Non
             server.server_close()
 
 
-class _Fresh:
+class _CachedWatcher:
     """A monitor shared by threads: one thread asks, the others reuse the answer."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._lock = threading.Lock()  # also the memory fence for passing sockets between threads
-        self._seen: list[Seen] = []
+        self._seen: list[WorkerStatus] = []
         self._when = float("-inf")
 
-    def look(self) -> list[Seen]:
+    def look(self) -> list[WorkerStatus]:
         with self._lock:
             if time.monotonic() - self._when > FRESH:
                 self._seen = self._watcher.look()
@@ -114,17 +114,17 @@ class _Fresh:
             return self._seen
 
 
-def health(seen: Sequence[Seen]) -> tuple[bool, str]:
+def health(seen: Sequence[WorkerStatus]) -> tuple[bool, str]:
     """Whether every worker's loop runs, and the text of the answer."""
-    return _judged([(w.alive, w) for w in seen])
+    return _verdict([(w.alive, w) for w in seen])
 
 
-def readiness(seen: Sequence[Seen]) -> tuple[bool, str]:
+def readiness(seen: Sequence[WorkerStatus]) -> tuple[bool, str]:
     """Whether every worker serves and is not stopping, and the text of the answer."""
-    return _judged([(w.ready, w) for w in seen])
+    return _verdict([(w.ready, w) for w in seen])
 
 
-def _judged(workers: Sequence[tuple[bool, Seen]]) -> tuple[bool, str]:
+def _verdict(workers: Sequence[tuple[bool, WorkerStatus]]) -> tuple[bool, str]:
     bad = [
         f"worker {at}: {worker.error or 'stopping'}" for at, (good, worker) in enumerate(workers) if not good
     ]
@@ -138,9 +138,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     request_queue_size = 128  # connections that may queue while one thread accepts them
     daemon_threads = False  # so that closing waits for them
 
-    def __init__(self, address: tuple[str, int], fresh: _Fresh) -> None:
+    def __init__(self, address: tuple[str, int], watcher: _CachedWatcher) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.fresh = fresh
+        self.watcher = watcher
         self._lock = threading.Lock()
         self._open: dict[socket.socket, bool] = {}  # whether the request has arrived; the oldest first
         super().__init__(address, _Handler)
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._metrics()
         elif path in ("/healthz", "/readyz"):
-            good, text = (health if path == "/healthz" else readiness)(self.server.fresh.look())
+            good, text = (health if path == "/healthz" else readiness)(self.server.watcher.look())
             self._send(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, text.encode(), _TEXT)
         else:
             self._send(HTTPStatus.NOT_FOUND, b"here are /metrics, /healthz and /readyz\n", _TEXT)
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         except UsageError as error:
             self._send(HTTPStatus.NOT_IMPLEMENTED, f"{error}\n".encode(), _TEXT)
             return
-        self._send(HTTPStatus.OK, encode(self.server.fresh.look()), content_type)
+        self._send(HTTPStatus.OK, encode(self.server.watcher.look()), content_type)
 
     def _send(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
         self.send_response(status)

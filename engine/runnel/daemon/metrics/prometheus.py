@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from ...client.monitor import Seen
+from ...client.monitor import WorkerStatus
 from ...errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ _HISTOGRAMS: Final = (
 )
 
 
-def encoder(accept: str) -> tuple[Callable[[Sequence[Seen]], bytes], str]:
+def encoder(accept: str) -> tuple[Callable[[Sequence[WorkerStatus]], bytes], str]:
     """The encoder for an Accept header, and its content type.
 
     Raises UsageError if prometheus_client is not installed, with the command that installs it.
@@ -86,14 +86,14 @@ def encoder(accept: str) -> tuple[Callable[[Sequence[Seen]], bytes], str]:
 class _Collector:
     """A collector, as prometheus_client defines it, of the given statuses."""
 
-    def __init__(self, seen: Sequence[Seen]) -> None:
+    def __init__(self, seen: Sequence[WorkerStatus]) -> None:
         self._seen = seen
 
     def collect(self) -> Iterator[Metric]:
         return families(self._seen)
 
 
-def families(seen: Sequence[Seen]) -> Iterator[Metric]:
+def families(seen: Sequence[WorkerStatus]) -> Iterator[Metric]:
     """Metric families of all workers. For a worker that did not answer, only `runnel_worker_up` is given."""
     from prometheus_client.core import (
         CounterMetricFamily,

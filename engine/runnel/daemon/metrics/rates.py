@@ -67,7 +67,7 @@ def percentile(bounds: Sequence[float], counts: Sequence[int], q: float) -> floa
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Rates:
     """Rates of one worker, or of all together, over an interval. Rates are per second."""
 
     streams: int
@@ -103,7 +103,7 @@ class Reading:
         return asdict(self)
 
 
-def reading(happened: Document, seconds: float) -> Reading:
+def rates_of(happened: Document, seconds: float) -> Rates:
     """Rates and percentiles of a document from `since` or `together`; `seconds`: the interval."""
 
     def number(name: str) -> Any:
@@ -118,7 +118,7 @@ def reading(happened: Document, seconds: float) -> Reading:
     sizes, latency = happened.get("batch_sizes", _EMPTY), happened.get("latency", _EMPTY)
     batches = sum(sizes["counts"])
     p50, p90, p99 = (percentile(latency["bounds"], latency["counts"], q) for q in (0.5, 0.9, 0.99))
-    return Reading(
+    return Rates(
         streams=number("streams"),
         max_streams=number("max_streams"),
         steps=rate("chunks"),

@@ -1,4 +1,4 @@
-"""Bounds on queued requests: their number and bytes, for each client, for each user, and in total.
+"""Bounds on queued requests, in number and bytes: per client, per user, in total.
 
 Pure.
 """
@@ -12,20 +12,21 @@ from msgspec import Struct
 
 from ...errors import LimitError
 from ...wire import messages
-from .replies import Peer
-from .shares import Places
+from .outgoing import Peer
+from .shares import Quota
 from .transitions import Event
 
 MAX_PENDING: Final = 16 * 1024  # queued requests: about a second of work
 MAX_PENDING_PER_PEER: Final = 1024  # of one client: more than any useful window of requests
 MAX_PENDING_BYTES: Final = 256 * 2**20  # bytes of all queued tensors
 MAX_PEER_BYTES: Final = 2 * messages.MAX_MESSAGE_BYTES  # bytes of one client's queued tensors
-ROOM: Final = messages.MAX_BUNDLE - 1  # kept free, so that a bundle is taken whole or waits in the socket
-ROOM_BYTES: Final = messages.MAX_MESSAGE_BYTES - 1
+# Kept free, so that a bundle is taken whole or waits in the socket.
+SPARE_REQUESTS: Final = messages.MAX_BUNDLE - 1
+SPARE_BYTES: Final = messages.MAX_MESSAGE_BYTES - 1
 _NONE: Final = (0, 0)
 
 
-class Pending(Struct, eq=False, gc=False):
+class QueuedRequest(Struct, eq=False, gc=False):
     """A queued request. One is made for each message, so the type is the cheapest there is."""
 
     peer: Peer
@@ -49,21 +50,21 @@ class Intake:
         self.count = 0
         self.nbytes = 0
         self._of: dict[Peer, tuple[int, int]] = {}  # requests and bytes of each client
-        self._requests = Places(MAX_PENDING - ROOM)  # used until `full`
-        self._bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
-        self._apart = False  # count each user separately; set by the first user with a name
+        self._requests = Quota(MAX_PENDING - SPARE_REQUESTS)  # the capacity up to `full`
+        self._bytes = Quota(MAX_PENDING_BYTES - SPARE_BYTES)
+        self._per_user = False  # count each user separately; set by the first user with a name
 
     @property
     def full(self) -> bool:
         """Whether requests of the next message may be refused: then run before receiving more."""
-        return self.count >= MAX_PENDING - ROOM or self.nbytes >= MAX_PENDING_BYTES - ROOM_BYTES
+        return self.count >= MAX_PENDING - SPARE_REQUESTS or self.nbytes >= MAX_PENDING_BYTES - SPARE_BYTES
 
     @property
-    def user_part(self) -> tuple[int, int]:
+    def user_share(self) -> tuple[int, int]:
         """Requests and bytes that each user can count on."""
         return self._requests.part, self._bytes.part
 
-    def expect(self, users: int) -> None:
+    def expect_users(self, users: int) -> None:
         """Set how many users may come; each can count on a share."""
         if users > 1:
             self._count_users()
@@ -77,7 +78,7 @@ class Intake:
         """Count one more request, with `nbytes` of tensors. Raises LimitError if there is no room."""
         if self.count >= MAX_PENDING or self.nbytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self.count} requests wait already, {self.nbytes} bytes: try later")
-        if user or self._apart:
+        if user or self._per_user:
             self._check_user(user, nbytes)
         waiting, held = self._of.get(peer, _NONE)
         if waiting >= MAX_PENDING_PER_PEER:
@@ -89,7 +90,7 @@ class Intake:
                 f"{held} bytes of this client's requests wait already, at most {MAX_PEER_BYTES} may: "
                 "read replies first"
             )
-        if self._apart:
+        if self._per_user:
             self._requests.take(user)
             self._bytes.take(user, nbytes)
         self._of[peer] = waiting + 1, held + nbytes
@@ -100,7 +101,7 @@ class Intake:
         """Release the room of a request that is done."""
         self.count -= 1
         self.nbytes -= nbytes
-        if self._apart:
+        if self._per_user:
             self._requests.give(user)
             self._bytes.give(user, nbytes)
         waiting, held = self._of[peer]
@@ -113,14 +114,14 @@ class Intake:
         """Raise LimitError if the remaining room is reserved for other users."""
         self._count_users()
         requests, held = self._requests, self._bytes
-        if requests.users > 1 and not (requests.room(user) and held.room(user, nbytes)):
+        if requests.users > 1 and not (requests.has_room(user) and held.has_room(user, nbytes)):
             raise LimitError(
                 f"{requests.held(user)} requests of this user wait already, {held.held(user)} bytes, "
                 "and the room left is kept free for other users: read replies first"
             )
 
     def _count_users(self) -> None:
-        if not self._apart:
-            self._apart = True
+        if not self._per_user:
+            self._per_user = True
             self._requests.take("", self.count)
             self._bytes.take("", self.nbytes)

@@ -37,7 +37,7 @@ Peer = bytes
 Frames = Sequence[bytes]
 
 
-class Fate(enum.Enum):
+class SendResult(enum.Enum):
     """Whether a reply was sent, and if not, why."""
 
     SENT = "sent"
@@ -62,7 +62,7 @@ class Outbox:
 
     def __init__(
         self,
-        send: Callable[[Peer, Frames, int], Fate],
+        send: Callable[[Peer, Frames, int], SendResult],
         stats: Stats,
         held: Callable[[Peer], int] = lambda peer: 0,
     ) -> None:
@@ -70,8 +70,8 @@ class Outbox:
         self._send = send
         self._held = held
         self._stats = stats
-        self._slow: dict[Peer, _Backlog] = {}
-        self._deaf: dict[Peer, None] = {}  # dropped peers, in the order of dropping
+        self._backlogs: dict[Peer, _Backlog] = {}
+        self._dropped: dict[Peer, None] = {}  # dropped peers, in the order of dropping
         self._replies = 0
         self._bytes = 0
 
@@ -83,20 +83,24 @@ class Outbox:
     @property
     def due(self) -> float | None:
         """When to call `retry` next."""
-        return min((backlog.retry for backlog in self._slow.values()), default=None) if self._slow else None
+        return (
+            min((backlog.retry for backlog in self._backlogs.values()), default=None)
+            if self._backlogs
+            else None
+        )
 
     def unread(self, peer: Peer) -> int:
         """Known bytes of replies that the peer has not read. Small replies in flight are not counted."""
-        if self._deaf and peer in self._deaf:
+        if self._dropped and peer in self._dropped:
             return 0
-        backlog = self._slow.get(peer) if self._slow else None
+        backlog = self._backlogs.get(peer) if self._backlogs else None
         return self._held(peer) + (backlog.nbytes if backlog is not None else 0)
 
     def refuses(self, peer: Peer) -> str:
         """Return why a request of this peer must be refused; '' if the peer reads."""
-        if self._slow and peer in self._slow:
-            return f"{len(self._slow[peer].replies)} replies wait for this client: read them first"
-        if self._deaf and peer in self._deaf:
+        if self._backlogs and peer in self._backlogs:
+            return f"{len(self._backlogs[peer].replies)} replies wait for this client: read them first"
+        if self._dropped and peer in self._dropped:
             return (
                 "this client left its replies unread, and they were dropped: ask again with the same seq, "
                 "or resume its streams"
@@ -106,46 +110,46 @@ class Outbox:
     def post(self, peer: Peer, frames: Frames, now: float) -> None:
         """Send a reply, now or when its peer can take it. If the peer was dropped, discard the reply."""
         nbytes = sum(map(len, frames))
-        if self._deaf and peer in self._deaf:
+        if self._dropped and peer in self._dropped:
             self._stats.dropped_replies += 1
             return
-        backlog = self._slow.get(peer) if self._slow else None
+        backlog = self._backlogs.get(peer) if self._backlogs else None
         if backlog is None:
             fate = self._send(peer, frames, nbytes)
-            if fate is Fate.SENT:
+            if fate is SendResult.SENT:
                 return
-            if fate is Fate.GONE:
+            if fate is SendResult.GONE:
                 self._stats.dropped_replies += 1
                 return
-            backlog = self._slow[peer] = _Backlog(since=now, retry=now + FIRST_RETRY)
+            backlog = self._backlogs[peer] = _Backlog(since=now, retry=now + FIRST_RETRY)
         self._keep(peer, backlog, frames, nbytes)
 
     def refuse(self, peer: Peer, frames: Frames, now: float) -> None:
         """Send the refusal of a request. If a dropped peer can take it, serve that peer again."""
-        if peer not in self._deaf:
+        if peer not in self._dropped:
             self.post(peer, frames, now)
             return
         fate = self._send(peer, frames, sum(map(len, frames)))
-        if fate is not Fate.SENT:
+        if fate is not SendResult.SENT:
             self._stats.dropped_replies += 1
-        if fate is not Fate.FULL:
-            del self._deaf[peer]
+        if fate is not SendResult.FULL:
+            del self._dropped[peer]
 
     def postpone(self, seconds: float) -> None:
         """Extend all deadlines: the daemon was paused, and could not see any peer read."""
-        for backlog in self._slow.values():
+        for backlog in self._backlogs.values():
             backlog.since += seconds
 
     def retry(self, now: float) -> None:
         """Send as much as possible of each backlog that is due."""
-        for peer in [peer for peer, backlog in self._slow.items() if backlog.retry <= now]:
-            backlog = self._slow[peer]
+        for peer in [peer for peer, backlog in self._backlogs.items() if backlog.retry <= now]:
+            backlog = self._backlogs[peer]
             before = len(backlog.replies)
             fate = self._drain(peer, backlog)
-            if fate is Fate.SENT:
-                del self._slow[peer]
-            elif fate is Fate.GONE:
-                self._let_go(peer)
+            if fate is SendResult.SENT:
+                del self._backlogs[peer]
+            elif fate is SendResult.GONE:
+                self._discard(peer)
             elif len(backlog.replies) < before:
                 backlog.since, backlog.pause = now, FIRST_RETRY
                 backlog.retry = now + backlog.pause
@@ -163,35 +167,37 @@ class Outbox:
         if len(backlog.replies) > MAX_BACKLOG or backlog.nbytes > MAX_BACKLOG_BYTES:
             self._drop(peer, "it left too many replies unread")
         while self._replies > MAX_BACKLOGS or self._bytes > MAX_BACKLOGS_BYTES:
-            self._drop(max(self._slow, key=self._share), "of all that do not read it left the most unread")
+            self._drop(
+                max(self._backlogs, key=self._share), "of all that do not read it left the most unread"
+            )
 
     def _share(self, peer: Peer) -> float:
         """The peer's part of what all backlogs may hold."""
-        backlog = self._slow[peer]
+        backlog = self._backlogs[peer]
         return max(len(backlog.replies) / MAX_BACKLOGS, backlog.nbytes / MAX_BACKLOGS_BYTES)
 
-    def _drain(self, peer: Peer, backlog: _Backlog) -> Fate:
+    def _drain(self, peer: Peer, backlog: _Backlog) -> SendResult:
         while backlog.replies:
             frames, nbytes = backlog.replies[0]
             fate = self._send(peer, frames, nbytes)
-            if fate is not Fate.SENT:
+            if fate is not SendResult.SENT:
                 return fate
             backlog.replies.popleft()
             backlog.nbytes -= nbytes
             self._replies -= 1
             self._bytes -= nbytes
-        return Fate.SENT
+        return SendResult.SENT
 
     def _drop(self, peer: Peer, why: str) -> None:
-        replies = self._let_go(peer)
-        self._deaf[peer] = None
-        if len(self._deaf) > MAX_DROPPED:
-            del self._deaf[next(iter(self._deaf))]
+        replies = self._discard(peer)
+        self._dropped[peer] = None
+        if len(self._dropped) > MAX_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
         self._stats.dropped_peers += 1
         log.warning("peer dropped", peer=peer, replies=replies, why=why)
 
-    def _let_go(self, peer: Peer) -> int:
-        backlog = self._slow.pop(peer)
+    def _discard(self, peer: Peer) -> int:
+        backlog = self._backlogs.pop(peer)
         self._replies -= len(backlog.replies)
         self._bytes -= backlog.nbytes
         self._stats.dropped_replies += len(backlog.replies)

@@ -1,4 +1,4 @@
-"""What each request does to a stream, as two tables: by the stream's phase, and by the request's seq.
+"""Tables of what each request does to a stream, by phase and by seq.
 
 Rules of this file: the tables are the only source, and the protocol page prints them as they are. An event
 follows from a request's op and flags alone. An error in a table leaves the stream unchanged.
@@ -118,26 +118,26 @@ VERDICTS: Final[Mapping[Verdict, str | type[StreamError]]] = {
     Verdict.GAP: GapError,
 }
 
-SAID: Final[Mapping[Verdict, str]] = {
+VERDICT_TEXTS: Final[Mapping[Verdict, str]] = {
     Verdict.CONFLICT: "seq {seq} was applied with another payload; {n} is the last applied",
     Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
     Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
 }
 
-LIKELY: Final[Mapping[type[StreamError], str]] = {
+HINTS: Final[Mapping[type[StreamError], str]] = {
     UnknownStreamError: "is not open: never opened, closed, or lost with a restart of the daemon; open it",
     StreamExistsError: "is open already: choose another id, close it first, or resume it",
     StreamEndedError: "was flushed: reset it, or close it",
     FencedError: "is in another epoch than the one stated: it was resumed elsewhere, or opened anew",
 }
 
-BEGINS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})
+OPENS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})
 """Events that open a stream and begin an epoch."""
 
 FEEDS: Final = frozenset({Event.FEED, Event.FEED_FIRST, Event.FEED_LAST, Event.FEED_ONLY})
 """Events that step a stream."""
 
-TELLS_STATE: Final = frozenset({Event.SNAPSHOT, Event.FLUSH})
+RETURNS_STATE: Final = frozenset({Event.SNAPSHOT, Event.FLUSH})
 """Events whose replies are as large as the stream's state."""
 
 CHANGES: Final = frozenset(
@@ -186,6 +186,6 @@ def event_of(request: Request) -> Event:
             )
     elif request.inputs:
         raise WireError(f"inputs belong to feed and restore, not to {op!r}")
-    if not request.sequence_id and event not in BEGINS:
+    if not request.sequence_id and event not in OPENS:
         raise WireError(f"{op!r} without sequence_id: it names the stream")
     return event

@@ -2,8 +2,8 @@
 
 A packet socket keeps packets apart, and an end of file shows that the other side has ended.
 
-To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true} From a worker:
-{"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
+To a worker:    a `WorkerConfig`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
+From a worker:  {"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Packet = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkerConfig:
     """Configuration of a worker."""
 
     index: int
@@ -36,9 +36,9 @@ class Order:
         return asdict(self)
 
 
-def order(packet: Packet) -> Order:
-    """Inverse of `Order.packet`."""
-    return Order(**{**packet, "settings": settings(packet["settings"])})
+def worker_config(packet: Packet) -> WorkerConfig:
+    """Inverse of `WorkerConfig.packet`."""
+    return WorkerConfig(**{**packet, "settings": settings(packet["settings"])})
 
 
 def settings(laid: Packet) -> Settings:
@@ -59,10 +59,10 @@ def send(to: socket.socket, packet: Packet) -> bool:
     return True
 
 
-def receive(link: socket.socket) -> Packet | None:
+def receive(channel: socket.socket) -> Packet | None:
     """Wait for the next packet; None if the other side is gone."""
     try:
-        data = link.recv(MAX_PACKET)
+        data = channel.recv(MAX_PACKET)
     except OSError:
         return None
     return json.loads(data) if data else None

@@ -1,7 +1,7 @@
 """Lifecycle hooks of a daemon: for systemd, or for a supervisor of several workers.
 
-The daemon's loop calls a `Keeper` in its own thread, so a loop that hangs sends no beat. `Service` is for a
-daemon of one process; the hooks of a worker are in `worker`.
+The daemon's loop calls them in its own thread, so a loop that hangs sends no beat. `Service` is for a daemon
+of one process; the hooks of a worker are in `worker`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from ...errors import RunnelError
-from ...wire.placement import Place
+from ...wire.placement import Placement
 from .. import logs
 from ..logs import Log
 from ..settings import Settings, Source, renewed
@@ -20,21 +20,21 @@ from ..vetting import vet
 from . import systemd
 
 if TYPE_CHECKING:
-    from ..protocol.server import Server
+    from ..protocol.server import ServerProtocol
 
 Observe = Callable[[Settings, Sequence[str]], AbstractContextManager[object]]
 
 log = Log("runnel.serve")
 
 
-class Keeper:
+class LifecycleHooks:
     """Lifecycle hooks that do nothing. `beat_seconds`: how often to call `beat`, at least; 0.0 for never."""
 
     beat_seconds = 0.0
 
-    def meet(self, address: str) -> Place:
+    def bound_to(self, address: str) -> Placement:
         """The daemon is bound to the address. Return its place among the workers; it serves after that."""
-        return Place(0, (address,))
+        return Placement(0, (address,))
 
     def ready(self, address: str) -> None:
         """The daemon serves."""
@@ -42,7 +42,7 @@ class Keeper:
     def beat(self) -> None:
         """The daemon's loop runs."""
 
-    def reload(self, server: Server) -> bool:
+    def reload(self, server: ServerProtocol) -> bool:
         """Read the settings again. If they are wrong, return False and change nothing."""
         return True
 
@@ -50,7 +50,7 @@ class Keeper:
         """The daemon stops, and answers what has arrived."""
 
 
-class Service(Keeper):
+class Service(LifecycleHooks):
     """A service of one process, with or without systemd.
 
     `observe(settings, addresses)` is entered once the daemon serves, and left at the end of this context.
@@ -79,7 +79,7 @@ class Service(Keeper):
     def beat(self) -> None:
         self._notifier.send(systemd.WATCHDOG)
 
-    def reload(self, server: Server) -> bool:
+    def reload(self, server: ServerProtocol) -> bool:
         self._notifier.send(systemd.reloading(time.monotonic()))
         settings = reread(self._source, self._settings)
         if settings is not None:
@@ -115,7 +115,7 @@ def reread(source: Source, now: Settings) -> Settings | None:
     return after
 
 
-def apply(settings: Settings, server: Server) -> None:
+def apply(settings: Settings, server: ServerProtocol) -> None:
     """Apply the settings that may change while the daemon runs."""
     server.idle_seconds = settings.idle_seconds
     logs.set_level(settings.log_level)

@@ -36,8 +36,9 @@ def joined(*messages: bytes) -> bytes:
 
 
 class Notifier:
-    """The socket to systemd, taken from the environment and removed from it, since children are not the
-    service.
+    """The socket to systemd, named by the environment.
+
+    Its variables are removed from the environment, since child processes are not the service.
 
     `watchdog_seconds`: how often WATCHDOG must be sent, half of systemd's time-out; 0.0 for never. Raises
     UsageError for an invalid NOTIFY_SOCKET or WATCHDOG_USEC.

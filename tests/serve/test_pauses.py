@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.daemon.protocol.outbox import SLOW_SECONDS, Fate, Outbox
-from runnel.daemon.protocol.sequences import KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.outbox import SLOW_SECONDS, Outbox, SendResult
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.stats import Stats
+from runnel.daemon.protocol.streamtable import CACHED_SECONDS
 from runnel.wire import messages
-from runnel.wire.attention import LATE, SHORTLY, Attention, overslept
+from runnel.wire.pauses import LATE, SHORTLY, PauseDetector, extended
 
 from .peers import dealer, feed, reply_of
 from .support import Peer, code, model_pipeline, rows, tally_engine
@@ -35,8 +35,8 @@ class Process:
     def __init__(self, pauses: list[tuple[float, float]]) -> None:
         self.pauses = pauses  # (from, until), in order
         self.engine = tally_engine()
-        self.server = Server(self.engine, "boot", idle_seconds=IDLE)
-        self.attention = Attention(0.0)
+        self.server = ServerProtocol(self.engine, "boot", idle_seconds=IDLE)
+        self.detector = PauseDetector(0.0)
         self.now = 0.0
 
     def running(self, at: float) -> float:
@@ -61,11 +61,11 @@ class Process:
         self.server.run(0.0)
         unread = sorted(map(self.readable, arrivals))
         while self.now < until:
-            look = self.attention.until(self.server.due, self.now)
+            look = self.detector.wake_at(self.server.due, self.now)
             first = unread[0] if unread else math.inf
             first = min(first, woken if woken > self.now else math.inf)
             self.now = self.running(max(self.now, min(first, math.inf if look is None else look)))
-            if paused := self.attention.look(self.now, 0.0):
+            if paused := self.detector.paused_for(self.now, 0.0):
                 self.server.postpone(paused)
             while unread and unread[0] <= self.now:
                 unread.pop(0)
@@ -121,39 +121,39 @@ def test_without_a_pause_a_stream_is_closed_on_time() -> None:
 
 
 def test_work_and_announced_waits_are_no_pauses() -> None:
-    attention = Attention(0.0, 0.0)
-    assert attention.until(None, 0.0) is None
-    assert attention.look(1000.0, 0.1) == 0.0  # something arrived, after a long wait
-    assert attention.until(1000.0, 1000.0) == 1000.0
-    assert attention.look(1005.0, 5.0) == 0.0  # a batch that took 5 s of the processor
-    assert attention.until(1005.0, 1005.0) == 1005.0
-    assert attention.look(1009.0, 5.0) == 4.0 + SHORTLY  # stopped within one
-    assert attention.until(1020.0, 1009.0) == 1020.0 - SHORTLY
-    assert attention.look(1019.0 + LATE, 5.0) == 0.0
-    assert attention.until(1020.0, 1019.5) == 1020.0
-    assert attention.look(1021.0, 5.0) == 1.5 + SHORTLY
+    detector = PauseDetector(0.0, 0.0)
+    assert detector.wake_at(None, 0.0) is None
+    assert detector.paused_for(1000.0, 0.1) == 0.0  # something arrived, after a long wait
+    assert detector.wake_at(1000.0, 1000.0) == 1000.0
+    assert detector.paused_for(1005.0, 5.0) == 0.0  # a batch that took 5 s of the processor
+    assert detector.wake_at(1005.0, 1005.0) == 1005.0
+    assert detector.paused_for(1009.0, 5.0) == 4.0 + SHORTLY  # stopped within one
+    assert detector.wake_at(1020.0, 1009.0) == 1020.0 - SHORTLY
+    assert detector.paused_for(1019.0 + LATE, 5.0) == 0.0
+    assert detector.wake_at(1020.0, 1019.5) == 1020.0
+    assert detector.paused_for(1021.0, 5.0) == 1.5 + SHORTLY
 
 
 def test_a_pause_extends_how_long_replies_and_ends_are_remembered() -> None:
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     peer = Peer(server)
     for name, end in (("a", False), ("b", True)):
         peer.ask("feed", name, rows(1), epoch=7, seq=1, sequence_start=True, sequence_end=end)
-    assert server.due == KEPT_SECONDS
+    assert server.due == CACHED_SECONDS
     server.postpone(100.0)
-    assert server.due == KEPT_SECONDS + 100.0
-    server.tick(KEPT_SECONDS + 99.0)
+    assert server.due == CACHED_SECONDS + 100.0
+    server.tick(CACHED_SECONDS + 99.0)
     for name, end in (("a", False), ("b", True)):
         fed = {"epoch": 7, "seq": 1, "sequence_start": True, "sequence_end": end}
         assert code(peer.ask("feed", name, rows(1), **fed)[0]) == "ok"
-    server.tick(KEPT_SECONDS + 100.0)
+    server.tick(CACHED_SECONDS + 100.0)
     assert server.document()["kept_bytes"] == 0
     assert code(peer.ask("feed", "b", rows(1), epoch=7, seq=2)[0]) == "UNKNOWN_STREAM"
 
 
 def test_a_peer_is_not_dropped_for_what_it_could_not_read_during_a_pause() -> None:
     stats = Stats()
-    outbox = Outbox(lambda *_: Fate.FULL, stats)
+    outbox = Outbox(lambda *_: SendResult.FULL, stats)
     outbox.post(b"p", [b"reply"], 0.0)
     outbox.postpone(100.0)
     outbox.retry(100.0 + SLOW_SECONDS - 1.0)
@@ -163,8 +163,8 @@ def test_a_peer_is_not_dropped_for_what_it_could_not_read_during_a_pause() -> No
 
 
 def test_a_wait_that_ends_late_is_prolonged_and_one_that_ends_on_time_is_not() -> None:
-    assert overslept(5.0, 5.0) == overslept(5.0, 5.0 + LATE) == 5.0
-    assert overslept(5.0, 9.0) == 9.0 + SHORTLY
+    assert extended(5.0, 5.0) == extended(5.0, 5.0 + LATE) == 5.0
+    assert extended(5.0, 9.0) == 9.0 + SHORTLY
 
 
 def stopped(pid: int) -> bool:

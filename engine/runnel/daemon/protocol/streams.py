@@ -12,10 +12,10 @@ from ...errors import LimitError
 from ...stage import as_error
 from ..logs import Log
 from .admission import Body
-from .intake import Pending
-from .sequences import Named, Register
-from .shares import Places
+from .intake import QueuedRequest
+from .shares import Quota
 from .stats import Stats
+from .streamtable import StreamRecord, StreamTable
 
 if TYPE_CHECKING:
     from ...engine import Engine
@@ -24,71 +24,75 @@ if TYPE_CHECKING:
 log: Final = Log("runnel.serve")
 
 
-class Lives:
+class Streams:
     """The engine's streams by their names on the wire."""
 
     def __init__(
-        self, engine: Engine, register: Register, stats: Stats, first_epoch: int, user_streams: int
+        self, engine: Engine, table: StreamTable, stats: Stats, first_epoch: int, user_streams: int
     ) -> None:
         self._engine = engine
-        self._register = register
+        self._table = table
         self._stats = stats
         self._epoch = first_epoch
-        self._places = Places(engine.max_streams, user_streams)
+        self._quota = Quota(engine.max_streams, user_streams)
 
     @property
-    def user_part(self) -> int:
+    def user_share(self) -> int:
         """Streams that each user can count on."""
-        return self._places.part
+        return self._quota.part
 
-    def expect(self, users: int) -> None:
+    def expect_users(self, users: int) -> None:
         """Set how many users may come; each can count on a share."""
-        self._places.users = users
+        self._quota.users = users
 
-    def open(self, named: Named, blob: bytes | None = None, checked: bool = False) -> Stream:
+    def open(self, record: StreamRecord, blob: bytes | None = None, checked: bool = False) -> Stream:
         """Open the engine's stream, new or from a snapshot. It has no name yet.
 
         Raises LimitError if the remaining streams are reserved for other users, and what `Engine.open` and
         `restore` raise.
         """
-        self._check(named.user)
-        key = named.key
+        self._check(record.user)
+        key = record.key
         stream = self._engine.open(key) if blob is None else self._engine.restore(blob, key, checked=checked)
-        self._places.take(named.user)
+        self._quota.take(record.user)
         self._stats.opened += 1
         return stream
 
-    def begin(self, named: Named, pending: Pending, stream: Stream, applied: int, now: float) -> None:
+    def begin(
+        self, record: StreamRecord, pending: QueuedRequest, stream: Stream, applied: int, now: float
+    ) -> None:
         """Name the stream and begin the epoch that was asked for. If that fails, close the stream."""
         try:
             epoch = pending.request.epoch or self.new_epoch()
-            self._register.begin(named, stream, epoch, applied, pending.digest)
-            self._register.touch(named, pending.peer, now)
+            self._table.begin(record, stream, epoch, applied, pending.digest)
+            self._table.touch(record, pending.peer, now)
         except Exception as error:
-            self._lose(named, stream, error, now)
+            self._lose(record, stream, error, now)
             raise
 
-    def applied(self, named: Named, stream: Stream, pending: Pending, body: Body, now: float) -> None:
+    def applied(
+        self, record: StreamRecord, stream: Stream, pending: QueuedRequest, body: Body, now: float
+    ) -> None:
         """Commit a feed: its seq, its cached reply, and the stream that it opened or ended."""
         if pending.request.sequence_start:
-            self.begin(named, pending, stream, 0, now)
+            self.begin(record, pending, stream, 0, now)
         try:
-            self._register.keep(named, pending.digest, *body, now)
-            named.applied += 1
+            self._table.keep(record, pending.digest, *body, now)
+            record.applied += 1
             self._stats.chunks += 1
         except Exception as error:
-            self._lose(named, stream, error, now)
+            self._lose(record, stream, error, now)
             raise
         if pending.request.sequence_end:
-            self.part(named, "ended", "was closed: its end was fed", now)
+            self.close(record, "ended", "was closed: its end was fed", now)
 
-    def part(self, named: Named, reason: str, text: str, now: float) -> None:
+    def close(self, record: StreamRecord, reason: str, text: str, now: float) -> None:
         """Close the stream; a later request for it is answered with `text`, the reason."""
-        self.discard(named, self._register.part(named, text, now), reason)
+        self.discard(record, self._table.detach(record, text, now), reason)
 
-    def discard(self, named: Named, stream: Stream, reason: str) -> None:
+    def discard(self, record: StreamRecord, stream: Stream, reason: str) -> None:
         """Close a stream that has no name. An error of its stages is logged only."""
-        self._places.give(named.user)
+        self._quota.give(record.user)
         self._stats.closed[reason] += 1
         try:
             stream.close(reason)
@@ -99,19 +103,19 @@ class Lives:
         self._epoch += 1
         return self._epoch
 
-    def _lose(self, named: Named, stream: Stream, error: Exception, now: float) -> None:
-        if named.stream is stream:
+    def _lose(self, record: StreamRecord, stream: Stream, error: Exception, now: float) -> None:
+        if record.stream is stream:
             failed = type(error).__name__
             text = f"was closed: a change of it failed within the daemon ({failed}); open it anew"
-            self.part(named, "failed", text, now)
+            self.close(record, "failed", text, now)
         else:
-            self.discard(named, stream, "failed")
+            self.discard(record, stream, "failed")
 
     def _check(self, user: str) -> None:
-        places = self._places
-        if places.users > 1 and not places.room(user) and places.taken < places.places:
+        limit = self._quota
+        if limit.users > 1 and not limit.has_room(user) and limit.taken < limit.limit:
             raise LimitError(
-                f"{places.held(user)} streams are this user's, and the {places.places - places.taken} "
+                f"{limit.held(user)} streams are this user's, and the {limit.limit - limit.taken} "
                 "places left are kept free for other users: close some. Each user can count on "
-                f"{places.part} of {places.places}: user_streams and max_streams of the daemon"
+                f"{limit.part} of {limit.limit}: user_streams and max_streams of the daemon"
             )

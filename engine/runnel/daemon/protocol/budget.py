@@ -5,7 +5,7 @@ Rules of this file: pure; the clock is an argument.
 Theory: a turn ends when `TURN_SECONDS` are used up, so that a new request waits no longer than that. Short
 work is done whole. Longer work is cut into slices, each of about `SLICE_SECONDS` and at most `SLICE_BYTES`,
 and other streams take their turns between two slices. The time of a step is not known before it has run:
-`Pace` learns it from the steps that have run.
+`StepCosts` learns it from the steps that have run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEAST: Final = 1e-9  # seconds per time step: an estimate is never 0
 _GROWTH_BITS: Final = 2  # a slice has at most 2**this times the time steps of any chunk seen before
 
 
-class Pace:
+class StepCosts:
     """Seconds per time step, by the length of the chunk, learnt from what ran.
 
     There is one estimate for each power of two. A time step of a longer chunk is assumed to cost no more than
@@ -46,7 +46,7 @@ class Pace:
         """Seconds that a chunk of this many time steps is expected to take."""
         return steps * self._seconds[_index(steps)]
 
-    def saw(self, lengths: Sequence[int], seconds: float) -> None:
+    def learn(self, lengths: Sequence[int], seconds: float) -> None:
         """Learn from a batch: chunks of these lengths (at least one) took `seconds` together."""
         first = lengths[0]
         if lengths.count(first) == len(lengths):  # the usual case
@@ -59,18 +59,18 @@ class Pace:
             return
         # The geometric mean with the old value: one step that the system interrupted is soon forgotten.
         factor = min(2.0, max(0.5, seconds / expected)) ** 0.5
-        figures = self._seconds
+        estimates = self._seconds
         for i in indices:
             self._longest = max(self._longest, i)
-            figures[i] = figure = max(_LEAST, figures[i] * factor)
+            estimates[i] = estimate = max(_LEAST, estimates[i] * factor)
             for j in range(i + 1, _LENGTHS):
-                if figures[j] <= figure:
+                if estimates[j] <= estimate:
                     break
-                figures[j] = figure
+                estimates[j] = estimate
             for j in range(i - 1, -1, -1):
-                if figures[j] >= figure:
+                if estimates[j] >= estimate:
                     break
-                figures[j] = figure
+                estimates[j] = estimate
 
     def slice(self, most: int) -> int:
         """Time steps of the next slice: a power of two within `SLICE_SECONDS`, at most `most`."""
@@ -129,7 +129,7 @@ def _row_bytes(signal: Signal) -> int:
     return max(1, sum(np.dtype(t.dtype).itemsize * math.prod(t.shape) for t in signal.tensors))
 
 
-class Turn:
+class TurnBudget:
     """The rest of one turn. `bytes`: what work begun in this turn may still take, with its replies."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -142,6 +142,6 @@ class Turn:
         """Whether no more work may begin."""
         return self.bytes <= 0 or self._clock() >= self._until
 
-    def expect(self, seconds: float) -> None:
+    def reserve(self, seconds: float) -> None:
         """Reserve this many seconds for work at the end of the turn."""
         self._until -= seconds

@@ -30,12 +30,12 @@ _ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq sends ZAP requests
 log = Log("runnel.serve")
 
 
-def guard_of(settings: Settings) -> Guard | None:
-    """The authenticator for these settings; None if they name no keys. Raises as `Guard` does."""
-    return Guard(Path(settings.keys), Path(settings.authorised)) if settings.keys else None
+def authenticator_for(settings: Settings) -> Authenticator | None:
+    """The authenticator for these settings; None if they name no keys. Raises as `Authenticator` does."""
+    return Authenticator(Path(settings.keys), Path(settings.authorised)) if settings.keys else None
 
 
-class Guard:
+class Authenticator:
     """Admits only clients that hold an authorised key.
 
     `keys`: the daemon's own secret key. `authorised`: the file or folder that lists the users. Raises
@@ -62,8 +62,9 @@ class Guard:
 
     @contextmanager
     def at(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> Iterator[None]:
-        """Authenticate clients of `router`, which is not bound yet. No client is admitted until `answer` is
-        called.
+        """Authenticate clients of `router`, which is not bound yet.
+
+        No client is admitted until `answer` is called.
         """
         self._zap = context.socket(zmq.REP)
         try:

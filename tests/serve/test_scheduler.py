@@ -9,10 +9,9 @@ import pytest
 
 from runnel import errors
 from runnel.client.protocol import snapshot_parts
-from runnel.daemon.protocol import pace, works
-from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol import budget, jobs, scheduler
 from runnel.daemon.protocol.intake import MAX_PEER_BYTES
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
@@ -63,9 +62,9 @@ class Site:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.engine = Engine(Pipeline([Dear(self.clock, **options)], None, {}), max_streams=4096)
-        self.server = Server(self.engine, "boot", 100, clock=self.clock)
+        self.server = ServerProtocol(self.engine, "boot", 100, clock=self.clock)
         self.unread: dict[bytes, int] = {}
-        self.server.heed(lambda peer: self.unread.get(peer, 0))
+        self.server.set_unread(lambda peer: self.unread.get(peer, 0))
         self.heard: dict[bytes, list[Any]] = {}
         self.turns: list[float] = []
         self.made: list[int] = []  # bytes of reply of each turn
@@ -115,7 +114,7 @@ def canary_waits(site: Site, turns: int) -> float:
     return max(waits[20:])
 
 
-BOUND = 2 * (pace.TURN_SECONDS + 2 * pace.SLICE_SECONDS)  # the current turn, and the next one
+BOUND = 2 * (budget.TURN_SECONDS + 2 * budget.SLICE_SECONDS)  # the current turn, and the next one
 
 
 @pytest.mark.parametrize("streams", [1, 8, 60])
@@ -138,7 +137,7 @@ def test_expensive_calls_delay_no_other_client(op: str) -> None:
         site.tell(b"greedy", op, "s" if op != "open" else f"o{i}")
     assert canary_waits(site, 60) <= BOUND
     site.run()
-    assert max(site.turns) <= pace.TURN_SECONDS + 3 * A_CALL
+    assert max(site.turns) <= budget.TURN_SECONDS + 3 * A_CALL
     assert site.codes(b"greedy") == ["ok"] * 1001
 
 
@@ -178,7 +177,7 @@ def test_a_too_large_reply_is_refused_before_it_is_made() -> None:
     site = Site(width=1024)
     site.tell(b"p", "open", "s")
     site.run()
-    most = works.MAX_REPLY_BYTES // 4096
+    most = jobs.MAX_REPLY_BYTES // 4096
     clock = site.clock.now
     site.tell(b"p", "feed", "s", ones(most + 1))
     site.run()
@@ -191,7 +190,7 @@ def test_a_too_large_reply_is_refused_before_it_is_made() -> None:
 
 
 def test_unread_replies_hold_back_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 2**20)
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 2**20)
     site = Site(width=1024)
     site.unread[b"deaf"] = 2**20
     for name in ("a", "b"):
@@ -209,7 +208,7 @@ def test_unread_replies_hold_back_later_ones(monkeypatch: pytest.MonkeyPatch) ->
     site.run()
     assert site.codes(b"deaf") == ["ok"] * 6
     # With an empty queue one reply of any size passes.
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 1)
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 1)
     site.tell(b"deaf", "feed", "a", ones(1000))
     site.run()
     assert site.codes(b"deaf")[-1] == "ok"
@@ -222,7 +221,7 @@ def test_a_turn_makes_few_bytes_of_reply() -> None:
         site.tell(b"p", "snapshot", "s")
     site.run()
     assert site.codes(b"p") == ["ok"] * 121
-    assert max(site.made) <= pace.TURN_BYTES + 2**21
+    assert max(site.made) <= budget.TURN_BYTES + 2**21
 
 
 def test_one_clients_queued_bytes_are_bounded() -> None:
@@ -250,7 +249,7 @@ def test_a_snapshot_that_is_given_can_be_restored() -> None:
 
 
 def test_a_snapshot_too_large_to_restore_is_refused() -> None:
-    site = Site(ballast=runner.MAX_SNAPSHOT_BYTES + 1)
+    site = Site(ballast=scheduler.MAX_SNAPSHOT_BYTES + 1)
     site.tell(b"p", "open", "s")
     site.tell(b"p", "snapshot", "s")
     site.run()

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..daemon.socketfile import missing, require
 
-_LOOK: Final = 0.05  # seconds between two checks: a start takes a second
+_POLL_SECONDS: Final = 0.05  # seconds between two checks: a start takes a second
 
 
 def await_socket(address: str, timeout: float, quiet: bool) -> None:
@@ -23,5 +23,5 @@ def await_socket(address: str, timeout: float, quiet: bool) -> None:
         )
     deadline = time.monotonic() + timeout
     while missing(address) and time.monotonic() < deadline:
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
     require(address)

@@ -3,7 +3,7 @@
 Rules of this file: pure; each piece takes a millisecond or two; nothing is committed before the last piece.
 
 Theory: a long request is a generator. After a piece it yields None, or a `Passage` of which it needs one more
-slice stepped; the runner sends the slice's output into the generator, or throws its error. The generator
+slice stepped; the scheduler sends the slice's output into the generator, or throws its error. The generator
 returns the reply's body. To abandon a request, close its generator, which then releases what it holds.
 """
 
@@ -27,13 +27,13 @@ from .transitions import Event
 BLOCK: Final = 2**20  # bytes hashed in one piece: a millisecond
 MAX_REPLY_BYTES: Final = 48 * 2**20  # three tensors of a request's size; the reply is cached too
 
-Work = Generator[Passage | None, Chunk, Body]
+Job = Generator[Passage | None, Chunk, Body]
 
 
 def digest_in_blocks(
     event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes]
 ) -> Generator[None, None, int]:
-    """Digest of a large request, made piece by piece; see `sequences.digest_of`."""
+    """Digest of a large request, made piece by piece; see `streamtable.digest_of`."""
     parts: list[int] = []
     for buffer in buffers:
         view = memoryview(buffer)
@@ -54,7 +54,7 @@ def check_in_blocks(buffers: Sequence[bytes]) -> Generator[None, None, None]:
     check.end()
 
 
-class Made:
+class ReplyBuffer:
     """Output of a feed, gathered slice by slice in one growing buffer per tensor."""
 
     def __init__(self, outputs: Signal) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runnel.daemon.metrics.rates import percentile, reading, since, together
+from runnel.daemon.metrics.rates import percentile, rates_of, since, together
 from runnel.daemon.protocol.stats import SECONDS, SIZES, Histogram, Stats
 
 VALUES = st.lists(st.floats(0, 20), min_size=1, max_size=300)
@@ -112,7 +112,7 @@ def test_rates_are_those_of_the_interval() -> None:
     for _ in range(100):
         stats.latency.observe(1e-3)
     after = stats.document() | {"cpu_seconds": 2.0, "streams": 2, "max_streams": 9, "pending": 3}
-    read = reading(since(after, before), 2.0)
+    read = rates_of(since(after, before), 2.0)
     assert (read.steps, read.requests, read.fill, read.cpu) == (4.0, 5.0, 4.0, 0.5)
     assert (read.errors, read.closed) == ({"GAP": 2.0}, {"idle": 0.5})
     assert (read.repeats, read.dropped, read.opened) == (1.0, 3.0, 1.0)
@@ -122,5 +122,5 @@ def test_rates_are_those_of_the_interval() -> None:
 
 
 def test_missing_names_of_an_older_daemon_count_as_zero() -> None:
-    read = reading({}, 1.0)
+    read = rates_of({}, 1.0)
     assert (read.steps, read.fill, read.p99, read.errors) == (0.0, None, None, {})

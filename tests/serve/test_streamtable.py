@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from runnel.daemon.protocol import sequences
-from runnel.daemon.protocol.replies import Outgoing
-from runnel.daemon.protocol.sequences import KEPT_REPLIES, KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import streamtable
+from runnel.daemon.protocol.outgoing import Outgoing
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.daemon.protocol.streamtable import CACHED_REPLIES, CACHED_SECONDS
 from runnel.wire import messages
 from runnel.wire.messages import Reply, Request
-from runnel.wire.placement import Place, worker_of
+from runnel.wire.placement import Placement, worker_of
 
 from .support import POISON, UNLUCKY, Peer, code, plain_engine, rows, tally_engine
 
 
-def opened(**options: object) -> tuple[Server, Peer]:
-    server = Server(tally_engine(), "boot", **options)  # type: ignore[arg-type]
+def opened(**options: object) -> tuple[ServerProtocol, Peer]:
+    server = ServerProtocol(tally_engine(), "boot", **options)  # type: ignore[arg-type]
     peer = Peer(server)
     peer.ask("open", "a", epoch=7)
     return server, peer
@@ -50,20 +50,20 @@ def test_the_same_bytes_in_another_shape_are_another_payload() -> None:
 
 def test_cached_replies_of_a_stream_are_bounded() -> None:
     server, peer = opened()
-    for seq in range(1, KEPT_REPLIES + 2):
+    for seq in range(1, CACHED_REPLIES + 2):
         peer.ask("feed", "a", rows(seq), seq=seq)
     assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ALREADY_APPLIED"
     assert code(peer.ask("feed", "a", rows(2), seq=2)[0]) == "ok"
     told = peer.ask("hello")[0].server
     assert told is not None
-    assert told.limits.kept_replies == KEPT_REPLIES
-    assert server.stats.chunks == KEPT_REPLIES + 1
+    assert told.limits.kept_replies == CACHED_REPLIES
+    assert server.stats.chunks == CACHED_REPLIES + 1
 
 
 def test_cached_replies_are_bounded_in_bytes_and_the_oldest_are_evicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sequences, "MAX_KEPT_BYTES", 4 * (sequences.KEPT_OVERHEAD + 8))
+    monkeypatch.setattr(streamtable, "MAX_CACHED_BYTES", 4 * (streamtable.CACHED_OVERHEAD + 8))
     server, peer = opened()
     peer.ask("open", "b")
     peer.ask("feed", "b", rows(0, 1), seq=1)  # each reply has 8 bytes
@@ -73,11 +73,11 @@ def test_cached_replies_are_bounded_in_bytes_and_the_oldest_are_evicted(
     peer.ask("feed", "a", rows(9), seq=4)
     assert code(peer.ask("feed", "b", rows(0, 1), seq=1)[0]) == "ALREADY_APPLIED"
     assert code(peer.ask("feed", "a", rows(0, 1), seq=1)[0]) == "ok"
-    assert server.document()["kept_bytes"] <= sequences.MAX_KEPT_BYTES
+    assert server.document()["kept_bytes"] <= streamtable.MAX_CACHED_BYTES
 
 
 def test_a_reply_larger_than_the_cache_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "MAX_KEPT_BYTES", sequences.KEPT_OVERHEAD + 100)
+    monkeypatch.setattr(streamtable, "MAX_CACHED_BYTES", streamtable.CACHED_OVERHEAD + 100)
     server, peer = opened()
     peer.ask("feed", "a", rows(*range(100)), seq=1)
     assert server.document()["kept_bytes"] == 0
@@ -90,10 +90,10 @@ def test_a_reply_larger_than_the_cache_is_not_cached(monkeypatch: pytest.MonkeyP
 def test_cached_replies_expire() -> None:
     server, peer = opened()
     peer.ask("feed", "a", rows(1), seq=1)
-    assert server.due == KEPT_SECONDS
-    server.tick(KEPT_SECONDS - 1)
+    assert server.due == CACHED_SECONDS
+    server.tick(CACHED_SECONDS - 1)
     assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ok"
-    server.tick(KEPT_SECONDS)
+    server.tick(CACHED_SECONDS)
     assert code(peer.ask("feed", "a", rows(1), seq=1)[0]) == "ALREADY_APPLIED"
     assert server.due is None
 
@@ -121,7 +121,7 @@ BEGINNINGS = ("open", "restore", "restore another", "feed", "feed another")
 @pytest.mark.parametrize("second", [*BEGINNINGS, "feed, end"])
 def test_an_opening_in_the_streams_epoch_is_a_repeat_or_a_conflict(first: str, second: str) -> None:
     engine = tally_engine()
-    server = Server(engine, "boot", first_epoch=50)
+    server = ServerProtocol(engine, "boot", first_epoch=50)
     peer = Peer(server)
     began = begin(peer, first)
     assert code(began) == "ok"
@@ -148,14 +148,14 @@ def test_the_last_request_of_a_closed_stream_can_be_repeated() -> None:
     assert (code(again), same.tolist()) == ("ok", y.tolist())
     assert code(peer.ask("open", "a", epoch=7)[0]) == "UNKNOWN_STREAM"  # a late copy of the open
     assert code(peer.ask("close", "a", epoch=7, seq=2)[0]) == "UNKNOWN_STREAM"
-    server.tick(KEPT_SECONDS)
+    server.tick(CACHED_SECONDS)
     assert code(peer.ask("feed", "a", rows(1, 2), epoch=7, seq=1, sequence_end=True)[0]) == "UNKNOWN_STREAM"
 
 
 @pytest.mark.parametrize("failing", ["feed", "end", "restore", "limit"])
 def test_a_request_that_fails_to_open_a_stream_forgets_nothing_of_the_earlier_one(failing: str) -> None:
     engine = tally_engine(max_streams=1)
-    server = Server(engine, "boot")
+    server = ServerProtocol(engine, "boot")
     peer = Peer(server)
     peer.ask("open", "a", epoch=7)
     peer.ask("feed", "a", rows(1), epoch=7, seq=1)
@@ -180,7 +180,7 @@ def test_a_request_that_fails_to_open_a_stream_forgets_nothing_of_the_earlier_on
 
 def test_a_stream_is_closed_even_if_a_stage_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tally_engine()
-    server = Server(engine, "boot", idle_seconds=10.0)
+    server = ServerProtocol(engine, "boot", idle_seconds=10.0)
     peer = Peer(server)
 
     def fail(states: object) -> None:
@@ -198,7 +198,7 @@ def test_a_stream_is_closed_even_if_a_stage_fails(monkeypatch: pytest.MonkeyPatc
 
 def test_a_late_chunk_never_reaches_the_next_stream_of_its_name() -> None:
     engine = tally_engine()
-    server = Server(engine, "boot", first_epoch=50)
+    server = ServerProtocol(engine, "boot", first_epoch=50)
     peer = Peer(server)
     old = peer.ask("open", "a")[0].epoch
     peer.ask("close", "a", epoch=old, seq=1)
@@ -209,11 +209,11 @@ def test_a_late_chunk_never_reaches_the_next_stream_of_its_name() -> None:
 
 
 def test_the_memory_of_closed_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "MAX_PARTED", 3)
+    monkeypatch.setattr(streamtable, "MAX_CLOSED", 3)
     server, peer = opened()
     for k in range(10):
         peer.ask("feed", f"s{k}", rows(1), epoch=9, sequence_start=True, sequence_end=True)
-    assert len(server._register) == 1 + 3
+    assert len(server._table) == 1 + 3
     again = [
         code(peer.ask("feed", f"s{k}", rows(1), epoch=9, sequence_start=True, sequence_end=True)[0])
         for k in (9, 8, 7)
@@ -228,7 +228,7 @@ def notice(out: Outgoing) -> tuple[bytes, Reply]:
     return out.peer, messages.decode_reply(out.frames)[0]
 
 
-def ask_at(server: Server, peer: bytes, now: float, **fields: object) -> Reply:
+def ask_at(server: ServerProtocol, peer: bytes, now: float, **fields: object) -> Reply:
     header = Request(v=1, **fields)  # type: ignore[arg-type]
     server.receive(peer, messages.encode_request(header), now)
     [out] = server.run(now)
@@ -237,7 +237,7 @@ def ask_at(server: Server, peer: bytes, now: float, **fields: object) -> Reply:
 
 def test_an_idle_stream_is_closed_and_its_last_peer_notified() -> None:
     engine = tally_engine()
-    server = Server(engine, "boot", idle_seconds=100.0)
+    server = ServerProtocol(engine, "boot", idle_seconds=100.0)
     for name in "ab":
         ask_at(server, b"one", 0.0, op="open", sequence_id=name)
     ask_at(server, b"two", 50.0, op="reset", sequence_id="a")
@@ -257,7 +257,7 @@ def test_an_idle_stream_is_closed_and_its_last_peer_notified() -> None:
 
 def test_a_stream_with_a_queued_request_is_not_idle() -> None:
     engine = tally_engine()
-    server = Server(engine, "boot", idle_seconds=10.0)
+    server = ServerProtocol(engine, "boot", idle_seconds=10.0)
     ask_at(server, b"one", 0.0, op="open", sequence_id="a")
     server.receive(b"one", messages.encode_request(Request(v=1, op="flush", sequence_id="a")), 9.0)
     assert server.tick(11.0) == []
@@ -266,7 +266,7 @@ def test_a_stream_with_a_queued_request_is_not_idle() -> None:
 
 
 def test_a_fenced_request_does_not_keep_a_stream_awake() -> None:
-    server = Server(tally_engine(), "boot", idle_seconds=10.0)
+    server = ServerProtocol(tally_engine(), "boot", idle_seconds=10.0)
     ask_at(server, b"one", 0.0, op="open", sequence_id="a", epoch=5)
     assert code(ask_at(server, b"two", 9.0, op="reset", sequence_id="a", epoch=6)) == "FENCED"
     [(peer, _)] = [notice(out) for out in server.tick(10.0)]
@@ -355,7 +355,7 @@ def test_unanswered_requests_are_answered_in_the_new_epoch() -> None:
 
 def test_one_name_and_two_users_are_two_streams() -> None:
     engine = tally_engine()
-    server = Server(engine, "boot")
+    server = ServerProtocol(engine, "boot")
 
     def ask(user: str, **fields: object) -> Reply:
         header = Request(v=1, **fields)  # type: ignore[arg-type]
@@ -372,7 +372,9 @@ def test_one_name_and_two_users_are_two_streams() -> None:
 
 def test_a_stream_belongs_to_one_worker_and_others_refuse_it() -> None:
     addresses = [f"ipc:///w.{i}" for i in range(3)]
-    workers = [Peer(Server(tally_engine(), f"boot{i}", place=Place(i, addresses))) for i in range(3)]
+    workers = [
+        Peer(ServerProtocol(tally_engine(), f"boot{i}", placement=Placement(i, addresses))) for i in range(3)
+    ]
     for name in ("mic-1", "mic-2", "mic-3", "größe"):
         said = [code(worker.ask("open", name)[0]) for worker in workers]
         assert said.count("ok") == 1

@@ -1,4 +1,4 @@
-"""Outgoing replies: who gets them, which of them share a message, and how errors and pipelines are described.
+"""Outgoing replies, their bundles, and descriptions of errors and pipelines.
 
 Pure. `server` decides which reply a request gets.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ... import __version__
 from ...errors import RunnelError
-from ...wire import messages as wire
+from ...wire import messages
 from ...wire.tensors import describe
 
 if TYPE_CHECKING:
@@ -44,18 +44,18 @@ class Replies:
             self._bundled[peer] = [frames]
 
     def outgoing(self) -> list[Outgoing]:
-        for peer, messages in self._bundled.items():
-            self._loose += bundles(peer, messages)
+        for peer, replies in self._bundled.items():
+            self._loose += bundles(peer, replies)
         return self._loose
 
 
-def bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
+def bundles(peer: Peer, replies: list[list[bytes]]) -> list[Outgoing]:
     """Replies to one peer in as few messages as possible. A single reply is sent as it is."""
-    return [Outgoing(peer, frames) for _, frames in wire.bundles(messages, BUNDLE_BYTES)]
+    return [Outgoing(peer, frames) for _, frames in messages.bundles(replies, BUNDLE_BYTES)]
 
 
-def told(error: RunnelError) -> wire.ErrorInfo:
-    return wire.ErrorInfo(error.code, error.message, error.retry)
+def error_info(error: RunnelError) -> messages.ErrorInfo:
+    return messages.ErrorInfo(error.code, error.message, error.retry)
 
 
 def description(engine: Engine) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Rules of this file: no socket, no thread; the clock is an argument.
 
 Theory: a turn takes requests round-robin, by peer and then by stream, until its time or its bytes are used
 up. Feeds are gathered and stepped as one batch at the end of the turn. A long request is a *job*: each turn
-does a piece of it (works.py). The slices of all jobs are stepped together. While a stream has a job, or a
+does a piece of it (jobs.py). The slices of all jobs are stepped together. While a stream has a job, or a
 feed in the batch, its next request waits.
 
 Replies that a client has not read hold back its next ones. An exception of a stage, a codec or memory belongs
@@ -28,15 +28,15 @@ from ...stage import MAX_PASSAGES, Steps, as_error
 from ...wire import messages
 from ...wire.tensors import pack, unpack
 from .admission import NOTHING, Body, admit
-from .intake import Pending
-from .lives import Lives
-from .pace import SLICE_SECONDS, Pace, Sizes, Turn
-from .replies import Peer
-from .rota import Rota
-from .sequences import Named, Register, digest_of
+from .budget import SLICE_SECONDS, Sizes, StepCosts, TurnBudget
+from .intake import QueuedRequest
+from .jobs import BLOCK, MAX_REPLY_BYTES, Job, ReplyBuffer, check_in_blocks, digest_in_blocks, too_large
+from .outgoing import Peer
+from .roundrobin import RoundRobin
 from .stats import Stats
-from .transitions import CHANGES, FEEDS, TELLS_STATE, Event
-from .works import BLOCK, MAX_REPLY_BYTES, Made, Work, check_in_blocks, digest_in_blocks, too_large
+from .streams import Streams
+from .streamtable import StreamRecord, StreamTable, digest_of
+from .transitions import CHANGES, FEEDS, RETURNS_STATE, Event
 
 if TYPE_CHECKING:
     from ...engine import Engine
@@ -44,37 +44,36 @@ if TYPE_CHECKING:
 
 SMALL_REPLY: Final = 64 * 1024  # bytes: a reply up to this size never waits for others to be read
 MAX_UNREAD_BYTES: Final = 64 * 2**20  # of one client's unread replies, before more are made
-MAX_SNAPSHOT_BYTES: Final = (
-    messages.MAX_MESSAGE_BYTES - 2 * messages.MAX_HEADER
-)  # the most that a restore can send back
+# The most that a restore can send back.
+MAX_SNAPSHOT_BYTES: Final = messages.MAX_MESSAGE_BYTES - 2 * messages.MAX_HEADER
 FULL_BATCH: Final = 256  # streams: up to this, single time steps go in one batch, which makes them cheap
 MAX_JOBS_PER_PEER: Final = MAX_PASSAGES // 4  # one client's share of the jobs
 
 Outputs = Mapping[str, Array]
-Answer = Callable[[Named, Pending, "Body | RunnelError"], None]
+Answer = Callable[[StreamRecord, QueuedRequest, "Body | RunnelError"], None]
 """Called once for each request, with the body of its reply or its error."""
 
 
 class _Feed(Struct, eq=False, gc=False):
     """A feed that is stepped whole, in the batch of its turn."""
 
-    named: Named
+    record: StreamRecord
     stream: Stream
-    pending: Pending
+    pending: QueuedRequest
     chunk: Outputs
 
 
-class _Job(Struct, eq=False, gc=False):
+class _ActiveJob(Struct, eq=False, gc=False):
     """A request that is done piece by piece, from turn to turn."""
 
-    named: Named
-    pending: Pending
-    work: Work
+    record: StreamRecord
+    pending: QueuedRequest
+    generator: Job
     need: int  # bytes of reply that it is expected to make
     passage: Passage | None = None  # set while the job waits for its next slice
 
 
-class Runner:
+class Scheduler:
     """Runs the queued requests of all streams.
 
     `unread` returns the known bytes of replies that a peer has not read.
@@ -83,31 +82,32 @@ class Runner:
     def __init__(
         self,
         engine: Engine,
-        lives: Lives,
-        register: Register,
+        streams: Streams,
+        table: StreamTable,
         stats: Stats,
         clock: Callable[[], float],
         answer: Answer,
     ) -> None:
         self.unread: Callable[[Peer], int] = _none
         self.stalled = False  # the last turn did nothing: every queued request waits for its peer to read
-        self.ran: list[Named] = []  # streams that had a request in the last turn
+        self.ran: list[StreamRecord] = []  # streams that had a request in the last turn
         self._engine = engine
-        self._lives = lives
-        self._register = register
+        self._streams = streams
+        self._table = table
         self._stats = stats
         self._clock = clock
         self._answer = answer
         self._now = 0.0
-        self._pace = Pace()
+        self._costs = StepCosts()
         self._sizes = Sizes(engine.pipeline.inputs, engine.pipeline.unrolled.stages)
-        self._rota: Rota[Peer, Named] = Rota()  # streams whose next request, or next piece of a job, may run
-        self._jobs: dict[Named, _Job] = {}
+        # Streams whose next request, or next piece of a job, may run.
+        self._ready: RoundRobin[Peer, StreamRecord] = RoundRobin()
+        self._jobs: dict[StreamRecord, _ActiveJob] = {}
         self._jobs_of: dict[Peer, int] = {}
         self._reserved: dict[Peer, int] = {}  # bytes of reply that a peer's jobs are expected to make
         self._made: dict[Peer, int] = {}  # bytes of reply made in this turn and not yet sent
 
-    def add(self, named: Named, pending: Pending) -> None:
+    def add(self, record: StreamRecord, pending: QueuedRequest) -> None:
         """Queue a request of a stream."""
         if pending.event in FEEDS:
             request = pending.request
@@ -118,88 +118,88 @@ class Runner:
             sizes, steps = self._sizes, pending.steps
             made, pending.held = sizes.one if steps == 1 else (sizes.made(steps), sizes.held(steps))
             pending.need = made if made < MAX_REPLY_BYTES else MAX_REPLY_BYTES
-        if named.queue is None:
-            named.queue = deque((pending,))
-            self._rota.add(pending.peer, named)
+        if record.queue is None:
+            record.queue = deque((pending,))
+            self._ready.add(pending.peer, record)
         else:
-            named.queue.append(pending)
+            record.queue.append(pending)
 
     def turn(self, now: float) -> None:
         """Run one turn's worth of requests; answer each one that is done."""
         self._now = now
-        ran: list[Named] = []
-        self.ran, jobs, rota = ran, self._jobs, self._rota
-        turn = Turn(self._clock)
+        ran: list[StreamRecord] = []
+        self.ran, jobs, ready = ran, self._jobs, self._ready
+        turn = TurnBudget(self._clock)
         batch: list[_Feed] = []
-        slices: list[_Job] = []
-        passed_over: list[tuple[Peer, Named]] = []
-        while rota.count and not (ran and turn.over):
-            peer, named = rota.take()
-            job = jobs.get(named) if jobs else None
+        slices: list[_ActiveJob] = []
+        passed_over: list[tuple[Peer, StreamRecord]] = []
+        while ready.count and not (ran and turn.over):
+            peer, record = ready.take()
+            job = jobs.get(record) if jobs else None
             if job is None:
-                if not self._try_begin(peer, named, turn, batch):
-                    passed_over.append((peer, named))
+                if not self._try_begin(peer, record, turn, batch):
+                    passed_over.append((peer, record))
                     continue
             elif job.passage is None:
-                self._go_on(job, None)
+                self._continue(job, None)
             else:
                 if not slices:
-                    turn.expect(SLICE_SECONDS)
+                    turn.reserve(SLICE_SECONDS)
                 slices.append(job)
-            ran.append(named)
+            ran.append(record)
         if batch:
             self._run_batch(batch)
         if slices:
             self._run_slices(slices)
-        for peer, named in passed_over:
-            rota.add(peer, named)
+        for peer, record in passed_over:
+            ready.add(peer, record)
         self.stalled = not self.ran
         self._made.clear()
 
     # Doing a request.
 
-    def _try_begin(self, peer: Peer, named: Named, turn: Turn, batch: list[_Feed]) -> bool:
+    def _try_begin(self, peer: Peer, record: StreamRecord, turn: TurnBudget, batch: list[_Feed]) -> bool:
         """Do the stream's next request, add it to the batch, or make it a job.
 
         Return False if it must wait: until its peer reads, or until there is room for another job.
         """
-        assert named.queue is not None
-        pending: Pending = named.queue[0]
+        assert record.queue is not None
+        pending: QueuedRequest = record.queue[0]
         long = self._takes_long(pending)
         if long and (len(self._jobs) >= MAX_PASSAGES or self._jobs_of.get(peer, 0) >= MAX_JOBS_PER_PEER):
             return False
-        need = pending.need or self._state_bytes(named, pending)
+        need = pending.need or self._state_bytes(record, pending)
         made = self._made.get(peer, 0)
         if need > SMALL_REPLY:
             waiting = made + self._reserved.get(peer, 0) + self.unread(peer)
             if waiting and waiting + need > MAX_UNREAD_BYTES:
                 return False
-        named.queue.popleft()
-        begun: _Feed | Work | Body | RunnelError
+        record.queue.popleft()
+        begun: _Feed | Job | Body | RunnelError
         try:
-            begun = self._prepare(named, pending, long)
+            begun = self._prepare(record, pending, long)
         except Exception as error:
             begun = as_error("engine", error)
         if isinstance(begun, _Feed):
             steps = pending.steps
             if steps > 1 or len(batch) >= FULL_BATCH:
-                turn.expect(self._pace.estimate(steps))
+                turn.reserve(self._costs.estimate(steps))
             turn.bytes -= pending.held
             self._made[peer] = made + need
             batch.append(begun)
             return True
         turn.bytes -= need
         if isinstance(begun, Generator):
-            self._jobs[named] = job = _Job(named, pending, begun, need)
+            self._jobs[record] = job = _ActiveJob(record, pending, begun, need)
             self._jobs_of[peer] = self._jobs_of.get(peer, 0) + 1
             self._reserved[peer] = self._reserved.get(peer, 0) + need
-            self._go_on(job, None)
+            self._continue(job, None)
         else:
             self._made[peer] = made + need
-            self._finish(named, pending, begun)
+            self._finish(record, pending, begun)
         return True
 
-    def _takes_long(self, pending: Pending) -> bool:
+    def _takes_long(self, pending: QueuedRequest) -> bool:
         """Whether the request is done in pieces, from turn to turn."""
         if pending.nbytes > BLOCK:
             return True
@@ -208,71 +208,71 @@ class Runner:
         if pending.request.sequence_end:  # if the flush fails, the chunk must be undone with it
             return True
         steps = pending.steps
-        return steps > 1 and (steps > self._sizes.slice_steps or self._pace.estimate(steps) > SLICE_SECONDS)
+        return steps > 1 and (steps > self._sizes.slice_steps or self._costs.estimate(steps) > SLICE_SECONDS)
 
-    def _state_bytes(self, named: Named, pending: Pending) -> int:
+    def _state_bytes(self, record: StreamRecord, pending: QueuedRequest) -> int:
         """Bytes of reply to a request for the stream's state; 0 for any other request."""
-        if pending.event in TELLS_STATE and named.stream is not None:
+        if pending.event in RETURNS_STATE and record.stream is not None:
             with suppress(Exception):  # the stage cannot return its state: the request itself will fail
-                return named.stream.state_bytes
+                return record.stream.state_bytes
         return 0
 
-    def _prepare(self, named: Named, pending: Pending, long: bool) -> _Feed | Work | Body:
+    def _prepare(self, record: StreamRecord, pending: QueuedRequest, long: bool) -> _Feed | Job | Body:
         """Do a short request, or begin a long one. Raises what the tables and the engine raise."""
         if pending.nbytes > BLOCK:
-            return self._work(named, pending)
+            return self._job(record, pending)
         request, event = pending.request, pending.event
         pending.digest = digest_of(event, request.inputs, pending.buffers, request.steps)
-        again = self._admitted(named, pending)
+        again = self._admitted(record, pending)
         if again is not None:
             return again
         if event not in FEEDS:
-            return self._call(named, pending)
+            return self._call(record, pending)
         chunk = self._chunk(pending)
         if long:
-            return self._feed_work(named, pending, chunk)
-        stream = self._lives.open(named) if request.sequence_start else _open(named)
-        return _Feed(named, stream, pending, chunk)
+            return self._feed_job(record, pending, chunk)
+        stream = self._streams.open(record) if request.sequence_start else _open(record)
+        return _Feed(record, stream, pending, chunk)
 
-    def _admitted(self, named: Named, pending: Pending) -> Body | None:
+    def _admitted(self, record: StreamRecord, pending: QueuedRequest) -> Body | None:
         """Return None if the request must be done, or the cached reply if it was done before."""
-        again = admit(named, pending.request, pending.event, pending.digest)
-        if named.stream is not None:
-            self._register.touch(named, pending.peer, self._now)
+        again = admit(record, pending.request, pending.event, pending.digest)
+        if record.stream is not None:
+            self._table.touch(record, pending.peer, self._now)
         if again is not None:
             self._stats.repeats += 1
         return again
 
-    def _chunk(self, pending: Pending) -> Any:
+    def _chunk(self, pending: QueuedRequest) -> Any:
         """The feed's chunk. Raises ChunkError, or TooLargeError if its reply would be too large."""
         request, steps = pending.request, pending.steps
         if pending.need >= MAX_REPLY_BYTES and (nbytes := self._sizes.made(steps)) > MAX_REPLY_BYTES:
             raise too_large(nbytes, steps, self._sizes.steps_within(MAX_REPLY_BYTES))
         return Steps(steps) if request.steps else unpack(request.inputs, pending.buffers)
 
-    def _call(self, named: Named, pending: Pending) -> Body:
+    def _call(self, record: StreamRecord, pending: QueuedRequest) -> Body:
         """Do an admitted request that is not a feed."""
-        stream = named.stream
+        stream = record.stream
         mark = stream.mark() if stream is not None else None
         try:
-            body = self._done(named, pending)
+            body = self._done(record, pending)
             if pending.event in CHANGES:
-                self._register.keep(named, pending.digest, *body, self._now)
-                named.applied += 1
+                self._table.keep(record, pending.digest, *body, self._now)
+                record.applied += 1
         except Exception:
             if stream is not None and mark is not None:
                 stream.back(mark)
             raise
         return body
 
-    def _done(self, named: Named, pending: Pending) -> Body:
+    def _done(self, record: StreamRecord, pending: QueuedRequest) -> Body:
         event, request = pending.event, pending.request
         if event is Event.OPEN or event is Event.RESTORE:
             blob = b"".join(pending.buffers) if event is Event.RESTORE else None
-            stream = self._lives.open(named, blob, checked=pending.nbytes > BLOCK)  # checked in `_work`
-            self._lives.begin(named, pending, stream, stream.seq, self._now)
+            stream = self._streams.open(record, blob, checked=pending.nbytes > BLOCK)  # checked in `_job`
+            self._streams.begin(record, pending, stream, stream.seq, self._now)
             return NOTHING
-        stream = _open(named)
+        stream = _open(record)
         if event is Event.FLUSH:
             return pack(self._flush(stream))
         if event is Event.SNAPSHOT:
@@ -280,12 +280,12 @@ class Runner:
         if event is Event.RESET:
             stream.reset()
         elif event is Event.RESUME:
-            epoch = request.new_epoch or self._lives.new_epoch()
-            named.resumed_from = 0 if request.new_epoch else request.epoch
-            named.epoch = epoch
+            epoch = request.new_epoch or self._streams.new_epoch()
+            record.resumed_from = 0 if request.new_epoch else request.epoch
+            record.epoch = epoch
             self._stats.resumed += 1
         else:
-            self._lives.part(named, "closed", "was closed", self._now)
+            self._streams.close(record, "closed", "was closed", self._now)
         return NOTHING
 
     def _flush(self, stream: Stream) -> Outputs:
@@ -298,27 +298,27 @@ class Runner:
 
     # Jobs.
 
-    def _work(self, named: Named, pending: Pending) -> Work:
+    def _job(self, record: StreamRecord, pending: QueuedRequest) -> Job:
         """A request whose payload alone takes long to read."""
         request, event = pending.request, pending.event
         pending.digest = yield from digest_in_blocks(event, request.inputs, pending.buffers)
-        again = self._admitted(named, pending)
+        again = self._admitted(record, pending)
         if again is not None:
             return again
         if event in FEEDS:
-            return (yield from self._feed_work(named, pending, self._chunk(pending)))
+            return (yield from self._feed_job(record, pending, self._chunk(pending)))
         if event is Event.RESTORE:
             yield from check_in_blocks(pending.buffers)
-        return self._call(named, pending)
+        return self._call(record, pending)
 
-    def _feed_work(self, named: Named, pending: Pending, chunk: Any) -> Work:
+    def _feed_job(self, record: StreamRecord, pending: QueuedRequest, chunk: Any) -> Job:
         """A feed, slice by slice, with its flush if it ends the stream."""
         request, last = pending.request, pending.request.sequence_end
-        stream = self._lives.open(named) if request.sequence_start else _open(named)
+        stream = self._streams.open(record) if request.sequence_start else _open(record)
         passage: Passage | None = None
         try:
             passage = self._engine.begin(stream, chunk)
-            made = Made(self._engine.pipeline.outputs)
+            made = ReplyBuffer(self._engine.pipeline.outputs)
             while passage.left:
                 made.add((yield passage))
             if last:
@@ -329,31 +329,31 @@ class Runner:
             if passage is not None:
                 passage.drop(error if isinstance(error, RunnelError) else None)
             if request.sequence_start:
-                self._lives.discard(named, stream, "failed")
+                self._streams.discard(record, stream, "failed")
             raise
-        self._lives.applied(named, stream, pending, body, self._now)
+        self._streams.applied(record, stream, pending, body, self._now)
         return body
 
-    def _go_on(self, job: _Job, made: Outputs | RunnelError | None) -> None:
+    def _continue(self, job: _ActiveJob, made: Outputs | RunnelError | None) -> None:
         """Continue a job with the output of its last slice."""
         outcome: Body | RunnelError
         try:
             if isinstance(made, RunnelError):
-                job.passage = job.work.throw(made)
+                job.passage = job.generator.throw(made)
             else:
-                job.passage = job.work.send(made)  # type: ignore[arg-type]  # the first is None
+                job.passage = job.generator.send(made)  # type: ignore[arg-type]  # the first is None
         except StopIteration as end:
             outcome = end.value
         except Exception as error:
             outcome = as_error("engine", error)
         else:
-            self._rota.add(job.pending.peer, job.named)
+            self._ready.add(job.pending.peer, job.record)
             return
         self._end(job)
-        self._finish(job.named, job.pending, outcome)
+        self._finish(job.record, job.pending, outcome)
 
-    def _end(self, job: _Job) -> None:
-        del self._jobs[job.named]
+    def _end(self, job: _ActiveJob) -> None:
+        del self._jobs[job.record]
         peer = job.pending.peer
         left = self._jobs_of[peer] - 1
         if left:
@@ -364,11 +364,11 @@ class Runner:
             del self._reserved[peer]
         self._made[peer] = self._made.get(peer, 0) + job.need
 
-    def _run_slices(self, jobs: Sequence[_Job]) -> None:
+    def _run_slices(self, jobs: Sequence[_ActiveJob]) -> None:
         """Step the next slice of every job together."""
         self._count(len(jobs))
         passages = [job.passage for job in jobs if job.passage is not None]
-        share = max(1, min(self._sizes.slice_steps, self._pace.slice(2**31)) // len(jobs))
+        share = max(1, min(self._sizes.slice_steps, self._costs.slice(2**31)) // len(jobs))
         parts = [(passage, min(passage.left, share)) for passage in passages]
         began = self._clock()
         made: Sequence[Any]
@@ -376,9 +376,9 @@ class Runner:
             made = self._engine.advance(parts)
         except Exception as error:
             made = [as_error("engine", error)] * len(parts)
-        self._pace.saw([steps for _, steps in parts], self._clock() - began)
+        self._costs.learn([steps for _, steps in parts], self._clock() - began)
         for job, result in zip(jobs, made, strict=True):
-            self._go_on(job, result)
+            self._continue(job, result)
 
     # The batch.
 
@@ -394,7 +394,7 @@ class Runner:
             for feed, mark in zip(batch, marks, strict=True):
                 feed.stream.back(mark)
             results = [as_error("engine", error)] * len(batch)
-        self._pace.saw([feed.pending.steps for feed in batch], self._clock() - began)
+        self._costs.learn([feed.pending.steps for feed in batch], self._clock() - began)
         for feed, mark, result in zip(batch, marks, results, strict=True):
             outcome: Body | RunnelError
             try:
@@ -404,8 +404,8 @@ class Runner:
                 outcome = as_error("engine", error)
             opened = feed.pending.request.sequence_start
             if opened and isinstance(outcome, RunnelError) and not feed.stream.closed:
-                self._lives.discard(feed.named, feed.stream, "failed")
-            self._finish(feed.named, feed.pending, outcome)
+                self._streams.discard(feed.record, feed.stream, "failed")
+            self._finish(feed.record, feed.pending, outcome)
 
     def _commit(self, feed: _Feed, outputs: Outputs) -> Body:
         """Commit one result of the batch: apply its seq and cache its reply."""
@@ -413,7 +413,7 @@ class Runner:
         nbytes = sum(map(len, body[1]))
         if nbytes > MAX_REPLY_BYTES:
             raise too_large(nbytes)
-        self._lives.applied(feed.named, feed.stream, feed.pending, body, self._now)
+        self._streams.applied(feed.record, feed.stream, feed.pending, body, self._now)
         return body
 
     # Small parts.
@@ -422,19 +422,19 @@ class Runner:
         self._stats.batches += 1
         self._stats.batch_sizes.observe(streams)
 
-    def _finish(self, named: Named, pending: Pending, outcome: Body | RunnelError) -> None:
+    def _finish(self, record: StreamRecord, pending: QueuedRequest, outcome: Body | RunnelError) -> None:
         """Answer a request, and make the stream's next one ready."""
-        self._answer(named, pending, outcome)
+        self._answer(record, pending, outcome)
         if isinstance(outcome, RunnelError):
             # The traceback refers to this turn's frames and they to it: that cycle would keep the chunk
             # alive.
             outcome.__traceback__ = None
-        if named.queue:
-            self._rota.add(named.queue[0].peer, named)
+        if record.queue:
+            self._ready.add(record.queue[0].peer, record)
             return
-        named.queue = None
-        if named.stream is None:
-            self._register.settle(named)
+        record.queue = None
+        if record.stream is None:
+            self._table.forget_unused(record)
 
 
 def _snapshot(stream: Stream) -> Body:
@@ -447,9 +447,9 @@ def _snapshot(stream: Stream) -> Body:
     return [messages.TensorInfo("snapshot", "UINT8", [len(blob)])], [blob]
 
 
-def _open(named: Named) -> Stream:
-    assert named.stream is not None  # the table has no such transition from ABSENT
-    return named.stream
+def _open(record: StreamRecord) -> Stream:
+    assert record.stream is not None  # the table has no such transition from ABSENT
+    return record.stream
 
 
 def _none(peer: Peer) -> int:

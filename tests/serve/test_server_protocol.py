@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol import intake
-from runnel.daemon.protocol.sequences import KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.daemon.protocol.streamtable import CACHED_SECONDS
 from runnel.daemon.protocol.transitions import TRANSITIONS, Event, Phase
 from runnel.errors import PipelineError
 from runnel.pipeline.pipeline import Pipeline
@@ -29,9 +29,9 @@ FLAGS = {
 }
 
 
-def served(max_streams: int = 1024) -> tuple[SpyEngine, Server, Peer]:
+def served(max_streams: int = 1024) -> tuple[SpyEngine, ServerProtocol, Peer]:
     engine = tally_engine(max_streams)
-    server = Server(engine, "boot")
+    server = ServerProtocol(engine, "boot")
     return engine, server, Peer(server)
 
 
@@ -126,7 +126,7 @@ def test_one_message_can_be_a_whole_stream() -> None:
 def test_names_made_by_the_daemon_differ_from_start_to_start() -> None:
     names = set()
     for boot in ("boot1", "boot2"):
-        peer = Peer(Server(tally_engine(), boot))
+        peer = Peer(ServerProtocol(tally_engine(), boot))
         names |= {peer.ask("open")[0].sequence_id, peer.ask("open")[0].sequence_id}
     assert len(names) == 4
 
@@ -212,7 +212,7 @@ def test_a_pipeline_without_wire_datatypes_is_refused_at_the_start() -> None:
     stage = Tally()
     stage.outputs = Signal((TensorSpec("y", "complex64"),))
     with pytest.raises(PipelineError, match="'y' is complex64"):
-        Server(SpyEngine(Pipeline([stage], None, {})), "boot")
+        ServerProtocol(SpyEngine(Pipeline([stage], None, {})), "boot")
 
 
 def test_two_peers_get_their_own_replies() -> None:
@@ -257,8 +257,8 @@ def test_a_peer_is_bounded_without_refusals_for_others(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("bound", "value"), [("MAX_PENDING", 3), ("MAX_PENDING_BYTES", 24)])
 def test_all_queued_requests_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
     monkeypatch.setattr(intake, bound, value)
-    monkeypatch.setattr(intake, "ROOM", 0)
-    monkeypatch.setattr(intake, "ROOM_BYTES", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
+    monkeypatch.setattr(intake, "SPARE_BYTES", 0)
     _, server, peer = served()
     peer.ask("open", "a")
     taken = [peer.send("feed", "a", rows(1)) for _ in range(3)]  # 8 bytes each
@@ -305,10 +305,10 @@ def test_names_that_were_never_opened_are_forgotten() -> None:
     for i in range(50):
         assert code(peer.ask("feed", f"ghost{i}", rows(1))[0]) == "UNKNOWN_STREAM"
         peer.ask("feed", f"short{i}", rows(1), sequence_start=True, sequence_end=True)
-    server.tick(KEPT_SECONDS)
-    assert len(server._register) == 0
+    server.tick(CACHED_SECONDS)
+    assert len(server._table) == 0
     assert not server._intake._of
-    assert (server._register.kept_bytes, server.due) == (0, None)
+    assert (server._table.cached_bytes, server.due) == (0, None)
 
 
 def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
@@ -324,7 +324,7 @@ def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
 
 
 def test_latency_counts_from_arrival_until_the_reply_is_sent() -> None:
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     for k in range(2):
         header = messages.Request(v=1, op="open", sequence_id=f"a{k}")
         server.receive(b"p", messages.encode_request(header), 10.0 + k)
@@ -372,7 +372,7 @@ def test_stats_hold_counters_and_gauges() -> None:
     ],
 )
 def test_fields_that_do_not_fit_together(fields: dict[str, object]) -> None:
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     [out] = server.receive(b"p", [msgspec.msgpack.encode({"v": 1, "id": "7", **fields})], 0.0)
     reply, _ = messages.decode_reply(out.frames)
     assert (code(reply), reply.id, reply.op) == ("BAD_MESSAGE", "7", fields["op"])

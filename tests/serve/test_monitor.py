@@ -9,7 +9,7 @@ import pytest
 from runnel.client.monitor import MAX_WORKERS, UNANSWERED, Watcher
 from runnel.daemon.loop import Daemon
 from runnel.errors import UsageError
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 
 from .peers import ask, dealer
 from .workers import Worker, workers
@@ -73,7 +73,7 @@ def test_a_restarted_worker_is_found_again(tmp_path: Path) -> None:
     with Watcher([address], 0.2) as watcher:
         assert not watcher.look()[0].alive
         for boot in ("one", "two"):
-            worker = Worker(address, Place(0, [address]), boot)
+            worker = Worker(address, Placement(0, [address]), boot)
             watcher.timeout = 10
             (seen,) = watcher.look()
             assert seen.served
@@ -96,7 +96,7 @@ def test_unanswered_questions_are_bounded(tmp_path: Path) -> None:
     with Watcher([address], 0.001) as watcher:
         for _ in range(2 * UNANSWERED):
             assert not watcher.look()[0].alive
-        worker = Worker(address, Place(0, [address]), "a")
+        worker = Worker(address, Placement(0, [address]), "a")
         watcher.timeout = 10
         assert watcher.look()[0].ready
         answered = worker.server.stats.requests.total()
@@ -107,7 +107,7 @@ def test_unanswered_questions_are_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [MAX_WORKERS, MAX_WORKERS + 1])
 def test_a_daemon_with_too_many_workers_is_refused(tmp_path: Path, count: int) -> None:
     addresses = [f"ipc://{tmp_path}/{i}.sock" for i in range(count)]
-    worker = Worker(addresses[0], Place(0, addresses), "a")
+    worker = Worker(addresses[0], Placement(0, addresses), "a")
     try:
         with Watcher(addresses[:1], 10) as watcher:
             if count == MAX_WORKERS:

@@ -21,30 +21,30 @@ LATE: Final = 0.5  # seconds: longer than a busy machine delays a thread that is
 SHORTLY: Final = 1.0  # seconds before a deadline, and after a pause: for libzmq to read what the kernel holds
 
 
-class Attention:
+class PauseDetector:
     """The pauses of one loop. `now`: a monotonic clock; `ran`: the thread's processor time; seconds."""
 
     def __init__(self, now: float, ran: float = 0.0) -> None:
-        self._looked = self._asked = now
+        self._woke = self._planned = now
         self._ran = ran
 
-    def until(self, due: float | None, now: float) -> float | None:
+    def wake_at(self, due: float | None, now: float) -> float | None:
         """When to wake next, for a deadline at `due`; None if there is no deadline."""
         if due is None:
-            self._asked = math.inf
+            self._planned = math.inf
             return None
         before = due - SHORTLY
-        self._asked = max(now, before if now < before else due)
-        return self._asked
+        self._planned = max(now, before if now < before else due)
+        return self._planned
 
-    def look(self, now: float, ran: float) -> float:
+    def paused_for(self, now: float, ran: float) -> float:
         """Return the seconds by which to extend all deadlines, 0.0 without a pause."""
-        looked, self._looked = self._looked, now
+        woke, self._woke = self._woke, now
         worked, self._ran = ran - self._ran, ran
-        asked, self._asked = self._asked, now
-        return now - looked + SHORTLY if now - asked - worked > LATE else 0.0
+        planned, self._planned = self._planned, now
+        return now - woke + SHORTLY if now - planned - worked > LATE else 0.0
 
 
-def overslept(deadline: float, now: float) -> float:
+def extended(deadline: float, now: float) -> float:
     """Return a later deadline if the process was paused past the given one, else the same."""
     return now + SHORTLY if now - deadline > LATE else deadline

@@ -13,7 +13,7 @@ P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")
 
 
-class Rota(Generic[P, T]):
+class RoundRobin(Generic[P, T]):
     """Items that are ready, by peer. A taken item is out until it is added again."""
 
     def __init__(self) -> None:

@@ -18,27 +18,27 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from ...wire.messages import TensorInfo
-from .shares import Remembered
+from .shares import FairFifo
 from .transitions import Event, Phase, Verdict
 
 if TYPE_CHECKING:
     from ...stream import Stream
 
-KEPT_REPLIES: Final = 64  # replies per stream: as many requests as a client may have in flight for it
-KEPT_SECONDS: Final = 60.0  # longer than a connection takes to come back while its client still waits
-MAX_KEPT_BYTES: Final = 64 * 2**20  # bytes, for all streams
-KEPT_OVERHEAD: Final = 640  # bytes: Python's objects around a reply's buffers (seen: 610)
-MAX_PARTED: Final = 4096  # closed streams whose end is remembered
+CACHED_REPLIES: Final = 64  # replies per stream: as many requests as a client may have in flight for it
+CACHED_SECONDS: Final = 60.0  # longer than a connection takes to come back while its client still waits
+MAX_CACHED_BYTES: Final = 64 * 2**20  # bytes, for all streams
+CACHED_OVERHEAD: Final = 640  # bytes: Python's objects around a reply's buffers (seen: 610)
+MAX_CLOSED: Final = 4096  # closed streams whose end is remembered
 
 
-class Kept(Struct, eq=False, gc=False):
+class CachedReply(Struct, eq=False, gc=False):
     """A cached reply.
 
     The garbage collector does not track it, which saves repeated scans. So it must not refer to anything that
     could refer back to it.
     """
 
-    key: str  # of its `Named`
+    key: str  # of its `StreamRecord`
     user: str
     digest: int
     infos: list[TensorInfo]
@@ -66,7 +66,7 @@ def _bare_digest(event: Event, steps: int) -> int:
     return hash((event, steps))
 
 
-class Named:
+class StreamRecord:
     """What the server knows of one stream, by its name on the wire.
 
     `stream` is None if no stream is open: then a request for this name waits, or the record remembers how the
@@ -74,8 +74,8 @@ class Named:
     """
 
     __slots__ = (
-        "applied", "begun", "epoch", "gone", "kept", "key", "name", "peer", "queue", "resumed_from", "stream",
-        "used", "user",
+        "applied", "begun", "cached", "epoch", "gone", "key", "name", "peer", "queue", "resumed_from",
+        "stream", "used", "user",
     )  # fmt: skip
 
     def __init__(self, key: str, name: str, user: str = "") -> None:
@@ -87,7 +87,9 @@ class Named:
         self.begun = 0  # digest of the request that opened the stream
         self.resumed_from = 0  # the epoch stated by a resume for which the daemon chose the new epoch
         self.applied = 0  # the last seq
-        self.kept: deque[Kept] | None = None  # in the order of their seqs; the newest is that of `applied`
+        self.cached: deque[CachedReply] | None = (
+            None  # in the order of their seqs; the newest is that of `applied`
+        )
         self.queue: deque[Any] | None = None  # queued requests
         self.peer = b""  # the peer that last used it
         self.used = 0.0  # when
@@ -99,154 +101,155 @@ class Named:
             return Phase.ABSENT
         return Phase.ENDED if self.stream.ended else Phase.LIVE
 
-    def judge(self, seq: int, digest: int) -> tuple[Verdict, Kept | None]:
+    def judge(self, seq: int, digest: int) -> tuple[Verdict, CachedReply | None]:
         """Compare a stated seq with the last one applied; return its cached reply too, if there is one."""
         if seq == self.applied + 1:
             return Verdict.NEXT, None
         if seq > self.applied:
             return Verdict.GAP, None
-        kept = self.kept
+        cached = self.cached
         back = self.applied - seq
-        if not kept or back >= len(kept):
+        if not cached or back >= len(cached):
             return Verdict.OLD, None
-        reply = kept[-1 - back]
+        reply = cached[-1 - back]
         return (Verdict.REPEAT if reply.digest == digest else Verdict.CONFLICT), reply
 
 
-class Register:
+class StreamTable:
     """All stream records, by key."""
 
     def __init__(self) -> None:
         self._paused = 0.0  # seconds that count for no deadline; all times below are less by them
-        self._names: dict[str, Named] = {}
-        self._open: OrderedDict[Named, None] = OrderedDict()  # least recently used first
-        self._parted: Remembered[Named] = Remembered()
-        self._kept: Remembered[Kept] = Remembered()  # by bytes
+        self._names: dict[str, StreamRecord] = {}
+        self._open: OrderedDict[StreamRecord, None] = OrderedDict()  # least recently used first
+        self._closed: FairFifo[StreamRecord] = FairFifo()
+        self._cache: FairFifo[CachedReply] = FairFifo()  # by bytes
 
     def __len__(self) -> int:
         return len(self._names)
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes of all cached replies."""
-        return self._kept.weight
+        return self._cache.weight
 
-    def find(self, key: str) -> Named | None:
+    def find(self, key: str) -> StreamRecord | None:
         return self._names.get(key)
 
-    def add(self, key: str, name: str, user: str = "") -> Named:
-        named = self._names[key] = Named(key, name, user)
-        return named
+    def add(self, key: str, name: str, user: str = "") -> StreamRecord:
+        record = self._names[key] = StreamRecord(key, name, user)
+        return record
 
-    def begin(self, named: Named, stream: Stream, epoch: int, applied: int, begun: int) -> None:
-        """Enter a stream whose opening request has succeeded. Only now is an earlier one of that name
-        forgotten.
+    def begin(self, record: StreamRecord, stream: Stream, epoch: int, applied: int, begun: int) -> None:
+        """Enter a stream whose opening request has succeeded.
+
+        Only now is an earlier stream of that name forgotten.
         """
-        self._forget_replies(named)
-        if named in self._parted:
-            self._parted.remove(named.user, named, 1)
-        named.stream, named.epoch, named.applied, named.begun = stream, epoch, applied, begun
-        named.resumed_from, named.gone = 0, ""
-        self._open[named] = None
+        self._forget_replies(record)
+        if record in self._closed:
+            self._closed.remove(record.user, record, 1)
+        record.stream, record.epoch, record.applied, record.begun = stream, epoch, applied, begun
+        record.resumed_from, record.gone = 0, ""
+        self._open[record] = None
 
     def postpone(self, seconds: float) -> None:
         """Extend every deadline. A deadline set just before the pause was noticed may be extended too far."""
         self._paused += seconds
 
-    def touch(self, named: Named, peer: bytes, now: float) -> None:
+    def touch(self, record: StreamRecord, peer: bytes, now: float) -> None:
         """Note that a peer used the stream."""
         # Without a pause, all streams of a turn share the turn's float object.
-        named.peer, named.used = peer, now - self._paused if self._paused else now
-        if named.stream is not None:
-            self._open.move_to_end(named)
+        record.peer, record.used = peer, now - self._paused if self._paused else now
+        if record.stream is not None:
+            self._open.move_to_end(record)
 
-    def used_at(self, named: Named, now: float) -> bool:
+    def used_at(self, record: StreamRecord, now: float) -> bool:
         """Whether the stream was last used at exactly this time."""
-        return named.used == now - self._paused
+        return record.used == now - self._paused
 
-    def part(self, named: Named, text: str, now: float) -> Stream:
+    def detach(self, record: StreamRecord, text: str, now: float) -> Stream:
         """Remove the open stream from its record, and return it to be closed.
 
         Its end (`text`) and cached replies are remembered for a while.
         """
-        assert named.stream is not None
-        stream, named.stream = named.stream, None
-        named.gone, named.used = text, now - self._paused
-        del self._open[named]
-        self._parted.add(named.user, named, 1)
-        if len(self._parted) > MAX_PARTED:
-            self._drop(self._parted.excess())
+        assert record.stream is not None
+        stream, record.stream = record.stream, None
+        record.gone, record.used = text, now - self._paused
+        del self._open[record]
+        self._closed.add(record.user, record, 1)
+        if len(self._closed) > MAX_CLOSED:
+            self._drop(self._closed.excess())
         return stream
 
-    def settle(self, named: Named) -> None:
+    def forget_unused(self, record: StreamRecord) -> None:
         """Forget a record if it has no stream, no queued request and no remembered end."""
-        if named.stream is None and named.queue is None and named not in self._parted:
-            self._names.pop(named.key, None)
+        if record.stream is None and record.queue is None and record not in self._closed:
+            self._names.pop(record.key, None)
 
     def keep(
-        self, named: Named, digest: int, infos: list[TensorInfo], buffers: Sequence[bytes], now: float
+        self, record: StreamRecord, digest: int, infos: list[TensorInfo], buffers: Sequence[bytes], now: float
     ) -> None:
         """Cache the reply to the request that was just applied."""
-        nbytes = KEPT_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
-        kept = Kept(named.key, named.user, digest, infos, buffers, nbytes, now - self._paused)
-        replies = named.kept
+        nbytes = CACHED_OVERHEAD + (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
+        cached = CachedReply(record.key, record.user, digest, infos, buffers, nbytes, now - self._paused)
+        replies = record.cached
         if replies is None:
-            replies = named.kept = deque()
-        elif len(replies) >= KEPT_REPLIES:
-            self._let_go(replies[0])
-        replies.append(kept)
-        self._kept.add(named.user, kept, nbytes)
-        while self._kept.weight > MAX_KEPT_BYTES:
-            self._let_go(self._kept.excess())
+            replies = record.cached = deque()
+        elif len(replies) >= CACHED_REPLIES:
+            self._evict(replies[0])
+        replies.append(cached)
+        self._cache.add(record.user, cached, nbytes)
+        while self._cache.weight > MAX_CACHED_BYTES:
+            self._evict(self._cache.excess())
 
-    def idle(self, seconds: float, now: float) -> Iterator[Named]:
-        """The open streams unused for `seconds` with no queued request; the caller must `part` each."""
+    def idle(self, seconds: float, now: float) -> Iterator[StreamRecord]:
+        """The open streams unused for `seconds` with no queued request; the caller must `detach` each."""
         if seconds:
             while self._open:
-                named = next(iter(self._open))
-                if named.used + seconds + self._paused > now:  # rounded as in `due`
+                record = next(iter(self._open))
+                if record.used + seconds + self._paused > now:  # rounded as in `due`
                     return
-                if named.queue is not None:  # requests are queued, or one is being run
-                    self.touch(named, named.peer, now)
+                if record.queue is not None:  # requests are queued, or one is being run
+                    self.touch(record, record.peer, now)
                 else:
-                    yield named
+                    yield record
 
     def expire(self, now: float) -> None:
         """Forget replies and closed streams that were remembered long enough."""
         paused = self._paused
-        while (kept := self._kept.oldest()) is not None and kept.at + KEPT_SECONDS + paused <= now:
-            self._let_go(kept)
-        while (named := self._parted.oldest()) is not None and named.used + KEPT_SECONDS + paused <= now:
-            self._drop(named)
+        while (cached := self._cache.oldest()) is not None and cached.at + CACHED_SECONDS + paused <= now:
+            self._evict(cached)
+        while (record := self._closed.oldest()) is not None and record.used + CACHED_SECONDS + paused <= now:
+            self._drop(record)
 
     def due(self, idle_seconds: float) -> float | None:
         """When `idle` or `expire` next has something to do; None: never, as things stand."""
         times = []
         if self._open and idle_seconds:
             times.append(next(iter(self._open)).used + idle_seconds + self._paused)
-        if (kept := self._kept.oldest()) is not None:
-            times.append(kept.at + KEPT_SECONDS + self._paused)
-        if (named := self._parted.oldest()) is not None:
-            times.append(named.used + KEPT_SECONDS + self._paused)
+        if (cached := self._cache.oldest()) is not None:
+            times.append(cached.at + CACHED_SECONDS + self._paused)
+        if (record := self._closed.oldest()) is not None:
+            times.append(record.used + CACHED_SECONDS + self._paused)
         return min(times, default=None)
 
-    def _let_go(self, kept: Kept) -> None:
+    def _evict(self, cached: CachedReply) -> None:
         """Forget one reply: its stream's oldest, because its user or its stream has too many."""
-        named = self._names[kept.key]
-        replies = named.kept
+        record = self._names[cached.key]
+        replies = record.cached
         assert replies is not None
-        assert replies[0] is kept
+        assert replies[0] is cached
         replies.popleft()
         if not replies:
-            named.kept = None  # an empty deque takes more memory than the rest of an idle stream
-        self._kept.remove(kept.user, kept, kept.nbytes)
+            record.cached = None  # an empty deque takes more memory than the rest of an idle stream
+        self._cache.remove(cached.user, cached, cached.nbytes)
 
-    def _forget_replies(self, named: Named) -> None:
-        while named.kept:
-            self._let_go(named.kept[0])
+    def _forget_replies(self, record: StreamRecord) -> None:
+        while record.cached:
+            self._evict(record.cached[0])
 
-    def _drop(self, named: Named) -> None:
+    def _drop(self, record: StreamRecord) -> None:
         """Forget how a closed stream ended."""
-        self._parted.remove(named.user, named, 1)
-        self._forget_replies(named)
-        self.settle(named)
+        self._closed.remove(record.user, record, 1)
+        self._forget_replies(record)
+        self.forget_unused(record)
