@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol.outbox import SLOW_SECONDS, Outbox, SendResult
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
 from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.stats import Stats
-from runnel.daemon.protocol.streamtable import CACHED_SECONDS
 from runnel.wire import messages
 from runnel.wire.pauses import LATE, SHORTLY, PauseDetector, extended
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol import intake
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
 from runnel.daemon.protocol.server import ServerProtocol
-from runnel.daemon.protocol.streamtable import CACHED_SECONDS
 from runnel.daemon.protocol.transitions import TRANSITIONS, Event, Phase
 from runnel.errors import PipelineError
 from runnel.pipeline.pipeline import Pipeline

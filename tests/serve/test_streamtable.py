@@ -6,8 +6,8 @@ import pytest
 
 from runnel.daemon.protocol import streamtable
 from runnel.daemon.protocol.outgoing import Outgoing
+from runnel.daemon.protocol.replycache import CACHED_REPLIES, CACHED_SECONDS
 from runnel.daemon.protocol.server import ServerProtocol
-from runnel.daemon.protocol.streamtable import CACHED_REPLIES, CACHED_SECONDS
 from runnel.wire import messages
 from runnel.wire.messages import Reply, Request
 from runnel.wire.placement import Placement, worker_of

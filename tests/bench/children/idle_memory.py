@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
 from runnel.daemon.protocol.server import ServerProtocol
-from runnel.daemon.protocol.streamtable import CACHED_SECONDS
 from runnel.engine import Engine
 from runnel.wire.messages import Request, decode_reply, encode_request
 from runnel.wire.tensors import pack

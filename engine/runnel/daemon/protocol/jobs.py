@@ -33,7 +33,7 @@ Job = Generator[Passage | None, Chunk, Body]
 def digest_in_blocks(
     event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes]
 ) -> Generator[None, None, int]:
-    """Digest of a large request, made piece by piece; see `streamtable.digest_of`."""
+    """Digest of a large request, made piece by piece; see `replycache.digest_of`."""
     parts: list[int] = []
     for buffer in buffers:
         view = memoryview(buffer)

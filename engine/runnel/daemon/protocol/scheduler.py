@@ -32,10 +32,11 @@ from .budget import SLICE_SECONDS, Sizes, StepCosts, TurnBudget
 from .intake import QueuedRequest
 from .jobs import BLOCK, MAX_REPLY_BYTES, Job, ReplyBuffer, check_in_blocks, digest_in_blocks, too_large
 from .outgoing import Peer
+from .replycache import digest_of
 from .roundrobin import RoundRobin
 from .stats import Stats
 from .streams import Streams
-from .streamtable import StreamRecord, StreamTable, digest_of
+from .streamtable import StreamRecord, StreamTable
 from .transitions import CHANGES, FEEDS, RETURNS_STATE, Event
 
 if TYPE_CHECKING:

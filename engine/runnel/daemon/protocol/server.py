@@ -26,10 +26,11 @@ from .admission import Body
 from .intake import MAX_PEER_BYTES, MAX_PENDING_PER_PEER, Intake, QueuedRequest
 from .jobs import MAX_REPLY_BYTES
 from .outgoing import Outgoing, Peer, Replies, bundles, description, error_info
+from .replycache import CACHED_REPLIES
 from .scheduler import Scheduler
 from .stats import Stats
 from .streams import Streams
-from .streamtable import CACHED_REPLIES, StreamRecord, StreamTable
+from .streamtable import StreamRecord, StreamTable
 from .transitions import OPENS, event_of
 
 if TYPE_CHECKING:
