@@ -88,7 +88,7 @@ def test_a_pure_folder_has_no_socket_thread_or_clock(folder: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*PURE_TOP, "client/protocol", "wire/attention", "daemon/settings", "cli/panel", "daemon/metrics/rates"],
+    [*PURE_TOP, "client/protocol", "wire/pauses", "daemon/settings", "cli/panel", "daemon/metrics/rates"],
 )
 def test_a_pure_module_has_no_socket_thread_or_clock(name: str) -> None:
     assert not tops(ENGINE / f"{name}.py") & (SYSTEM | CLOCKS), name
@@ -118,7 +118,7 @@ def test_one_importer_each() -> None:
         "client/connection.py",
         "client/monitor.py",
         "daemon/door.py",
-        "daemon/guard.py",
+        "daemon/authenticator.py",
         "daemon/loop.py",
         "daemon/sender.py",
         "loadgen/remote.py",

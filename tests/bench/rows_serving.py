@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 
 from runnel import Client, Engine
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.spec import Array
 from runnel.wire.messages import Request, encode_request
 from tests import silero
@@ -213,7 +213,7 @@ def _many(kit: Kit) -> Measured:
 
 def _served(kit: Kit, opened: int) -> Loop:
     """Feeds of `STREAMS` streams, spread over so many open ones, through a server without sockets."""
-    server = Server(Engine.load(kit.large.path, max_streams=opened), "bench")
+    server = ServerProtocol(Engine.load(kit.large.path, max_streams=opened), "bench")
     names = [f"stream-{i}" for i in range(opened)]
     for low in range(0, opened, STREAMS):
         for name in names[low : low + STREAMS]:

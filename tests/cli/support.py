@@ -7,19 +7,19 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from runnel import Signal, Source
-from runnel.cli.connectors import Outputs, source_of, written
+from runnel.cli.connectors import Outputs, parse_connector, source_of
 from runnel.stage import Chunk
 
 
 def open_source(text: str | Path, signal: Signal) -> AbstractContextManager[Source]:
     """The source that INPUT names."""
-    return source_of(written("source", str(text)), signal)
+    return source_of(parse_connector("source", str(text)), signal)
 
 
 @contextmanager
 def open_sink(text: str | Path, signal: Signal, keep: bool = False) -> Iterator[Callable[[Chunk], None]]:
     """The `write` of the sink that -o names; the sink ends whole unless the block raises."""
-    with Outputs([written("sink", str(text))], signal, keep) as outputs:
+    with Outputs([parse_connector("sink", str(text))], signal, keep) as outputs:
         yield outputs.write
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from runnel import Signal, TensorSpec
 from runnel.cli import run as command
-from runnel.cli.connectors import Outputs, declared, opened, sinks_written, written
+from runnel.cli.connectors import Outputs, declared_connectors, open_connector, parse_connector, sinks_of
 from runnel.errors import PipelineError, PluginError, UsageError
 from runnel.loading.registry import Option, from_text
 from tests.cli.support import read
@@ -110,11 +110,11 @@ def test_a_strangers_ends_are_reached_as_ours_are(stranger: None, pipeline: Path
 )
 def test_what_cannot_be_meant(text: str, says: str) -> None:
     with pytest.raises((UsageError, PipelineError, PluginError), match=rf"^INPUT: .*{says}"):
-        opened(written("source", text), X)
+        open_connector(parse_connector("source", text), X)
 
 
 def test_an_argument_is_the_first_option_and_values_are_unquoted(tmp_path: Path) -> None:
-    end = written("source", "sub:tcp://127.0.0.1:5556?topic=a%26b+c&queue=5")
+    end = parse_connector("source", "sub:tcp://127.0.0.1:5556?topic=a%26b+c&queue=5")
     assert (end.use, end.first, end.texts) == (
         "sub", "tcp://127.0.0.1:5556", {"topic": "a&b+c", "queue": "5"}
     )  # fmt: skip
@@ -183,18 +183,18 @@ def test_a_pipeline_with_its_own_ends(pipeline: Path, tmp_path: Path) -> None:
 def test_tables_of_ends_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(PipelineError, match=says):
-        declared(tmp_path / "p.toml")
+        declared_connectors(tmp_path / "p.toml")
 
 
 def test_an_option_of_a_table_is_checked_and_the_error_says_where(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('[source]\nuse = "host"\nrate = "2"\n[[sink]]\nuse = "csv"\npth = "x"\n')
-    source, (sink,) = declared(tmp_path / "p.toml")
+    source, (sink,) = declared_connectors(tmp_path / "p.toml")
     assert source is not None
     with pytest.raises(PipelineError, match=r"p.toml: \[source\] \(host\): option 'rate' .* takes a number"):
-        opened(source, X)
+        open_connector(source, X)
     with pytest.raises(PipelineError, match=r"\[\[sink\]\] \(csv\): sink 'csv' has no option 'pth' .*'path'"):
-        opened(sink, X)
-    assert declared(tmp_path / "model.onnx") == (None, [])
+        open_connector(sink, X)
+    assert declared_connectors(tmp_path / "model.onnx") == (None, [])
 
 
 def test_no_input_at_all(pipeline: Path) -> None:
@@ -207,22 +207,22 @@ def test_no_input_at_all(pipeline: Path) -> None:
 
 def test_all_sinks_end_whole_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chunk = {"x": np.ones((2, 2), np.float32)}
-    ends = sinks_written([f"{tmp_path}/a.csv", f"{tmp_path}/b.npy"])
+    ends = sinks_of([f"{tmp_path}/a.csv", f"{tmp_path}/b.npy"])
     with Outputs(ends, X, keep=False) as outputs:
         outputs.write(chunk)
     assert outputs.rows == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "b.npy"]
-    with pytest.raises(ZeroDivisionError), Outputs(sinks_written([f"{tmp_path}/c.csv"]), X, False):
+    with pytest.raises(ZeroDivisionError), Outputs(sinks_of([f"{tmp_path}/c.csv"]), X, False):
         raise ZeroDivisionError
     with pytest.raises(UsageError, match="no/such"):
-        Outputs(sinks_written([f"{tmp_path}/d.csv", f"{tmp_path}/no/such/e.csv"]), X, False)
+        Outputs(sinks_of([f"{tmp_path}/d.csv", f"{tmp_path}/no/such/e.csv"]), X, False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "b.npy"]
 
 
 def test_a_sink_that_cannot_end_whole_leaves_the_later_ones_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = sinks_written([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", f"{tmp_path}/c.csv"])
+    ends = sinks_of([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", f"{tmp_path}/c.csv"])
     outputs = Outputs(ends, X, False)
     outputs.write({"x": np.ones((2, 2), np.float32)})
     closed = outputs._sinks[1].close
@@ -239,13 +239,13 @@ def test_a_sink_that_cannot_end_whole_leaves_the_later_ones_undone(
 
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"-o: x.csv is given twice"):
-        sinks_written(["x.csv", "x.csv"])
+        sinks_of(["x.csv", "x.csv"])
     with pytest.raises(UsageError, match="17 outputs; at most 16"):
-        sinks_written([f"{n}.csv" for n in range(17)])
+        sinks_of([f"{n}.csv" for n in range(17)])
     with pytest.raises(UsageError, match=r"^-o: .*the kind of output is told by the name's ending"):
-        sinks_written(["x.xyz"])
+        sinks_of(["x.xyz"])
     with pytest.raises(PluginError, match=r"-o: .*'host' of runnel .* is a source, not a sink"):
-        opened(sinks_written(["host:"])[0], X)
+        open_connector(sinks_of(["host:"])[0], X)
 
 
 def _written(outputs: Outputs, *chunks: dict[str, np.ndarray]) -> None:
@@ -254,7 +254,7 @@ def _written(outputs: Outputs, *chunks: dict[str, np.ndarray]) -> None:
 
 
 def test_what_a_live_run_made_is_kept_when_it_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Outputs(sinks_written([f"{tmp_path}/x.csv"]), X, keep=True) as outputs:
+    with pytest.raises(KeyError), Outputs(sinks_of([f"{tmp_path}/x.csv"]), X, keep=True) as outputs:
         _written(outputs, {"x": np.ones((1, 2), np.float32)}, {})
     assert (tmp_path / "x.csv").read_text() == "x.0,x.1\n1.0,1.0\n"
 

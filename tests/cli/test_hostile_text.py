@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from runnel import shown
 from runnel.cli.main import main
 from runnel.cli.text import aligned
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.shown import one_line, visible
 from tests.serve.support import Peer, tally_engine
 
@@ -60,7 +60,7 @@ class Lying:
     """A daemon all of whose texts are hostile."""
 
     def __init__(self, address: str) -> None:
-        server = Server(tally_engine(), "boot")
+        server = ServerProtocol(tally_engine(), "boot")
         served = msgspec.to_builtins(Peer(server).ask("hello")[0].server)
         self._address = address
         self._served = {**self._spoilt(served), "workers": [address]}

@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 
 from runnel.cli.main import main
 from runnel.cli.panel import _BARS, document, duration, frame, number, render, size, sparkline
-from runnel.client.monitor import Seen
+from runnel.client.monitor import WorkerStatus
 from runnel.daemon.protocol.stats import Stats
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 from tests.serve.workers import Worker, workers
 
 
-def seen(at: int = 0, streams: int = 4, **counted: Any) -> Seen:
+def seen(at: int = 0, streams: int = 4, **counted: Any) -> WorkerStatus:
     """A worker that has done what `counted` says."""
     stats = Stats()
     for name, value in counted.items():
@@ -50,7 +50,7 @@ def seen(at: int = 0, streams: int = 4, **counted: Any) -> Seen:
         "max_streams": 64,
         "resident_bytes": 3 << 20,
     }
-    return Seen(f"ipc:///w{at}", None, laid)
+    return WorkerStatus(f"ipc:///w{at}", None, laid)
 
 
 BUSY = {
@@ -108,7 +108,7 @@ def test_streams_whose_state_is_not_well_are_told_with_its_figures() -> None:
         "health    2 died | m.h  non-finite 10/s | m.h  rms 2, 1 from its start | m.l.f  shut 25%, open 0%"
     )
     assert document(shown)["all"]["unhealthy"] == {"died": 2, "blown_up": 0}
-    looks = [[look, Seen("ipc:///w1", None, look.stats)] for look in (before, after)]
+    looks = [[look, WorkerStatus("ipc:///w1", None, look.stats)] for look in (before, after)]
     both = frame("ipc:///x", *looks, 2.0)
     assert "health    4 died" in render(both, 30)
     assert "health" not in "\n".join(render(frame("ipc:///x", [seen()], [seen()], 2.0)))
@@ -122,7 +122,7 @@ def test_several_workers_have_a_row_for_all() -> None:
 
 
 def test_a_worker_that_does_not_answer_is_said_to_be_tried() -> None:
-    gone = Seen("ipc:///w1", error="no answer from ipc:///w1 within 2 s")
+    gone = WorkerStatus("ipc:///w1", error="no answer from ipc:///w1 within 2 s")
     shown = frame("ipc:///d", [seen(0), seen(1)], [seen(0, **BUSY), gone], 1.0)
     lines = render(shown, 120)
     assert lines[4].split(maxsplit=1) == ["1", "trying: no answer from ipc:///w1 within 2 s"]
@@ -157,7 +157,7 @@ def test_a_frame_fits_any_terminal(
 
 
 def test_nothing_that_a_daemon_says_reaches_the_terminal_as_control() -> None:
-    evil = Seen("ipc:///w0", error="LIMIT: \x1b[2J\n\u202e")
+    evil = WorkerStatus("ipc:///w0", error="LIMIT: \x1b[2J\n\u202e")
     text = render(frame("ipc:///d", [], [evil], 1.0))
     assert all(line.isprintable() for line in text)
 
@@ -235,7 +235,7 @@ def command(address: str, *words: str) -> list[str]:
 
 def test_json_is_a_line_an_interval_over_a_restart(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/w.sock"
-    worker = Worker(address, Place(0, [address]), "a")
+    worker = Worker(address, Placement(0, [address]), "a")
     process = subprocess.Popen(command(address, "--json"), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -245,7 +245,7 @@ def test_json_is_a_line_an_interval_over_a_restart(tmp_path: Path) -> None:
         worker.end()
         while not json.loads(process.stdout.readline())["workers"][0]["error"]:
             pass
-        worker = Worker(address, Place(0, [address]), "b")
+        worker = Worker(address, Placement(0, [address]), "b")
         while json.loads(process.stdout.readline())["all"] is None:
             pass
         process.send_signal(signal.SIGINT)
@@ -319,11 +319,11 @@ def test_it_goes_on_over_a_restart_and_a_resize(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/w.sock"
     with terminal(address) as screen:
         at = screen.until("trying: no answer from")
-        worker = Worker(address, Place(0, [address]), "a")
+        worker = Worker(address, Placement(0, [address]), "a")
         at = screen.until("0/1024", at)
         worker.end()
         at = screen.until("trying: no answer from", at)
-        worker = Worker(address, Place(0, [address]), "b")
+        worker = Worker(address, Placement(0, [address]), "b")
         at = screen.until("0/1024", at)
         screen.resize(40, 5)
         at = screen.until(r"\x1b\[H", at)  # one may be under way in the old size; the next is not

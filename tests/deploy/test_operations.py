@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 
 from runnel.cli.main import COMMANDS
-from runnel.client.monitor import Seen
+from runnel.client.monitor import WorkerStatus
 from runnel.daemon import door, logs, process, sender
 from runnel.daemon import loop as daemon
 from runnel.daemon.metrics import http as metrics
 from runnel.daemon.metrics.prometheus import encoder
-from runnel.daemon.protocol import intake, outbox, pace, sequences, works
-from runnel.daemon.protocol import turn as runner
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import budget, intake, jobs, outbox, scheduler, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.settings import RELOADABLE, Settings
 from runnel.daemon.supervision import supervisor as workers
 from runnel.insight import health
 from runnel.stage import MAX_PASSAGES
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 from tests.serve.protocol_page import CODES
 from tests.serve.support import Peer, tally_engine
 
@@ -47,11 +46,11 @@ def table(text: str) -> dict[str, list[str]]:
 
 def exposed() -> set[str]:
     """The metrics that a scraper is given, by their own lines."""
-    server = Server(tally_engine(), "boot", place=Place(0, ("ipc:///run/x",)))
+    server = ServerProtocol(tally_engine(), "boot", placement=Placement(0, ("ipc:///run/x",)))
     server.gauges = process.gauges
     served = Peer(server).ask("hello")[0].server
     encode, _ = encoder("")
-    page = encode([Seen("ipc:///run/x", served, server.document())]).decode()
+    page = encode([WorkerStatus("ipc:///run/x", served, server.document())]).decode()
     return set(re.findall(r"^# TYPE (\w+) ", page, re.M))
 
 
@@ -111,11 +110,11 @@ def mib(value: int) -> str:
 
 BOUNDS = [
     ("requests of one client", [f"{intake.MAX_PENDING_PER_PEER:,}", mib(intake.MAX_PEER_BYTES)]),
-    ("one turn of the loop", [f"{pace.TURN_SECONDS * 1000:g} ms", mib(pace.TURN_BYTES)]),
-    ("a chunk done at once", [f"{pace.SLICE_SECONDS * 1000:g} ms", mib(pace.SLICE_BYTES)]),
-    ("chunks in slices", [str(MAX_PASSAGES), f"one client {runner.MAX_JOBS_PER_PEER}"]),
-    ("a reply's tensors", [mib(works.MAX_REPLY_BYTES)]),
-    ("large replies", [mib(runner.MAX_UNREAD_BYTES)]),
+    ("one turn of the loop", [f"{budget.TURN_SECONDS * 1000:g} ms", mib(budget.TURN_BYTES)]),
+    ("a chunk done at once", [f"{budget.SLICE_SECONDS * 1000:g} ms", mib(budget.SLICE_BYTES)]),
+    ("chunks in slices", [str(MAX_PASSAGES), f"one client {scheduler.MAX_JOBS_PER_PEER}"]),
+    ("a reply's tensors", [mib(jobs.MAX_REPLY_BYTES)]),
+    ("large replies", [mib(scheduler.MAX_UNREAD_BYTES)]),
     ("requests of all", [f"{intake.MAX_PENDING:,}", mib(intake.MAX_PENDING_BYTES)]),
     ("replies that a client has not read", [f"{sender.QUEUED_REPLIES:,}", mib(sender.MAX_HELD)]),
     ("replies that a client has not read", [f"{outbox.MAX_BACKLOG:,}", mib(outbox.MAX_BACKLOG_BYTES)]),
@@ -124,12 +123,12 @@ BOUNDS = [
     (
         "replies kept",
         [
-            f"{sequences.KEPT_REPLIES} of a stream",
-            f"{sequences.KEPT_SECONDS:g} s",
-            mib(sequences.MAX_KEPT_BYTES),
+            f"{streamtable.CACHED_REPLIES} of a stream",
+            f"{streamtable.CACHED_SECONDS:g} s",
+            mib(streamtable.MAX_CACHED_BYTES),
         ],
     ),
-    ("ends of closed", [f"{sequences.MAX_PARTED:,}", f"{sequences.KEPT_SECONDS:g} s"]),
+    ("ends of closed", [f"{streamtable.MAX_CLOSED:,}", f"{streamtable.CACHED_SECONDS:g} s"]),
     ("a connection without a handshake", [f"{daemon.HANDSHAKE_MS / 1000:g} s"]),
     ("log lines that wait", [f"{logs.MAX_WAITING:,}"]),
     ("open files", [str(door.MAX_RESERVED), f"{door.LEAST_CLIENTS} clients"]),

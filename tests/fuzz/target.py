@@ -13,8 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 from runnel import errors
-from runnel.daemon.protocol.replies import Outgoing
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.outgoing import Outgoing
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Signal, TensorSpec
@@ -77,7 +77,7 @@ class House:
 
     def __init__(self) -> None:
         self.engine = fuzzed_engine()
-        self.server = Server(self.engine, "b", 100, idle_seconds=IDLE_SECONDS)
+        self.server = ServerProtocol(self.engine, "b", 100, idle_seconds=IDLE_SECONDS)
         self.now = 0.0
         self.sent: dict[bytes, Counter[str]] = {peer: Counter() for peer in PEERS}
         self.answered: dict[bytes, Counter[str]] = {peer: Counter() for peer in PEERS}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.wire.messages import bundled, decode_request, decode_requests
 
 from . import target
@@ -64,9 +64,9 @@ def test_changed_bytes_of_the_corpus(tape: bytes, changes: list[tuple[int, int]]
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "touched", "untyped"])
 def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Server.run
+    run = ServerProtocol.run
 
-    def faulty(self: Server, now: float):  # type: ignore[no-untyped-def]
+    def faulty(self: ServerProtocol, now: float):  # type: ignore[no-untyped-def]
         replies = run(self, now)
         if fault == "lost":
             return replies[:-1]
@@ -78,6 +78,6 @@ def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError("mic")
         return replies
 
-    monkeypatch.setattr(Server, "run", faulty)
+    monkeypatch.setattr(ServerProtocol, "run", faulty)
     with pytest.raises((AssertionError, KeyError)):
         one_input(TAPES[-1])

@@ -1,4 +1,4 @@
-"""A server on a clock of its own: what it does to latency can be told by hand."""
+"""A fake server with its own clock: its effect on latency is easy to compute by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runnel.loadgen.trial import Answer
 
 @dataclass
 class OneAtATime:
-    """Serves chunks in order, each in `service` seconds; stands still from `stall[0]` for `stall[1]`.
+    """Serves chunks in order, each in `service` seconds; pauses at `stall[0]` for `stall[1]`.
 
-    The clock moves only here: in `poll`, to the next answer or to the end of the wait.
+    Only `poll` moves the clock, to the next answer or to the end of the wait.
     """
 
     service: float = 0.001
     stall: tuple[float, float] = (0.0, 0.0)
-    fails: dict[int, RunnelError] = field(default_factory=dict)  # by how many were sent before
+    fails: dict[int, RunnelError] = field(default_factory=dict)  # by the number sent before
     loses: set[int] = field(default_factory=set)
     now: float = 0.0
     sent: list[tuple[int, float, float]] = field(default_factory=list)  # stream, due, when

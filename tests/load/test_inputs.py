@@ -1,4 +1,4 @@
-"""What is fed: of the signal, finite, the same for a seed; each stream from a place of its own."""
+"""Input chunks of a load: valid for the signal, finite, reproducible, with a start of its own per stream."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_huge_chunks_are_few_and_those_that_do_not_fit_are_refused() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
-def test_a_stream_hears_everything_again_and_again_from_its_own_place(chunks: int, streams: int) -> None:
+def test_a_stream_cycles_through_all_chunks_from_its_own_start(chunks: int, streams: int) -> None:
     playlist = Playlist([{}] * chunks, streams)
     firsts = [playlist.next_index(stream) for stream in range(streams)]
     assert len(set(firsts)) == min(chunks, streams)

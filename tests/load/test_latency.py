@@ -1,4 +1,4 @@
-"""Percentiles from buckets against numpy's from all values."""
+"""Percentiles from buckets, compared with numpy's from all values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_count_mean_and_maximum_are_exact(values: list[float]) -> None:
 
 
 @given(durations, st.floats(LEAST, 10))
-def test_the_share_within_a_deadline_is_that_of_all_to_within_a_bucket(
+def test_the_share_within_a_deadline_is_exact_to_within_a_bucket(
     values: list[float], deadline: float
 ) -> None:
     share, all_values = filled(values).share(deadline), np.array(values)
@@ -57,14 +57,14 @@ def test_the_histogram_holds_every_value_and_few_rows(values: list[float]) -> No
     assert uppers[-1] * (1 + PRECISION) >= min(max(values), MOST) * (1 - 1e-9)
 
 
-def test_what_no_bucket_holds_is_in_the_last_one_and_negative_is_nothing() -> None:
+def test_values_past_all_buckets_count_in_the_last_and_negative_ones_as_zero() -> None:
     latencies = filled([-1.0, 1e6])
     assert latencies.percentile(50) == LEAST
     assert latencies.percentile(99) == latencies.max == 1e6
     assert BUCKETS < 4096
 
 
-def test_none_at_all() -> None:
+def test_without_values() -> None:
     latencies = Latencies()
     assert latencies.percentile(99) == latencies.mean == latencies.max == 0
     assert latencies.spread() == []

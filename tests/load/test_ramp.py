@@ -1,4 +1,4 @@
-"""The search, against capacities that are known."""
+"""The search of a ramp, for known capacities."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_the_answer_is_known_to_within_a_small_part(capacity: int, first: int, m
 
 
 @given(st.integers(8, 5000), st.data())
-def test_single_disturbances_do_not_reach_the_answer(capacity: int, data: st.DataObject) -> None:
-    """Trials that would have been met fail now and then, never the same one twice."""
+def test_single_disturbances_do_not_change_the_answer(capacity: int, data: st.DataObject) -> None:
+    """Trials that would pass fail now and then, but never twice in a row."""
     disturbed: set[int] = set()
 
     def passes(result: Result) -> bool:

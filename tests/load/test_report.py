@@ -1,4 +1,4 @@
-"""The text and the document say what the result holds."""
+"""The text and the document contain the figures of the result."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_run_in_text() -> None:
     assert sum(int(line.split()[-1]) for line in text.splitlines() if line[:1] == "≤") == 100
 
 
-def test_a_late_generator_is_told_where_it_is_not_what_computes() -> None:
+def test_a_late_generator_is_reported_for_a_remote_target() -> None:
     late = result(latency=0.002, lag=0.001)
     assert "warning: the generator itself sent 1 % of the chunks more than 1.0" in report.text(late, True)
     assert "generator" not in report.text(late, remote=False)
 
 
-def test_failures_and_overload_are_told() -> None:
+def test_failures_and_overload_are_reported() -> None:
     bad = result()
     bad.failures, bad.unanswered, bad.first_failure = Counter({"LIMIT": 3}), 2, "too many"
     bad.behind = True
@@ -57,7 +57,7 @@ def test_a_document_is_json_with_all_figures() -> None:
     assert found["fell_behind"] is False
 
 
-def test_a_capacity_tells_both_sides() -> None:
+def test_a_capacity_reports_both_sides() -> None:
     missed = result(latency=0.05, streams=5)
     missed.behind = True
     found = Capacity(4, result(), missed, 3)
@@ -70,7 +70,7 @@ def test_a_capacity_tells_both_sides() -> None:
     assert (laid["capacity"], laid["held"]["streams"], laid["missed"]["streams"]) == (4, 4, 5)
 
 
-def test_a_capacity_beyond_what_was_allowed_and_none_at_all() -> None:
+def test_a_capacity_beyond_the_limit_and_of_zero() -> None:
     assert "the machine may hold more" in report.capacity_text(Capacity(4, result(), None, 3), 1, 99, True)
     none = report.capacity_text(Capacity(0, None, result(), 1), 0.001, 99, True)
     assert none.startswith("0 live streams at p99 < 1.00 ms")

@@ -1,4 +1,4 @@
-"""Arrivals: their times are fixed by the plan alone."""
+"""Arrivals: the plan alone fixes their times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ rates = st.floats(0.1, 1000)
 
 
 @given(streams, rates, st.integers(1, 5))
-def test_an_even_stream_is_a_clock_of_its_rate(streams: int, rate: float, ticks: int) -> None:
+def test_an_even_stream_is_regular_at_its_rate(streams: int, rate: float, ticks: int) -> None:
     found = list(islice(arrivals(streams, rate), streams * ticks))
     times = np.array([a.due for a in found])
     assert (np.diff(times) >= 0).all()
@@ -29,7 +29,7 @@ def test_an_even_stream_is_a_clock_of_its_rate(streams: int, rate: float, ticks:
         np.testing.assert_allclose(gaps, 1 / (rate * streams), rtol=1e-6, atol=1e-12)
 
 
-def test_poisson_arrivals_are_of_their_rate_and_have_no_memory() -> None:
+def test_poisson_arrivals_have_their_rate_and_no_memory() -> None:
     streams, rate, count = 20, 5.0, 100_000
     found = list(islice(arrivals(streams, rate, "poisson", seed=1), count))
     gaps = np.diff([0.0, *(a.due for a in found)])

@@ -1,4 +1,4 @@
-"""Both targets, real: the chunks that an engine is given, a stall, and a daemon that refuses."""
+"""Both targets, real: an engine's chunks, a stall, and a daemon that refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNKS: list[Chunk] = [{"x": rows(float(i), 1.0)} for i in range(5)]
 
 
 class Watched(Tally):
-    """Keeps the first number of every chunk; stands still once, at a chunk of its own choice."""
+    """Records the first number of every chunk; stalls once, at a given chunk."""
 
     def __init__(self, stall_at: int = -1, seconds: float = 0.0) -> None:
         super().__init__()
@@ -85,8 +85,8 @@ def test_in_process_too_many_streams_leave_none_open() -> None:
     assert not engine.streams
 
 
-def test_a_stage_that_stalls_once_is_seen_by_all_that_fell_due_meanwhile() -> None:
-    """300 ms of three seconds; of the chunks sent one after the other only a single one would be late."""
+def test_a_single_stall_delays_every_chunk_due_meanwhile() -> None:
+    """300 ms of three seconds. In a closed loop, only a single chunk would be late."""
     with LocalTarget(engine_of(Watched(stall_at=100, seconds=0.3)), CHUNKS, 10) as target:
         result = run(Plan(10, 10.0, seconds=3.0, warm_up=0.0), target)
     assert result.due == 300
@@ -110,7 +110,7 @@ def test_a_daemon_applies_every_chunk_once(served: tuple[Daemon, Engine]) -> Non
     assert not engine.streams
 
 
-def test_what_is_due_at_one_moment_is_one_message_a_connection(tmp_path: Path) -> None:
+def test_chunks_due_at_once_share_one_message_per_connection(tmp_path: Path) -> None:
     streams = STREAMS_PER_CONNECTION + 10  # on two connections
     with recording(tmp_path) as recorder:
         about = hello(recorder.address, 10.0)
@@ -129,7 +129,7 @@ def test_after_a_chunk_that_failed_the_stream_goes_on(served: tuple[Daemon, Engi
         codes = []
         for n in range(9):
             target.send(0, float(n))
-            if n % 2 or n > 6:  # some alone, some with another behind them
+            if n % 2 or n > 6:  # some alone, some with another in flight behind them
                 codes += drained(target, sent=n + 1 - len(codes))
     assert codes[:2] == ["", "STAGE_FAILED"]
     assert codes[-1] == ""
@@ -138,7 +138,7 @@ def test_after_a_chunk_that_failed_the_stream_goes_on(served: tuple[Daemon, Engi
 
 
 def drained(target: RemoteTarget, sent: int) -> list[str]:
-    """The codes of so many answers, empty for success."""
+    """The codes of `sent` answers, empty for success."""
     codes: list[str] = []
     deadline = time.monotonic() + 10
     while len(codes) < sent and time.monotonic() < deadline:
@@ -154,15 +154,15 @@ def test_streams_that_a_daemon_refuses_leave_none_open(served: tuple[Daemon, Eng
     assert not engine.streams
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_no_answer(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="is the daemon running there"):
         hello(f"ipc://{tmp_path}/none.sock", 0.1)
     with pytest.raises(UsageError, match="needs the port"):
         hello("tcp://127.0.0.1:*", 0.1)
 
 
-def test_the_tally_is_right_under_load() -> None:
-    """What is measured is the work itself: the sums that came out, against numpy's."""
+def test_outputs_are_right_under_load() -> None:
+    """The measured work is done: the sums are compared with numpy's."""
     engine = engine_of(Tally())
     sums: dict[str, list[Array]] = {}
     feed_many = engine.feed_many

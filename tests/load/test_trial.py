@@ -1,4 +1,4 @@
-"""The loop, on a clock that only its target moves."""
+"""The loop of a trial, with a clock that only its target moves."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def test_every_chunk_is_sent_and_counted_once(streams: int, rate: float, pattern
 
 
 @given(st.floats(0.1, 0.9))
-def test_latency_is_from_due_to_answered(load: float) -> None:
-    """One clock of a stream on one server that keeps up: every chunk takes just its service."""
+def test_latency_counts_from_the_due_time_to_the_answer(load: float) -> None:
+    """One regular stream on a server that keeps up: each chunk takes exactly its service time."""
     target = OneAtATime(service=load / 50)
     result = measured(target, Plan(1, 50.0, seconds=2.0))
     assert result.latencies.max == pytest.approx(load / 50, rel=1e-6)
     assert result.lags.max == pytest.approx(0, abs=1e-9)
 
 
-def test_a_stall_shows_in_the_percentiles_where_a_closed_loop_would_hide_it() -> None:
+def test_a_stall_shows_in_the_percentiles_unlike_in_a_closed_loop() -> None:
     """300 ms once in ten seconds, a thousand chunks a second."""
     stall = (5.0, 0.3)
     target = OneAtATime(service=1e-4, stall=stall)
     result = measured(target, Plan(10, 100.0, seconds=10.0, warm_up=0.0))
-    # What falls due t seconds into the stall waits for the rest of it and for the t × 1000 before it.
+    # A chunk due t seconds into the stall waits for its rest and for the t × 1000 chunks before it.
     assert result.latencies.percentile(98) == pytest.approx(0.3 - 0.2 + 0.2 * 1000 * 1e-4, rel=0.03)
     assert result.latencies.percentile(99) == pytest.approx(0.3 - 0.1 + 0.1 * 1000 * 1e-4, rel=0.03)
     assert result.latencies.max == pytest.approx(0.3, rel=0.01)
 
     closed, other = Latencies(), OneAtATime(service=1e-4, stall=stall)
-    while other.now < 10:  # sends when the last was answered: the stall is one latency of very many
+    while other.now < 10:  # a closed loop: the stall is one latency of very many
         began = other.now
         other.send(0, began)
         other.poll(1.0)
@@ -61,14 +61,14 @@ def test_a_stall_shows_in_the_percentiles_where_a_closed_loop_would_hide_it() ->
     assert closed.percentile(99.9) < 0.001
 
 
-def test_what_is_due_is_sent_while_answers_are_awaited() -> None:
+def test_due_chunks_are_sent_while_answers_are_awaited() -> None:
     target = OneAtATime(service=1e-4, stall=(1.0, 2.0))
     measured(target, Plan(4, 25.0, seconds=4.0, warm_up=0.0))
     late = [when - due for _, due, when in target.sent]
     np.testing.assert_allclose(late, 0, atol=1e-9)
 
 
-def test_a_generator_that_comes_late_says_so() -> None:
+def test_a_late_generator_reports_its_lag() -> None:
     target = OneAtATime(service=1e-4)
     slept = target.poll
 
@@ -82,7 +82,7 @@ def test_a_generator_that_comes_late_says_so() -> None:
     assert result.latencies.percentile(50) >= result.lags.percentile(50)
 
 
-def test_overload_is_broken_off_early_with_a_bounded_backlog() -> None:
+def test_overload_ends_the_run_early_with_a_bounded_backlog() -> None:
     target = OneAtATime(service=0.01)  # a hundred a second
     plan = Plan(10, 100.0, seconds=1000.0, patience=1.0)
     result = measured(target, plan)
@@ -114,7 +114,7 @@ def test_failures_are_counted_by_code_also_in_the_warm_up() -> None:
     assert not result.meets(1.0, 50)
 
 
-def test_answers_that_never_come_end_the_run_and_are_failures() -> None:
+def test_missing_answers_end_the_run_and_count_as_failures() -> None:
     target = OneAtATime(loses={120, 130})
     plan = Plan(1, 100.0, seconds=1.0, warm_up=1.0, patience=3.0)
     result = measured(target, plan)
@@ -122,7 +122,7 @@ def test_answers_that_never_come_end_the_run_and_are_failures() -> None:
     assert target.now < 2 + 3 + 0.2
 
 
-def test_the_watcher_is_called_also_where_nothing_comes() -> None:
+def test_the_watcher_is_called_even_without_answers() -> None:
     target, seen = OneAtATime(), []
     run(Plan(1, 0.5, seconds=3.0, warm_up=0.0), target, target.clock, lambda now, *_: seen.append(now))
     assert len(seen) >= 20

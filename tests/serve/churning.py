@@ -1,7 +1,7 @@
-"""A server's life in short: streams open, are fed, flushed or left idle, resumed, and closed.
+"""A server's life in short: streams are opened, fed, flushed, left idle, resumed and closed.
 
-It is watched in a process of its own: in one that has done other work, a leak first fills what that left
-free, and does not show.
+Memory is watched in a process of its own. In a process that did other work, a leak would first fill the
+memory that this work has freed, and would not show.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.stage import Chunk, State
@@ -26,17 +26,17 @@ from tests.growth import resident
 from .support import Tally
 
 STREAMS = 64  # open at a time
-FEEDS = 15  # of each before it closes
-STEP_SECONDS = 1.0  # of the server's time between two batches: replies and idle streams last a few rounds
+FEEDS = 15  # of each stream before it closes
+STEP_SECONDS = 1.0  # between two batches: replies and idle streams last a few rounds
 IDLE_SECONDS = 30.0
 
-WARM_UP_STEPS = 20_000  # several times as long as anything is kept, in the server's time
+WARM_UP_STEPS = 20_000  # several times as long, in the server's time, as anything is remembered
 SAMPLES = 40
-LEAKED = 1024  # bytes a step: in 40,000 of them 39 MiB
+LEAKED = 1024  # bytes a step: 39 MiB in 40,000 steps
 
 
 class Leaking(Tally):
-    """Forgets nothing."""
+    """A stage that leaks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,14 +48,13 @@ class Leaking(Tally):
 
 
 def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
-    """Rounds without end, each yielding how many chunks were applied in it.
+    """Rounds without end; each yields the number of chunks applied in it.
 
-    Every round opens `STREAMS` streams of new names, feeds each `FEEDS` chunks, and ends a third of them
-    by a flush, a third by close, and leaves a third to the idle time-out. A feed of each stream is sent
-    twice, and a wrong one once: kept replies and errors are part of the work. Raises AssertionError where
-    the server answers otherwise than it should.
+    Every round opens `STREAMS` streams with new names and feeds each `FEEDS` chunks. It flushes a third of
+    them, closes a third, and leaves a third to the idle time-out. One feed of each stream is sent twice, and
+    once wrongly, to exercise cached replies and errors. Raises AssertionError if the server answers wrongly.
     """
-    server = Server(engine, "churn", idle_seconds=IDLE_SECONDS)
+    server = ServerProtocol(engine, "churn", idle_seconds=IDLE_SECONDS)
     packed = [pack(chunk) for chunk in chunks]
     wrong = pack({name: array.astype("float64") for name, array in chunks[0].items()})
     now, number = 0.0, count()
@@ -100,7 +99,7 @@ def rounds(engine: Engine, chunks: list[Chunk]) -> Iterator[int]:
 
 
 def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
-    """Resident bytes after each of `SAMPLES` equal parts of so many steps, warm beforehand."""
+    """Resident bytes after each of `SAMPLES` equal parts of `steps` steps, after a warm-up."""
     work = rounds(engine, chunks)
 
     def run(wanted: int) -> None:
@@ -117,7 +116,7 @@ def watched(engine: Engine, chunks: list[Chunk], steps: int) -> list[float]:
 
 
 def watched_apart(model: Path | None, steps: int) -> list[float]:
-    """`watched`, in a process of its own: with this model, or with a stage that leaks."""
+    """`watched` in a process of its own, with this model, or with a leaking stage."""
     command = [sys.executable, "-m", "tests.serve.churning", str(model or ""), str(steps)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE)
     samples: list[float] = json.loads(done.stdout)

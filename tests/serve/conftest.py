@@ -1,4 +1,4 @@
-"""A daemon in a thread, at an address of its own."""
+"""A daemon in a thread, at a temporary address."""
 
 from __future__ import annotations
 

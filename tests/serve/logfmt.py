@@ -1,4 +1,4 @@
-"""Lines of a log, read by the format's own rules."""
+"""Parse log lines by the rules of logfmt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PAIR = re.compile(r'(?P<key>[^ =]+)=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[
 
 
 def parsed(line: str) -> dict[str, str]:
-    """Of a logfmt line, by the format's own rules."""
+    """The fields of a logfmt line."""
     line = line.removesuffix("\n")
     pairs, at = {}, 0
     while at < len(line):
@@ -22,5 +22,5 @@ def parsed(line: str) -> dict[str, str]:
 
 
 def events(text: str) -> list[dict[str, str]]:
-    """Of a log in which other lines may be, a traceback's say."""
+    """The events of a log that may contain other lines, such as a traceback's."""
     return [parsed(line) for line in text.splitlines() if line.startswith("ts=")]

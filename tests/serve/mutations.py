@@ -1,4 +1,4 @@
-"""Requests that were good once: every op's, with frames and bytes changed."""
+"""Valid requests of every op, with frames and bytes changed."""
 
 from __future__ import annotations
 

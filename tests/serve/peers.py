@@ -1,4 +1,4 @@
-"""Raw peers of a daemon, and a daemon in the test's hand."""
+"""Raw peers of a daemon, and a daemon run by the test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dealer(address: str, queued: int = 1000) -> Iterator[zmq.Socket[bytes]]:
 
 
 def knock(sock: zmq.Socket[bytes], frames: list[bytes]) -> None:
-    """Send where we may not be let in: libzmq then gives the connection up, and a send waits for ever."""
+    """Send to a daemon that may refuse us. libzmq then drops the connection; a normal send would hang."""
     with suppress(zmq.Again):
         sock.send_multipart(frames, zmq.NOBLOCK)
 
@@ -42,7 +42,7 @@ def reply_of(sock: zmq.Socket[bytes], within: int = 10_000) -> messages.Reply:
 
 
 def replies_of(sock: zmq.Socket[bytes], count: int, within: int = 10_000) -> list[messages.Reply]:
-    """So many replies, in bundles or not."""
+    """The next `count` replies, in bundles or not."""
     replies: list[messages.Reply] = []
     while len(replies) < count:
         assert sock.poll(within), f"{len(replies)} replies of {count}"
@@ -66,7 +66,7 @@ def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> messages.Reply:
 
 
 class Gate:
-    """Holds the engine inside its next batch, so that the test can let more arrive."""
+    """Holds the engine inside its next batch, so that more requests can arrive."""
 
     def __init__(self, engine: SpyEngine, slow: float = 0.0) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
@@ -86,7 +86,7 @@ class Gate:
 
 @contextmanager
 def served(daemon: Daemon) -> Iterator[Daemon]:
-    """The daemon, serving in a thread of the test's."""
+    """Serve the daemon in a thread of the test."""
     thread = threading.Thread(target=daemon.serve)
     thread.start()
     assert daemon.started.wait(10)

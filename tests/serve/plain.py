@@ -1,4 +1,4 @@
-"""The protocol's promises once more, as plainly as they can be said: the oracle of test_promises.
+"""A plain model of the protocol's promises: the oracle of test_promises.
 
 One message after the other, no queues, no batches, no engine: the running sum is added up here.
 """
@@ -16,7 +16,7 @@ from .support import POISON, UNLUCKY
 
 @dataclass(frozen=True)
 class Message:
-    """A request as its client wrote it. `blob`: of a restore."""
+    """A request as its client wrote it. `blob`: the snapshot of a restore."""
 
     op: str
     name: str
@@ -34,12 +34,12 @@ class Message:
 
     @property
     def beginning(self) -> Any:
-        """What must be the same in a request that is taken for a repeat of the one that opened a stream."""
+        """The part that must be equal in a repeat of the request that opened a stream."""
         return self.payload, self.blob
 
 
 class Answer(NamedTuple):
-    """What a reply says: its error's code or 'ok', y's first column, the seq applied where it is told."""
+    """The parts of a reply: the error's code or 'ok', y's first column, the seq applied if it is given."""
 
     code: str
     y: tuple[float, ...] = ()
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Sums:
-    """The stage under test, by hand: running sums, one held back until the flush."""
+    """The tested stage, by hand: running sums, one held back until the flush."""
 
     total: float = 0.0
     held: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Sums:
 
 @dataclass
 class Life:
-    """One stream, from its beginning to what is remembered after its end."""
+    """One stream, from its opening until its end is forgotten."""
 
     epoch: int
     sums: Sums
@@ -87,7 +87,7 @@ class Life:
 
 
 def sums_of(blob: bytes) -> Sums:
-    """What a snapshot's bytes stand for."""
+    """Decode a snapshot."""
     snapshot = decode(blob)
     [(_, arrays)] = snapshot.stages
     held = [float(v) for v in arrays["held"][:, 0]]
@@ -105,15 +105,18 @@ class Plain:
         self._full = False
 
     def tell(self, m: Message, now: float, fresh: int, full: bool = False) -> Answer:
-        """What the message is answered, and what comes of it. `fresh`: the epoch that the server chose
-        if it had to choose one, which it may do as it likes, but never twice. `full`: the server had no
-        place for one stream more, which depends on the order across streams, and that is not promised."""
+        """Answer the message, and apply it.
+
+        `fresh`: the epoch that the server chose if it had to choose one; any number, but never the same
+        twice. `full`: the server had no room for another stream. That depends on the order across streams,
+        which is not promised.
+        """
         self._fresh = fresh
         self._full = full
         life = self.lives.get(m.name)
         alive = life is not None and life.open
         if m.op in ("open", "restore") or m.start:
-            if life and m.epoch and m.epoch == life.epoch:  # was this very beginning seen before?
+            if life and m.epoch and m.epoch == life.epoch:  # was this opening seen before?
                 if not alive:
                     again = self._again(life, 1, m) if m.start else None
                     return again if again and again.code == "ok" else Answer("UNKNOWN_STREAM")
@@ -134,7 +137,7 @@ class Plain:
             if m.new_epoch and m.new_epoch == life.epoch:
                 return self._use(life, now)
             if m.epoch and not m.new_epoch and m.epoch == life.resumed_from:
-                return self._use(life, now)  # a repeat, or somebody else who does not say who it is
+                return self._use(life, now)  # a repeat, or another client that does not identify itself
             if m.epoch not in (0, life.epoch):
                 return Answer("FENCED")
             life.resumed_from = 0 if m.new_epoch else m.epoch
@@ -171,7 +174,7 @@ class Plain:
         return idle
 
     def _begin(self, m: Message, now: float) -> Answer:
-        """The earlier life of the name is forgotten once the request has succeeded, and not before."""
+        """Open a stream. The earlier one of that name is forgotten only if this succeeds."""
         try:
             sums = sums_of(m.blob) if m.op == "restore" else Sums()
         except SnapshotError:
@@ -183,7 +186,7 @@ class Plain:
         life = Life(m.epoch, sums, sums.chunks, m.beginning, used=now)
         answer = self._apply(life, m, now) if m.start else Answer("ok", applied=life.applied)
         if answer.code != "ok":
-            return Answer(answer.code)  # where a stream that is not there stands is nobody's to know
+            return Answer(answer.code)  # the reply does not report the seq of a missing stream
         life.epoch = life.epoch or self._next_epoch()
         self.lives[m.name] = life
         return answer

@@ -1,4 +1,4 @@
-"""`runnel serve` as a process of its own."""
+"""`runnel serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def ready(process: subprocess.Popen[str], workers: int = 1) -> str:
-    """Wait for the line that says where it serves; the address in it."""
+    """Wait for the log line that says that it serves; return the address."""
     assert process.stderr
     for line in process.stderr:
         told = parsed(line) if line.startswith("ts=") else {"event": line}
@@ -45,7 +45,7 @@ def ready(process: subprocess.Popen[str], workers: int = 1) -> str:
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that it started, in the order of their starts."""
+    """Its child processes, in the order of their starts."""
     return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 
 

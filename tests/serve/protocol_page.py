@@ -1,6 +1,6 @@
-"""Makes the parts of the protocol page that must not go stale: `python -m tests.serve.protocol_page`.
+"""Write the generated parts of the protocol page: `python -m tests.serve.protocol_page`.
 
-Each part stands in engine/protocol.md between two comments that name it. A test compares.
+Each part is in engine/protocol.md between two comments with its name. A test compares.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 
 from runnel import errors
-from runnel.daemon.protocol import intake, sequences, works
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import intake, jobs, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.transitions import TRANSITIONS, VERDICTS, Event, Phase
 from runnel.spec import Array
 from runnel.wire import messages, tensors
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 
 from .support import rows, tally_engine
 
-SHOWN = 8  # entries of a list that is shown whole
+SHOWN = 8  # entries of a list that is shown in full
 PAGE = Path(__file__).parents[2] / "engine" / "protocol.md"
 
 
@@ -60,11 +60,11 @@ def bounds() -> str:
         "requests of all clients that wait": intake.MAX_PENDING,
         "bytes of one client's tensors that wait": intake.MAX_PEER_BYTES,
         "bytes of tensors that wait (libzmq holds more before that)": intake.MAX_PENDING_BYTES,
-        "bytes of a reply's tensors": works.MAX_REPLY_BYTES,
-        "replies kept of one stream": sequences.KEPT_REPLIES,
-        "seconds that a reply is kept, and the end of a closed stream": int(sequences.KEPT_SECONDS),
-        "bytes of all replies kept": sequences.MAX_KEPT_BYTES,
-        "closed streams whose end is remembered": sequences.MAX_PARTED,
+        "bytes of a reply's tensors": jobs.MAX_REPLY_BYTES,
+        "replies kept of one stream": streamtable.CACHED_REPLIES,
+        "seconds that a reply is kept, and the end of a closed stream": int(streamtable.CACHED_SECONDS),
+        "bytes of all replies kept": streamtable.MAX_CACHED_BYTES,
+        "closed streams whose end is remembered": streamtable.MAX_CLOSED,
     }
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {k} | {v:,} |" for k, v in told.items())])
 
@@ -181,10 +181,12 @@ def _line(error: type[errors.RunnelError]) -> str:
 
 
 def examples() -> str:
-    """A whole conversation, byte for byte."""
-    place = Place(0, ("ipc:///run/runnel.sock",))
+    """A whole exchange, byte for byte."""
+    placement = Placement(0, ("ipc:///run/runnel.sock",))
     engine = tally_engine(max_streams=1024)
-    server = Server(engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, place=place)
+    server = ServerProtocol(
+        engine, "0123456789abcdef", first_epoch=7, idle_seconds=3600.0, placement=placement
+    )
     parts: list[str] = []
 
     def say(title: str, op: Any, x: Array | None = None, **fields: Any) -> list[bytes]:
@@ -253,7 +255,7 @@ def examples() -> str:
         "A **bundle**: two requests as one message, and so their replies.",
         messages.bundle([clip(id, x) for id, x in clips]),
     )
-    engine.pipeline.runners[0].seconds = 0.000125  # the page is the same at each run
+    engine.pipeline.runners[0].seconds = 0.000125  # so that the page is the same at each run
     say("**stats**: what the worker has counted. (Long lists are cut off here, not below.)", "stats", id="15")
     [told] = server.tick(3600.0)
     parts.append(
@@ -275,7 +277,7 @@ def _show(arrow: str, frames: list[bytes]) -> Iterator[str]:
 
 
 def _cut(value: Any) -> Any:
-    """With long lists shortened to what a reader needs of them."""
+    """Shorten long lists."""
     if isinstance(value, dict):
         return {key: _cut(held) for key, held in value.items()}
     if isinstance(value, list):
@@ -296,7 +298,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """The page with every part made anew."""
+    """The page with every part generated anew."""
     for name, make in PARTS.items():
         head, _, rest = page.partition(f"<!-- made: {name} -->\n")
         old, _, tail = rest.partition("<!-- end -->")

@@ -1,4 +1,4 @@
-"""A proxy between client and daemon that can cut its connections, anywhere in a message."""
+"""A proxy between client and daemon that can cut connections in the middle of a message."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PIECE = 4096  # bytes
 
 
 class Proxy:
-    """Forwards bytes from an ipc socket file of its own, or a port on loopback, to the daemon's file.
+    """Forwards bytes between a socket file or a loopback port of its own and the daemon's socket file.
 
-    `cut`: end all connections, both ways; bytes on their way are lost. Cuts itself after a random number
-    of bytes where `every` is given, so that messages end in their middle. `freeze`: its connections stay,
-    and nothing passes over them any more, as where a cable was pulled.
+    `cut` ends all connections; bytes in flight are lost. With `every`, it cuts itself after a random number
+    of bytes, so that messages end in their middle. `freeze` keeps the connections open but forwards nothing
+    more, like a pulled cable.
     """
 
     def __init__(self, folder: Path, target: str, every: int = 0, seed: int = 0, tcp: bool = False) -> None:
@@ -74,7 +74,7 @@ class Proxy:
             far = socket.socket(socket.AF_UNIX)
             try:
                 far.connect(self.target)
-            except OSError:  # no daemon: the client is to come again
+            except OSError:  # no daemon: the client must come again
                 near.close()
                 continue
             with self._lock:
@@ -98,7 +98,7 @@ class Proxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        source.close()  # each direction closes what it alone reads
+        source.close()  # each direction closes the socket that only it reads
 
     def _spend(self, n: int) -> bool:
         with self._lock:

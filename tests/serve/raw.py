@@ -1,4 +1,4 @@
-"""ZMTP 3.1 by hand: what a peer of a daemon can send that libzmq never would."""
+"""ZMTP 3.1 by hand, to send what libzmq never would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def greeting(mechanism: bytes = b"NULL") -> bytes:
 
 
 def frame(body: bytes, flags: int = 0, length: int | None = None) -> bytes:
-    """One frame; `length` is what its header says of it."""
+    """One frame; `length` is the length stated in its header."""
     said = len(body) if length is None else length
     if said > 255 or flags & LONG:
         return bytes([flags | LONG]) + said.to_bytes(8, "big") + body
@@ -46,17 +46,17 @@ def connected(address: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def shaken(address: str) -> Iterator[socket.socket]:
-    """Past the handshake. Before the daemon's own READY is here, libzmq takes a message for a command."""
+    """Complete the handshake. Before the daemon's own READY, libzmq takes a message for a command."""
     with connected(address) as raw:
         raw.sendall(greeting() + ready())
         seen = b""
-        while b"READY" not in seen or not seen.endswith(bytes(4)):  # Identity, empty, is its last property
+        while b"READY" not in seen or not seen.endswith(bytes(4)):  # its last property is Identity, empty
             seen += _some(raw)
         yield raw
 
 
 def tell(raw: socket.socket, data: bytes, end: bool = False) -> None:
-    """Send what the other end may not wait for; `end`: and nothing after it."""
+    """Send data that the other end may not wait for; `end`: then end the connection."""
     with suppress(OSError):  # it has closed the connection already
         raw.sendall(data)
         if end:
@@ -64,7 +64,7 @@ def tell(raw: socket.socket, data: bytes, end: bool = False) -> None:
 
 
 def rest(raw: socket.socket) -> bytes:
-    """All that comes until the other end closes the connection; TimeoutError if it does not."""
+    """Everything received until the other end closes the connection; TimeoutError if it does not."""
     seen = b""
     try:
         while data := raw.recv(65536):

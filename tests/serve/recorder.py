@@ -1,4 +1,4 @@
-"""A daemon without the daemon: a ROUTER, the sans-IO server behind it, and every message that came."""
+"""A ROUTER with the sans-IO server behind it, which records every message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 
 from .support import tally_engine
 
@@ -26,7 +26,7 @@ class Recorder:
         self.go.set()
 
     def sizes(self, op: str) -> list[int]:
-        """How many requests each message with this op had; 0 for one that was no bundle."""
+        """Number of requests in each message with this op; 0 for a message that was no bundle."""
         headers = [msgspec.msgpack.decode(frames[0]) for frames in self.messages]
         return [
             len(header) if isinstance(header, list) else 0
@@ -38,7 +38,7 @@ class Recorder:
 @contextmanager
 def recording(folder: Path) -> Iterator[Recorder]:
     recorder = Recorder(f"ipc://{folder}/recorder.sock")
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     stopped = threading.Event()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)

@@ -1,11 +1,11 @@
-"""A daemon's folder of keys, and the daemon that is guarded by them."""
+"""A folder of keys, and the daemon that uses them."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from runnel.daemon.guard import Guard
+from runnel.daemon.authenticator import Authenticator
 from runnel.daemon.loop import Daemon
 from runnel.engine import Engine
 from runnel.wire.curve import new_pair
@@ -15,7 +15,7 @@ from .peers import served
 
 
 class Site:
-    """Keys of a daemon in `folder`, of its users in `folder`/users, with their secrets beside."""
+    """Keys of a daemon in `folder` and of its users in `folder`/users, with their secrets beside."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -24,8 +24,8 @@ class Site:
         self.public, secret = new_pair()
         write(folder, "daemon", self.public, Secret(secret))
 
-    def guard(self) -> Guard:
-        return Guard(self.folder / "daemon.key", self.users)
+    def authenticator(self) -> Authenticator:
+        return Authenticator(self.folder / "daemon.key", self.users)
 
     def user(self, name: str) -> Secret:
         public, secret = new_pair()
@@ -37,9 +37,9 @@ class Site:
 
 
 def guarded(engine: Engine, site: Site, address: str = "tcp://0.0.0.0:*") -> AbstractContextManager[Daemon]:
-    return served(Daemon(engine, address, guard=site.guard()))
+    return served(Daemon(engine, address, authenticator=site.authenticator()))
 
 
 def here(daemon: Daemon) -> str:
-    """Its address as a client on this machine has it."""
+    """Its address for a client on this machine."""
     return daemon.address.replace("0.0.0.0", "127.0.0.1")

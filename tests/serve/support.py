@@ -1,4 +1,4 @@
-"""Pipelines whose outputs can be told by hand, and a spy on how the engine is called."""
+"""Pipelines whose outputs are easy to compute by hand, and a spy on calls of the engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from runnel.daemon.protocol.replies import Outgoing
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.outgoing import Outgoing
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
@@ -24,7 +24,7 @@ POISON = 1e6  # a flush after it fails
 
 
 class Tally(Stage):
-    """y[t] = x[0] + ... + x[t]; whole numbers, so exact. It holds its last row back until the flush."""
+    """y[t] = x[0] + ... + x[t], exact for integers. Holds its last row back until the flush."""
 
     def __init__(self) -> None:
         self.name = "tally"
@@ -50,7 +50,7 @@ class Tally(Stage):
 
 
 class SpyEngine(Engine):
-    """Records how many streams each batch had, and can fail as a whole."""
+    """Records the size of each batch, and can fail as a whole."""
 
     def __init__(self, pipeline: Pipeline, max_streams: int = 1024) -> None:
         super().__init__(pipeline, max_streams)
@@ -66,7 +66,7 @@ class SpyEngine(Engine):
 
 
 def plain_engine() -> Engine:
-    """The oracle: the engine, called by nobody but the test."""
+    """The oracle: an engine that only the test calls."""
     return Engine(Pipeline([Tally()], None, {}))
 
 
@@ -80,9 +80,9 @@ def rows(*values: float) -> Array:
 
 
 class Peer:
-    """One client of a Server without sockets: sends requests, keeps what comes back by id."""
+    """One client of a Server without sockets: sends requests, and stores the replies by id."""
 
-    def __init__(self, server: Server, name: bytes = b"peer") -> None:
+    def __init__(self, server: ServerProtocol, name: bytes = b"peer") -> None:
         self.server, self.name = server, name
         self.replies: dict[str, tuple[Reply, dict[str, Array]]] = {}
         self._sent = 0
@@ -96,7 +96,7 @@ class Peer:
         return id
 
     def restore(self, stream: str, blob: bytes, **fields: Any) -> Reply:
-        """Ask for a stream that goes on from a snapshot."""
+        """Restore a stream from a snapshot."""
         self._sent += 1
         id = f"{self.name.decode()}/{self._sent}"
         inputs = [TensorInfo("snapshot", "UINT8", [len(blob)])]
@@ -114,7 +114,7 @@ class Peer:
             self.replies[reply.id] = reply, unpack(reply.outputs, buffers)
 
     def ask(self, op: str, stream: str = "", x: Array | None = None, **fields: Any) -> tuple[Reply, Array]:
-        """Send, run to the end, and return this request's reply and its y."""
+        """Send a request, run the server until it is idle, and return the reply and its y."""
         id = self.send(op, stream, x, **fields)
         while self.server.pending:
             self.take(self.server.run(0.0))

@@ -1,4 +1,4 @@
-"""The asyncio client against a daemon: the same rules, tasks in place of threads."""
+"""The asyncio client against a daemon: the same rules, with tasks instead of threads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 def play(daemon: Daemon, scene: Callable[[AsyncClient], Awaitable[T]], **options: Any) -> T:
-    """Run a scene with a client of its own; it leaves nothing waiting in the client."""
+    """Run a scene with a client of its own; check that nothing waits in the client afterwards."""
 
     async def main() -> T:
         async with AsyncClient(daemon.address, **{"timeout": 20, **options}) as client:
             result = await scene(client)
-            for link in client._links.values():
-                assert not link._tickets
-                assert not link._others
+            for connection in client._connections.values():
+                assert not connection._waiters
+                assert not connection._others
             return result
 
     return asyncio.run(main())
@@ -40,7 +40,7 @@ def column(chunks: list[Array]) -> list[float]:
     return list(np.concatenate(chunks)[:, 0].tolist())
 
 
-def test_a_stream_in_a_daemon_is_as_a_stream_of_the_engine(daemon: Daemon) -> None:
+def test_a_remote_stream_behaves_as_a_local_one(daemon: Daemon) -> None:
     async def scene(client: AsyncClient) -> None:
         local, remote = plain_engine().open("a"), await client.open("a")
         for chunk in (rows(1, 2, 3), rows(4), {"x": rows(5, 6)}):
@@ -95,7 +95,7 @@ def test_tasks_share_a_stream(daemon: Daemon) -> None:
 
 
 def test_one_task_sends_and_another_receives(daemon: Daemon) -> None:
-    """The window holds the sender back until results are received."""
+    """A full window makes the sender wait until results are received."""
 
     async def scene(client: AsyncClient) -> list[float]:
         stream = await client.open()
@@ -123,7 +123,7 @@ def test_one_task_sends_and_another_receives(daemon: Daemon) -> None:
     assert play(daemon, scene, window=5) == np.cumsum(range(1, 201)).tolist()
 
 
-def test_a_window_that_is_full_says_so(daemon: Daemon) -> None:
+def test_a_full_window_is_an_error(daemon: Daemon) -> None:
     async def scene(client: AsyncClient) -> None:
         stream = await client.open()
         await stream.send(rows(1))
@@ -154,7 +154,7 @@ def test_feed_all_takes_either_kind_of_iterable(daemon: Daemon) -> None:
     assert play(daemon, scene) == [1, 3, 6, 10]
 
 
-def test_feed_many_is_as_the_engines(daemon: Daemon) -> None:
+def test_feed_many_behaves_as_the_engines(daemon: Daemon) -> None:
     plan = [(0, rows(1, 2)), (1, rows(3)), (0, rows(4)), (2, rows(UNLUCKY)), (2, rows(5)), (1, rows(6))]
 
     async def scene(client: AsyncClient) -> list[Any]:
@@ -199,7 +199,7 @@ def test_a_cancelled_feed_is_applied_and_the_stream_goes_on(
         assert stream.seq == 4
         return column(out)
 
-    assert play(daemon, scene) == [3, 6]  # row 1, which chunk 2 let out, was that feed's to return
+    assert play(daemon, scene) == [3, 6]  # the cancelled feed took row 1, which chunk 2 let out
 
 
 def test_a_cancelled_receive_leaves_the_result(daemon: Daemon, engine: SpyEngine) -> None:
@@ -240,7 +240,7 @@ def test_a_snapshot_a_restore_and_a_take_over(daemon: Daemon) -> None:
     play(daemon, scene)
 
 
-def test_no_daemon_there(tmp_path: Path) -> None:
+def test_no_daemon(tmp_path: Path) -> None:
     async def main() -> None:
         async with AsyncClient(f"ipc://{tmp_path}/nobody.sock", timeout=0.1) as client:
             with pytest.raises(errors.TimeoutError, match="is the daemon running there"):
@@ -249,7 +249,7 @@ def test_no_daemon_there(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_closing_wakes_those_who_wait(daemon: Daemon, engine: SpyEngine) -> None:
+def test_closing_wakes_waiting_tasks(daemon: Daemon, engine: SpyEngine) -> None:
     gate = Gate(engine)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Addresses: what may be served without keys, and what only with them."""
+"""Addresses that may be served without keys, and those that need them."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_other_machines_are_reached_with_keys_only(text: str) -> None:
     ["", "tcp://", "tcp://a", "tcp://a:b", "tcp://a:70000", "udp://a:1", "ipc://", "ipc://@x", "tcp://a/b:1"],
 )
 @pytest.mark.parametrize("keyed", [False, True])
-def test_what_is_no_address(text: str, keyed: bool) -> None:
+def test_invalid_addresses(text: str, keyed: bool) -> None:
     with pytest.raises(UsageError, match="address"):
         parse(text, keyed)
 
@@ -44,5 +44,5 @@ def test_what_is_no_address(text: str, keyed: bool) -> None:
         ("ipc:///run/x.1", "ipc://x", "ipc://x.1"),
     ],
 )
-def test_a_worker_is_reached_where_its_daemon_is(worker: str, home: str, found: str) -> None:
+def test_a_worker_is_reached_at_its_daemons_host(worker: str, home: str, found: str) -> None:
     assert beside(worker, home) == found

@@ -1,4 +1,4 @@
-"""Bounds of the daemon that nothing else meets: strangers who knock, and the limit of open files."""
+"""Bounds of the daemon that no other test meets: handshakes of strangers, and the limit of open files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from runnel.client.monitor import Watcher
-from runnel.daemon import guard as curve
+from runnel.daemon.authenticator import MAX_ADMITTED
 from runnel.daemon.zap import DOMAIN
 
 from .processes import ready
@@ -18,11 +18,11 @@ from .site import Site
 from .support import model_pipeline
 
 
-def test_strangers_who_knock_take_one_turn_only_so_much(tmp_path: Path) -> None:
-    """Each knock is answered in the end, `MAX_ADMITTED` in a turn of the daemon's loop."""
-    many = 3 * curve.MAX_ADMITTED
-    guard = Site(tmp_path).guard()
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, guard.at(context, router):
+def test_handshakes_of_strangers_are_bounded_per_turn(tmp_path: Path) -> None:
+    """Every handshake is answered in the end, `MAX_ADMITTED` in each turn of the loop."""
+    many = 3 * MAX_ADMITTED
+    authenticator = Site(tmp_path).authenticator()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, authenticator.at(context, router):
         knocking: list[zmq.Socket[bytes]] = []
         for number in range(many):
             one = context.socket(zmq.REQ)
@@ -32,16 +32,16 @@ def test_strangers_who_knock_take_one_turn_only_so_much(tmp_path: Path) -> None:
             knocking.append(one)
         counts = []
         for _ in range(3):
-            guard.answer()
+            authenticator.answer()
             counts.append(sum(bool(one.poll(0)) for one in knocking))
-        assert counts == [curve.MAX_ADMITTED * turn for turn in (1, 2, 3)]
+        assert counts == [MAX_ADMITTED * turn for turn in (1, 2, 3)]
         for one in knocking:
             assert one.recv_multipart()[2] != b"200"
             one.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(tmp_path: Path, workers: int) -> None:
+def test_the_limit_of_open_files_is_raised_to_its_maximum(tmp_path: Path, workers: int) -> None:
     shell = 'ulimit -S -n 128; ulimit -H -n 900; exec "$0" -m runnel.cli.main serve "$@"'
     words = [str(model_pipeline(tmp_path)), "--bind", f"ipc://{tmp_path}/d.sock", "--workers", str(workers)]
     daemon = subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stderr=subprocess.PIPE, text=True)

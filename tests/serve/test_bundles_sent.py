@@ -1,4 +1,4 @@
-"""What both clients put into one message, counted by who receives it; over real sockets."""
+"""Messages of both clients, over real sockets, counted by the receiver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
         yield recorder
 
 
-def test_feed_many_sends_as_many_together_as_are_held(recorder: Recorder) -> None:
+def test_feed_many_sends_the_held_requests_together(recorder: Recorder) -> None:
     with Client(recorder.address, timeout=30) as client:
         streams = [client.open() for _ in range(STREAMS)]
         got = client.feed_many([(stream, rows(k, 1)) for k, stream in enumerate(streams)])
@@ -46,7 +46,7 @@ def test_feed_many_of_asyncio_does_the_same(recorder: Recorder) -> None:
     assert recorder.sizes("feed") == [HELD, STREAMS - HELD]
 
 
-def test_what_tasks_ask_in_one_turn_of_the_loop_goes_together(recorder: Recorder) -> None:
+def test_requests_of_one_turn_of_the_loop_go_together(recorder: Recorder) -> None:
     """The first does not wait for the others: it might be alone."""
 
     async def main() -> None:
@@ -61,7 +61,7 @@ def test_what_tasks_ask_in_one_turn_of_the_loop_goes_together(recorder: Recorder
     assert recorder.sizes("feed") == [1, 19] * 3
 
 
-def test_a_request_that_is_alone_says_that_replies_may_come_together_and_its_own_is_alone(
+def test_a_single_request_is_bundled_and_its_reply_is_not(
     recorder: Recorder,
 ) -> None:
     async def main() -> None:
@@ -80,8 +80,8 @@ def test_a_request_that_is_alone_says_that_replies_may_come_together_and_its_own
     assert {frames[0][0] & 0xF0 for frames in recorder.answers} == {0x80}  # a map each
 
 
-def test_a_bundle_has_so_many_bytes_and_a_large_chunk_goes_alone(recorder: Recorder) -> None:
-    """Outputs are as large: of those too no message holds more than it may."""
+def test_a_bundle_is_bounded_in_bytes_and_a_large_chunk_goes_alone(recorder: Recorder) -> None:
+    """Outputs are as large: the replies too are within the bound."""
     sizes = [100_000] * 5 + [300_000] + [10] * 3 + [300_000] * 2 + [100_000]
     chunks = [np.ones((nbytes // 8, 2), "float32") for nbytes in sizes]
     with Client(recorder.address, timeout=30) as client:
@@ -95,7 +95,7 @@ def test_a_bundle_has_so_many_bytes_and_a_large_chunk_goes_alone(recorder: Recor
 
 
 def test_a_client_that_is_closed_sends_nothing_more(recorder: Recorder) -> None:
-    """What was held for the end of the loop's turn is dropped, without a word to the loop."""
+    """Requests held for the end of the loop's turn are dropped, without an error in the loop."""
     faults: list[object] = []
 
     async def main() -> None:
@@ -109,5 +109,5 @@ def test_a_client_that_is_closed_sends_nothing_more(recorder: Recorder) -> None:
 
     asyncio.run(main())
     assert not faults
-    # The first goes at once, and so does the second where that was answered already.
+    # The first goes at once, and so does the second if that was answered already.
     assert recorder.sizes("feed") in ([], [1], [1, 1])

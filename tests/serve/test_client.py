@@ -1,4 +1,4 @@
-"""The client against a daemon, over ipc and loopback tcp: the same rules as an engine's own streams."""
+"""The client against a daemon, over ipc and loopback tcp: the rules of an engine's own streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runnel.wire import messages
 from .support import UNLUCKY, SpyEngine, plain_engine, rows, tally_engine
 
 
-def test_a_stream_in_a_daemon_is_as_a_stream_of_the_engine(client: Client) -> None:
+def test_a_remote_stream_behaves_as_a_local_one(client: Client) -> None:
     local = plain_engine().open("a")
     remote = client.open("a")
     for chunk in (rows(1, 2, 3), rows(4), {"x": rows(5, 6)}):
@@ -77,7 +77,7 @@ def test_describe_gives_the_pipelines_signals(client: Client, engine: SpyEngine)
         (np.zeros((2**21 + 1, 2), "float32"), errors.TooLargeError),
     ],
 )
-def test_a_chunk_that_is_refused_changes_nothing(client: Client, chunk: Any, error: type[Exception]) -> None:
+def test_a_refused_chunk_changes_nothing(client: Client, chunk: Any, error: type[Exception]) -> None:
     stream = client.open()
     stream.feed(rows(1))
     with pytest.raises(error) as caught:
@@ -100,7 +100,7 @@ def test_errors_come_as_the_engines_classes(client: Client) -> None:
         client.open()
 
 
-def test_no_more_requests_are_on_their_way_than_the_daemon_takes_of_one_client(
+def test_requests_in_flight_stay_within_the_daemons_limit(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)
@@ -111,13 +111,13 @@ def test_no_more_requests_are_on_their_way_than_the_daemon_takes_of_one_client(
             assert made[:, 0].tolist() == [1]
 
 
-def test_a_code_that_is_not_known_here_is_still_an_error() -> None:
+def test_an_unknown_code_is_still_an_error() -> None:
     failed = failure(messages.ErrorInfo("BRAND_NEW", "something"))
     assert type(failed) is errors.RunnelError
     assert failed.message == "BRAND_NEW: something"
 
 
-def test_feed_many_is_as_the_engines(client: Client, engine: SpyEngine) -> None:
+def test_feed_many_behaves_as_the_engines(client: Client, engine: SpyEngine) -> None:
     ours = [client.open(f"s{i}") for i in range(5)]
     local = plain_engine()
     theirs = [local.open() for _ in range(5)]
@@ -169,7 +169,7 @@ def test_a_stream_outlives_its_client(client: Client, daemon: Daemon) -> None:
         other.open("a")
 
 
-def test_no_daemon_there(tmp_path: Path) -> None:
+def test_no_daemon(tmp_path: Path) -> None:
     start = time.monotonic()
     with Client(f"ipc://{tmp_path}/nobody.sock", timeout=0.2) as client:
         with pytest.raises(errors.TimeoutError, match="is the daemon running there") as caught:
@@ -179,13 +179,13 @@ def test_no_daemon_there(tmp_path: Path) -> None:
 
 
 def nothing_kept(client: Client) -> bool:
-    """Whether no request is on its way, nor kept to be sent again."""
-    talks = [shared.link.talk for shared in client._links.values()]
-    return not any(talk.in_flight or talk._flying or talk.outbox for talk in talks)
+    """Whether no request is in flight or stored for a repeat."""
+    protocols = [shared.connection.protocol for shared in client._connections.values()]
+    return not any(p.in_flight or p._by_id or p.outbox for p in protocols)
 
 
 class SlowDaemon:
-    """A ROUTER in the test's hand: answers what and when the test says."""
+    """A ROUTER that answers when the test says."""
 
     def __init__(self, folder: Path) -> None:
         self.address = f"ipc://{folder}/slow.sock"
@@ -230,7 +230,7 @@ def opened(slow: SlowDaemon, timeout: float) -> tuple[Client, Any]:
 
 
 def test_a_late_reply_is_not_taken_for_the_next_one(slow: SlowDaemon) -> None:
-    """A chunk fed again after a time-out has the same seq, under an id of its own."""
+    """A chunk fed again after a time-out has the same seq, but a new id."""
     client, stream = opened(slow, timeout=0.3)
     with client:
         with pytest.raises(errors.TimeoutError):
@@ -257,7 +257,7 @@ def test_feed_many_waits_once_for_a_daemon_that_is_silent(slow: SlowDaemon) -> N
         assert nothing_kept(client)
 
 
-def test_a_closed_client_says_so(client: Client) -> None:
+def test_a_closed_client_raises(client: Client) -> None:
     stream = client.open()
     client.close()
     client.close()
@@ -283,13 +283,13 @@ def test_a_closed_client_says_so(client: Client) -> None:
         ("", "expected ipc"),
     ],
 )
-def test_an_address_that_is_none(address: str, words: str) -> None:
+def test_an_invalid_address(address: str, words: str) -> None:
     for make in (lambda: Client(address), lambda: Daemon(tally_engine(), address)):
         with pytest.raises(errors.UsageError, match=words):
             make()
 
 
-def test_a_timeout_that_is_none() -> None:
+def test_an_invalid_timeout() -> None:
     for timeout in (0, -1, float("nan"), float("inf"), 1e10, None):
         with pytest.raises(errors.UsageError, match="positive"):
             Client("ipc:///run/x.sock", timeout=timeout)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A client whose process has no descriptors left: a typed error, and nothing left behind."""
+"""A client in a process without free descriptors: a typed error, and nothing left open."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ async def main():
 asyncio.run(main())
 """
 
-# The first use of libzmq in a process, for each number of descriptors that are left: it aborts where it meets
-# the limit at the wrong place.
+# The first use of libzmq in a process, for each number of free descriptors: it aborts if it meets the limit
+# at the wrong point.
 FIRST = """
 import os, resource, sys
 import runnel

@@ -22,7 +22,7 @@ from .support import UNLUCKY, SpyEngine, rows, tally_engine
 
 
 def in_threads(*targets: Callable[[], Any]) -> list[Any]:
-    """What each returned or raised."""
+    """What each call returned or raised."""
     results: list[Any] = [None] * len(targets)
 
     def call(k: int) -> None:
@@ -42,7 +42,7 @@ def in_threads(*targets: Callable[[], Any]) -> list[Any]:
 
 @pytest.fixture
 def often() -> Iterator[None]:
-    """Threads change places as often as they can."""
+    """Make threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -60,7 +60,7 @@ def test_threads_share_a_client_each_with_its_own_stream(client: Client, often: 
 
     for k, got in enumerate(in_threads(*(lambda k=k: work(k) for k in range(12)))):
         assert got == [float(k + 1) * n for n in range(1, 61)]
-    assert not any(shared._followers or shared._leads for shared in client._links.values())
+    assert not any(shared._followers or shared._leader_awaits for shared in client._connections.values())
 
 
 def test_one_thread_sends_and_another_receives(client: Client, often: None) -> None:
@@ -81,7 +81,7 @@ def test_one_thread_sends_and_another_receives(client: Client, often: None) -> N
 
 
 def test_threads_share_a_stream(client: Client, often: None) -> None:
-    """Each is told its own chunk's output; together they are one sequence."""
+    """Each thread gets its own chunk's output; together they are one sequence."""
     stream = client.open("a")
     results = in_threads(*(lambda: [stream.feed(rows(1)) for _ in range(40)] for _ in range(6)))
     told = sorted(value for chunks in results for value in column(chunks))
@@ -98,7 +98,7 @@ def test_threads_and_feed_many_share_a_client(client: Client, often: None) -> No
         assert got == [[float(k + 1) * n for n in range(1, 31)]] * 4
 
 
-def test_closing_a_client_wakes_those_who_wait(daemon: Daemon, engine: SpyEngine) -> None:
+def test_closing_a_client_wakes_waiting_threads(daemon: Daemon, engine: SpyEngine) -> None:
     gate = Gate(engine)
     client = Client(daemon.address, timeout=60)
     streams = [client.open(f"s{i}") for i in range(3)]
@@ -113,7 +113,7 @@ def test_closing_a_client_wakes_those_who_wait(daemon: Daemon, engine: SpyEngine
     assert "closed" in str(results[1])
 
 
-def test_a_window_that_is_full_says_so(daemon: Daemon) -> None:
+def test_a_full_window_is_an_error(daemon: Daemon) -> None:
     with Client(daemon.address, timeout=0.2, window=3) as client:
         client.timeout = 10
         stream = client.open("a")
@@ -130,7 +130,7 @@ def test_a_window_that_is_full_says_so(daemon: Daemon) -> None:
         assert column([*out, *stream.results(), stream.flush()]) == [1, 3, 6, 10]
 
 
-def test_a_window_is_never_larger_than_what_the_daemon_keeps(daemon: Daemon) -> None:
+def test_a_window_never_exceeds_the_daemons_reply_cache(daemon: Daemon) -> None:
     with Client(daemon.address, timeout=10, window=10_000) as client:
         assert client.open()._window == client.describe().limits["kept_replies"]
     for window in (0, -1, 2.5, None):
@@ -139,34 +139,34 @@ def test_a_window_is_never_larger_than_what_the_daemon_keeps(daemon: Daemon) -> 
 
 
 def test_no_more_requests_are_in_flight_than_the_daemon_takes(client: Client, often: None) -> None:
-    """The daemon refuses none of them, though threads together ask for more than it takes from one peer."""
+    """The daemon refuses none, though the threads together ask for more than its limit for one peer."""
     streams = [client.open() for _ in range(6)]
-    link = client._links[client.address].link
-    link.limit = 3
+    connection = client._connections[client.address].connection
+    connection.limit = 3
     results = in_threads(*(lambda s=s: [*s.feed_all(rows(1) for _ in range(50)), s.flush()] for s in streams))
     assert all(column(chunks) == list(range(1, 51)) for chunks in results)
     assert "LIMIT" not in client.stats()[0]["errors"]
 
 
-def test_what_libzmq_does_not_take_is_sent_later(
+def test_messages_that_libzmq_does_not_accept_are_sent_later(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon stands still, and every queue between is full."""
+    """The daemon is stalled, and every queue between is full."""
     monkeypatch.setattr(connection_module, "QUEUED", 2)
     gate = Gate(engine)
     chunk = rows(*[1.0] * 30_000)
     with Client(daemon.address, timeout=30) as client:
         stream = client.open()
-        talk = client._links[daemon.address].link.talk
+        protocol = client._connections[daemon.address].connection.protocol
         stream.send(rows(0))
         assert gate.entered.wait(10)
         for _ in range(WINDOW - 1):
             stream.send(chunk)
-        assert talk.outbox, "it was all taken: the test shows nothing"
+        assert protocol.outbox, "it was all taken: the test shows nothing"
         gate.go.set()
         got = column([*stream.results(), stream.flush()])
         assert got == list(range(30_000 * (WINDOW - 1) + 1))
-        assert not talk.outbox
+        assert not protocol.outbox
 
 
 def test_feed_all_yields_in_order_and_stops_at_a_failed_chunk(client: Client) -> None:
@@ -184,7 +184,7 @@ def test_feed_all_yields_in_order_and_stops_at_a_failed_chunk(client: Client) ->
     assert column([*out, *stream.feed_all(chunks[3:]), stream.flush()]) == [1, 3, 6, 10]
 
 
-def test_feed_all_asks_for_no_more_than_its_window_ahead(daemon: Daemon) -> None:
+def test_feed_all_reads_no_more_than_its_window_ahead(daemon: Daemon) -> None:
     taken = 0
 
     def chunks() -> Iterator[Array]:
@@ -200,7 +200,7 @@ def test_feed_all_asks_for_no_more_than_its_window_ahead(daemon: Daemon) -> None
         assert sum(1 for _ in feeding) == 39
 
 
-def test_a_feed_beside_what_was_sent_keeps_the_order(client: Client) -> None:
+def test_a_feed_after_sent_chunks_keeps_the_order(client: Client) -> None:
     stream = client.open("a")
     stream.send(rows(1))
     stream.send(rows(2))
@@ -210,7 +210,7 @@ def test_a_feed_beside_what_was_sent_keeps_the_order(client: Client) -> None:
         stream.receive()
 
 
-def test_a_snapshot_is_of_all_that_was_sent(client: Client) -> None:
+def test_a_snapshot_follows_all_sent_chunks(client: Client) -> None:
     stream = client.open("a")
     stream.send(rows(1))
     blob = stream.snapshot()
@@ -235,7 +235,7 @@ def test_closing_a_stream_drops_its_results(client: Client) -> None:
     assert column([again.feed(rows(7)), again.flush()]) == [7]
 
 
-def test_stats_are_of_each_worker(client: Client) -> None:
+def test_stats_cover_each_worker(client: Client) -> None:
     client.open("a").feed(rows(1))
     (stats,) = client.stats()
     assert (stats["worker"], stats["streams"], stats["chunks"]) == (0, 1, 1)

@@ -1,4 +1,4 @@
-"""A daemon of several workers: each stream at the worker that its name says, each worker met directly."""
+"""A daemon of several workers: each stream at its own worker, each worker reached directly."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pytest
 from runnel import AsyncClient, errors
 from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
-from runnel.daemon.supervision.lifecycle import Keeper
-from runnel.wire.placement import Place
+from runnel.daemon.supervision.lifecycle import LifecycleHooks
+from runnel.wire.placement import Placement
 
 from .support import SpyEngine, rows, tally_engine
 
 
-class Fixed(Keeper):
-    """Tells a worker where it stands, all addresses being known."""
+class Fixed(LifecycleHooks):
+    """Lifecycle hooks that return a fixed placement, since all addresses are known."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, placement: Placement) -> None:
         super().__init__()
-        self._fixed = place
+        self._fixed = placement
 
-    def meet(self, address: str) -> Place:
+    def bound_to(self, address: str) -> Placement:
         return self._fixed
 
 
@@ -41,10 +41,10 @@ def engines() -> list[SpyEngine]:
 
 @pytest.fixture
 def workers(tmp_path: Path, engines: list[SpyEngine]) -> Iterator[list[str]]:
-    """Three daemons that are the workers of one; in threads here, each its own process in earnest."""
+    """Three daemons that are the workers of one; threads here, processes in real use."""
     addresses = [f"ipc://{tmp_path}/w{k}.sock" for k in range(3)]
     daemons = [
-        Daemon(engine, addresses[k], keeper=Fixed(Place(k, addresses))) for k, engine in enumerate(engines)
+        Daemon(engine, addresses[k], hooks=Fixed(Placement(k, addresses))) for k, engine in enumerate(engines)
     ]
     threads = [threading.Thread(target=daemon.serve) for daemon in daemons]
     for thread in threads:
@@ -58,7 +58,9 @@ def workers(tmp_path: Path, engines: list[SpyEngine]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("asked", range(3))
-def test_streams_live_where_their_names_say(workers: list[str], engines: list[SpyEngine], asked: int) -> None:
+def test_streams_live_at_the_workers_of_their_names(
+    workers: list[str], engines: list[SpyEngine], asked: int
+) -> None:
     with Client(workers[asked], timeout=20) as client:
         streams = [client.open(name) for name in NAMES]
         results = client.feed_many([(stream, rows(value)) for value in (1, 2, 3) for stream in streams])
@@ -69,7 +71,7 @@ def test_streams_live_where_their_names_say(workers: list[str], engines: list[Sp
             assert set(engine.streams) == {n for n in NAMES if crc32(n.encode()) % 3 == k}
         assert [stats["worker"] for stats in client.stats()] == [0, 1, 2]
         blob = streams[0].snapshot()
-        for _ in range(6):  # a name that is made lands anywhere
+        for _ in range(6):  # a made name belongs to any of the workers
             client.open()
             client.restore(blob)
         with pytest.raises(errors.StreamExistsError):

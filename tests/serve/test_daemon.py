@@ -1,4 +1,4 @@
-"""The daemon with real sockets: batching, and the bounds of what it reads and writes."""
+"""The daemon with real sockets: batches, and bounds of what it reads and writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .peers import Gate, ask, dealer, feed, reply_of, run
 from .support import UNLUCKY, SpyEngine, code, rows
 
 
-def test_what_arrives_during_a_batch_is_the_next_batch(daemon: Daemon, engine: SpyEngine) -> None:
+def test_requests_during_a_batch_form_the_next_batch(daemon: Daemon, engine: SpyEngine) -> None:
     with dealer(daemon.address) as sock:
         names = [f"s{i}" for i in range(20)]
         for name in ["first", *names]:
@@ -55,22 +55,22 @@ def test_any_message_gets_a_typed_error_and_the_daemon_lives(daemon: Daemon, fra
         assert code(ask(sock, "hello")) == "ok"
 
 
-def test_of_frames_without_end_only_what_a_message_holds_is_kept(daemon: Daemon) -> None:
+def test_frames_beyond_a_messages_bound_are_discarded(daemon: Daemon) -> None:
     with dealer(daemon.address) as sock, pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
-        receive = protocol.Server.receive
+        receive = protocol.ServerProtocol.receive
 
         def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
             seen.append(len(frames))
             return receive(self, peer, frames, now, user)
 
-        patch.setattr(protocol.Server, "receive", spy)
+        patch.setattr(protocol.ServerProtocol, "receive", spy)
         sock.send_multipart([b"x"] * 3000)
         assert code(reply_of(sock)) == "BAD_MESSAGE"
         assert seen == [messages.MAX_TENSORS + 2]
 
 
-def test_a_frame_past_the_bound_ends_its_connection_and_no_other(daemon: Daemon) -> None:
+def test_a_frame_beyond_the_bound_ends_only_its_connection(daemon: Daemon) -> None:
     with dealer(daemon.address) as good, dealer(daemon.address) as bad:
         assert code(ask(bad, "hello")) == "ok"
         bad.send_multipart([b"x", bytes(messages.MAX_TENSOR_BYTES + 1)])
@@ -89,7 +89,7 @@ def test_bytes_that_are_no_zmtp_do_no_harm(daemon: Daemon) -> None:
         client.open("a")
 
 
-def test_a_peer_that_is_gone_costs_its_replies_and_nothing_else(daemon: Daemon, engine: SpyEngine) -> None:
+def test_a_disconnected_peer_loses_only_its_replies(daemon: Daemon, engine: SpyEngine) -> None:
     with Client(daemon.address) as client:
         stream = client.open("a")
         gate = Gate(engine)
@@ -107,7 +107,7 @@ def test_a_full_server_is_not_handed_more(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "MAX_PENDING", 10)
-    monkeypatch.setattr(intake, "ROOM", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
     with dealer(daemon.address) as sock:
         assert code(ask(sock, "open", "a")) == "ok"
         for i in range(200):
@@ -115,7 +115,7 @@ def test_a_full_server_is_not_handed_more(
         assert [code(reply_of(sock)) for _ in range(200)] == ["ok"] * 200
 
 
-def test_a_peer_that_connects_and_says_nothing_is_cut_off(
+def test_a_silent_new_connection_is_closed(
     engine: SpyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 100)
@@ -131,7 +131,7 @@ def test_a_peer_that_connects_and_says_nothing_is_cut_off(
     thread.join(10)
 
 
-def test_a_stage_that_fails_ends_that_request_alone(daemon: Daemon) -> None:
+def test_a_failing_stage_fails_only_its_request(daemon: Daemon) -> None:
     with dealer(daemon.address) as sock:
         for name in ("a", "b"):
             assert code(ask(sock, "open", name)) == "ok"
@@ -144,9 +144,7 @@ def test_a_stage_that_fails_ends_that_request_alone(daemon: Daemon) -> None:
         assert found == {("a", "STAGE_FAILED", 0), ("b", "ok", 1), ("a", "ok", 1)}
 
 
-def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_fed(
-    engine: SpyEngine, address: str
-) -> None:
+def test_a_batch_longer_than_the_idle_time_closes_no_fed_stream(engine: SpyEngine, address: str) -> None:
     daemon = Daemon(engine, address, idle_seconds=60.0)
     thread, _ = run(daemon)
     assert daemon.started.wait(10)
@@ -158,7 +156,7 @@ def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_
         assert gate.entered.wait(10)
         sock.send_multipart(feed("b", 1))
         time.sleep(0.5)
-        daemon._server.idle_seconds = 0.4  # from here on both were idle, but for what they wait for
+        daemon._server.idle_seconds = 0.4  # from here on both are idle, except for their queued requests
         gate.go.set()
         assert [(r.op, r.sequence_id, code(r)) for r in (reply_of(sock), reply_of(sock))] == [
             ("feed", "a", "ok"),
@@ -168,18 +166,18 @@ def test_a_batch_that_takes_longer_than_the_idle_time_closes_no_stream_that_was_
     thread.join(10)
 
 
-def test_a_full_server_closes_no_stream_whose_request_may_wait_in_the_socket(
+def test_a_full_server_closes_no_stream_with_a_request_in_the_socket(
     daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "MAX_PENDING", 4)
-    monkeypatch.setattr(intake, "ROOM", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
     inner = engine.feed_many
 
     def feed_many(pairs: Any) -> Any:
         if len(engine.batches) == 1:
             assert sent.wait(10)
             time.sleep(0.5)  # libzmq reads the requests meanwhile
-            daemon._server.idle_seconds = 0.3  # from here on "b" is idle, but for its request
+            daemon._server.idle_seconds = 0.3  # from here on "b" is idle, except for its request
         return inner(pairs)
 
     sent = threading.Event()
@@ -196,24 +194,24 @@ def test_a_full_server_closes_no_stream_whose_request_may_wait_in_the_socket(
         assert (reply.op, code(reply)) == ("feed", "ok")
 
 
-def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
+def test_one_clients_bundled_questions_do_not_delay_others(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles = 40
     answered: list[str] = []
-    receive = protocol.Server.receive
+    receive = protocol.ServerProtocol.receive
 
     def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
         answered.append("bundle" if messages.bundled(frames) else "other")
         if answered == ["bundle"]:
-            assert sent.wait(10)  # then all the others are there
+            assert sent.wait(10)  # then all the others have arrived
             time.sleep(0.2)
         return receive(self, peer, frames, now, user)
 
     sent = threading.Event()
     with dealer(daemon.address) as other, dealer(daemon.address) as flood:
         assert code(ask(other, "open", "s")) == "ok"
-        monkeypatch.setattr(protocol.Server, "receive", spy)
+        monkeypatch.setattr(protocol.ServerProtocol, "receive", spy)
         question = messages.encode_request(messages.Request(v=1, op="stats", id="q"))
         for _ in range(bundles):
             flood.send_multipart(messages.bundle([question] * messages.MAX_BUNDLE))
@@ -223,9 +221,7 @@ def test_one_clients_questions_in_bundles_do_not_hold_the_others_up(
         assert answered.count("bundle") < bundles / 2
 
 
-def test_an_idle_stream_is_closed_and_its_client_told_though_nobody_asks(
-    engine: SpyEngine, address: str
-) -> None:
+def test_an_idle_stream_is_closed_and_its_client_notified(engine: SpyEngine, address: str) -> None:
     daemon = Daemon(engine, address, idle_seconds=0.3)
     thread, _ = run(daemon)
     assert daemon.started.wait(10)

@@ -1,4 +1,4 @@
-"""How a daemon ends: what arrived is answered, within bounds, and nothing is left behind."""
+"""How a daemon stops: it answers what arrived, within bounds, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .peers import Gate, ask, dealer, feed, reply_of, run
 from .support import code, tally_engine
 
 
-def test_told_to_stop_it_answers_what_arrived(tmp_path: Path) -> None:
+def test_stop_answers_what_arrived(tmp_path: Path) -> None:
     engine = tally_engine()
     daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
     thread, results = run(daemon)
@@ -36,7 +36,7 @@ def test_told_to_stop_it_answers_what_arrived(tmp_path: Path) -> None:
     assert engine.streams["a"].seq == 51
 
 
-def test_told_twice_it_stops_at_once(tmp_path: Path) -> None:
+def test_a_second_stop_ends_at_once(tmp_path: Path) -> None:
     engine = tally_engine()
     daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")
     thread, results = run(daemon)
@@ -57,7 +57,7 @@ def test_told_twice_it_stops_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "d.sock").exists()
 
 
-def test_it_does_not_finish_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_is_bounded_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(daemon_module, "FINISH_SECONDS", 0.0)
     engine = tally_engine()
@@ -95,7 +95,7 @@ def test_a_large_reply_still_leaves_when_it_stops(tmp_path: Path, monkeypatch: p
     assert results == [True]
 
 
-def test_what_arrives_as_it_stops_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_arriving_at_the_stop_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 1.0)
     daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
     thread, _ = run(daemon)
@@ -108,9 +108,7 @@ def test_what_arrives_as_it_stops_is_answered(tmp_path: Path, monkeypatch: pytes
         thread.join(10)
 
 
-def test_what_arrives_later_is_refused_while_it_finishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_requests_are_refused_while_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "SETTLE_SECONDS", 0.0)
     engine = tally_engine()
     daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock")

@@ -1,8 +1,8 @@
-"""Whatever is raised at any call out of the server belongs to the request at hand.
+"""An exception at any call out of the server belongs to the current request.
 
-A fault is put into one call after another: each method of a stage, each codec, each part of the bookkeeping,
-the engine, memory itself. The server goes on, every request is answered once at most, a witness's outputs are
-what they would be without the fault, and the stream at fault is as it was or is closed with a reason.
+A fault is injected into one call after another: each method of a stage, each codec, each part of the
+bookkeeping, the engine, memory itself. The server continues, every request is answered at most once, the
+outputs of another stream are unchanged, and the faulty stream is unchanged or is closed with a reason.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runnel.daemon.protocol import jobs, scheduler
 from runnel.daemon.protocol import server as protocol
-from runnel.daemon.protocol import turn as runner
-from runnel.daemon.protocol import works
-from runnel.daemon.protocol.sequences import Register
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.daemon.protocol.streamtable import StreamTable
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array
@@ -29,11 +28,11 @@ from .support import Tally, rows
 
 
 class Fault(Exception):  # noqa: N818 - what others raise has any name
-    """What a stage, a codec or the bookkeeping may raise."""
+    """An exception of a stage, a codec or the bookkeeping."""
 
 
 class Trap:
-    """Raises at the n-th call of what it is put into, and only there."""
+    """Raises at the n-th of the calls that pass it, and only there."""
 
     def __init__(self, at: int, error: type[BaseException]) -> None:
         self.at, self.error = at, error
@@ -58,7 +57,7 @@ class Trap:
 
 
 class Trapped(Tally):
-    """A tally, each of whose methods passes by the trap."""
+    """A tally, each of whose methods passes the trap."""
 
     def __init__(self, trap: Trap, method: str) -> None:
         super().__init__()
@@ -111,31 +110,32 @@ class Trapped(Tally):
 
 STAGE = ("initial", "step", "flush", "load", "dump", "fork", "land", "drop", "open", "close")
 MODULE = (
-    (runner, "pack"), (runner, "unpack"), (runner, "digest_of"), (protocol, "event_of"), (protocol, "told"),
-    (works, "pack"), (runner, "digest_in_blocks"), (runner, "admit"),
+    (scheduler, "pack"), (scheduler, "unpack"), (scheduler, "digest_of"), (protocol, "event_of"),
+    (protocol, "error_info"),
+    (jobs, "pack"), (scheduler, "digest_in_blocks"), (scheduler, "admit"),
 )  # fmt: skip
 WIRE = ("encode_reply", "decode_request")
 ENGINE = ("open", "restore", "feed_many", "begin", "advance")
-REGISTER = ("begin", "keep", "touch", "find", "add")
+TABLE = ("begin", "keep", "touch", "find", "add")
 PLACES = [
     *(f"stage.{name}" for name in STAGE),
     *(f"module.{i}" for i in range(len(MODULE))),
     *(f"wire.{name}" for name in WIRE),
     *(f"engine.{name}" for name in ENGINE),
-    *(f"register.{name}" for name in REGISTER),
+    *(f"table.{name}" for name in TABLE),
     "notices",
 ]
 
 
 class World:
-    """Two streams, of which one is the witness, and a server with a trap in it."""
+    """Two streams, one of them the witness, and a server with a trap in it."""
 
     def __init__(self, place: str, at: int, error: type[BaseException], patch: pytest.MonkeyPatch) -> None:
         self.trap = Trap(at, error)
         kind, _, name = place.partition(".")
         self.engine = Engine(Pipeline([Trapped(self.trap, name if kind == "stage" else "")], None, {}))
         self.now = 0.0
-        self.server = Server(self.engine, "boot", 100, clock=self.tick)
+        self.server = ServerProtocol(self.engine, "boot", 100, clock=self.tick)
         self.answers: dict[str, Any] = {}
         self.sent = 0
         if kind == "module":
@@ -145,10 +145,10 @@ class World:
             patch.setattr(protocol.messages, name, self.trap.around(getattr(protocol.messages, name)))
         elif kind == "engine":
             patch.setattr(self.engine, name, self.trap.around(getattr(self.engine, name)))
-        elif kind == "register":
-            patch.setattr(Register, name, self.trap.around(getattr(Register, name)))
+        elif kind == "table":
+            patch.setattr(StreamTable, name, self.trap.around(getattr(StreamTable, name)))
         elif kind == "notices":
-            # Listeners are called within the engine; what they raise is logged there.
+            # The engine calls listeners, and logs what they raise.
             self.engine.notices._listeners = (("mine", self.trap.around(lambda notice: None)),)
 
     def tick(self) -> float:
@@ -187,7 +187,7 @@ class World:
 
 
 def script(world: World) -> Iterator[tuple[str, str]]:
-    """All that a client may ask of the stream at fault: (id, what it was)."""
+    """Every request that a client may make on the faulty stream: (id, what it was)."""
     blob = None
     for op, x, fields in (
         ("feed", rows(2), {}),
@@ -210,7 +210,7 @@ def script(world: World) -> Iterator[tuple[str, str]]:
 
 
 def state_of(world: World) -> tuple[int, bool, dict[str, Any]] | None:
-    """Where the stream at fault stands; None where it is closed."""
+    """The seq and state of the faulty stream; None if it is closed."""
     stream = world.engine.streams.get("fault")
     if stream is None:
         return None
@@ -219,14 +219,14 @@ def state_of(world: World) -> tuple[int, bool, dict[str, Any]] | None:
 
 @pytest.mark.parametrize("error", [Fault, MemoryError])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_fault_anywhere_is_its_own_requests(
+def test_a_fault_anywhere_fails_only_its_own_request(
     place: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sprung = 0
     for at in range(1, 400):
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "BLOCK", 4096)
-            patch.setattr(works, "BLOCK", 4096)
+            patch.setattr(scheduler, "BLOCK", 4096)
+            patch.setattr(jobs, "BLOCK", 4096)
             world = World(place, at, error, patch)
             world.ask("open", "fault")
             world.ask("open", "witness")
@@ -240,7 +240,7 @@ def test_a_fault_anywhere_is_its_own_requests(
                 if not id:
                     break
                 world.run()
-                if id not in world.answers:  # a fault met the reply to an error: then nothing was answered
+                if id not in world.answers:  # the fault hit the reply to an error: then nothing was answered
                     assert world.trap.sprung
                 world.server.tick(world.now)
                 world.trap.armed = False
@@ -256,10 +256,10 @@ def test_a_fault_anywhere_is_its_own_requests(
                     and "the reply failed" not in reply.error.message
                 ):
                     assert state_of(world) in (before, None), (place, at, op, "as before, or closed")
-            known = {named.key for named in world.server._register._open}
+            known = {record.key for record in world.server._table._open}
             assert set(world.engine.streams) == known, "the engine and the server know the same streams"
             assert world.server.pending == 0
-            assert not world.server._runner._jobs
+            assert not world.server._scheduler._jobs
         if not world.trap.sprung:
             break
         sprung += 1

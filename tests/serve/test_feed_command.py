@@ -1,4 +1,4 @@
-"""`runnel feed` gives what `runnel run` gives, through a daemon."""
+"""`runnel feed` gives the output of `runnel run`, through a daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runnel.cli.main import main
-from runnel.cli.there import await_socket
+from runnel.cli.socketwait import await_socket
 from runnel.daemon.loop import Daemon
 
 from .support import SpyEngine
@@ -51,7 +51,7 @@ def test_a_failure_leaves_no_file_and_no_stream(
     assert not engine.streams
 
 
-def test_no_daemon_is_told_in_one_line(
+def test_no_daemon_is_a_one_line_error(
     tmp_path: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["feed", f"ipc://{tmp_path}/none.sock", str(numbers), "--timeout", "0.2", "--quiet"]
@@ -62,14 +62,14 @@ def test_no_daemon_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("command", ["feed", "top", "inspect", "bench"])
-def test_a_socket_that_is_not_there_is_told_without_a_connection(
+def test_a_missing_socket_is_an_error_without_a_connection(
     tmp_path: Path,
     numbers: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    """No context of ZeroMQ is made, so nothing can wait for one."""
+    """No ZeroMQ context is made, so nothing can wait for one."""
     for name in ("Context", "Poller"):
         monkeypatch.delattr(f"zmq.{name}")
     words = [str(numbers)] if command == "feed" else ["--once"] if command == "top" else []
@@ -85,7 +85,7 @@ def test_a_socket_that_is_not_there_is_told_without_a_connection(
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_a_daemon_that_starts_is_waited_for_and_that_is_told_first(
+def test_it_waits_for_a_starting_daemon_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
 ) -> None:
     address, told = f"ipc://{tmp_path}/d.sock", []
@@ -95,7 +95,7 @@ def test_a_daemon_that_starts_is_waited_for_and_that_is_told_first(
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(f"{tmp_path}/d.sock")
 
-    monkeypatch.setattr("runnel.cli.there.time.sleep", sleep)
+    monkeypatch.setattr("runnel.cli.socketwait.time.sleep", sleep)
     await_socket(address, 3600.0, quiet)
     (first,) = told
     assert ("there is no socket yet; waiting 3600 s" in first) == (not quiet)
@@ -151,7 +151,7 @@ def test_a_signal_leaves_no_file_and_no_stream(
     assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
 
 
-def test_sound_at_another_rate_is_to_be_converted_here(
+def test_sound_at_another_rate_is_refused(
     daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile = pytest.importorskip("soundfile")
@@ -162,7 +162,7 @@ def test_sound_at_another_rate_is_to_be_converted_here(
     assert "or let the pipeline resample" in err
 
 
-def test_a_live_source_is_answered_at_once_and_ends_well(
+def test_a_live_source_is_answered_at_once_and_ends_cleanly(
     daemon: Daemon, engine: SpyEngine, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "runnel.cli.main", "feed", daemon.address, "lines:-", "-o", "jsonl:"]

@@ -1,4 +1,4 @@
-"""Steps without input over the wire: exactly once, as a feed; and the names of what numbers stand for."""
+"""Steps without input over the wire: exactly once, as a feed; and labels of outputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from runnel.batch import StackedStage
 from runnel.cli.main import main
 from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol.server import Server
-from runnel.daemon.protocol.works import MAX_REPLY_BYTES
+from runnel.daemon.protocol.jobs import MAX_REPLY_BYTES
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
 from runnel.wire import messages, tensors
@@ -25,7 +25,7 @@ from runnel.wire.tensors import describe, undescribe, unpack
 from .peers import served
 from .proxy import Proxy
 from .support import tally_engine
-from .test_conversation import Link, opened
+from .test_client_protocol import Link, opened
 
 LABELS = ("zero", "one", "two")
 UNLUCKY = 404
@@ -61,7 +61,7 @@ def loop_engine(width: int = 1, max_streams: int = 100) -> Engine:
 
 
 def told(n: int, start: int = 5) -> list[int]:
-    """By hand: what the first n steps make."""
+    """By hand: the output of the first n steps."""
     made = []
     for step in range(n):
         start += 1 + step
@@ -69,14 +69,14 @@ def told(n: int, start: int = 5) -> list[int]:
     return made
 
 
-# The server's half
+# The server protocol
 
 
 class Talk:
     """One peer of a server, a request at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self.server = Server(engine, "boot")
+        self.server = ServerProtocol(engine, "boot")
 
     def ask(self, op: str, chunk: Any = None, **fields: Any) -> tuple[messages.Reply, dict[str, Any]]:
         infos, buffers = tensors.pack(chunk or {})
@@ -93,8 +93,8 @@ def code(reply: messages.Reply) -> str:
     return reply.error.code if reply.error else "ok"
 
 
-def test_once_however_often_it_is_sent() -> None:
-    """The number of steps is the payload: another one under the same seq is a conflict."""
+def test_repeats_are_applied_once() -> None:
+    """The number of steps is the payload: a different one under the same seq is a conflict."""
     talk = Talk(loop_engine())
     talk.ask("open", sequence_id="s", epoch=7)
     stated = {"sequence_id": "s", "epoch": 7}
@@ -130,7 +130,7 @@ def test_a_whole_stream_in_one_message() -> None:
         ({"op": "feed", "steps": 0}, "BAD_CHUNK"),
     ],
 )
-def test_requests_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
+def test_invalid_requests(fields: dict[str, Any], says: str) -> None:
     talk = Talk(loop_engine())
     talk.ask("open", sequence_id="s")
     reply, _ = talk.ask(**fields, sequence_id="s")
@@ -138,7 +138,7 @@ def test_requests_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
     assert talk.ask("feed", steps=1, sequence_id="s", seq=1)[1]["n"].tolist() == told(1)
 
 
-def test_what_a_reply_can_hold() -> None:
+def test_a_reply_is_bounded() -> None:
     """A request of a hundred bytes must not make a reply of gigabytes."""
     talk = Talk(loop_engine(width=2**16))
     talk.ask("open", sequence_id="s")
@@ -167,19 +167,19 @@ def test_the_bound_is_the_engines() -> None:
 # Clients
 
 
-def test_the_conversation_says_it_again_over_a_new_connection() -> None:
-    """Cut with the reply on its way: the same steps, the same seq, done once."""
-    link = Link(Server(loop_engine(), "boot"), "a")
-    line = opened(link, "s")
-    tickets = [link.talk.post(line, "feed", steps=n) for n in (3, 2, 4)]
+def test_a_request_is_repeated_over_a_new_connection() -> None:
+    """The connection is cut with the reply in flight: the same steps, the same seq, done once."""
+    link = Link(ServerProtocol(loop_engine(), "boot"), "a")
+    stream = opened(link, "s")
+    pendings = [link.protocol.post(stream, "feed", steps=n) for n in (3, 2, 4)]
     link.send()
     link.arrive(2)
     link.run()
     link.cut(0, 0)
     link.finish()
-    made = [unpack(t.answer().outputs, t.payload)["n"].tolist() for t in tickets]
+    made = [unpack(t.answer().outputs, t.payload)["n"].tolist() for t in pendings]
     assert made == [told(3), told(5)[3:], told(9)[5:]]
-    assert line.applied == 3
+    assert stream.applied == 3
 
 
 def test_a_client_generates(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_client_generates(tmp_path: Path) -> None:
 
 
 def test_tasks_that_generate_are_batched(tmp_path: Path) -> None:
-    """64 streams at once; what is asked at once is stepped together."""
+    """64 streams at once; requests made together are stepped together."""
     engine = loop_engine()
     with served(Daemon(engine, f"ipc://{tmp_path}/d.sock")) as daemon:
 
@@ -224,7 +224,7 @@ def test_tasks_that_generate_are_batched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_line_that_is_cut_again_and_again(tmp_path: Path, seed: int) -> None:
+def test_a_connection_that_is_cut_again_and_again(tmp_path: Path, seed: int) -> None:
     with served(Daemon(loop_engine(), f"ipc://{tmp_path}/d.sock")) as daemon:
         proxy = Proxy(tmp_path, daemon.address, 3_000, seed=seed)
         with Client(proxy.address, timeout=20) as client, client.open("s") as stream:
@@ -234,28 +234,28 @@ def test_a_line_that_is_cut_again_and_again(tmp_path: Path, seed: int) -> None:
     assert made == told(len(made))
 
 
-# What is told of a pipeline's numbers
+# Labels
 
 
 def signal(*labels: str) -> Signal:
     return Signal((TensorSpec("n", "int64", (), labels),))
 
 
-def test_labels_are_told_and_read_back() -> None:
+def test_labels_are_sent_and_read_back() -> None:
     there = undescribe(describe(signal("a", "b")), 0.0)
     assert there.tensors[0].labels == ("a", "b")
     assert undescribe(describe(signal()), 0.0).tensors[0].labels == ()
     assert b"labels" not in msgspec.msgpack.encode(describe(signal()))
 
 
-def test_labels_that_are_too_many_are_not_told() -> None:
-    """All of them, or none: a part would pass for the whole."""
+def test_too_many_labels_are_not_sent() -> None:
+    """All labels or none: a part would pass for the whole."""
     for labels in (["a"] * (messages.MAX_LABELS + 1), ["a" * messages.MAX_LABEL_CHARACTERS, "b"]):
         assert describe(signal(*labels))[0].labels == []
         assert len(describe(signal(*labels[:1]))[0].labels) == 1
 
 
-def test_an_older_daemon_tells_no_labels() -> None:
+def test_an_older_daemon_sends_no_labels() -> None:
     old = {"name": "n", "datatype": "INT64", "shape": [-1], "from_the_future": 1}
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=messages.TensorMetadata)
     assert undescribe([read], 0.0).tensors[0].labels == ()

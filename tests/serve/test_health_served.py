@@ -1,4 +1,4 @@
-"""A state that dies or blows up is in the daemon's log and on its pages: a process, real sockets."""
+"""A state that dies or blows up shows in the daemon's log and on its pages: a process, real sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPLODING = ("Relu", 1.0, 1.5, 0.0)
 
 
 def samples(address: str) -> dict[tuple[str, ...], float]:
-    """By name and labels, the worker's left out."""
+    """Samples by name and labels, without the worker's label."""
     connection = http.client.HTTPConnection(address, timeout=30)
     connection.request("GET", "/metrics")
     page = connection.getresponse().read().decode()
@@ -57,7 +57,7 @@ def logged(process: subprocess.Popen[str], until: str) -> list[dict[str, str]]:
     ],
     ids=["blown_up", "died"],
 )
-def test_its_log_and_its_pages_tell(
+def test_the_log_and_the_pages_report_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     layer: tuple[str, float, float, float],
@@ -87,7 +87,7 @@ def test_its_log_and_its_pages_tell(
             assert (line["stream"], line["level"]) == ("mic", "warning")
             assert line["why"].startswith(says)
             found = samples(pages)
-            while "runnel_looks_total" not in {name for name, *_ in found}:  # it is not answered for yet
+            while "runnel_looks_total" not in {name for name, *_ in found}:  # not yet monitored
                 found = samples(pages)
             for name in ("died", "blown_up"):
                 assert found["runnel_streams_unhealthy", name] == (name == condition)

@@ -1,7 +1,7 @@
-"""Whatever bytes a peer sends: a typed error or a closed connection, and never another stream touched.
+"""Any bytes from a peer: a typed error or a closed connection, and no other stream touched.
 
-Real sockets, and libzmq between them and the daemon: the same below the messages, in the messages, and in
-what they say, beside a stream whose outputs must stay what they are.
+Over real sockets, through libzmq: faults below the messages, in the messages, and in their meaning, beside a
+stream whose outputs are checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from runnel import errors
 from runnel.daemon import loop as daemon_module
 from runnel.daemon.loop import Daemon
-from runnel.wire import messages as wire
+from runnel.wire import messages
 from runnel.wire.tensors import unpack
 
 from . import raw
@@ -29,7 +29,7 @@ from .mutations import mutated
 from .peers import ask, dealer, feed, replies_of, reply_of, run
 from .support import SpyEngine, code
 
-HELLO = wire.encode_request(wire.Request(v=1, op="hello", id="h"))
+HELLO = messages.encode_request(messages.Request(v=1, op="hello", id="h"))
 CODES = {cls.code for cls in errors._walk(errors.RunnelError)} | {"ok"}
 
 
@@ -41,7 +41,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 class Witness:
-    """A stream of somebody else's, whose outputs are known."""
+    """A stream of another client, whose outputs are known."""
 
     def __init__(self, sock: zmq.Socket[bytes]) -> None:
         self._sock = sock
@@ -50,11 +50,11 @@ class Witness:
         assert code(ask(sock, "open", "witness")) == "ok"
 
     def check(self) -> None:
-        """One more chunk is answered, with what the stream's whole past makes of it."""
+        """Feed one more chunk, and check the output against the stream's whole past."""
         self._seq += 1
         self._sock.send_multipart(feed("witness", self._seq, seq=self._seq))
         assert self._sock.poll(20_000), "the daemon is silent"
-        reply, buffers = wire.decode_reply(self._sock.recv_multipart())
+        reply, buffers = messages.decode_reply(self._sock.recv_multipart())
         assert code(reply) == "ok", reply
         assert reply.applied_seq == self._seq
         expected = [[self._held] * 2] if self._seq > 1 else []
@@ -74,7 +74,7 @@ def witness(daemon: Daemon) -> Iterator[Witness]:
 def _nothing_left(witness: Witness) -> Iterator[None]:
     """No more descriptors and threads than before, once all is quiet.
 
-    There may be fewer: a listening socket is taken back when the last client that came through it has left.
+    There may be fewer: a listening socket is closed when the last client that came through it has left.
     """
     witness.check()
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -100,13 +100,13 @@ NO_HANDSHAKE = {
 NO_FRAME = {
     "a frame of 2**63 bytes": raw.frame(b"x", raw.LONG, 2**63),
     "a frame of 2**64 - 1 bytes": raw.frame(b"x", raw.LONG, 2**64 - 1),
-    "a frame past the bound": raw.frame(b"x", raw.LONG, wire.MAX_TENSOR_BYTES + 1),
+    "a frame past the bound": raw.frame(b"x", raw.LONG, messages.MAX_TENSOR_BYTES + 1),
 }
 
 
 @pytest.mark.usefixtures("_nothing_left")
 @pytest.mark.parametrize("sent", NO_HANDSHAKE.values(), ids=NO_HANDSHAKE.keys())
-def test_what_is_no_handshake_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
+def test_an_invalid_handshake_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
     with raw.connected(daemon.address) as peer:
         raw.tell(peer, sent, end=True)
         assert b"boot_id" not in raw.rest(peer)
@@ -115,7 +115,7 @@ def test_what_is_no_handshake_ends_its_connection(daemon: Daemon, witness: Witne
 
 @pytest.mark.usefixtures("_nothing_left")
 @pytest.mark.parametrize("sent", NO_FRAME.values(), ids=NO_FRAME.keys())
-def test_a_frame_past_the_bound_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
+def test_a_frame_beyond_the_bound_ends_its_connection(daemon: Daemon, witness: Witness, sent: bytes) -> None:
     """Before any of it is read: its header is enough."""
     with raw.shaken(daemon.address) as peer:
         raw.tell(peer, sent)
@@ -144,10 +144,10 @@ def test_any_bytes_after_a_handshake(daemon: Daemon, witness: Witness, more: byt
 
 
 def test_zmtp_by_hand_is_answered(daemon: Daemon) -> None:
-    """Else the tests above would show nothing."""
+    """Otherwise the tests above would show nothing."""
     with raw.shaken(daemon.address) as peer:
         peer.sendall(raw.message(*HELLO))
-        assert wire.decode_reply(raw.read_message(peer))[0].id == "h"
+        assert messages.decode_reply(raw.read_message(peer))[0].id == "h"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_zmtp_by_hand_is_answered(daemon: Daemon) -> None:
     [b"", raw.greeting()[:10], raw.greeting(), raw.greeting() + raw.ready()[:9]],
     ids=["nothing", "half a greeting", "a greeting", "half a READY"],
 )
-def test_half_a_handshake_is_not_held_open(
+def test_half_a_handshake_is_timed_out(
     engine: SpyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 100)
@@ -171,7 +171,7 @@ def test_half_a_handshake_is_not_held_open(
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_many_that_say_nothing_keep_nobody_out(daemon: Daemon, witness: Witness) -> None:
+def test_many_silent_connections_lock_out_no_client(daemon: Daemon, witness: Witness) -> None:
     silent = [raw.connected(daemon.address) for _ in range(200)]
     try:
         for one in silent:
@@ -185,7 +185,7 @@ def test_many_that_say_nothing_keep_nobody_out(daemon: Daemon, witness: Witness)
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_a_message_that_is_cut_off_is_none(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
+def test_a_truncated_message_is_ignored(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
     whole = raw.message(*feed("cut", 1, sequence_start=True))
     with raw.shaken(daemon.address) as peer:
         peer.sendall(whole[:-1])
@@ -207,8 +207,8 @@ def test_a_message_that_is_cut_off_is_none(daemon: Daemon, witness: Witness, eng
         ([b"\x83\xa1v\x01\xa2op\xa5hello\xa1z\x01"], "BAD_MESSAGE", "not a msgpack map"),
         ([*HELLO, b"x"], "BAD_MESSAGE", "describes 0 tensors, but 1 frames follow"),
         ([*feed("s", 1)[:1], b"short"], "BAD_MESSAGE", "takes 8 bytes, but its frame has 5"),
-        ([b"x" * (wire.MAX_HEADER + 1)], "TOO_LARGE", "the header has 16385 bytes"),
-        ([b"x"] * (wire.MAX_TENSORS + 2), "BAD_MESSAGE", "66 frames"),
+        ([b"x" * (messages.MAX_HEADER + 1)], "TOO_LARGE", "the header has 16385 bytes"),
+        ([b"x"] * (messages.MAX_TENSORS + 2), "BAD_MESSAGE", "66 frames"),
         ([b"x"] * 5000, "BAD_MESSAGE", "66 frames"),
         ([b"\x81\xa1z" + b"\x91" * 16_000], "BAD_MESSAGE", "not a msgpack map"),
         ([b"\x91" * 16_000], "BAD_MESSAGE", "1 frames; a bundle has two"),
@@ -216,9 +216,9 @@ def test_a_message_that_is_cut_off_is_none(daemon: Daemon, witness: Witness, eng
         ([b"\x90", b""], "BAD_MESSAGE", "not a msgpack array of maps"),
         ([b"\x91" + HELLO[0], b"x"], "BAD_MESSAGE", "take 0 bytes, but their frame has 1"),
         ([b"\xdd\xff\xff\xff\xff" + HELLO[0], b""], "BAD_MESSAGE", "not a msgpack array of maps"),
-        ([b"\x91" + bytes(wire.MAX_BUNDLE_HEADER), b""], "TOO_LARGE", "at most 524288"),
-        ([b"\xdd" + bytes(wire.MAX_TENSOR_BYTES - 1), bytes(wire.MAX_TENSOR_BYTES)], "TOO_LARGE", "524288"),
-        ([b"x", *[bytes(wire.MAX_TENSOR_BYTES)] * 3], "TOO_LARGE", "send smaller chunks"),
+        ([b"\x91" + bytes(messages.MAX_BUNDLE_HEADER), b""], "TOO_LARGE", "at most 524288"),
+        ([b"\xdd" + bytes(messages.MAX_TENSOR_BYTES - 1), bytes(2**24)], "TOO_LARGE", "524288"),
+        ([b"x", *[bytes(messages.MAX_TENSOR_BYTES)] * 3], "TOO_LARGE", "send smaller chunks"),
     ],
 )  # fmt: skip
 def test_each_fault_of_a_message_has_its_error(
@@ -234,7 +234,7 @@ def test_each_fault_of_a_message_has_its_error(
     witness.check()
 
 
-def test_a_tensor_that_lies_about_its_shape(daemon: Daemon, witness: Witness) -> None:
+def test_a_tensor_with_a_false_shape(daemon: Daemon, witness: Witness) -> None:
     for shape, size in [
         ([2**62], 8),
         ([0, 2**62], 0),
@@ -243,7 +243,7 @@ def test_a_tensor_that_lies_about_its_shape(daemon: Daemon, witness: Witness) ->
         ([-1], 8),
         ([1] * 10, 4),
     ]:
-        header = wire._encode(
+        header = messages._encode(
             {"v": 1, "op": "feed", "sequence_id": "s", "sequence_start": True,
              "inputs": [{"name": "x", "datatype": "FP32", "shape": shape}]}
         )  # fmt: skip
@@ -253,10 +253,10 @@ def test_a_tensor_that_lies_about_its_shape(daemon: Daemon, witness: Witness) ->
     witness.check()
 
 
-def test_a_bundle_of_tensors_that_lie_about_their_shapes(daemon: Daemon, witness: Witness) -> None:
-    """Each id in it is answered, the good one's too, and nothing of it is done."""
+def test_a_bundle_of_tensors_with_false_shapes(daemon: Daemon, witness: Witness) -> None:
+    """Each id in it is answered, the valid one's too, and nothing of it is done."""
     for shape, size in [([2**62], 8), ([0, 2**62], 0), ([2**31, 2**31, 2], 8), ([3, 2], 8), ([1, 2], 9)]:
-        header = wire._encode(
+        header = messages._encode(
             [{"v": 1, "op": "feed", "id": id, "sequence_id": id, "sequence_start": True,
               "inputs": [{"name": "x", "datatype": "FP32", "shape": told}]}
              for id, told in (("good", [1, 2]), ("bad", shape))]
@@ -270,8 +270,8 @@ def test_a_bundle_of_tensors_that_lie_about_their_shapes(daemon: Daemon, witness
     witness.check()
 
 
-def test_a_req_socket_is_told_by_silence_alone_and_does_no_harm(daemon: Daemon, witness: Witness) -> None:
-    """Its reply has no empty frame, so its own libzmq lets go of it; the page says DEALER."""
+def test_a_req_socket_gets_no_answer_and_does_no_harm(daemon: Daemon, witness: Witness) -> None:
+    """The reply has no empty frame, so the peer's libzmq drops it; the page requires a DEALER."""
     with zmq.Context.instance().socket(zmq.REQ) as req:
         req.linger = 0
         req.connect(daemon.address)
@@ -280,32 +280,32 @@ def test_a_req_socket_is_told_by_silence_alone_and_does_no_harm(daemon: Daemon, 
     witness.check()
 
 
-def test_a_snapshot_that_somebody_made_up(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
+def test_a_forged_snapshot(daemon: Daemon, witness: Witness, engine: SpyEngine) -> None:
     good = engine.streams["witness"].snapshot()
-    blobs = [b"", good[:-1], good + b"x", b"RNLS" + bytes(100), bytes(wire.MAX_TENSOR_BYTES)]
+    blobs = [b"", good[:-1], good + b"x", b"RNLS" + bytes(100), bytes(messages.MAX_TENSOR_BYTES)]
     blobs += [struct.pack("<4sBI", b"RNLS", 1, 2**32 - 1) + good[9:]]
     for blob in blobs:
-        info = wire.TensorInfo("snapshot", "UINT8", [len(blob)])
-        header = wire.Request(v=1, op="restore", sequence_id="s", inputs=[info])
+        info = messages.TensorInfo("snapshot", "UINT8", [len(blob)])
+        header = messages.Request(v=1, op="restore", sequence_id="s", inputs=[info])
         with dealer(daemon.address) as sock:
-            sock.send_multipart(wire.encode_request(header, [blob]))
+            sock.send_multipart(messages.encode_request(header, [blob]))
             assert code(reply_of(sock)) == "BAD_SNAPSHOT"
     assert list(engine.streams) == ["witness"]
 
 
-# What they say
+# Their meaning
 
 
 @pytest.mark.usefixtures("_nothing_left")
 @settings(max_examples=40)
 @given(st.lists(mutated(), min_size=1, max_size=20))
-def test_whatever_messages_say_the_witness_is_untouched(
-    daemon: Daemon, witness: Witness, engine: SpyEngine, messages: list[list[bytes]]
+def test_no_message_affects_another_stream(
+    daemon: Daemon, witness: Witness, engine: SpyEngine, sent: list[list[bytes]]
 ) -> None:
     with dealer(daemon.address) as sock:
-        for frames in messages:
+        for frames in sent:
             sock.send_multipart(frames)
-        due = [id for frames in messages for id in wire.salvage_ids(frames)]
+        due = [id for frames in sent for id in messages.salvage_ids(frames)]
         told = replies_of(sock, len(due))
         assert {code(reply) for reply in told} <= CODES
         assert sorted(reply.id for reply in told) == sorted(due), "one reply each"

@@ -1,4 +1,4 @@
-"""Both clients and `runnel feed` with keys: let in, or told why not."""
+"""Both clients and `runnel feed` with keys: admitted, or given the reason why not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_asyncio(daemon: Daemon, site: Site) -> None:
 
 
 @pytest.mark.parametrize("who", ["no key", "unknown key", "wrong daemon"])
-def test_a_client_that_is_not_let_in_is_told_what_to_look_at(
+def test_a_client_that_is_not_admitted_gets_a_hint(
     daemon: Daemon, site: Site, tmp_path: Path, who: str
 ) -> None:
     (tmp_path / "else").mkdir()
@@ -76,26 +76,26 @@ def test_a_client_that_is_not_let_in_is_told_what_to_look_at(
         client.open("mic")
 
 
-def test_a_client_that_is_let_in_later_gets_in(daemon: Daemon, site: Site) -> None:
+def test_a_client_that_is_authorised_later_gets_in(daemon: Daemon, site: Site) -> None:
     listed = site.users / "alice.pub"
     text = listed.read_text()
     with Client(here(daemon), 1, keys=site.key_file("alice")) as alice:
         with Client(here(daemon), 20, keys=site.key_file("bob")) as bob:
             listed.unlink()
             daemon.reload()
-            while len(daemon._guard._users) > 1:  # type: ignore[union-attr]
+            while len(daemon._authenticator._users) > 1:  # type: ignore[union-attr]
                 bob.stats()
             with pytest.raises(TimeoutError):
                 alice.open("mic")
             listed.write_text(text)
             daemon.reload()
-            while len(daemon._guard._users) < 2:  # type: ignore[union-attr]
+            while len(daemon._authenticator._users) < 2:  # type: ignore[union-attr]
                 bob.stats()
         alice.timeout = 20
         assert alice.open("mic").feed(rows(1)).tolist() == []
 
 
-def test_a_client_whose_key_is_struck_off_is_told(daemon: Daemon, site: Site) -> None:
+def test_a_client_whose_key_is_removed_gets_an_error(daemon: Daemon, site: Site) -> None:
     with Client(here(daemon), 20, keys=site.key_file("alice")) as alice:
         stream = alice.open("mic")
         (site.users / "alice.pub").unlink()
@@ -104,7 +104,7 @@ def test_a_client_whose_key_is_struck_off_is_told(daemon: Daemon, site: Site) ->
             list(stream.feed_all(rows(1) for _ in range(100_000)))  # until the daemon has read its list
 
 
-def test_keys_that_are_none(site: Site, tmp_path: Path) -> None:
+def test_invalid_keys(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"daemon\.key: no `server` in it"):
         Client("tcp://example.org:1", keys=tmp_path / "daemon.key")
     with pytest.raises(UsageError, match="without keys anyone could use it"):
@@ -112,7 +112,7 @@ def test_keys_that_are_none(site: Site, tmp_path: Path) -> None:
 
 
 def test_feed_with_workers_beyond_loopback(site: Site, tmp_path: Path) -> None:
-    """HELLO names 0.0.0.0 for each worker: a client goes to where it found the first."""
+    """HELLO names 0.0.0.0 for each worker: a client uses the host at which it found the first."""
     pipeline = model_pipeline(tmp_path)
     with pipeline.open("a") as file:
         file.write('[serve]\nkeys = "daemon.key"\nauthorised = "users"\nworkers = 2\n')

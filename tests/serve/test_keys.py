@@ -1,4 +1,4 @@
-"""Key files: made, read back, and refused where a secret or the list of users is not safe."""
+"""Key files: made, read back, and refused if a secret or the list of users is not safe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALICE, BOB = (z85.encode(bytes([n]) * 32).decode() for n in (7, 9))
 TOMLISH = st.text(st.sampled_from("secret = [\"]'\n.#" + ALICE[:3]), max_size=80)
 
 
-def test_a_key_is_what_libzmq_reads_it_as() -> None:
+def test_a_key_is_decoded_as_libzmq_decodes_it() -> None:
     """The oracles: libzmq, which checks a key when it is set, and pyzmq's Z85."""
     for _ in range(20):
         public, _ = zmq.curve_keypair()
@@ -45,7 +45,7 @@ def test_a_key_that_libzmq_refuses_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ALICE[:-1], ALICE + "0", "\u00e4" * 40, '"' * 40, None, 7, ["x"]])
-def test_what_is_no_key_is_told_without_repeating_it(text: object) -> None:
+def test_the_error_of_an_invalid_key_does_not_contain_it(text: object) -> None:
     with pytest.raises(ValueError, match="40 characters of Z85"):
         key_bytes(text)
 
@@ -60,13 +60,13 @@ def test_files_are_read_as_they_were_written(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "a\nb", "\0", "\u202e"])
-def test_a_name_that_no_user_may_have(name: str, tmp_path: Path) -> None:
+def test_an_invalid_user_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 to 64 printable characters"):
         write(tmp_path, name, ALICE, Secret(BOB))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_key_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
     write(tmp_path, "a", ALICE, Secret(BOB))
     with pytest.raises(UsageError, match=r"a\.key is there already"):
         write(tmp_path, "a", BOB, Secret(ALICE))
@@ -164,10 +164,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             read(tmp_path / "none")
 
 
-def test_the_command_makes_a_pair_that_belongs_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = os.umask(0)  # the mode is the command's own doing
+def test_the_command_makes_a_matching_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.umask(0)  # the command itself sets the mode
     try:
         assert main(["keys", "new", "daemon", "--folder", str(tmp_path)]) == 0
     finally:
@@ -188,7 +186,7 @@ def test_the_command_makes_a_pair_that_belongs_together(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_public_half_is_no_key_to_enter_with(tmp_path: Path, there: bool) -> None:
+def test_the_public_half_is_refused_as_a_secret(tmp_path: Path, there: bool) -> None:
     private, public = write(tmp_path, "mic", ALICE, Secret(BOB, ALICE))
     if not there:
         private.unlink()

@@ -1,4 +1,4 @@
-"""Logs: a line an event whatever is in it, and no more of a kind than its budget."""
+"""Logs: one line per event for any content, and a rate limit for each kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runnel.daemon import logs
 from runnel.daemon.logs import BURST, MAX_KINDS, MAX_TRACE, MAX_VALUE, Budget, Log, RateLimit, written
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.settings import FORMATS
 
 from .logfmt import parsed
@@ -64,7 +64,7 @@ def test_no_value_can_forge_a_line_a_field_or_a_control_sequence(value: str) -> 
 
 
 @given(_HOSTILE.filter(lambda value: value.encode(errors="ignore").decode() == value))  # pytest keeps it
-def test_nor_can_a_message_that_was_formatted(value: str) -> None:
+def test_nor_can_a_formatted_message(value: str) -> None:
     out = io.StringIO()
     with written(out, level="info"):
         logging.getLogger("runnel.test").info("closing %s", value)
@@ -72,7 +72,7 @@ def test_nor_can_a_message_that_was_formatted(value: str) -> None:
     assert parsed(line)["event"] == f"closing {value}"
 
 
-def test_a_field_does_not_stand_for_the_lines_own() -> None:
+def test_a_field_never_replaces_a_standard_one() -> None:
     assert parsed(lines(ts="1970")[0])["ts"] != "1970"
 
 
@@ -113,7 +113,7 @@ class Clock:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 3)), max_size=200))
-def test_a_kind_has_its_budget_in_any_window_and_everything_is_accounted_for(
+def test_a_kind_has_its_budget_in_any_window_and_every_line_is_counted(
     calls: list[tuple[str, float]],
 ) -> None:
     budget, now = Budget(burst=3, per_second=2), 0.0
@@ -131,25 +131,25 @@ def test_a_kind_has_its_budget_in_any_window_and_everything_is_accounted_for(
         for i, first in enumerate(times):
             for j in range(i, len(times)):
                 assert j - i + 1 <= 3 + 2 * (times[j] - first) + 1e-6
-    assert told + sum(budget.settle().values()) == refused
-    assert budget.settle() == {}
+    assert told + sum(budget.take_suppressed().values()) == refused
+    assert budget.take_suppressed() == {}
 
 
 @given(st.lists(st.floats(0.5, 10), max_size=50))
-def test_what_comes_no_faster_than_the_rate_is_never_suppressed(pauses: list[float]) -> None:
+def test_lines_within_the_rate_are_never_suppressed(pauses: list[float]) -> None:
     budget, now = Budget(burst=1, per_second=2), 0.0
     for pause in pauses:
         assert budget.spend("a", now) == 0
         now += pause + 1e-9
 
 
-def test_kinds_are_bounded_and_those_beyond_share_a_budget() -> None:
+def test_kinds_are_bounded_and_further_ones_share_a_budget() -> None:
     budget = Budget(burst=2, per_second=0)
     for i in range(MAX_KINDS):
         assert budget.spend(f"kind {i}", 0.0) == 0
     beyond = [budget.spend(f"more {i}", 0.0) for i in range(100)]
     assert beyond == [0, 0] + [None] * 98
-    assert len(budget.settle()) == 1
+    assert len(budget.take_suppressed()) == 1
     assert budget.spend("kind 0", 0.0) == 0
 
 
@@ -157,7 +157,7 @@ def test_the_next_line_says_what_was_suppressed() -> None:
     clock, out = Clock(), io.StringIO()
     limit = RateLimit(clock=clock)
     handler = logging.StreamHandler(out)
-    handler.setFormatter(logs.Lines("text", {"worker": 3}))
+    handler.setFormatter(logs.LineFormatter("text", {"worker": 3}))
     handler.addFilter(limit)
     logger = logging.getLogger("runnel.test")
     logger.addHandler(handler)
@@ -176,24 +176,24 @@ def test_the_next_line_says_what_was_suppressed() -> None:
     assert "suppressed" not in shown[-2]
 
 
-def test_what_is_suppressed_to_the_end_is_told_at_the_end() -> None:
+def test_lines_suppressed_at_the_end_are_reported_at_the_end() -> None:
     out = io.StringIO()
     with written(out):
         for _ in range(BURST + 500):
             log.warning("bad message")
     shown = [parsed(line) for line in out.getvalue().splitlines()]
     assert shown[-1]["kind"] == "WARNING bad message"
-    # On a slow machine the bucket has filled by a token meanwhile: a line more, which tells of its own.
+    # On a slow machine the bucket has gained a token meanwhile: one more line, with its own count.
     assert len(shown) - 1 + sum(int(line.get("suppressed", 0)) for line in shown) == BURST + 500
 
 
-def test_a_server_tells_of_failed_stages_bad_messages_and_idle_streams() -> None:
-    server = Server(tally_engine(), "boot", idle_seconds=5.0)
+def test_a_server_logs_failed_stages_bad_messages_and_idle_streams() -> None:
+    server = ServerProtocol(tally_engine(), "boot", idle_seconds=5.0)
     peer, out = Peer(server), io.StringIO()
     with written(out):
         peer.ask("open", "mic 1")
         peer.ask("feed", "mic 1", rows(UNLUCKY))
-        peer.ask("feed", "nobody", rows(1))  # a client's own mistake: it is answered, and that will do
+        peer.ask("feed", "nobody", rows(1))  # a client's own mistake: it is answered, and not logged
         server.receive(b"\x00peer", [b"nonsense"], 0.0)
         server.tick(100.0)
     failed, bad, idle = (parsed(line) for line in out.getvalue().splitlines())

@@ -60,7 +60,7 @@ def families(address: str) -> dict[str, Metric]:
 
 
 def values(family: Metric) -> dict[tuple[str, ...], float]:
-    """Of the samples that are the metric's own, by their labels in the order of their names."""
+    """The metric's own samples, by their labels in the order of their names."""
     own = {family.name, f"{family.name}_total"}
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
@@ -69,7 +69,7 @@ def values(family: Metric) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_values_are_what_was_done(two: list[Worker]) -> None:
+def test_values_are_those_of_the_work_done(two: list[Worker]) -> None:
     names = ["a", "b", "c", "d", "e"]
     at = [worker_of(name, 2) for name in names]
     with dealer(two[0].address) as zero, dealer(two[1].address) as one:
@@ -116,7 +116,7 @@ def test_values_are_what_was_done(two: list[Worker]) -> None:
 
 
 def test_names_keep_the_conventions(two: list[Worker]) -> None:
-    """Those that `promtool check metrics` looks at."""
+    """Those that `promtool check metrics` checks."""
     with pages(*two) as address:
         _, _, text = get(address, "/metrics")
     typed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
@@ -134,7 +134,7 @@ def test_names_keep_the_conventions(two: list[Worker]) -> None:
         assert all('worker="' in labels for labels in samples), name
 
 
-def test_openmetrics_is_answered_where_it_is_asked_for(two: list[Worker]) -> None:
+def test_openmetrics_is_given_if_asked_for(two: list[Worker]) -> None:
     with pages(*two) as address:
         status, content_type, text = get(
             address, "/metrics", Accept="application/openmetrics-text; version=1.0.0"
@@ -190,7 +190,7 @@ def test_many_probes_cost_the_daemon_one_question(two: list[Worker], monkeypatch
         assert two[0].server.stats.requests["stats"] == 1
 
 
-def test_head_and_what_is_not_there(two: list[Worker]) -> None:
+def test_head_and_missing_pages(two: list[Worker]) -> None:
     with pages(*two) as address:
         assert get(address, "/healthz", "HEAD")[::2] == (200, "")
         assert get(address, "/healthz?full=1")[0] == 200
@@ -217,7 +217,7 @@ def test_a_bad_request_is_refused(two: list[Worker], sent: bytes, status: bytes)
         assert get(address, "/healthz")[0] == 200
 
 
-def test_a_request_that_does_not_end_is_given_up(two: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_does_not_end_times_out(two: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "REQUEST_SECONDS", 0.2)
     with pages(*two) as address:
         host, _, port = address.rpartition(":")
@@ -226,9 +226,7 @@ def test_a_request_that_does_not_end_is_given_up(two: list[Worker], monkeypatch:
             assert connection.recv(100) == b""
 
 
-def test_a_connection_too_many_costs_the_slowest_its_place(
-    two: list[Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_too_many_closes_the_slowest(two: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(metrics, "REQUEST_SECONDS", 60.0)
     with pages(*two) as address:
@@ -245,7 +243,7 @@ def test_a_connection_too_many_costs_the_slowest_its_place(
         second.close()
 
 
-def test_probes_are_answered_while_others_hold_all_the_connections_that_they_can(two: list[Worker]) -> None:
+def test_probes_are_answered_while_others_hold_all_connections(two: list[Worker]) -> None:
     stop = threading.Event()
 
     def hold(host: str, port: int) -> None:
@@ -318,12 +316,12 @@ def test_an_address(text: str, expected: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "host", "example.org:80", "1.2.3.4:70000", "::1:80", "http://x:1", "x:y"]
 )
-def test_an_address_that_is_none(text: str) -> None:
+def test_an_invalid_address(text: str) -> None:
     with pytest.raises(UsageError, match="metrics address"):
         metrics.parse(text)
 
 
-def test_an_address_in_use_and_one_for_everybody(two: list[Worker], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_in_use_and_a_public_one(two: list[Worker], caplog: pytest.LogCaptureFixture) -> None:
     with pages(*two) as address:
         with (
             pytest.raises(UsageError, match="cannot serve metrics"),

@@ -1,9 +1,9 @@
-"""What listeners hear of the streams of a daemon: each end once, with its reason."""
+"""Notices about the streams of a daemon: each end once, with its reason."""
 
 from __future__ import annotations
 
 from runnel import Notice
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.notices import Notices
 
 from .support import POISON, UNLUCKY, Peer, code, rows, tally_engine
@@ -22,7 +22,7 @@ def told(heard: list[Notice]) -> list[tuple[str, str, int, str]]:
 def test_each_way_that_a_stream_ends_has_its_reason() -> None:
     engine = tally_engine()
     heard = heard_by(engine)
-    server = Server(engine, "boot", idle_seconds=10.0)
+    server = ServerProtocol(engine, "boot", idle_seconds=10.0)
     peer = Peer(server)
     peer.ask("open", "closed")
     peer.ask("feed", "closed", rows(1))
@@ -54,11 +54,11 @@ def test_each_way_that_a_stream_ends_has_its_reason() -> None:
     assert "stage '0: tally'" in failed.reason
 
 
-def test_a_chunk_that_is_taken_back_opens_and_closes_nothing() -> None:
-    """The last chunk's step succeeds and its flush fails: the stream goes on as it was, and stays itself."""
+def test_an_undone_chunk_opens_and_closes_nothing() -> None:
+    """The last chunk's step succeeds and its flush fails: the stream is unchanged."""
     engine = tally_engine()
     heard = heard_by(engine)
-    peer = Peer(Server(engine, "boot"))
+    peer = Peer(ServerProtocol(engine, "boot"))
     peer.ask("open", "a")
     peer.ask("feed", "a", rows(1))
     stream = engine.streams["a"]
@@ -72,7 +72,7 @@ def test_a_chunk_that_is_taken_back_opens_and_closes_nothing() -> None:
 def test_a_repeat_is_no_event() -> None:
     engine = tally_engine()
     heard = heard_by(engine)
-    peer = Peer(Server(engine, "boot"))
+    peer = Peer(ServerProtocol(engine, "boot"))
     for _ in range(3):
         peer.ask("feed", "a", rows(1), sequence_start=True, epoch=7, seq=1)
     assert told(heard) == [("opened", "a", 0, "new")]

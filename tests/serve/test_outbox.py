@@ -1,4 +1,4 @@
-"""What is kept for peers that do not read: every bound, whatever they do, and no reply out of its order."""
+"""Replies waiting for slow peers: every bound holds, and replies stay in order."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol import outbox as module
-from runnel.daemon.protocol.outbox import FIRST_RETRY, LAST_RETRY, MAX_BACKLOG, SLOW_SECONDS, Fate, Outbox
+from runnel.daemon.protocol.outbox import (
+    FIRST_RETRY,
+    LAST_RETRY,
+    MAX_BACKLOG,
+    SLOW_SECONDS,
+    Outbox,
+    SendResult,
+)
 from runnel.daemon.protocol.stats import Stats
 
 
 class Peers:
-    """The other side: how many replies each peer still takes; None for one that is gone."""
+    """The receiving side: how many replies each peer still takes; None for one that is gone."""
 
     def __init__(self) -> None:
         self.room: dict[bytes, int | None] = defaultdict(int)
@@ -24,25 +31,25 @@ class Peers:
         self.stats = Stats()
         self.outbox = Outbox(self.send, self.stats)
 
-    def send(self, peer: bytes, frames: object, nbytes: int) -> Fate:
+    def send(self, peer: bytes, frames: object, nbytes: int) -> SendResult:
         self.tries += 1
         room = self.room[peer]
         if room is None:
-            return Fate.GONE
+            return SendResult.GONE
         if not room:
-            return Fate.FULL
+            return SendResult.FULL
         self.room[peer] = room - 1
         assert isinstance(frames, list)
         assert nbytes == sum(map(len, frames))
         self.got[peer].append(frames[0])
-        return Fate.SENT
+        return SendResult.SENT
 
     def post(self, peer: bytes, *texts: bytes, now: float = 0.0) -> None:
         for text in texts:
             self.outbox.post(peer, [text], now)
 
 
-def test_what_a_peer_cannot_take_follows_in_order_once_it_reads() -> None:
+def test_waiting_replies_follow_in_order_once_the_peer_reads() -> None:
     peers = Peers()
     peers.room[b"p"] = 1
     peers.post(b"p", b"1", b"2", b"3")
@@ -52,7 +59,7 @@ def test_what_a_peer_cannot_take_follows_in_order_once_it_reads() -> None:
     assert peers.outbox.refuses(b"other") == ""
     assert peers.outbox.due == FIRST_RETRY
     peers.room[b"p"] = 10
-    peers.post(b"p", b"4")  # not before those that wait, though there is room
+    peers.post(b"p", b"4")  # not before the waiting ones, though there is room
     peers.outbox.retry(FIRST_RETRY)
     assert peers.got[b"p"] == [b"1", b"2", b"3", b"4"]
     assert peers.outbox.refuses(b"p") == ""
@@ -60,7 +67,9 @@ def test_what_a_peer_cannot_take_follows_in_order_once_it_reads() -> None:
     assert (peers.stats.dropped_replies, peers.stats.dropped_peers) == (0, 0)
 
 
-def test_one_that_reads_nothing_is_dropped_told_and_taken_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peer_that_reads_nothing_is_dropped_and_served_again_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     peers = Peers()
     peers.post(b"p", b"1", b"2")
     now = 0.0
@@ -72,12 +81,12 @@ def test_one_that_reads_nothing_is_dropped_told_and_taken_back(caplog: pytest.Lo
     assert peers.tries < 40, "it costs the others next to nothing"
     assert (peers.stats.dropped_replies, peers.stats.dropped_peers) == (2, 1)
     assert [r.levelno for r in caplog.records] == [logging.WARNING]
-    # Nothing is sent to it behind a gap, though it could be.
+    # Nothing is sent after a gap, though there is room.
     peers.room[b"p"] = 1
     peers.post(b"p", b"3")
     assert not peers.got[b"p"]
     assert peers.stats.dropped_replies == 3
-    # Its next request is refused, and by that it is told; from then on it is as any other.
+    # Its next request is refused, with the reason; after that it is served as usual.
     assert "dropped" in peers.outbox.refuses(b"p")
     peers.outbox.refuse(b"p", [b"refused"], now)
     assert peers.got[b"p"] == [b"refused"]
@@ -87,7 +96,7 @@ def test_one_that_reads_nothing_is_dropped_told_and_taken_back(caplog: pytest.Lo
     assert peers.got[b"p"] == [b"refused", b"4"]
 
 
-def test_one_that_reads_slowly_is_not_dropped() -> None:
+def test_a_slow_peer_is_not_dropped() -> None:
     peers = Peers()
     peers.post(b"p", *[b"%d" % i for i in range(100)])
     for turn in range(99):
@@ -97,7 +106,7 @@ def test_one_that_reads_slowly_is_not_dropped() -> None:
     assert peers.stats.dropped_peers == 0
 
 
-def test_one_that_still_does_not_read_is_not_told() -> None:
+def test_a_dropped_peer_that_cannot_take_a_refusal_stays_dropped() -> None:
     peers = Peers()
     peers.post(b"p", b"1")
     peers.outbox.retry(SLOW_SECONDS)
@@ -107,7 +116,7 @@ def test_one_that_still_does_not_read_is_not_told() -> None:
     assert peers.stats.dropped_replies == 2
 
 
-def test_one_that_is_gone_costs_its_replies() -> None:
+def test_disconnected_client_loses_its_queued_replies() -> None:
     peers = Peers()
     peers.room[b"p"] = None
     peers.post(b"p", b"1")
@@ -140,7 +149,7 @@ def test_a_peers_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("bound", "most", "size"), [("MAX_BACKLOGS", 9, 1), ("MAX_BACKLOGS_BYTES", 90, 10)])
-def test_of_all_the_one_with_most_unread_goes_first(
+def test_the_peer_with_most_unread_is_dropped_first(
     bound: str, most: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, bound, most)
@@ -155,7 +164,7 @@ def test_of_all_the_one_with_most_unread_goes_first(
     assert "2 replies" in peers.outbox.refuses(b"small")
 
 
-def test_of_dropped_peers_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_dropped_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DROPPED", 2)
     peers = Peers()
     for name in (b"1", b"2", b"3"):
@@ -176,7 +185,7 @@ ACTIONS = st.lists(
 
 @example([("post", b"a", 21), ("leave", b"a", 1), ("refuse", b"a", 1)])
 @given(ACTIONS)
-def test_whatever_peers_do_bounds_hold_and_replies_are_in_order_or_counted(
+def test_bounds_hold_and_replies_are_in_order_or_counted(
     actions: list[tuple[str, bytes, int]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,7 @@
 """The sans-IO server against a plain model: messages lost, repeated, late, and two clients racing.
 
-The server may batch what it has taken as it likes: each message's answer, and whose it is, must be what
-the model says of one message after the other in the order of arrival.
+The server may batch queued messages in any way. The answer to each message, and its recipient, must be what
+the model gives for one message after the other in the order of arrival.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from runnel.daemon.logs import Log
-from runnel.daemon.protocol import lives, sequences
 from runnel.daemon.protocol import server as protocol
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol import streams, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.wire import messages
 from runnel.wire.tensors import pack, unpack
 
@@ -31,31 +31,31 @@ from .support import POISON, rows, tally_engine
 KEEP = 3  # replies of a stream: few, so that some are forgotten within a run
 IDLE = 100.0
 NAMES = ("a", "b", "c")
-ROOM = 2  # streams at once: fewer than names, so that some have no place
+ROOM = 2  # streams at once: fewer than names, so that some are refused
 CLIENTS = (b"one", b"two")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _keep_few() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "KEPT_REPLIES", KEEP)
+        patch.setattr(streamtable, "CACHED_REPLIES", KEEP)
         logging.getLogger("runnel.unheard").setLevel(logging.CRITICAL)
-        for module in (protocol, lives):
-            patch.setattr(module, "log", Log("runnel.unheard"))  # tracebacks cost more than all the rest
+        for module in (protocol, streams):
+            patch.setattr(module, "log", Log("runnel.unheard"))  # tracebacks cost more than everything else
         yield
 
 
 class World:
-    """Server and model side by side, a network in between, and what each client believes."""
+    """Server and model side by side, a network in between, and what each client knows."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.engine = tally_engine(max_streams=ROOM)
-        self.server = Server(self.engine, "boot", first_epoch=1000, idle_seconds=IDLE)
-        self.model = Plain(KEEP, sequences.KEPT_SECONDS, IDLE)
+        self.server = ServerProtocol(self.engine, "boot", first_epoch=1000, idle_seconds=IDLE)
+        self.model = Plain(KEEP, streamtable.CACHED_SECONDS, IDLE)
         self.network: list[tuple[bytes, Message]] = []
         self.waiting: dict[str, tuple[bytes, Message]] = {}  # delivered, not yet answered, in order
-        self.epochs = {(c, n): 0 for c in CLIENTS for n in NAMES}  # what each client was told last
+        self.epochs = {(c, n): 0 for c in CLIENTS for n in NAMES}  # the last epoch that each client learned
         self.applied = {(c, n): 0 for c in CLIENTS for n in NAMES}
         self.blobs: list[bytes] = []
         self.resumed: dict[tuple[str, int], Message] = {}  # by whom, in which epoch
@@ -72,12 +72,12 @@ class World:
         honest: int,
         flags: int,
     ) -> None:
-        """A message as this client would write it: by what it believes, or without saying."""
+        """A message as this client would write it, with the epoch and seq that it knows, or without them."""
         begins = op in ("open", "restore")
         start, end = (bool(flags & 1), bool(flags & 2)) if op == "feed" else (False, False)
         epoch = 0 if honest == 0 else self.epochs[client, name]
         if (begins or start) and honest:
-            # Of the client's own choice, from few, so that beginnings are repeated; or the stream's.
+            # The client's own choice, from few, so that openings are repeated; or the stream's.
             epoch = honest if honest < 3 else epoch or honest
         if op == "restore" and not self.blobs:
             return
@@ -85,7 +85,7 @@ class World:
         if op in ("feed", "flush", "reset", "close") and honest:
             seq = 1 if start else max(self.applied[client, name] + 1 + ahead, 0)
         blob = b""
-        if op == "restore":  # one of the last two, so that the same is restored again, and another is
+        if op == "restore":  # one of the last two, so that some are restored twice
             blob = self.blobs[-2:][ahead % 2 - 1] if values != (UNLUCKY,) else b"no snapshot"
         new = next(self._epochs) if op == "resume" and ahead >= 0 else 0
         self.network.append(
@@ -93,7 +93,7 @@ class World:
         )
 
     def deliver(self, at: int, keep: bool) -> None:
-        """One of the messages on their way arrives; `keep`: a copy of it will come later."""
+        """Deliver one of the messages in flight; `keep`: a copy of it will arrive later."""
         if not self.network:
             return
         at %= len(self.network)
@@ -107,7 +107,7 @@ class World:
             self.network.pop(at % len(self.network))
 
     def run(self, heard: bool) -> None:
-        """All that has arrived is answered, and each answer is as the model says. `heard`: it gets there."""
+        """Answer everything that has arrived, and compare with the model. `heard`: the replies arrive."""
         said: dict[str, tuple[bytes, messages.Reply, tuple[float, ...]]] = {}
         taken: dict[str, bytes] = {}
         while self.server.pending:
@@ -130,7 +130,7 @@ class World:
                 self.blobs.append(taken[id])
             assert peer == client, "someone else's reply"
             assert Answer(code, y) == (*expected[:2], None), (message, expected)
-            if message.new_epoch and code == "ok":  # no two who resume it hold the stream in one epoch
+            if message.new_epoch and code == "ok":  # no two resuming clients hold the same epoch
                 assert self.resumed.setdefault((message.name, reply.epoch), message) is message
             if reply.epoch:
                 assert expected.applied is not None, "told to one who may not know"
@@ -141,16 +141,16 @@ class World:
         self.compare()
 
     def compare(self) -> None:
-        """Streams, states, seqs and epochs are what the model says."""
+        """Compare streams, states, seqs and epochs with the model."""
         lives = {name: life for name, life in self.model.lives.items() if life.open}
         assert set(self.engine.streams) == set(lives)
         for name, life in lives.items():
             stream = self.engine.streams[name]
             assert (stream.seq, stream.ended) == (life.sums.chunks, life.sums.ended)
             assert stream.state["tally.sum"][0] == np.float32(life.sums.total)
-            named = self.server._register.find(name)
-            assert named is not None
-            assert (named.epoch, named.applied) == (life.epoch, life.applied)
+            record = self.server._table.find(name)
+            assert record is not None
+            assert (record.epoch, record.applied) == (life.epoch, life.applied)
 
     def pass_time(self, seconds: float) -> None:
         self.run(heard=True)
@@ -174,7 +174,7 @@ def frames(message: Message, id: str) -> list[bytes]:
 
 OPS = ("open", "open", *["feed"] * 10, "flush", "reset", "reset", "close", "resume", "snapshot", "restore")
 FLAGS = (0, 0, 0, 0, 0, 0, 0, 1, 2, 3)  # of a feed: 1 starts, 2 ends its stream
-AHEAD = (0, 0, 0, 0, -1, -2, -5, 1)  # of the seq that the client believes to be next
+AHEAD = (0, 0, 0, 0, -1, -2, -5, 1)  # relative to the seq that the client expects
 CHUNKS = ((1.0,), (2.0, 3.0), (5.0, 7.0, 11.0), (2.0, 3.0), (UNLUCKY,), (POISON,))
 TIMES = (1.0, 10.0, 59.0, 61.0, 101.0)
 
@@ -223,7 +223,7 @@ TestPromises.settings = settings(
 
 @pytest.mark.parametrize("part", range(4))
 def test_ten_thousand_runs(part: int) -> None:
-    """The same world driven by a seeded generator, which costs less than Hypothesis: 100 events at most."""
+    """The same world driven by a seeded generator, which is cheaper than Hypothesis: at most 100 events."""
     for seed in range(part * 2500, part * 2500 + 2500):
         rng = random.Random(seed)
         world = World()

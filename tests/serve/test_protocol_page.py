@@ -1,5 +1,7 @@
-"""The protocol page in engine/protocol.md: its tables and bytes are those of the code, and a client that
-was written from it alone, with pyzmq and msgpack, works."""
+"""The protocol page: its tables and bytes are those of the code, and a client written only from it works.
+
+That client uses pyzmq and msgpack.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ import zmq
 from runnel import errors
 from runnel.daemon import process
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.wire import messages
 
 from . import protocol_page
@@ -30,7 +32,7 @@ from .workers import workers
 Table = list[list[float]]
 
 
-def test_the_page_is_what_the_code_says() -> None:
+def test_the_page_agrees_with_the_code() -> None:
     page = protocol_page.PAGE.read_text()
     assert protocol_page.render(page) == page, "run: python -m tests.serve.protocol_page"
 
@@ -48,13 +50,13 @@ def test_every_field_of_a_description_is_on_the_page() -> None:
 
 
 def test_every_field_of_the_stats_is_on_the_page() -> None:
-    server = Server(tally_engine(), "boot")
+    server = ServerProtocol(tally_engine(), "boot")
     server.gauges = process.gauges
     assert set(", ".join(protocol_page.STATS).split(", ")) == server.document().keys()
 
 
 class ForeignClient:
-    """Knows nothing of runnel: written from the page."""
+    """A client without runnel, written from the page."""
 
     def __init__(self, address: str, keys: tuple[bytes, bytes, bytes] | None = None) -> None:
         self.address, self.keys = address, keys
@@ -62,7 +64,7 @@ class ForeignClient:
         self.connect()
 
     def connect(self) -> None:
-        """Over a new socket, so that nothing old is sent."""
+        """Connect a new socket, so that nothing old is sent."""
         self.sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.sock.setsockopt(zmq.LINGER, 0)
         if self.keys:
@@ -140,7 +142,7 @@ def test_a_foreign_client_need_not_wait(foreign: ForeignClient) -> None:
 
 
 def test_a_foreign_client_sends_a_bundle(foreign: ForeignClient) -> None:
-    """One of its requests fails, and the others do not; one is answered before the rest is run."""
+    """One of its requests fails, the others do not; one is answered before the rest is run."""
     clip = {"v": 1, "op": "feed", "sequence_start": True, "sequence_end": True}
     info = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
     headers = [
@@ -165,14 +167,14 @@ def test_a_foreign_client_sends_a_bundle(foreign: ForeignClient) -> None:
 
 
 @pytest.mark.parametrize("header", [b"\x90", b"\x91\xc0", b"\xdc\xff\xff"])
-def test_a_bundle_that_is_none_is_answered(foreign: ForeignClient, header: bytes) -> None:
-    """Empty, of no map, cut off: an error without an id, since none could be read."""
+def test_an_invalid_bundle_is_answered(foreign: ForeignClient, header: bytes) -> None:
+    """Empty, without a map, or cut off: an error without an id, since none could be read."""
     foreign.sock.send_multipart([header, b""])
     assert foreign.receive()[0]["error"]["code"] == "BAD_MESSAGE"
 
 
 class ForeignStream:
-    """Many requests on their way; after a lost connection they are said again: written from the page."""
+    """Pipelined requests, repeated after a lost connection: written from the page."""
 
     def __init__(self, client: ForeignClient, name: str) -> None:
         self.client, self.name = client, name
@@ -205,7 +207,7 @@ class ForeignStream:
         self.made += tensors.get("y", [])
 
     def lose(self) -> None:
-        """The connection, and what is on its way over it; then go on over another."""
+        """Lose the connection and everything in flight, then continue over another."""
         self.client.sock.close()
         self.client.connect()
         header, _ = self.client.ask("resume", sequence_id=self.name, epoch=self.epoch)
@@ -216,7 +218,7 @@ class ForeignStream:
 
 
 def test_a_foreign_client_loses_its_connection_and_nothing_else(daemon: Daemon) -> None:
-    """Every other time all was applied and its replies are lost; else whatever was on its way."""
+    """Every other time, all was applied and only the replies are lost; else everything in flight is lost."""
     chosen = random.Random(7)
     values = [float(chosen.randrange(100)) for _ in range(600)]
     watcher, client = ForeignClient(daemon.address), ForeignClient(daemon.address)

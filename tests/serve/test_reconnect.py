@@ -1,4 +1,4 @@
-"""Connections that are cut, daemons that restart, streams that are taken over: with real sockets."""
+"""Cut connections, restarted daemons, streams taken over: with real sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
 
 @pytest.fixture(params=range(3))
 def cutting(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """Cuts the connection again and again, where it happens to be."""
+    """A proxy that cuts the connection again and again, at any point."""
     with running(f"ipc://{tmp_path}/d.sock") as daemon:
         proxy = Proxy(tmp_path, daemon.address, EVERY, seed=request.param)
         yield proxy
@@ -57,19 +57,19 @@ def same(got: list[Array], want: list[Array]) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_one_chunk_at_a_time_over_a_line_that_is_cut(cutting: Proxy) -> None:
+def test_one_chunk_at_a_time_over_a_cut_connection(cutting: Proxy) -> None:
     with Client(cutting.address, timeout=30) as client, client.open() as stream:
         same([*(stream.feed(chunk) for chunk in CHUNKS), stream.flush()], uninterrupted())
         assert stream.seq == len(CHUNKS) + 1
 
 
-def test_many_chunks_ahead_over_a_line_that_is_cut(cutting: Proxy) -> None:
+def test_many_chunks_in_flight_over_a_cut_connection(cutting: Proxy) -> None:
     with Client(cutting.address, timeout=30) as client, client.open() as stream:
         same([*stream.feed_all(CHUNKS), stream.flush()], uninterrupted())
         assert stream.seq == len(CHUNKS) + 1
 
 
-def test_many_streams_over_a_line_that_is_cut(cutting: Proxy) -> None:
+def test_many_streams_over_a_cut_connection(cutting: Proxy) -> None:
     cutting.every = 5 * EVERY
     with Client(cutting.address, timeout=30) as client:
         streams = [client.open(f"s{i}") for i in range(8)]
@@ -78,8 +78,8 @@ def test_many_streams_over_a_line_that_is_cut(cutting: Proxy) -> None:
             same([*results[k :: len(streams)], stream.flush()], uninterrupted())
 
 
-def test_many_streams_of_asyncio_over_a_line_that_is_cut(cutting: Proxy) -> None:
-    """In the middle of a bundle, most likely: that is nearly all that is sent."""
+def test_many_streams_of_asyncio_over_a_cut_connection(cutting: Proxy) -> None:
+    """Most cuts are in the middle of a bundle, since bundles are nearly all that is sent."""
     cutting.every = 5 * EVERY
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_many_streams_of_asyncio_over_a_line_that_is_cut(cutting: Proxy) -> None
     asyncio.run(main())
 
 
-def test_many_tasks_over_a_line_that_is_cut(cutting: Proxy) -> None:
+def test_many_tasks_over_a_cut_connection(cutting: Proxy) -> None:
     cutting.every = 5 * EVERY
 
     async def one(client: AsyncClient) -> list[Array]:
@@ -107,8 +107,8 @@ def test_many_tasks_over_a_line_that_is_cut(cutting: Proxy) -> None:
         same(got, uninterrupted())
 
 
-def test_a_failed_chunk_is_the_only_loss_over_a_line_that_is_cut(cutting: Proxy) -> None:
-    """An error is an answer too: it is not turned into success by asking again, nor its neighbours lost."""
+def test_a_failed_chunk_is_the_only_loss_over_a_cut_connection(cutting: Proxy) -> None:
+    """An error is an answer too: a repeat does not turn it into success, and its neighbours are not lost."""
     bad = rows(1).astype("float64")
     with Client(cutting.address, timeout=30) as client, client.open() as stream:
         got = []
@@ -120,14 +120,14 @@ def test_a_failed_chunk_is_the_only_loss_over_a_line_that_is_cut(cutting: Proxy)
         same([*got, stream.flush()], uninterrupted())
 
 
-def test_a_cut_while_nothing_is_on_its_way(proxy: Proxy) -> None:
+def test_a_cut_while_nothing_is_in_flight(proxy: Proxy) -> None:
     with Client(proxy.address, timeout=30) as client, client.open() as stream:
         first = stream.feed(rows(1, 2))
         proxy.cut()
         assert np.concatenate([first, stream.feed(rows(3)), stream.flush()])[:, 0].tolist() == [1, 3, 6]
 
 
-def test_a_snapshot_and_a_restore_over_a_line_that_is_cut(cutting: Proxy) -> None:
+def test_a_snapshot_and_a_restore_over_a_cut_connection(cutting: Proxy) -> None:
     with Client(cutting.address, timeout=30) as client:
         got: list[Array] = []
         stream = client.open()
@@ -141,7 +141,7 @@ def test_a_snapshot_and_a_restore_over_a_line_that_is_cut(cutting: Proxy) -> Non
         same([*got, stream.flush()], uninterrupted())
 
 
-def test_a_daemon_that_restarted_has_lost_the_stream_and_says_so(tmp_path: Path) -> None:
+def test_a_restarted_daemon_reports_the_stream_as_lost(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/d.sock"
     with Client(address, timeout=30) as client:
         with running(address) as daemon:
@@ -160,8 +160,8 @@ def test_a_daemon_that_restarted_has_lost_the_stream_and_says_so(tmp_path: Path)
             assert client.describe().boot_id != first
 
 
-def test_chunks_on_their_way_to_a_daemon_that_died_are_told_lost(tmp_path: Path) -> None:
-    """Never applied from zeros: all of them fail, and so does the next."""
+def test_chunks_in_flight_to_a_daemon_that_died_fail(tmp_path: Path) -> None:
+    """They are never applied from zeros: all of them fail, and so does the next."""
     with running(f"ipc://{tmp_path}/one.sock") as one, running(f"ipc://{tmp_path}/two.sock") as two:
         proxy = Proxy(tmp_path, one.address)
         with Client(proxy.address, timeout=30) as client:
@@ -180,9 +180,7 @@ def test_chunks_on_their_way_to_a_daemon_that_died_are_told_lost(tmp_path: Path)
         proxy.close()
 
 
-def test_a_peer_that_vanished_without_a_word_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silently_vanished_peer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEARTBEAT_MS", 50)
     monkeypatch.setattr(connection, "HEARTBEAT_TIMEOUT_MS", 200)
     with running(f"ipc://{tmp_path}/d.sock") as daemon:
@@ -195,7 +193,7 @@ def test_a_peer_that_vanished_without_a_word_is_noticed(
         proxy.close()
 
 
-def test_who_resumes_a_stream_fences_its_holder(proxy: Proxy) -> None:
+def test_resuming_a_stream_fences_its_holder(proxy: Proxy) -> None:
     with Client(proxy.address, timeout=30) as one, Client(proxy.address, timeout=30) as two:
         first = one.open("a")
         out = [first.feed(rows(1)), first.feed(rows(2))]
@@ -206,7 +204,7 @@ def test_who_resumes_a_stream_fences_its_holder(proxy: Proxy) -> None:
         proxy.cut()  # nor does a new connection win it back
         with pytest.raises(errors.FencedError):
             first.feed(rows(100))
-        first.close()  # not its own any more: nothing to give back
+        first.close()  # no longer its own: nothing to close
         out += [second.feed(rows(3)), second.flush()]
         assert np.concatenate(out)[:, 0].tolist() == [1, 3, 6]
         with pytest.raises(errors.UnknownStreamError):
@@ -214,7 +212,7 @@ def test_who_resumes_a_stream_fences_its_holder(proxy: Proxy) -> None:
 
 
 def test_a_client_that_comes_back_after_a_take_over_loses(proxy: Proxy) -> None:
-    """What it had on its way when its connection was cut is not applied on top of the other's."""
+    """Its requests in flight at the cut are not applied after the other client's."""
     with Client(proxy.address, timeout=30) as one, Client(proxy.address, timeout=30) as two:
         first = one.open("a")
         out = [first.feed(rows(1))]
@@ -228,7 +226,7 @@ def test_a_client_that_comes_back_after_a_take_over_loses(proxy: Proxy) -> None:
 
 
 def test_a_client_that_starts_before_its_daemon(tmp_path: Path) -> None:
-    """Its first open is given up; the second is the same one, should the first be done after all."""
+    """Its first open is given up. The second is the same request, in case the first is done after all."""
     address = f"ipc://{tmp_path}/d.sock"
     with Client(address, timeout=0.2) as client:
         with pytest.raises(errors.TimeoutError, match="is the daemon running there"):
@@ -238,8 +236,8 @@ def test_a_client_that_starts_before_its_daemon(tmp_path: Path) -> None:
             assert client.open("a").feed(rows(1, 2)).tolist() == rows(1).tolist()
 
 
-def test_a_time_out_then_the_same_chunk_is_applied_once(proxy: Proxy) -> None:
-    """And another chunk in its place is told that the first was applied."""
+def test_the_same_chunk_after_a_time_out_is_applied_once(proxy: Proxy) -> None:
+    """Another chunk in its place gets an error that the first was applied."""
     with Client(proxy.address, timeout=30) as client, client.open("a") as stream:
 
         def late(chunk: Array) -> None:
@@ -263,7 +261,7 @@ def test_a_time_out_then_the_same_chunk_is_applied_once(proxy: Proxy) -> None:
         assert np.concatenate(out)[:, 0].tolist() == [1, 3, 10, 16]
 
 
-def test_a_result_that_came_too_late_is_received_later(proxy: Proxy) -> None:
+def test_a_late_result_is_received_later(proxy: Proxy) -> None:
     with Client(proxy.address, timeout=0.1) as client:
         client.timeout = 30
         stream = client.open("a")

@@ -1,4 +1,4 @@
-"""A reload is all or nothing: one value that is wrong leaves all the others as they were."""
+"""A reload is all or nothing: with one wrong value, all others stay unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_wrong_value_changes_nothing(tmp_path: Path, kind: str, workers: int
         address = ready(process, workers)
         with Client(address, timeout=30, keys=site.key_file("alice")) as client, peer(address, alice) as sock:
             assert client.describe().limits["idle_seconds"] == 100
-            (site.users / "alice.pub").unlink()  # alice is struck off, bob is let in ...
+            (site.users / "alice.pub").unlink()  # alice is removed, bob is added ...
             (site.users / "bob.pub").write_text(bob_file)
             changed = text + table + "idle_seconds = 50\n"
             if kind in WRONG:
@@ -58,7 +58,7 @@ def test_one_wrong_value_changes_nothing(tmp_path: Path, kind: str, workers: int
             assert told["event"] == "reload failed: nothing was changed"
             assert code(ask(sock, "hello")) == "ok", "... but nothing of that has happened"
             assert client.describe().limits["idle_seconds"] == 100
-            # Put right, all of it does.
+            # Once corrected, all of it applies.
             pipeline.write_text(changed)
             (site.users / "carol.pub").unlink(missing_ok=True)
             process.send_signal(signal.SIGHUP)

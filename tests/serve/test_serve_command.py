@@ -1,4 +1,4 @@
-"""`runnel serve` as a process of its own: start, serve, signals, end."""
+"""`runnel serve` in a process of its own: start, serve, signals, end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
+def test_a_signal_ends_it_with_0_after_answering_what_arrived(
     pipeline: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = tmp_path / "d.sock"
@@ -35,7 +35,7 @@ def test_a_signal_ends_it_with_0_once_what_arrived_is_answered(
         with dealer(f"ipc://{path}") as sock:
             for i in range(200):
                 assert code(ask(sock, "open", f"s{i}")) == "ok"
-            os.kill(process.pid, signal.SIGSTOP)  # so that all of it has arrived when the signal does
+            os.kill(process.pid, signal.SIGSTOP)  # so that everything has arrived before the signal
             for i in range(200):
                 sock.send_multipart(feed(f"s{i}", 1))
             time.sleep(0.2)
@@ -84,7 +84,7 @@ def test_a_daemon_that_was_killed_starts_again_at_the_same_address(pipeline: Pat
         (["--bind", "tcp://127.0.0.1:*", "--provider", "MagicExecutionProvider"], "MagicExecutionProvider"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(pipeline: Path, words: list[str], message: str) -> None:
+def test_an_unservable_pipeline_is_a_one_line_error(pipeline: Path, words: list[str], message: str) -> None:
     with command(str(pipeline), *words) as process:
         _, stderr = process.communicate(timeout=30)
         assert process.returncode == 2
@@ -106,7 +106,7 @@ def test_sighup_reads_the_table_again_and_a_broken_file_changes_nothing(tmp_path
             process.send_signal(signal.SIGHUP)
             assert process.stderr
             while (told := parsed(process.stderr.readline()))["event"] == "stream closed":
-                pass  # the idle one, at its own time
+                pass  # the idle log line, at any time
             return told
 
         with Client(address) as client, client.open("a") as stream:

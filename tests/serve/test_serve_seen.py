@@ -1,4 +1,4 @@
-"""`runnel serve` seen from outside: its pages, its log, with one process and with several."""
+"""`runnel serve` seen from outside, with one process and with several: its pages, its log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages_of(process: subprocess.Popen[str]) -> str:
-    """Where its pages are, by its log; it serves by then."""
+    """The address of its pages, from its log; it serves by then."""
     assert process.stderr
     for line in process.stderr:
         document = json.loads(line)
@@ -44,7 +44,7 @@ def get(address: str, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("many", [1, 2])
-def test_its_pages_tell_of_every_worker(pipeline: Path, tmp_path: Path, many: int) -> None:
+def test_its_pages_cover_every_worker(pipeline: Path, tmp_path: Path, many: int) -> None:
     bind = f"ipc://{tmp_path}/d.sock"
     words = ["--bind", bind, "--workers", str(many), "--metrics", "0", "--log-format", "json"]
     with command(str(pipeline), *words) as process:
@@ -83,7 +83,7 @@ def test_a_worker_that_hangs_makes_the_daemon_unhealthy(pipeline: Path, tmp_path
         stuck = children(process)[1]
         os.kill(stuck, signal.SIGSTOP)
         status, text = get(address, "/healthz")
-        while status == 200:  # an answer that is not old yet
+        while status == 200:  # the last answer is still in use
             status, text = get(address, "/healthz")
         assert status == 503
         assert text.startswith("worker 1: no answer from ipc://")
@@ -94,7 +94,7 @@ def test_a_worker_that_hangs_makes_the_daemon_unhealthy(pipeline: Path, tmp_path
         assert process.wait(30) == 0
 
 
-def test_each_line_of_several_processes_says_whose_it_is(pipeline: Path, tmp_path: Path) -> None:
+def test_each_log_line_names_its_worker(pipeline: Path, tmp_path: Path) -> None:
     words = ["--bind", f"ipc://{tmp_path}/d.sock", "--workers", "2", "--metrics", "0", "--log-format", "json"]
     with command(str(pipeline), *words) as process:
         pages_of(process)
@@ -112,7 +112,7 @@ def test_each_line_of_several_processes_says_whose_it_is(pipeline: Path, tmp_pat
         (["--log-format", "xml"], "--log-format"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(
+def test_invalid_arguments_are_a_one_line_error(
     pipeline: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     with command(str(pipeline), "--bind", f"ipc://{tmp_path}/d.sock", *words) as process:

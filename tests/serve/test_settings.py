@@ -1,4 +1,4 @@
-"""The [serve] table and the flags: what is taken, what is refused, what may change while it runs."""
+"""The [serve] table and the flags: what is valid, what is refused, what a reload may change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from runnel import Engine
 from runnel.daemon.settings import FLAGS, RELOADABLE, Settings, Source, make, renewed
-from runnel.daemon.supervision import control as link
+from runnel.daemon.supervision import control as control
 from runnel.errors import PipelineError, RunnelError, UsageError
 
 from .support import model_pipeline
@@ -32,7 +32,7 @@ EVERY: dict[str, Any] = {
 }
 
 
-def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
+def test_flags_override_the_table() -> None:
     assert set(EVERY) == set(FLAGS) == {f.name for f in fields(Settings)}
     table = {**EVERY, "providers": list(EVERY["providers"])}
     assert make(table, {}, "p.toml") == Settings(**EVERY)
@@ -57,12 +57,12 @@ def test_the_table_can_say_all_of_it_and_flags_go_before_it() -> None:
         ("log_format", "xml"), ("metrics", ""), ("metrics", 94640),
     ],
 )  # fmt: skip
-def test_a_value_that_is_none_is_refused_wherever_it_comes_from(name: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_from_any_source(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"p\.toml: \[serve\] {name}"):
         make({name: value}, {}, "p.toml")
     with pytest.raises(UsageError, match="--" + name.rstrip("s").replace("_", "-")):
         make({}, {name: value}, "p.toml")
-    with pytest.raises(UsageError):  # though the flag says otherwise
+    with pytest.raises(UsageError):  # though a flag overrides it
         make({name: value}, {name: EVERY[name]}, "p.toml")
 
 
@@ -71,7 +71,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
         make({"max_stream": 3}, {}, "p.toml")
 
 
-def test_what_can_change_is_changed_and_the_rest_is_named() -> None:
+def test_reloadable_settings_change_and_others_are_named() -> None:
     now = Settings()
     after, changed, fixed = renewed(now, Settings(**EVERY))
     assert set(changed) == set(RELOADABLE)
@@ -82,7 +82,7 @@ def test_what_can_change_is_changed_and_the_rest_is_named() -> None:
     assert renewed(now, now) == (now, [], [])
 
 
-def test_a_file_is_read_again_as_it_is_then(tmp_path: Path) -> None:
+def test_a_file_is_read_again_on_reload(tmp_path: Path) -> None:
     path = model_pipeline(tmp_path)
     text = path.read_text()
     source = Source(path, {"workers": 2})
@@ -98,7 +98,7 @@ def test_a_file_is_read_again_as_it_is_then(tmp_path: Path) -> None:
     assert Source(tmp_path / "tally.onnx", {}).read() == (Settings(), False)
 
 
-def test_how_it_is_served_is_not_what_it_computes(tmp_path: Path) -> None:
+def test_settings_do_not_count_as_a_change_of_the_pipeline(tmp_path: Path) -> None:
     path = model_pipeline(tmp_path)
     with Engine.load(path) as engine:
         plain = engine.pipeline.fingerprint
@@ -107,21 +107,21 @@ def test_how_it_is_served_is_not_what_it_computes(tmp_path: Path) -> None:
         assert engine.pipeline.fingerprint == plain
 
 
-def test_settings_reach_a_worker_as_they_are() -> None:
-    assert link.settings(asdict(Settings(**EVERY))) == Settings(**EVERY)
-    order = link.Order(3, "p.toml", "ipc:///a", True, Settings(**EVERY), 0.5)
-    ours, theirs = link.pair()
+def test_settings_reach_a_worker_unchanged() -> None:
+    assert control.settings(asdict(Settings(**EVERY))) == Settings(**EVERY)
+    config = control.WorkerConfig(3, "p.toml", "ipc:///a", True, Settings(**EVERY), 0.5)
+    ours, theirs = control.pair()
     with ours, theirs:
-        assert link.send(ours, order.packet())
-        packet = link.receive(theirs)
+        assert control.send(ours, config.packet())
+        packet = control.receive(theirs)
         assert packet is not None
-        assert link.order(packet) == order
+        assert control.worker_config(packet) == config
         ours.close()
-        assert link.receive(theirs) is None
-        assert not link.send(theirs, {})
+        assert control.receive(theirs) is None
+        assert not control.send(theirs, {})
 
 
-def test_keys_and_users_go_together_and_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
+def test_keys_and_users_go_together_relative_to_their_file(tmp_path: Path) -> None:
     for name in ("keys", "authorised"):
         with pytest.raises(UsageError, match="keys and authorised go together"):
             make({name: "x"}, {}, "p.toml")

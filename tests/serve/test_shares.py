@@ -1,4 +1,4 @@
-"""Users against each other: who stays within its share never notices the others."""
+"""Users against each other: a user within its share never notices the others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.daemon.protocol import intake, sequences
-from runnel.daemon.protocol.server import Server
-from runnel.daemon.protocol.shares import Places, Remembered
+from runnel.daemon.protocol import intake, streamtable
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.daemon.protocol.shares import FairFifo, Quota
 from runnel.wire import messages
 from runnel.wire.messages import Request
 from runnel.wire.tensors import pack
@@ -20,7 +20,7 @@ from runnel.wire.tensors import pack
 from .support import POISON, UNLUCKY, rows, tally_engine
 
 USERS = ("bob", "eve", "mal")
-PART = 4  # of each of them, of everything
+PART = 4  # of each user, of every resource
 EVENTS = 250
 
 
@@ -28,8 +28,8 @@ class Site:
     """A server and its users. Every bound is small, so that each is met."""
 
     def __init__(self, users: int) -> None:
-        self.server = Server(tally_engine(4 * 3 * PART), "boot", idle_seconds=100.0)
-        self.server.expect(users)
+        self.server = ServerProtocol(tally_engine(4 * 3 * PART), "boot", idle_seconds=100.0)
+        self.server.expect_users(users)
         self.now = 0.0
         self.heard: dict[str, list[Any]] = {user: [] for user in USERS}
 
@@ -53,17 +53,17 @@ class Site:
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "KEPT_REPLIES", 2)
-    monkeypatch.setattr(sequences, "MAX_PARTED", 3 * PART)
-    monkeypatch.setattr(sequences, "MAX_KEPT_BYTES", 3 * 2 * PART * (sequences.KEPT_OVERHEAD + 32))
+    monkeypatch.setattr(streamtable, "CACHED_REPLIES", 2)
+    monkeypatch.setattr(streamtable, "MAX_CLOSED", 3 * PART)
+    monkeypatch.setattr(streamtable, "MAX_CACHED_BYTES", 3 * 2 * PART * (streamtable.CACHED_OVERHEAD + 32))
     monkeypatch.setattr(intake, "MAX_PENDING", 4 * 3 * PART + 1)
-    monkeypatch.setattr(intake, "ROOM", 1)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 1)
     monkeypatch.setattr(intake, "MAX_PENDING_BYTES", 4 * 3 * PART * 16 + 1)
-    monkeypatch.setattr(intake, "ROOM_BYTES", 1)
+    monkeypatch.setattr(intake, "SPARE_BYTES", 1)
 
 
 def modest(rng: random.Random, seqs: dict[str, int]) -> tuple[dict[str, Any], Any]:
-    """A request of a user who has no more than `PART` names. Most are new, some are repeats."""
+    """A request of a user with at most `PART` names. Most are new, some are repeats."""
     name = f"s{rng.randrange(PART)}"
     seq = max(1, seqs.get(name, 0) + rng.choice((1, 1, 1, 0, -1)))
     op = rng.choice(("open", "feed", "feed", "feed", "feed", "close", "flush", "reset"))
@@ -81,7 +81,7 @@ def modest(rng: random.Random, seqs: dict[str, int]) -> tuple[dict[str, Any], An
 
 
 def greedy(rng: random.Random) -> tuple[dict[str, Any], Any]:
-    """A request of a user who takes whatever there is."""
+    """A request of a user who takes everything available."""
     name = f"s{rng.randrange(200)}"
     op = rng.choice(("open", "open", "clip", "clip", "feed", "feed"))
     request = {"op": "feed", "id": "x", "sequence_id": name}
@@ -122,13 +122,13 @@ def test_a_user_within_its_share_is_answered_as_if_alone(seed: int) -> None:
             seconds = rng.choice((1.0, 30.0))
             for site in (together, alone):
                 site.tick(seconds)
-    streams = together.server._lives._places
-    assert streams.taken == len(together.server._engine.streams) <= streams.places
+    streams = together.server._streams._quota
+    assert streams.taken == len(together.server._engine.streams) <= streams.limit
     assert refused, "the others met no bound: nothing was shown"
 
 
 @pytest.mark.usefixtures("_small")
-def test_a_user_alone_has_all_of_it() -> None:
+def test_a_single_user_has_everything() -> None:
     site = Site(1)
     for at in range(4 * 3 * PART):
         site.tell("eve", {"op": "open", "sequence_id": f"s{at}"}, None)
@@ -138,9 +138,9 @@ def test_a_user_alone_has_all_of_it() -> None:
 
 
 @given(st.data())
-def test_what_is_remembered_goes_from_who_holds_the_most(data: st.DataObject) -> None:
-    """Against a plain list, whose heaviest user is looked for."""
-    kept: Remembered[tuple[int, str, int]] = Remembered()
+def test_items_are_evicted_from_the_user_who_holds_the_most(data: st.DataObject) -> None:
+    """Compared with a plain list, whose heaviest user is searched for."""
+    kept: FairFifo[tuple[int, str, int]] = FairFifo()
     plain: deque[tuple[int, str, int]] = deque()
     for at in range(data.draw(st.integers(1, 60))):
         if plain and data.draw(st.booleans()):
@@ -161,17 +161,17 @@ def test_what_is_remembered_goes_from_who_holds_the_most(data: st.DataObject) ->
 
 
 @given(places=st.integers(1, 40), wished=st.integers(0, 12), users=st.integers(2, 6), draw=st.data())
-def test_each_user_can_take_its_part_whenever_it_comes(
+def test_each_user_can_take_its_part_at_any_time(
     places: int, wished: int, users: int, draw: st.DataObject
 ) -> None:
-    shares = Places(places, wished)
+    shares = Quota(places, wished)
     shares.users = users
     held = dict.fromkeys("abcdef"[:users], 0)
     for _ in range(draw.draw(st.integers(0, 80))):
         user = draw.draw(st.sampled_from(sorted(held)))
         more = draw.draw(st.integers(1, 3))
         if draw.draw(st.booleans()):
-            if shares.room(user, more):
+            if shares.has_room(user, more):
                 shares.take(user, more)
                 held[user] += more
         elif held[user] >= more:
@@ -181,32 +181,34 @@ def test_each_user_can_take_its_part_whenever_it_comes(
         assert all(shares.held(user) == n for user, n in held.items())
         if users * shares.part <= places:
             for user, n in held.items():
-                assert n >= shares.part or shares.room(user, shares.part - n), "its part is taken"
+                assert n >= shares.part or shares.has_room(user, shares.part - n), "its part is taken"
         if users * shares.part <= places and not sum(held.values()):
-            assert shares.room("a", places - (users - 1) * shares.part), "more than the others' parts is free"
+            assert shares.has_room("a", places - (users - 1) * shares.part), (
+                "more than the others' parts is free"
+            )
 
 
 def test_more_users_than_places_leave_a_quarter_to_those_who_have_none() -> None:
-    shares = Places(40)
+    shares = Quota(40)
     shares.users = 1000
-    while shares.room("eve"):
+    while shares.has_room("eve"):
         shares.take("eve")
     assert shares.held("eve") == 30
-    assert shares.room("bob")
+    assert shares.has_room("bob")
     shares.take("bob")
-    assert not shares.room("bob")
+    assert not shares.has_room("bob")
 
 
-def test_users_who_were_not_expected_are_counted_when_they_come() -> None:
-    shares = Places(40)
+def test_unexpected_users_are_counted_when_they_come() -> None:
+    shares = Quota(40)
     for _ in range(10):
         shares.take("eve")
-    assert shares.room("eve", 30)
-    assert shares.room("bob", 5)
+    assert shares.has_room("eve", 30)
+    assert shares.has_room("bob", 5)
     shares.take("bob", 5)
     assert (shares.users, shares.part) == (2, 5)
-    assert not shares.room("eve", 26)
-    assert shares.room("eve", 25)
-    assert not shares.room("mal", 26)
-    shares.users = 1  # the list says so; both are there
+    assert not shares.has_room("eve", 26)
+    assert shares.has_room("eve", 25)
+    assert not shares.has_room("mal", 26)
+    shares.users = 1  # the list names one user; both hold places
     assert shares.users == 2

@@ -1,4 +1,4 @@
-"""Peers that do not read, over real sockets: bounded, told, dropped, and in nobody's way."""
+"""Peers that do not read, over real sockets: bounded, then dropped, without delaying others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import zmq
 from runnel.client.client import Client
 from runnel.daemon import sender
 from runnel.daemon.loop import Daemon
-from runnel.daemon.protocol import outbox
-from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol import outbox, scheduler
 from runnel.wire import messages
 
 from .peers import ask, dealer, feed, reply_of, run
@@ -25,7 +24,7 @@ from .support import SpyEngine, code, rows
 
 @pytest.fixture
 def address(tmp_path: Path) -> str:
-    """A Unix socket: the kernel holds some 200 KB of it unread, where of tcp it may hold many megabytes."""
+    """A Unix socket: the kernel holds some 200 KB of it unread; for tcp it may hold many megabytes."""
     return f"ipc://{tmp_path}/d.sock"
 
 
@@ -48,7 +47,7 @@ def hello(id: int) -> list[bytes]:
 
 
 def all_replies(sock: zmq.Socket[bytes], quiet: int = 1000) -> list[messages.Reply]:
-    """Until none has come for so many milliseconds."""
+    """All replies, until none has come for `quiet` milliseconds."""
     replies = []
     while sock.poll(quiet):
         replies.append(messages.decode_reply(sock.recv_multipart())[0])
@@ -62,10 +61,10 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_one_that_never_reads_is_dropped_and_slows_no_other(
+def test_a_peer_that_never_reads_is_dropped_and_slows_no_other(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # More than the loop makes before libzmq has written one: else it drops a peer that had no time to read.
+    # More than the loop makes before libzmq has written one: otherwise the peer had no time to read.
     monkeypatch.setattr(sender, "QUEUED_REPLIES", 1000)
     monkeypatch.setattr(outbox, "MAX_BACKLOG", 100)
     values = np.arange(300, dtype="float32")
@@ -85,7 +84,8 @@ def test_one_that_never_reads_is_dropped_and_slows_no_other(
         thread.join(60)
         np.testing.assert_array_equal(got, np.cumsum(values))
         until(lambda: daemon.stats.dropped_peers)
-        # What it reads at last is what fitted, in order, without a hole; then it is told, and taken back.
+        # It finally reads the replies that fitted, in order, without a hole; then it gets the reason, and is
+        # served.
         replies = all_replies(deaf)
         assert len(replies) < 10_000
         assert [reply.id for reply in replies] == [str(i) for i in range(len(replies))]
@@ -97,7 +97,7 @@ def test_one_that_never_reads_is_dropped_and_slows_no_other(
         assert daemon.stats.dropped_replies >= 20_000 - len(replies)
 
 
-def test_one_that_reads_late_gets_every_reply_in_order(
+def test_a_late_reader_gets_every_reply_in_order(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "QUEUED_REPLIES", 10)
@@ -135,9 +135,9 @@ def test_while_replies_wait_its_requests_do_not_reach_the_engine(
 def test_large_replies_are_made_as_they_are_read(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not read holds back what is made next: it is neither piled up nor thrown away."""
+    """Unread replies hold back later ones, which are neither queued nor dropped."""
     mib = 2**20
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 4 * mib)
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 4 * mib)
     with (
         served(engine, address) as daemon,
         dealer(daemon.address, queued=1) as deaf,
@@ -156,7 +156,7 @@ def test_large_replies_are_made_as_they_are_read(
         assert (daemon.stats.dropped_peers, daemon.stats.dropped_replies) == (0, 0)
 
 
-def test_large_replies_to_one_that_reads_all_arrive(
+def test_large_replies_to_a_reading_peer_all_arrive(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mib = 2**20
@@ -171,7 +171,7 @@ def test_large_replies_to_one_that_reads_all_arrive(
         assert daemon.stats.dropped_replies == 0
 
 
-def test_large_replies_of_peers_that_are_gone_are_forgotten(
+def test_large_replies_of_disconnected_peers_are_forgotten(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "_FIRST_SWEEP", 4)
@@ -188,7 +188,7 @@ def test_large_replies_of_peers_that_are_gone_are_forgotten(
     assert len(made[0]._held) <= 8
 
 
-def test_what_libzmq_holds_for_a_peer_is_given_back_when_it_is_gone(
+def test_libzmqs_memory_for_a_disconnected_peer_is_freed(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[sender.Sender] = []

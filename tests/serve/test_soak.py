@@ -1,7 +1,7 @@
-"""Memory does not grow as streams and clients come and go, and the check that says so would see a leak.
+"""Memory does not grow as streams and clients come and go; the same check would see a leak.
 
-Through the server without sockets and the real engine, in a process of its own, where the time is ours and
-nothing else comes and goes; and through a daemon, more coarsely.
+Tested through the server without sockets and the real engine, in a process of its own with made-up time; and
+through a daemon, more coarsely.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .churning import SAMPLES, watched_apart
 
 QUICK_STEPS = 40_000
 SOAK_STEPS = 5_000_000
-WARM_CLIENTS = 400  # of 16 streams: more than closed streams are remembered
+WARM_CLIENTS = 400  # of 16 streams: more than the closed streams that are remembered
 CLIENTS = 2000
 
 
@@ -44,8 +44,8 @@ def test_memory_does_not_grow_over_five_million_steps(tmp_path: Path) -> None:
 def test_a_daemons_memory_does_not_grow_as_clients_come_and_go(tmp_path: Path) -> None:
     """Each client opens streams, feeds them and closes them.
 
-    Replies are kept for thousands of closed streams, and their place is reused in ever new ways: what a
-    process of that size comes and goes by is more than where the time stands still.
+    Replies are cached for thousands of closed streams, and their memory is reused in ever new ways. So the
+    memory of the process varies more than with made-up time.
     """
     model, address = models.lstm(tmp_path / "m.onnx"), f"ipc://{tmp_path}/d.sock"
     command = [sys.executable, "-m", "runnel.cli.main", "serve", str(model.path), "--bind", address]
@@ -70,18 +70,18 @@ def test_a_daemons_memory_does_not_grow_as_clients_come_and_go(tmp_path: Path) -
 
 
 @given(st.lists(st.floats(0, ALLOWED / 4), min_size=LEAST), st.floats(2, 1000), st.data())
-def test_a_slope_is_growth_and_noise_and_single_peaks_are_not(
+def test_a_slope_is_growth_but_noise_and_single_peaks_are_not(
     noise: list[float], slope: float, data: st.DataObject
 ) -> None:
     assert not grows(noise)
     peak = data.draw(st.integers(0, len(noise) - 1))
-    if len(noise) >= 3 * 4:  # a quarter of three samples has a median that one cannot move
+    if len(noise) >= 3 * 4:  # one sample cannot move the median of a quarter of three
         assert not grows([n + (100 * ALLOWED if i == peak else 0) for i, n in enumerate(noise)])
     climbing = [n + slope * ALLOWED * i / (LEAST / 2) for i, n in enumerate(noise)]
     assert grows(climbing)
     assert grown(climbing) > ALLOWED
 
 
-def test_too_few_samples_say_nothing() -> None:
+def test_too_few_samples_show_nothing() -> None:
     with pytest.raises(ValueError, match="7 samples; at least 8"):
         grown([0.0] * (LEAST - 1))

@@ -1,4 +1,4 @@
-"""The socket file of an ipc address: one daemon's at a time, the owner's alone, gone at the end."""
+"""The socket file of an ipc address: of one daemon at a time, private to its owner, removed at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .peers import refusal, run
 from .support import tally_engine
 
 
-def test_the_socket_file_is_the_owners_alone(tmp_path: Path) -> None:
+def test_only_the_owner_may_use_the_socket_file(tmp_path: Path) -> None:
     daemon = Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock")
     before = os.umask(0o022)
     os.umask(before)
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     assert "No such file" in refusal(Daemon(tally_engine(), f"ipc://{tmp_path}/nowhere/d.sock"))
 
 
@@ -83,7 +83,7 @@ def test_a_start_waits_for_another_in_the_same_folder(
         assert "another start" in refusal(Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock"))
 
 
-def test_of_two_starts_at_once_one_serves(tmp_path: Path) -> None:
+def test_one_of_two_simultaneous_starts_serves(tmp_path: Path) -> None:
     daemons = [Daemon(tally_engine(), f"ipc://{tmp_path}/d.sock") for _ in range(4)]
     started = [run(daemon) for daemon in daemons]
     deadline = time.monotonic() + 10

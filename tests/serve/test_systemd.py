@@ -1,4 +1,4 @@
-"""What systemd is told: the messages, the socket, and a real service under a systemd of the test's own."""
+"""Notifications to systemd: the messages, the socket, and a real service under a fake systemd."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .support import code, model_pipeline, tally_engine
 
 
 class Systemd:
-    """The other end of NOTIFY_SOCKET."""
+    """The receiving end of NOTIFY_SOCKET."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -38,14 +38,14 @@ class Systemd:
         return self.socket.recv(4096).decode().split("\n")
 
     def told_of(self, line: str) -> list[str]:
-        """The next datagram with this line, others passed over."""
+        """The next datagram with this line; others are skipped."""
         while True:
             lines = self.told()
             if line in lines:
                 return lines
 
     def hears(self, line: str, within: float) -> bool:
-        """Whether a datagram with the line arrives from now on; what has arrived is not looked at."""
+        """Whether a datagram with the line arrives from now on; earlier ones are ignored."""
         self.socket.setblocking(False)
         try:
             while True:
@@ -69,14 +69,14 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]
         yield found
 
 
-def test_messages_are_as_sd_notify_has_them() -> None:
+def test_messages_follow_sd_notify() -> None:
     assert systemd.status("two\nlines\t of  it") == b"STATUS=two lines of it"
     assert len(systemd.status("x" * 10_000)) == len("STATUS=") + systemd.MAX_STATUS
     assert systemd.reloading(12.3456789) == b"RELOADING=1\nMONOTONIC_USEC=12345678"
     assert systemd.joined(systemd.READY, systemd.status("a")) == b"READY=1\nSTATUS=a"
 
 
-def test_what_is_sent_arrives_and_children_do_not_inherit_the_way(manager: Systemd) -> None:
+def test_messages_arrive_and_children_do_not_inherit_the_socket(manager: Systemd) -> None:
     environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000", "PATH": "/bin"}
     with Notifier(environment) as notifier:
         notifier.send(systemd.READY, systemd.status("up"))
@@ -85,20 +85,20 @@ def test_what_is_sent_arrives_and_children_do_not_inherit_the_way(manager: Syste
     assert environment == {"PATH": "/bin"}
 
 
-def test_where_no_systemd_listens_nothing_happens(tmp_path: Path) -> None:
+def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
     for environment in ({}, {"NOTIFY_SOCKET": f"{tmp_path}/nobody"}):
         with Notifier(environment) as notifier:
             notifier.send(systemd.READY)
             assert notifier.watchdog_seconds == 0.0
 
 
-def test_one_that_does_not_read_is_not_waited_for(manager: Systemd) -> None:
+def test_a_systemd_that_does_not_read_is_not_waited_for(manager: Systemd) -> None:
     with Notifier({"NOTIFY_SOCKET": manager.address}) as notifier:
         for _ in range(10_000):
             notifier.send(systemd.WATCHDOG)
 
 
-def test_a_watchdog_for_another_process_is_not_ours() -> None:
+def test_a_watchdog_for_another_process_is_ignored() -> None:
     for pid, expected in ((str(os.getpid()), 1.0), ("1", 0.0)):
         with Notifier({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": pid}) as notifier:
             assert notifier.watchdog_seconds == expected
@@ -107,13 +107,13 @@ def test_a_watchdog_for_another_process_is_not_ours() -> None:
 @pytest.mark.parametrize(
     "environment", [{"NOTIFY_SOCKET": "vsock:2:3"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "0"}]
 )
-def test_an_environment_that_cannot_be_meant_is_told(environment: dict[str, str]) -> None:
+def test_an_invalid_environment_is_an_error(environment: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=next(iter(environment))):
         Notifier(environment)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_real_service_says_when_it_is_ready_reloads_and_stops(
+def test_a_real_service_reports_ready_reload_and_stop(
     manager: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
@@ -137,14 +137,14 @@ def test_a_real_service_says_when_it_is_ready_reloads_and_stops(
         assert process.wait(20) == 0
 
 
-def test_a_stuck_stage_stops_the_watchdogs_messages(manager: Systemd, tmp_path: Path) -> None:
-    """In one loop with everything else: that is what makes it worth anything."""
+def test_a_stuck_stage_stops_the_watchdog_messages(manager: Systemd, tmp_path: Path) -> None:
+    """The messages come from the loop that does all work, so they prove that it runs."""
     engine = tally_engine()
     with (
         Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}) as notifier,
-        Service(notifier, Source(tmp_path / "m.onnx", {}), Settings(), observe_nothing) as keeper,
+        Service(notifier, Source(tmp_path / "m.onnx", {}), Settings(), observe_nothing) as hooks,
     ):
-        daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", keeper=keeper)
+        daemon = Daemon(engine, f"ipc://{tmp_path}/d.sock", hooks=hooks)
         thread = threading.Thread(target=daemon.serve)
         thread.start()
         with dealer(daemon.address) as sock:
@@ -162,7 +162,7 @@ def test_a_stuck_stage_stops_the_watchdogs_messages(manager: Systemd, tmp_path: 
         assert not thread.is_alive()
 
 
-def test_a_worker_that_hangs_stops_the_watchdogs_messages(
+def test_a_hanging_worker_stops_the_watchdog_messages(
     manager: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
@@ -173,7 +173,7 @@ def test_a_worker_that_hangs_stops_the_watchdogs_messages(
         assert manager.hears("WATCHDOG=1", 20)
         _, stuck = children(process)
         os.kill(stuck, signal.SIGSTOP)
-        time.sleep(1)  # its last beat grows old
+        time.sleep(1)  # until its last beat is old
         assert not manager.hears("WATCHDOG=1", 1)
         os.kill(stuck, signal.SIGCONT)
         assert manager.hears("WATCHDOG=1", 20)

@@ -1,4 +1,4 @@
-"""A daemon with keys: users who never meet, and strangers who get nothing. Real sockets over TCP."""
+"""A daemon with keys, over real TCP sockets: users are isolated, and strangers get nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def bob(site: Site) -> Secret:
 
 @pytest.fixture
 def daemon(site: Site, engine: SpyEngine, alice: Secret, bob: Secret) -> Iterator[Daemon]:
-    """Reachable from other machines."""
+    """A daemon that other machines can reach."""
     with guarded(engine, site) as daemon:
         yield daemon
 
@@ -76,7 +76,7 @@ def test_streams_of_one_name_and_two_users_never_meet(
         assert code(ask(b, "resume", "mic")) == "UNKNOWN_STREAM"
         assert code(ask(b, "snapshot", "mic")) == "UNKNOWN_STREAM"
         assert code(ask(b, "close", "mic")) == "UNKNOWN_STREAM"
-        assert code(ask(b, "open", "alice/mic")) == "ok"  # nor by the name that the engine knows it by
+        assert code(ask(b, "open", "alice/mic")) == "ok"  # nor by the engine's name of the stream
         assert code(ask(b, "open", "mic")) == "ok"
         a.send_multipart(feed("mic", 1, 2))
         reply = reply_of(a)
@@ -121,7 +121,7 @@ def test_a_stranger_gets_no_answer(address: str, daemon: Daemon, alice: Secret, 
     assert daemon.stats.requests.total() == 1
 
 
-def test_a_key_struck_off_is_refused_at_once_and_let_in_again(
+def test_a_removed_key_is_refused_at_once_and_can_be_added_again(
     address: str, daemon: Daemon, site: Site, alice: Secret, bob: Secret
 ) -> None:
     with peer(address, alice) as a, peer(address, bob) as b:
@@ -136,7 +136,7 @@ def test_a_key_struck_off_is_refused_at_once_and_let_in_again(
         (site.users / "alice.pub").write_text(line)
         daemon.reload()
         until(a, "ok")
-        assert code(ask(a, "flush", "mic")) == "ok"  # the stream was there all the while
+        assert code(ask(a, "flush", "mic")) == "ok"  # the stream was open all the time
 
 
 def until(sock: zmq.Socket[bytes], wanted: str) -> messages.Reply:
@@ -149,7 +149,7 @@ def until(sock: zmq.Socket[bytes], wanted: str) -> messages.Reply:
     raise AssertionError(f"never {wanted}")
 
 
-def test_a_routing_id_of_ones_own_is_refused_with_the_reason(address: str, alice: Secret) -> None:
+def test_a_chosen_routing_id_is_refused_with_the_reason(address: str, alice: Secret) -> None:
     with peer(address, alice, b"me") as sock:
         reply = ask(sock, "hello")
     assert code(reply) == "NO_ACCESS"
@@ -162,7 +162,9 @@ def test_without_keys_nothing_beyond_this_machine_is_served(engine: SpyEngine) -
         Daemon(engine, "tcp://0.0.0.0:*")
 
 
-def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Secret, tmp_path: Path) -> None:
+def test_keys_apply_to_a_socket_file_too(
+    site: Site, engine: SpyEngine, alice: Secret, tmp_path: Path
+) -> None:
     with (
         guarded(engine, site, f"ipc://{tmp_path}/d.sock") as daemon,
         dealer(daemon.address) as plain,
@@ -198,7 +200,7 @@ def test_keys_hold_on_a_socket_file_too(site: Site, engine: SpyEngine, alice: Se
         "no command",
     ],
 )
-def test_a_handshake_that_is_none_is_ended(
+def test_an_invalid_handshake_is_ended(
     site: Site, alice: Secret, tmp_path: Path, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(daemon_module, "HANDSHAKE_MS", 300)
@@ -256,7 +258,7 @@ def test_keys_that_cannot_be_used(site: Site, tmp_path: Path, words: list[str], 
     assert "Traceback" not in stderr
 
 
-def test_who_watches_is_a_user_too(
+def test_a_monitor_is_a_user_too(
     site: Site, daemon: Daemon, alice: Secret, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = daemon.address.replace("0.0.0.0", "127.0.0.1")

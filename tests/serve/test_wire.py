@@ -1,4 +1,4 @@
-"""The wire: what it writes it reads, and whatever else it is given it refuses with a typed error."""
+"""The wire: it reads what it writes, and refuses everything else with a typed error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ counts = st.integers(0, messages.MAX_COUNT)
 
 @given(chunks, st.sampled_from(["open", "feed", "close"]), st.text(max_size=9), st.booleans(), counts, counts)
 @settings(deadline=None)
-def test_a_request_comes_back_as_it_was(
+def test_a_request_survives_a_round_trip(
     chunk: dict[str, Any], op: Any, id: str, start: bool, seq: int, epoch: int
 ) -> None:
     infos, buffers = tensors.pack(chunk)
@@ -60,7 +60,7 @@ def test_every_dtype_of_a_pipeline_has_a_datatype_of_its_size() -> None:
 
 
 @pytest.mark.parametrize("value", [[1.0], "text", np.zeros(3, "complex64"), np.array(["a"]), None])
-def test_what_is_no_array_of_a_known_dtype_is_not_packed(value: Any) -> None:
+def test_only_arrays_of_known_dtypes_are_packed(value: Any) -> None:
     with pytest.raises(ChunkError, match="'x' is"):
         tensors.pack({"x": value})
 
@@ -72,7 +72,7 @@ def test_a_bool_is_0_or_1() -> None:
         tensors.unpack([info], [b"\x00\x02\x00"])
 
 
-# What is refused.
+# Refused messages.
 
 GOOD = {
     "v": 1,
@@ -90,7 +90,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
     return {**GOOD, "inputs": [{**GOOD["inputs"][0], **changes}]}  # type: ignore[index]
 
 
-def test_the_message_that_the_refused_ones_differ_from_is_good() -> None:
+def test_the_base_of_the_refused_messages_is_valid() -> None:
     messages.decode_request([encode(GOOD), BODY])
 
 
@@ -131,7 +131,7 @@ def test_the_message_that_the_refused_ones_differ_from_is_good() -> None:
         ([encode(GOOD)] + [b""] * 65, "66 frames"),
     ],
 )
-def test_what_is_no_message(frames: list[bytes], words: str) -> None:
+def test_invalid_messages(frames: list[bytes], words: str) -> None:
     with pytest.raises(WireError, match=words) as caught:
         messages.decode_request(frames)
     assert type(caught.value) is WireError
@@ -154,7 +154,7 @@ def test_what_is_no_message(frames: list[bytes], words: str) -> None:
         ),
     ],
 )
-def test_what_passes_a_bound(frames: list[bytes], words: str) -> None:
+def test_messages_beyond_a_bound(frames: list[bytes], words: str) -> None:
     with pytest.raises(TooLargeError, match=words) as caught:
         messages.decode_request(frames)
     assert len(caught.value.message) < 300
@@ -165,7 +165,7 @@ def test_the_largest_tensor_is_taken() -> None:
     messages.decode_request([header, bytes(messages.MAX_TENSOR_BYTES)])
 
 
-def test_a_sender_is_told_of_its_own_fault() -> None:
+def test_an_invalid_message_raises_at_its_sender() -> None:
     header = Request(v=1, op="feed", sequence_id="a", inputs=[TensorInfo("x", "FP32", [2])])
     with pytest.raises(WireError, match="takes 8 bytes"):
         messages.encode_request(header, [bytes(4)])
@@ -173,7 +173,7 @@ def test_a_sender_is_told_of_its_own_fault() -> None:
         messages.encode_request(header, [bytes(messages.MAX_MESSAGE_BYTES + 1)])
 
 
-def test_a_reply_of_a_newer_daemon_is_read_and_of_another_version_is_not() -> None:
+def test_unknown_reply_fields_are_skipped_but_another_version_is_refused() -> None:
     reply, _ = messages.decode_reply([encode({"v": 1, "id": "7", "durable_seq": 4})])
     assert reply.id == "7"
     with pytest.raises(WireError, match="version 2"):
@@ -193,7 +193,7 @@ def test_a_reply_of_a_newer_daemon_is_read_and_of_another_version_is_not() -> No
         ([encode({"id": "7", "pad": bytes(messages.MAX_HEADER)})], ""),
     ],
 )
-def test_the_id_of_a_message_that_is_wrong(frames: list[bytes], id: str) -> None:
+def test_the_id_of_an_invalid_message(frames: list[bytes], id: str) -> None:
     assert messages.salvage_ids(frames) == [id]
 
 
@@ -222,7 +222,7 @@ values = st.recursive(
 
 @given(st.sampled_from([*GOOD, "error", "outputs", "server", "zz"]), values, st.binary(max_size=16))
 @settings(max_examples=500, deadline=None)
-def test_any_value_of_any_field_is_taken_or_refused(key: str, value: Any, body: bytes) -> None:
+def test_any_value_of_any_field_is_accepted_or_refused(key: str, value: Any, body: bytes) -> None:
     read_all([encode({**GOOD, key: value}), body])
 
 

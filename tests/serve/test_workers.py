@@ -1,4 +1,4 @@
-"""Several workers: placed, met, lost and started again, stopped; with real processes."""
+"""Several workers, as real processes: placement, addresses, restart, stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from runnel.daemon.settings import MAX_WORKERS, Settings, Source
-from runnel.daemon.supervision import control as link
+from runnel.daemon.supervision import control as control
 from runnel.daemon.supervision import supervisor as workers_module
 from runnel.daemon.supervision import worker
 from runnel.daemon.supervision.supervisor import (
@@ -52,7 +52,7 @@ def hello(address: str) -> messages.Description:
 
 
 def named(worker: int, workers: int, but: str = "") -> str:
-    """A stream that lives at the worker."""
+    """A stream of this worker."""
     return next(n for n in map("s{}".format, range(1000)) if worker_of(n, workers) == worker and n != but)
 
 
@@ -91,13 +91,13 @@ def test_addresses_follow_from_the_first() -> None:
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:65535", f"ipc:///{'x' * 105}"])
-def test_an_address_that_a_later_worker_cannot_have_is_told_at_the_start(bind: str) -> None:
+def test_an_invalid_address_of_a_later_worker_is_an_error_at_the_start(bind: str) -> None:
     assert addresses(bind, 1) == [bind]
     with pytest.raises(UsageError, match="at most"):
         addresses(bind, 2)
 
 
-def test_the_pause_grows_to_a_bound_and_is_short_again_after_a_sound_life() -> None:
+def test_the_back_off_grows_to_a_bound_and_resets_after_a_long_life() -> None:
     backoff = Backoff()
     pauses = [backoff.after(0.0) for _ in range(10)]
     assert pauses[:3] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
@@ -107,7 +107,7 @@ def test_the_pause_grows_to_a_bound_and_is_short_again_after_a_sound_life() -> N
 
 
 @pytest.mark.parametrize("bind", ["ipc://{}/d.sock", "tcp://127.0.0.1:*"])
-def test_each_worker_tells_all_addresses_and_serves_its_own_streams(
+def test_each_worker_names_all_addresses_and_serves_its_own_streams(
     pipeline: Path, tmp_path: Path, bind: str
 ) -> None:
     with command(str(pipeline), "--bind", bind.format(tmp_path), "--workers", "3") as process:
@@ -160,7 +160,7 @@ def test_a_worker_that_dies_is_started_again_and_the_others_go_on(pipeline: Path
             assert within(30, lambda: len(children(process)) == 2 and victim not in children(process))
             zero.send_multipart(feed(mine, 1))
             assert reply_of(zero).applied_seq == 1, "the other one was not touched"
-            # The same connection comes back by itself: a request on it waits for the new worker.
+            # The same connection recovers by itself: a request on it waits for the new worker.
             one.send_multipart(feed(other, 1))
             reply = reply_of(one, within=30_000)
             assert code(reply) == "UNKNOWN_STREAM"
@@ -183,7 +183,7 @@ def test_a_signal_drains_all_of_them(pipeline: Path, tmp_path: Path, number: sig
             for index, sock in enumerate((zero, one)):
                 assert code(ask(sock, "open", named(index, 2))) == "ok"
             workers = children(process)
-            for pid in workers:  # so that all of it has arrived when the signal does
+            for pid in workers:  # so that everything has arrived before the signal
                 os.kill(pid, signal.SIGSTOP)
             for index, sock in enumerate((zero, one)):
                 for i in range(100):
@@ -233,7 +233,7 @@ def test_signals_of_a_service_manager_to_every_process_do_not_force_the_workers(
         finished(process, 0)
 
 
-def test_what_no_worker_can_serve_is_told_in_its_words(pipeline: Path, tmp_path: Path) -> None:
+def test_a_workers_error_is_reported_in_its_words(pipeline: Path, tmp_path: Path) -> None:
     taken = f"ipc://{tmp_path}/d.sock.1"
     with zmq.Context() as context, context.socket(zmq.ROUTER) as sock:
         sock.bind(taken)
@@ -245,7 +245,7 @@ def test_what_no_worker_can_serve_is_told_in_its_words(pipeline: Path, tmp_path:
     assert not (tmp_path / "d.sock").exists()
 
 
-def test_a_worker_that_ends_without_a_word_is_told_of(
+def test_a_silently_ended_worker_is_reported(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -254,7 +254,7 @@ def test_a_worker_that_ends_without_a_word_is_told_of(
         Supervisor(str(pipeline), settings, Source(pipeline, {}), notifier, observe_nothing).serve(())
 
 
-def test_they_read_their_settings_again(pipeline: Path, tmp_path: Path) -> None:
+def test_workers_reload_their_settings(pipeline: Path, tmp_path: Path) -> None:
     path = model_pipeline(tmp_path)
     text = path.read_text()
     path.write_text(f'{text}[serve]\nbind = "ipc://{tmp_path}/d.sock"\nworkers = 2\nidle_seconds = 100\n')
@@ -276,19 +276,19 @@ def test_they_read_their_settings_again(pipeline: Path, tmp_path: Path) -> None:
 
 
 def test_a_link_that_is_not_read_is_not_waited_for() -> None:
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     with ours, theirs:
-        while link.send(ours, {"beat": True}):
+        while control.send(ours, {"beat": True}):
             pass
 
 
 def test_the_largest_packet_fits() -> None:
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     longest = f"ipc:///{chr(0x20AC) * (MAX_PATH // 3)}"  # as JSON writes them, six bytes a character
     packet = {"workers": [longest] * MAX_WORKERS}
     with ours, theirs:
-        assert link.send(ours, packet)
-        assert link.receive(theirs) == packet
+        assert control.send(ours, packet)
+        assert control.receive(theirs) == packet
 
 
 def test_a_worker_that_never_serves_is_ended(
@@ -304,7 +304,7 @@ def test_a_worker_that_never_serves_is_ended(
         Supervisor(str(pipeline), settings, Source(pipeline, {}), notifier, observe_nothing).serve(())
 
 
-def test_a_worker_that_the_system_has_no_process_for_is_tried_again(
+def test_a_worker_that_cannot_be_started_is_tried_again(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -317,27 +317,27 @@ def test_a_worker_that_the_system_has_no_process_for_is_tried_again(
         with pytest.raises(RunnelError, match="worker 0 cannot be started: Resource temporarily"):
             supervisor.serve(())
         supervisor._serving = True
-        place = supervisor._workers[1]
-        supervisor._start(place)
-        assert place.process is None
-        assert place.link is None
-        assert place.again is not None
+        lost = supervisor._workers[1]
+        supervisor._start(lost)
+        assert lost.process is None
+        assert lost.channel is None
+        assert lost.restart_at is not None
 
 
-def test_a_worker_that_hangs_ends_itself_when_its_supervisor_is_gone(
+def test_a_hanging_worker_ends_itself_when_its_supervisor_is_gone(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda status: ended.set())
     stopped: list[bool] = []
-    ours, theirs = link.pair()
+    ours, theirs = control.pair()
     with theirs:
-        order = link.Order(0, str(pipeline), "ipc:///x", False, Settings(), 0.0)
-        keeper = worker._Steered(theirs, order)
-        keeper.daemon = types.SimpleNamespace(stop=lambda: stopped.append(True))  # type: ignore[assignment]
-        keeper.ready("ipc:///x")
-        assert link.receive(ours) == {"ready": True}
+        config = control.WorkerConfig(0, str(pipeline), "ipc:///x", False, Settings(), 0.0)
+        hooks = worker._WorkerHooks(theirs, config)
+        hooks.daemon = types.SimpleNamespace(stop=lambda: stopped.append(True))  # type: ignore[assignment]
+        hooks.ready("ipc:///x")
+        assert control.receive(ours) == {"ready": True}
         assert not ended.is_set()
         ours.close()
         assert ended.wait(10)

@@ -1,4 +1,4 @@
-"""Workers of one daemon in threads of the test: the sans-IO server behind a socket, to be stalled at will."""
+"""Workers of one daemon in threads of the test, which can be stalled."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import zmq
 
 from runnel.daemon import process
-from runnel.daemon.protocol.server import Server
-from runnel.wire.placement import Place
+from runnel.daemon.protocol.server import ServerProtocol
+from runnel.wire.placement import Placement
 
 from .support import tally_engine
 
 
 class Worker:
-    """One worker at an address; `turning` cleared, its loop is stuck."""
+    """One worker at an address; while `turning` is cleared, its loop is stuck."""
 
-    def __init__(self, address: str, place: Place, boot_id: str) -> None:
+    def __init__(self, address: str, placement: Placement, boot_id: str) -> None:
         self.address = address
         self.turning = threading.Event()
         self.turning.set()
-        self.server = Server(tally_engine(), boot_id, place=place)
+        self.server = ServerProtocol(tally_engine(), boot_id, placement=placement)
         self.server.gauges = process.gauges
         self._ended = threading.Event()
         self._bound = threading.Event()
@@ -54,11 +54,11 @@ class Worker:
 
 @contextmanager
 def workers(folder: Path, boots: Sequence[str] = ("first", "second")) -> Iterator[list[Worker]]:
-    """So many workers that name each other in their HELLO."""
+    """One worker for each boot id, with each other's addresses in their HELLO."""
     addresses = [f"ipc://{folder}/w{at}.sock" for at in range(len(boots))]
     with ExitStack() as stack:
         made = []
         for at, boot in enumerate(boots):
-            made.append(Worker(addresses[at], Place(at, addresses), boot))
+            made.append(Worker(addresses[at], Placement(at, addresses), boot))
             stack.callback(made[-1].end)
         yield made

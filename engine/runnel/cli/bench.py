@@ -1,4 +1,4 @@
-"""`runnel bench`: how fast a pipeline or a daemon is under live load, and how many streams it holds."""
+"""`runnel bench`: latency of a pipeline or a daemon under live load, and its capacity in streams."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ missed twice, then bisects. Exit status 1: chunks failed or had no answer, or --
 
 _ADDRESS: Final = re.compile(r"[a-z]+://")
 MAX_STREAMS: Final = 1_000_000
-_MOST_LOCAL: Final = 65536  # streams of a ramp in process: its rows are reserved, and touched when used
+_MOST_LOCAL: Final = 65536  # streams of a ramp in process; memory for unused rows is only reserved
 _FIRST: Final = 8  # streams of a ramp's first trial
-_RAMP_SECONDS: Final = 5.0  # a trial: some thousand chunks of all streams, of which a hundredth is many
+_RAMP_SECONDS: Final = 5.0  # length of a trial: some thousand chunks, so that a hundredth is many
 _SECONDS: Final = 10.0
 _MAX_SECONDS: Final = 86400.0
 _SHOWN_EVERY: Final = 0.5  # seconds
-_RAMP_PATIENCE: Final = 10  # deadlines: a mean wait beyond so many is not made good in a trial
+_RAMP_PATIENCE: Final = 10  # deadlines: with a longer mean wait, a trial cannot recover
 _LEAST_PATIENCE: Final = 0.25  # seconds
 
 
@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target", metavar="TARGET",
         help="a pipeline (.toml) or model (.onnx), run in this process; or a daemon's address, ipc:// or tcp://",
     )  # fmt: skip
-    parser.add_argument("--streams", type=int, metavar="N", help="live streams (1; of --ramp: at most)")
+    parser.add_argument(
+        "--streams", type=int, metavar="N", help="live streams (1); with --ramp: the most to try"
+    )
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="chunks a second of each stream (the input's rate ÷ chunk)"
     )
@@ -60,9 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, metavar="S",
         help=f"length of the run after its warm-up ({_SECONDS:g}), or of each trial ({_RAMP_SECONDS:g})",
     )  # fmt: skip
-    parser.add_argument("--warm-up", type=float, default=1.0, metavar="S", help="seconds not counted (1)")
-    parser.add_argument("--poisson", action="store_true", help="arrivals at random, not evenly spread")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random input and arrivals (0)")
+    parser.add_argument(
+        "--warm-up", type=float, default=1.0, metavar="S", help="seconds of warm-up, not measured (1)"
+    )
+    parser.add_argument("--poisson", action="store_true", help="random arrivals instead of even ones")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of random input and arrivals (0)"
+    )
     parser.add_argument(
         "--input", metavar="FILE",
         help="feed this sound, table or array instead of random numbers; each stream begins elsewhere in it",
@@ -70,19 +76,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ramp", action="store_true", help="find how many streams meet --deadline")
     parser.add_argument("--deadline", metavar="T", help="for --ramp: 32ms, 0.1s")
     parser.add_argument(
-        "--percentile", type=float, default=99.0, metavar="P", help="that has to meet it (99)"
+        "--percentile",
+        type=float,
+        default=99.0,
+        metavar="P",
+        help="percentile that must meet the deadline (99)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="onnxruntime's, in process (1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads of onnxruntime, in process (1)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a late answer (5)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="your key file, for a daemon with keys: see runnel keys"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as JSON on standard output")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 when every chunk was answered, 1 otherwise. Raises UsageError, and as the target does."""
+    """Exit status 0 if every chunk was answered, else 1. Raises UsageError, and as the target does."""
     from ..loadgen import report
 
     deadline = _check(args)
@@ -119,7 +133,7 @@ def _ramp(args: argparse.Namespace, bench: _Bench, plan: Plan, meter: _Meter, de
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What is measured: a target of so many streams, made when asked for."""
+    """The system under test; `target` makes a target with the given number of streams."""
 
     signal: Signal
     chunks: list[Chunk]
@@ -133,7 +147,7 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
         from ..loadgen.remote import RemoteTarget, hello
         from ..wire.keys import client_keys
         from ..wire.tensors import undescribe
-        from .there import await_socket
+        from .socketwait import await_socket
 
         await_socket(args.target, args.timeout, args.quiet)
         keys = client_keys(args.keys) if args.keys else None
@@ -155,19 +169,19 @@ def _bench(args: argparse.Namespace, stack: ExitStack) -> _Bench:
 
 
 def _chunks(args: argparse.Namespace, signal: Signal) -> list[Chunk]:
-    """What is fed: read from the file, or random."""
+    """The input chunks: read from the file, or random."""
     from ..loadgen.inputs import MOST_BYTES, random_chunks
-    from .connectors import source_of, written
+    from .connectors import parse_connector, source_of
 
     steps = _steps(args, signal)
     if args.input is None:
         return random_chunks(signal, steps, args.seed)
     chunks: list[Chunk] = []
     held = 0
-    with source_of(written("source", args.input), signal) as source:
+    with source_of(parse_connector("source", args.input), signal) as source:
         for chunk in source.chunks(steps):
             if len(next(iter(chunk.values()))) < steps:
-                break  # the end of the file is not a whole chunk
+                break  # the rest of the file is not a whole chunk
             held += sum(array.nbytes for array in chunk.values())
             if held > MOST_BYTES:
                 raise UsageError(f"{args.input}: more than {MOST_BYTES} bytes of input: give a part of it")
@@ -206,7 +220,7 @@ def _plan(args: argparse.Namespace, signal: Signal, deadline: float | None) -> P
 
 
 def _check(args: argparse.Namespace) -> float | None:
-    """The deadline of a ramp in seconds, None without one. Raises UsageError for what cannot be run."""
+    """The deadline of a ramp in seconds, None without one. Raises UsageError for invalid arguments."""
     if args.streams is not None and not 1 <= args.streams <= MAX_STREAMS:
         raise UsageError(f"--streams {args.streams}: expected 1 to {MAX_STREAMS}")
     for name, value in (("seconds", args.seconds), ("rate", args.rate), ("timeout", args.timeout)):
@@ -239,7 +253,7 @@ def _trial(bench: _Bench, plan: Plan, meter: _Meter) -> Result:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """A collection would be a stall of the generator's own; a trial makes no cycles."""
+    """Disable garbage collection: it would stall the generator, and a trial makes no cycles."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -251,10 +265,10 @@ def _without_collection() -> Iterator[None]:
 
 
 class _Meter:
-    """Progress on standard error: a line that is rewritten on a terminal, one a trial elsewhere."""
+    """Progress on standard error: one rewritten line on a terminal, else a line for each trial."""
 
     def __init__(self, quiet: bool, stream: TextIO | None = None) -> None:
-        self._stream = bare(stream or sys.stderr)  # nothing but numbers is written here
+        self._stream = bare(stream or sys.stderr)  # only numbers are written here
         self._tty = self._stream.isatty() and not quiet
         self._quiet = quiet
         self._shown = 0.0
@@ -275,7 +289,7 @@ class _Meter:
             )
 
     def close(self) -> None:
-        """Leave a clean line."""
+        """Clear the line."""
         if self._tty:
             self._write("\r\x1b[K")
 

@@ -1,4 +1,4 @@
-"""`runnel check`: all that `runnel serve` would say, without serving."""
+"""`runnel check`: report what `runnel serve` would, without serving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0. Raises errors of the tree for what `serve` would refuse."""
+    """Exit status 0. Raises the errors with which `serve` would refuse."""
     from ..daemon import process
     from ..daemon.settings import FLAGS, Source
     from ..daemon.vetting import vet
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def document(pipeline: str, settings: Settings, engine: Engine) -> dict[str, Any]:
-    """For programs: bytes and seconds; what is not wanted is null. Raises UsageError for a path in use."""
+    """For programs: bytes and seconds; null if not configured. Raises UsageError for a path in use."""
     from ..daemon import process
     from ..daemon.supervision.supervisor import addresses
 
@@ -84,7 +84,7 @@ def document(pipeline: str, settings: Settings, engine: Engine) -> dict[str, Any
             "threads": settings.threads,
             "open_files": files,
         },
-        # A stream has two rows: the state that it has, and the one that it gets.
+        # A stream has two rows: the current state, and the one that a step writes.
         "memory": {
             "state_bytes": served.state_bytes,
             "max_streams_bytes": 2 * served.state_bytes * settings.max_streams * settings.workers,
@@ -105,7 +105,7 @@ def _in_the_way(address: str) -> list[str]:
 
 
 def _users(settings: Settings) -> list[str] | None:
-    """The names of those who are let in; None: whoever reaches the address."""
+    """Names of the authorised users; None if everyone who reaches the address is admitted."""
     if not settings.keys:
         return None
     from ..wire.keys import read_users

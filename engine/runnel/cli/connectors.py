@@ -1,7 +1,9 @@
-"""The ends of a run as they are written: a file, ``NAME:ARGUMENT?key=value``, or a table of a pipeline.
+"""Parse and open the sources and sinks of a run.
 
-Behind each is a source or a sink that an installed package offers, ours or a stranger's: ``readings.csv`` is
-the source ``csv`` with that path, ``host:?rate=2`` the source ``host`` with that option.
+Each is written as a file, as ``NAME:ARGUMENT?key=value``, or as a table of a pipeline file.
+
+Each is a plugin of an installed package: ``readings.csv`` is the source ``csv`` with that path,
+``host:?rate=2`` the source ``host`` with that option.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ..columns import columns_of
 from ..connectors import Sink, Source
 from ..errors import PipelineError, PluginError, UsageError, nearest
 from ..files import STDIO, warn
-from ..loading import toml as tables
+from ..loading import toml
 from ..loading.registry import Plugin, from_text, installed, load, make, offers
 from ..spec import Array, Signal, TensorSpec
 from ..stage import Chunk
@@ -31,7 +33,7 @@ from .pace import rows_of
 from .stamps import Stamps
 
 MAX_SINKS = 16  # of one run: each takes every chunk
-INPUT, OUTPUT = "INPUT", "-o"  # how an error names what the command line says
+INPUT, OUTPUT = "INPUT", "-o"  # names of the arguments in errors
 
 INPUTS = """what INPUT and OUT may be:
   a file whose ending says its kind: speech.wav, readings.csv, x.npy, rows.jsonl, day.parquet, text.txt
@@ -51,31 +53,31 @@ _NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*):(.*)\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ConnectorSpec:
     """A source or a sink that was asked for, not yet opened."""
 
     kind: Kind
     use: str  # the plugin
-    name: str  # how the run calls it
-    where: str  # how an error calls where it was asked for
-    first: str | None = None  # text for its first option
+    name: str  # its name in messages of the run
+    where: str  # its origin, for errors
+    first: str | None = None  # text of its first option
     texts: Mapping[str, str] = field(default_factory=dict)  # options as text
     options: Mapping[str, Any] = field(default_factory=dict)  # options as values
-    folder: Path | None = None  # what relative paths among those are relative to
-    file: Path | None = None  # the file that it is, where it was named by that
+    folder: Path | None = None  # the folder of relative paths in the options
+    file: Path | None = None  # the file, if it was named by a file
 
 
-def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
-    """An end as the command line says it; `columns` of --columns. Raises UsageError for a kind unknown."""
+def parse_connector(kind: Kind, text: str, columns: Sequence[str] | None = None) -> ConnectorSpec:
+    """Parse a source or sink of the command line; `columns` of --columns. Raises UsageError."""
     where = INPUT if kind == "source" else OUTPUT
     more: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
     if text == STDIO:
         use, name = ("raw", "standard input") if kind == "source" else ("csv", "standard output")
-        return End(kind, use, name, where, options=more)
+        return ConnectorSpec(kind, use, name, where, options=more)
     match = _NAMED.match(text)
     if match and match[1] in installed():
         argument, texts = _query(match[2], where)
-        return End(kind, match[1], text, where, argument or None, texts, more)
+        return ConnectorSpec(kind, match[1], text, where, argument or None, texts, more)
     path, texts = text, {}
     if "?" in text and not Path(text).exists():
         path, texts = _query(text, where)
@@ -96,18 +98,18 @@ def written(kind: Kind, text: str, columns: Sequence[str] | None = None) -> End:
             f"{where}: {path}: the kind of {what} is told by the name's ending, and {ending} is not one"
             f"{_known(kind, use, '.')}"
         )
-    return End(kind, use, path, where, path, texts, more, file=Path(path))
+    return ConnectorSpec(kind, use, path, where, path, texts, more, file=Path(path))
 
 
-def declared(pipeline: Path) -> tuple[End | None, list[End]]:
-    """The ends in a pipeline's file: its [source], if any, and its [[sink]] tables. Raises PipelineError."""
+def declared_connectors(pipeline: Path) -> tuple[ConnectorSpec | None, list[ConnectorSpec]]:
+    """The source and the sinks in a pipeline file: its [source] and [[sink]] tables. Raises PipelineError."""
     if pipeline.suffix != ".toml":
         return None, []
-    document = tables.read_toml(pipeline)
+    document = toml.read_toml(pipeline)
     source = None
     if "source" in document:
-        source = _table("source", tables.table(document, "source", str(pipeline)), pipeline, "[source]")
-    found = tables.tables(document, "sink", str(pipeline))
+        source = _table("source", toml.table(document, "source", str(pipeline)), pipeline, "[source]")
+    found = toml.tables(document, "sink", str(pipeline))
     if len(found) > MAX_SINKS:
         raise PipelineError(f"{pipeline}: {len(found)} [[sink]] tables; at most {MAX_SINKS}")
     sinks = [
@@ -117,44 +119,44 @@ def declared(pipeline: Path) -> tuple[End | None, list[End]]:
     return source, sinks
 
 
-def sinks_written(texts: Sequence[str] | None, of_pipeline: Sequence[End] = ()) -> list[End]:
-    """What -o says, else the pipeline's, else a table on standard output."""
+def sinks_of(texts: Sequence[str] | None, of_pipeline: Sequence[ConnectorSpec] = ()) -> list[ConnectorSpec]:
+    """The sinks of -o, else of the pipeline, else a table on standard output."""
     if not texts:
-        return list(of_pipeline) or [written("sink", STDIO)]
+        return list(of_pipeline) or [parse_connector("sink", STDIO)]
     if len(set(texts)) < len(texts):
         raise UsageError(f"{OUTPUT}: {next(t for t in texts if texts.count(t) > 1)} is given twice")
     if len(texts) > MAX_SINKS:
         raise UsageError(f"{OUTPUT}: {len(texts)} outputs; at most {MAX_SINKS}")
-    return [written("sink", text) for text in texts]
+    return [parse_connector("sink", text) for text in texts]
 
 
-def path_of(end: End) -> Path | None:
+def path_of(connector: ConnectorSpec) -> Path | None:
     """The file that a source reads or a sink writes, ``-`` for standard input or output.
 
-    None for an end that has no option called path: what it reads or writes is its own affair.
+    None for a plugin without an option named `path`, which may read or write anything.
     """
     try:
-        options = load(end.use, end.kind).options
+        options = load(connector.use, connector.kind).options
     except PluginError:
-        return None  # told when it is opened
+        return None  # reported when it is opened
     option = next((option for option in options if option.name == "path"), None)
     if option is None:
         return None
-    first = end.first if option is options[0] else None
-    given = end.texts.get("path", end.options.get("path", first))
+    first = connector.first if option is options[0] else None
+    given = connector.texts.get("path", connector.options.get("path", first))
     if given is None or Path(str(given)).name == STDIO:
         return Path(STDIO) if not option.required else None
-    return (end.folder or Path()) / str(given)
+    return (connector.folder or Path()) / str(given)
 
 
-def fit_together(source: End | None, sinks: Sequence[End]) -> None:
-    """Raise UsageError where a sink would take the place of what is read, or of another sink's output."""
+def fit_together(source: ConnectorSpec | None, sinks: Sequence[ConnectorSpec]) -> None:
+    """Raise UsageError if a sink would overwrite the input, or another sink's output."""
     read = path_of(source) if source is not None else None
-    taken: dict[Path, End] = {}
+    taken: dict[Path, ConnectorSpec] = {}
     for sink in sinks:
         path = path_of(sink)
         if path is None or (path.exists() and not path.is_file()):
-            continue  # a device, or a pipe, holds nothing
+            continue  # a device or a pipe holds no data that could be lost
         if path.name != STDIO and read is not None and path.resolve() == read.resolve():
             raise UsageError(f"{sink.where}: {path} is what is read, and would be lost: name another file")
         other = taken.setdefault(path.resolve(), sink)
@@ -163,31 +165,31 @@ def fit_together(source: End | None, sinks: Sequence[End]) -> None:
             raise UsageError(f"{sink.where}: {what} is written by {other.name} already: name another file")
 
 
-def on_terminal(sinks: Sequence[End]) -> bool:
-    """Whether what is made is seen, line by line, where the progress is shown."""
+def on_terminal(sinks: Sequence[ConnectorSpec]) -> bool:
+    """Whether output lines appear on the terminal that shows the progress."""
     return any(path_of(sink) == Path(STDIO) for sink in sinks) and sys.stdout.isatty()
 
 
-def opened(end: End, signal: Signal) -> Any:
-    """The source or sink, its options checked. Raises PipelineError or UsageError, saying where."""
+def open_connector(connector: ConnectorSpec, signal: Signal) -> Any:
+    """Open a source or sink, with its options checked. Raises PipelineError or UsageError, with the place."""
     try:
-        plugin = load(end.use, end.kind)
+        plugin = load(connector.use, connector.kind)
     except PluginError as error:
-        raise PluginError(f"{end.where}: {error}") from error
+        raise PluginError(f"{connector.where}: {error}") from error
     known = {option.name: option for option in plugin.options}
-    options: dict[str, Any] = dict(end.options)
-    if end.where == INPUT and "columns" in options and "columns" not in known:
+    options: dict[str, Any] = dict(connector.options)
+    if connector.where == INPUT and "columns" in options and "columns" not in known:
         raise UsageError(
-            f"{INPUT}: --columns is for sources that have such an option, and {end.use!r} has none"
+            f"{INPUT}: --columns is for sources that have such an option, and {connector.use!r} has none"
         )
-    texts = dict(end.texts)
-    if end.first is not None:
+    texts = dict(connector.texts)
+    if connector.first is not None:
         if not plugin.options:
-            raise UsageError(f"{end.where}: {plugin} takes no option, so no {end.first!r}")
-        texts = {plugin.options[0].name: end.first} | texts
+            raise UsageError(f"{connector.where}: {plugin} takes no option, so no {connector.first!r}")
+        texts = {plugin.options[0].name: connector.first} | texts
     for key, text in texts.items():
         options[key] = from_text(text, known[key]) if key in known else text
-    return make(end.kind, end.use, (signal,), options, end.where, end.folder)
+    return make(connector.kind, connector.use, (signal,), options, connector.where, connector.folder)
 
 
 class Nothing(Source):
@@ -200,25 +202,27 @@ class Nothing(Source):
 
 
 @contextmanager
-def source_of(end: End | None, signal: Signal) -> Iterator[Source]:
-    """The source, opened, and closed at the end; none: one that holds nothing. Raises as `opened`."""
-    source: Source = opened(end, signal) if end is not None else Nothing()
+def source_of(connector: ConnectorSpec | None, signal: Signal) -> Iterator[Source]:
+    """Open the source, and close it at the end; without one, an empty source. Raises as `open_connector`."""
+    source: Source = open_connector(connector, signal) if connector is not None else Nothing()
     try:
         yield source
     finally:
         source.close()
 
 
-def keeps_time(end: End) -> bool:
-    """Whether a sink takes the times of the rows too."""
+def keeps_time(connector: ConnectorSpec) -> bool:
+    """Whether a sink also takes the times of the rows."""
     try:
-        return bool(getattr(load(end.use, end.kind).factory, "keeps_time", False))
+        return bool(getattr(load(connector.use, connector.kind).factory, "keeps_time", False))
     except PluginError:
-        return False  # told when it is opened
+        return False  # reported when it is opened
 
 
-def stamps_of(source: Source, step: Fraction | str, sinks: Sequence[End], signal: Signal) -> Stamps | None:
-    """The times of the rows made, if the input has times and a sink keeps them; else a warning, or None."""
+def stamps_of(
+    source: Source, step: Fraction | str, sinks: Sequence[ConnectorSpec], signal: Signal
+) -> Stamps | None:
+    """Times of output rows, if the input has times and a sink takes them; else None, with a warning."""
     name = source.stamped
     if name is None or not any(map(keeps_time, sinks)):
         return None
@@ -235,21 +239,25 @@ def _with_time(stamps: Stamps, signal: Signal) -> Signal:
 
 
 class Outputs:
-    """Sinks that take the same chunks: ``with`` them, and all end whole, or none.
+    """Sinks that take the same chunks. In a ``with``, either all are completed or none.
 
-    `keep`: what a live source gave cannot be had again, so that what was made of it stays however it ends.
-    `stamps`: the times of the rows, for the sinks that keep them. Raises as `opened`; then none is open.
+    `keep`: complete them even after an error, since the input of a live source cannot be had again. `stamps`:
+    times of the rows, for the sinks that take them. Raises as `open_connector`, and then leaves none open.
     """
 
-    def __init__(self, ends: Sequence[End], signal: Signal, keep: bool, stamps: Stamps | None = None) -> None:
-        self._ends, self._signal, self._keep, self._stamps = ends, signal, keep, stamps
+    def __init__(
+        self, connectors: Sequence[ConnectorSpec], signal: Signal, keep: bool, stamps: Stamps | None = None
+    ) -> None:
+        self._connectors, self._signal, self._keep, self._stamps = connectors, signal, keep, stamps
         self._sinks: list[Sink] = []
-        self._timed: list[Sink] = []  # those of them that are given the times too
+        self._timed: list[Sink] = []  # the sinks that also get the times
         self.rows = 0
         try:
-            for end in ends:
-                timed = stamps is not None and keeps_time(end)
-                self._sinks.append(opened(end, _with_time(stamps, signal) if timed and stamps else signal))
+            for connector in connectors:
+                timed = stamps is not None and keeps_time(connector)
+                self._sinks.append(
+                    open_connector(connector, _with_time(stamps, signal) if timed and stamps else signal)
+                )
                 if timed:
                     self._timed.append(self._sinks[-1])
         except BaseException as error:
@@ -258,7 +266,7 @@ class Outputs:
             raise
 
     def write(self, made: Chunk | Array) -> None:
-        """What a stream gave: one output may come bare."""
+        """Write a stream's output; a single output may be a bare array."""
         chunk = {self._signal.names[0]: made} if isinstance(made, np.ndarray) else made
         timed = {}
         if self._stamps is not None:
@@ -277,13 +285,16 @@ class Outputs:
         self._raise_if_interrupted(error)
 
     def _raise_if_interrupted(self, error: BaseException | None) -> None:
-        """If `error` is a KeyboardInterrupt and nothing was written, raise one that says so."""
-        only_files = all(end.file and (end.file.is_file() or not end.file.exists()) for end in self._ends)
+        """If `error` is a KeyboardInterrupt and nothing was written, raise one with that message."""
+        only_files = all(
+            connector.file and (connector.file.is_file() or not connector.file.exists())
+            for connector in self._connectors
+        )
         if isinstance(error, KeyboardInterrupt) and only_files and not self._keep:
             raise KeyboardInterrupt("nothing written") from error
 
     def _close(self, whole: bool) -> None:
-        """Where one fails to end whole, those after it do not either, and its error is raised."""
+        """Close all sinks. After one fails, the others are discarded, and its error is raised."""
         failed: BaseException | None = None
         for sink in self._sinks:
             try:
@@ -295,12 +306,12 @@ class Outputs:
 
 
 def last_row(made: Chunk | Array) -> Chunk | Array:
-    """The last time step of what a stream gave."""
+    """The last time step of a stream's output."""
     return made[-1:] if isinstance(made, np.ndarray) else {name: array[-1:] for name, array in made.items()}
 
 
 def _query(text: str, where: str) -> tuple[str, dict[str, str]]:
-    """What stands before the ``?``, and the options after it, with %XX in their values taken back."""
+    """The part before the ``?``, and the options after it, with %XX in their values decoded."""
     before, _, after = text.partition("?")
     options: dict[str, str] = {}
     for part in after.split("&") if after else []:
@@ -313,15 +324,17 @@ def _query(text: str, where: str) -> tuple[str, dict[str, str]]:
     return before, options
 
 
-def _table(kind: Kind, part: Mapping[str, Any], pipeline: Path, place: str) -> End:
+def _table(kind: Kind, part: Mapping[str, Any], pipeline: Path, place: str) -> ConnectorSpec:
     where = f"{pipeline}: {place}"
-    use = tables.text(part, "use", where)
+    use = toml.text(part, "use", where)
     options = {key: value for key, value in part.items() if key != "use"}
-    return End(kind, use, f"{use} of {pipeline}", f"{where} ({use})", options=options, folder=pipeline.parent)
+    return ConnectorSpec(
+        kind, use, f"{use} of {pipeline}", f"{where} ({use})", options=options, folder=pipeline.parent
+    )
 
 
 def _known(kind: Kind, word: str, mark: str = "") -> str:
-    """The nearest name of that kind, or all of them. For an error: only now is each looked at."""
+    """The nearest name of that kind, or all of them. Only for errors, since it loads every plugin."""
     names = []
     for name in installed():
         try:

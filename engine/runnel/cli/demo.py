@@ -1,4 +1,4 @@
-"""`runnel demo`: the whole path on a trained model, from PyTorch weights to segments of live speech."""
+"""`runnel demo`: the whole path with a trained model, from PyTorch weights to segments of live speech."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`runnel export`: a PyTorch module on the command line, to a certified model file."""
+"""`runnel export`: turn a PyTorch module into a certified model file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ The module's code is imported and run."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     add = parser.add_argument
-    add("target", metavar="FILE.py:NAME", help="or package.module:NAME; a module, or what makes one")
-    add("-o", "--output", required=True, type=Path, metavar="MODEL.onnx", help="the file to write")
+    add(
+        "target",
+        metavar="FILE.py:NAME",
+        help="or package.module:NAME; a module, or a function that makes one",
+    )
+    add("-o", "--output", required=True, type=Path, metavar="MODEL.onnx", help="the model file to write")
     add("--input", action="append", default=[], metavar="[NAME=]DTYPE[SHAPE]",
         help="an input, with '<N' for integers below N; repeat for several")  # fmt: skip
     add(
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_json_object,
         default={},
         metavar="JSON",
-        help="keyword arguments for what makes the module",
+        help="keyword arguments of the target",
     )
     add(
         "--weights",
@@ -48,17 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors or .pt file to load into the module; KEY says where in a trainer's checkpoint "
         "they are, which is found by itself if only one place fits",
     )
-    add("--data", type=Path, help="real data to try besides: .npy, or .npz by "
+    add("--data", type=Path, help="real data for further checks: .npy, or .npz by "
         "input names, of shape (batch, time, features...)")  # fmt: skip
     add(
         "--state", action="append", default=[], metavar="NAME=SHAPE", help="an explicit state, zeros at first"
     )
-    add("--time-axis", type=_axis, default=1, help="of the inputs; 'none' for a module that is one step")
-    add("--batch-axis", type=int, default=0, help="of the inputs (default 0; 1 where the time axis is 0)")
-    add("--window", type=int, help="samples that the module sees a step: the stream is samples then")
-    add("--hop", type=int, help="samples that it advances (default: the window)")
+    add(
+        "--time-axis",
+        type=_axis,
+        default=1,
+        help="time axis of the inputs; 'none' for a module that is one step",
+    )
+    add(
+        "--batch-axis",
+        type=int,
+        default=0,
+        help="batch axis of the inputs (default 0; 1 if the time axis is 0)",
+    )
+    add(
+        "--window",
+        type=int,
+        help="samples that the module sees in one step; the stream then consists of samples",
+    )
+    add("--hop", type=int, help="samples by which the window advances (default: the window)")
     add("--lookahead", type=int, help="ticks of the future that bidirectional layers see")
-    add("--block", type=int, help="ticks that are run together then (default: a third of the lookahead)")
+    add("--block", type=int, help="ticks run together, with --lookahead (default: a third of it)")
     add("--rate", type=float, help="Hz of the stream's time axis")
     add("--quantize", choices=["int8"], help="hold weights in 8 bits")
     add(
@@ -67,14 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write MODEL.probe.onnx too, which shows each layer's gates and states",
     )
     add("--tolerance", type=float, help="largest error, relative to the peak (1e-4; 0.1 for int8)")
-    add("--seed", type=int, default=0, help="of the random data")
-    add("-q", "--quiet", action="store_true", help="print nothing where all is well")
+    add("--seed", type=int, default=0, help="seed of the random data")
+    add("-q", "--quiet", action="store_true", help="print nothing if all is well")
 
 
 def run(args: argparse.Namespace) -> int:
     from runnel_export.kinds import explain_target
 
-    explain_target(args.target)  # before torch, which takes seconds, is imported
+    explain_target(args.target)  # before importing torch, which takes seconds
     try:
         from runnel_export import export, target, weights
     except ImportError as error:
@@ -105,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         probe=args.probe,
         tolerance=args.tolerance,
         data=target.data(args.data) if args.data is not None else None,
-        # A line that is rewritten on a terminal; in a log, a line for each stage.
+        # a rewritten line on a terminal; a line for each stage in a log
         progress=False if args.quiet else None if sys.stderr.isatty() else report,
         seed=args.seed,
         notes=notes,

@@ -1,4 +1,4 @@
-"""`runnel feed`: a file or a live source through a daemon, as `runnel run` sends it through a pipeline."""
+"""`runnel feed`: stream a file or a live source through a daemon."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .connectors import (
     fit_together,
     last_row,
     on_terminal,
-    sinks_written,
+    parse_connector,
+    sinks_of,
     source_of,
     stamps_of,
-    written,
 )
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_shared_arguments
+from .socketwait import await_socket
 from .stamps import GENERATED, step_served
-from .there import await_socket
 
 HELP = "stream a file, or a live source, through a daemon"
 
@@ -44,16 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", nargs="?", help="a file, -, or NAME:…: as for `runnel run`; not needed with --generate"
     )
-    parser.add_argument("--id", metavar="NAME", help="the stream's name; one is made otherwise")
+    parser.add_argument("--id", metavar="NAME", help="the stream's name (default: a random one)")
     add_shared_arguments(parser)
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a reply (5)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="your keys, for a daemon that has some: runnel keys")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="your key file, for a daemon with keys: see runnel keys"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
+    """Exit status 0 once the output is complete. Raises errors of the tree; then there is no output."""
     seconds, more = seconds_of(args.seconds), generated(args.generate)
     if args.input is None and not more:
         raise UsageError("INPUT is needed: a file, -, or NAME:…; or --generate N")
@@ -61,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         client = stack.enter_context(Client(args.address, args.timeout, keys=args.keys))
         served = client.describe()
-        end = None if args.input is None else written("source", args.input, args.columns)
-        source = stack.enter_context(source_of(end, served.inputs))
+        connector = None if args.input is None else parse_connector("source", args.input, args.columns)
+        source = stack.enter_context(source_of(connector, served.inputs))
         rate = served.inputs.rate or source.rate
-        # Ahead of its results where the input is all there; live, each result is written when it is made.
+        # From a file, many chunks are in flight; from a live source, each result is written at once.
         live = args.realtime or source.live
         block = chunk_steps(args.chunk, rate, args.realtime and not source.live)
         most = most_steps(args.steps, seconds, rate, source.live)
@@ -73,18 +75,18 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        sinks = sinks_written(args.output)
-        fit_together(end, sinks)
+        sinks = sinks_of(args.output)
+        fit_together(connector, sinks)
         step = GENERATED if more else step_served(served.inputs, served.outputs, served.latency)
         stamps = stamps_of(source, step, sinks, served.outputs)
         if stamps is not None:
             chunks = stamps.watch(chunks, source)
         speed = None if source.live else rate
-        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until Ctrl-C")
         with (
             stopper,
             Outputs(sinks, served.outputs, source.live, stamps) as outputs,

@@ -1,4 +1,4 @@
-"""`runnel inspect`: what a model file, a pipeline or a running daemon holds, and what was proved of it."""
+"""`runnel inspect`: show the contents and certificate of a model or pipeline, or a running daemon."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="FILE|ADDRESS", help="a .onnx model, a .toml pipeline, or where a daemon serves"
     )
     parser.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
-    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
+    parser.add_argument("--keys", metavar="FILE", help="your key file, for a daemon with keys")
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for a daemon's answer (5)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0. Raises errors of the tree: a file that is none, TimeoutError where no daemon answers."""
+    """Exit status 0. Raises errors of the tree, such as TimeoutError if no daemon answers."""
     if "://" in args.path:
         from .inspect_daemon import show
 
@@ -55,7 +55,7 @@ class _Model:
     spec: ModelSpec
     vouched: bool
     placement: Mapping[str, Mapping[str, int]]
-    hint: str  # what would tell more
+    hint: str  # how to show more
 
     def rows(self) -> list[Row]:
         rows = [("model", str(self.file)), *model_rows(self.spec)]
@@ -66,14 +66,14 @@ class _Model:
 
     def json(self) -> dict[str, Any]:
         placement = {provider: dict(ops) for provider, ops in self.placement.items()}
-        told = document(self.spec)
-        return {"path": str(self.file), **told, "placement": placement, "vouched": self.vouched}
+        fields = document(self.spec)
+        return {"path": str(self.file), **fields, "placement": placement, "vouched": self.vouched}
 
 
 def _show_file(path: Path, as_json: bool) -> None:
     from ..engine import Engine
 
-    # A file that is not the certified one is shown all the same, and said to be that.
+    # A file that differs from the certified one is shown as well, with that remark.
     with Engine.load(path, max_streams=1, trust=True) as engine:
         models = _models(engine)
         if as_json:
@@ -112,22 +112,22 @@ def _text(engine: Engine, path: Path, models: list[_Model]) -> str:
 
 
 def _json(engine: Engine, path: Path, models: list[_Model]) -> dict[str, Any]:
-    """A pipeline of one model as that model; of another number with a list of them."""
+    """For programs: a single model directly, or a list of models."""
     pipeline = engine.pipeline
     stages = pipeline.unrolled.stages
-    told = {
+    fields = {
         "latency": pipeline.latency,
         "stages": [{"name": s.name, "inputs": str(s.inputs), "outputs": str(s.outputs)} for s in stages],
         "feedback": _fed_back(engine),
     }
     if len(models) == 1:
-        return {**models[0].json(), **told}
+        return {**models[0].json(), **fields}
     listed = [{"name": model.name, **model.json()} for model in models]
-    return {"path": str(path), "state_bytes": pipeline.state_bytes, "models": listed, **told}
+    return {"path": str(path), "state_bytes": pipeline.state_bytes, "models": listed, **fields}
 
 
 def _fed_back(engine: Engine) -> dict[str, str]:
-    """Input <- output, of a pipeline with a loop."""
+    """Input <- output, for a pipeline with a loop."""
     loop = engine.pipeline.stages[0]
     return {one.target.name: one.source for one in loop.loop_inputs} if isinstance(loop, Feedback) else {}
 
@@ -141,7 +141,7 @@ def _vouched(file: Path, spec: ModelSpec) -> bool:
 
 
 def _count(file: Path) -> tuple[Mapping[str, Any] | None, str]:
-    """Operators and cost of a foreign model; None and what would help where onnx is not installed."""
+    """Operators and cost of a foreign model; None and a hint if onnx is not installed."""
     try:
         from runnel_export.describe import describe_file
     except ImportError:

@@ -1,4 +1,4 @@
-"""`runnel inspect ADDRESS`: what a daemon serves, and where."""
+"""`runnel inspect ADDRESS`: show what a daemon serves."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from ..errors import RunnelError
 from .text import Row, aligned, count
 
 if TYPE_CHECKING:
-    from ..client.monitor import Seen
+    from ..client.monitor import WorkerStatus
     from ..wire.messages import Description, TensorMetadata
 
 
 def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -> None:
-    """Print it; `keys`: the asker's key file, where the daemon has keys.
+    """Print a daemon's description; `keys`: the user's key file, if the daemon has keys.
 
-    Raises UsageError where no socket is, TimeoutError where nobody answers, RunnelError for a daemon that is
-    stopping.
+    Raises UsageError if there is no socket, TimeoutError if no daemon answers, RunnelError if it is stopping.
     """
     from ..client.common import silence
     from ..client.monitor import Watcher
@@ -38,11 +37,11 @@ def show(address: str, as_json: bool, timeout: float, keys: str | None = None) -
     print(json.dumps(document(served, seen), indent=2) if as_json else text(served, seen))
 
 
-def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
-    """For programs: what HELLO says, and each worker's address, boot id and streams."""
-    told: dict[str, Any] = msgspec.to_builtins(served)
-    del told["worker"], told["boot_id"]  # of whichever answered first
-    told["workers"] = [
+def document(served: Description, seen: Sequence[WorkerStatus]) -> dict[str, Any]:
+    """For programs: the daemon's HELLO, and each worker's address, boot id and streams."""
+    fields: dict[str, Any] = msgspec.to_builtins(served)
+    del fields["worker"], fields["boot_id"]  # these belong to the worker that answered first
+    fields["workers"] = [
         {
             "address": worker.address,
             "boot_id": worker.served.boot_id if worker.served else None,
@@ -51,10 +50,10 @@ def document(served: Description, seen: Sequence[Seen]) -> dict[str, Any]:
         }
         for worker in seen
     ]
-    return told
+    return fields
 
 
-def text(served: Description, seen: Sequence[Seen]) -> str:
+def text(served: Description, seen: Sequence[WorkerStatus]) -> str:
     rows: list[Row] = [("version", served.version)]
     if served.pipeline:
         rows.append(("pipeline", served.pipeline))
@@ -82,7 +81,7 @@ def _rates(served: Description) -> str:
     return f"{hertz(served.input_rate)} in, {hertz(served.output_rate)} out"
 
 
-def _worker(worker: Seen) -> str:
+def _worker(worker: WorkerStatus) -> str:
     if worker.stats is None or worker.served is None:
         return f"{worker.address}  {worker.error or 'stopping'}"
     streams = count(worker.stats.get("streams", 0))

@@ -1,4 +1,4 @@
-"""`runnel keys`: who a daemon or a client is, as files."""
+"""`runnel keys`: make key files for a daemon or a client."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once both files are there. Raises UsageError; a file that is there is left alone."""
+    """Exit status 0 once both files are written. Raises UsageError; an existing file is not changed."""
     from ..wire.curve import new_pair
 
     server = read_public(args.server) if args.server else ""

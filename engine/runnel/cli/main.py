@@ -1,4 +1,4 @@
-"""`runnel`: one word, then a command. Only the chosen command's module is loaded."""
+"""The command `runnel`. Only the chosen subcommand's module is loaded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Protocol, cast
 from .. import __version__, shown
 from ..errors import RunnelError, nearest
 
-# Each command's module has HELP (one line), add_arguments(parser) and run(args) -> exit status, and
-# imports what is heavy inside run: a device that serves never loads torch.
+# Each command's module has HELP (one line), add_arguments(parser) and run(args) -> exit status. It imports
+# heavy packages inside `run`: a device that serves never loads torch.
 COMMANDS = {
     "export": "export",
     "verify": "verify",
@@ -39,12 +39,14 @@ _EXIT_ERROR = 2  # an error of runnel's own tree, and argparse's own status for 
 _EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 _EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 _EXIT_TERMINATED = 143  # as a shell reports SIGTERM
-_QUIET = "results, warnings and errors alone"  # every command takes it, also one that says no more
+_QUIET = (
+    "print only results, warnings and errors"  # every command takes it, even one that prints nothing more
+)
 _TRACEBACK = "show where an error was raised"
 
 
 class Command(Protocol):
-    """What a module in the table above holds."""
+    """The interface of a command's module."""
 
     HELP: str
 
@@ -54,11 +56,11 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status.
+    """Run one command line; return the exit status.
 
-    An error of `RunnelError`'s tree is one line on stderr and status 2 (`--traceback` shows where it
-    came from). Any other exception is a fault in the program and keeps its traceback. SIGTERM leaves as
-    SystemExit, so that files and streams are closed on the way.
+    An error of `RunnelError`'s tree is one line on stderr and status 2 (`--traceback` shows its origin). Any
+    other exception is a fault in the program and keeps its traceback. SIGTERM raises SystemExit, so that
+    files and streams are closed.
     """
     with shown.guarded():
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -78,18 +80,18 @@ def _run(words: list[str]) -> int:
     try:
         with _unwound_by_sigterm():
             status = commands[name].run(args)
-        sys.stdout.flush()  # here, where a closed pipe can still be answered
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
     except RunnelError as error:
         if args.traceback:
             traceback.print_exc()
-        told = str(error).replace("\n", "\n  ")  # no line of it can pass for one of ours
-        print(f"runnel: {told}", file=sys.stderr)
+        text = str(error).replace("\n", "\n  ")  # indent, so that no line looks like one of ours
+        print(f"runnel: {text}", file=sys.stderr)
         return _EXIT_ERROR
     except KeyboardInterrupt as stop:
         print(", ".join(["runnel: stopped", *map(str, stop.args)]), file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. The interpreter flushes stdout once more at exit.
+        # The reader of our output is gone. The interpreter flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
     except OSError as error:
@@ -97,7 +99,7 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         if error.errno != errno.ENOSPC:
             raise
-        # A full disk is no fault of the program; what stdout still holds cannot be written either.
+        # A full disk is no fault of the program. What stdout still holds cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("runnel: no space left on the device that the output goes to", file=sys.stderr)
         return _EXIT_ERROR
@@ -106,8 +108,8 @@ def _run(words: list[str]) -> int:
 
 @contextmanager
 def _unwound_by_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises, unless somebody handles or ignores it already. `serve` handles its own."""
-    in_main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    """Within the context SIGTERM raises SystemExit, unless it has a handler or is ignored."""
+    in_main = threading.current_thread() is threading.main_thread()  # only the main thread may set a handler
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -134,7 +136,7 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="runnel",
         description="Recurrent models on live data: export, certify, run, serve.",
-        epilog="`runnel COMMAND --help` says more of each.",
+        epilog="`runnel COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"runnel {__version__}")
     parser.add_argument("--traceback", action="store_true", help=_TRACEBACK)
@@ -146,10 +148,10 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
             description=command.HELP,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        # Accepted after the command too; SUPPRESS keeps it from undoing one given before.
+        # Accepted after the command too. SUPPRESS keeps it from resetting one given before.
         sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=_TRACEBACK)
         command.add_arguments(sub)
-        with suppress(argparse.ArgumentError):  # most commands have their own
+        with suppress(argparse.ArgumentError):  # most commands define it themselves
             sub.add_argument("-q", "--quiet", action="store_true", help=_QUIET)
     return parser
 

@@ -1,4 +1,4 @@
-"""`runnel plugins new NAME`: a package with one stage, source, sink or listener, and a test that passes."""
+"""`runnel plugins new NAME`: write a package with one plugin and a passing test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..errors import UsageError
 from ..loading.loader import MODEL
 from ..loading.registry import distribution, installed
 
-MAX_NAME = 40  # characters: it becomes a file's name, a module's and a package's
+MAX_NAME = 40  # characters: it becomes the name of a file, a module and a package
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 def write(name: str, kind: str, into: Path) -> str:
-    """Write the package into a new folder under `into`; what was written, and what to do next.
+    """Write the package into a new folder under `into`; return a report with the next steps.
 
-    Raises UsageError, with nothing written, for a name that cannot be one, or where the folder is there.
+    Raises UsageError, with nothing written, for an invalid name or an existing folder.
     """
     module, package = f"runnel_{name}", f"runnel-{name.replace('_', '-')}"
     check_name(name, module)
@@ -54,7 +54,7 @@ def write(name: str, kind: str, into: Path) -> str:
 
 
 def filled(name: str, kind: str, module: str) -> tuple[str, str, str]:
-    """A plugin's module, the module's test, and how a pipeline names the plugin."""
+    """A plugin's module, the module's test, and the plugin's entry in a pipeline file."""
     words = _words(name, kind, module)
     source, test = (Template(text[kind]).substitute(words).lstrip("\n") for text in (_MODULES, _TESTS))
     return source, test, words["entry"]
@@ -64,7 +64,7 @@ def _words(name: str, kind: str, module: str) -> dict[str, str]:
     camel = "".join(part.capitalize() for part in name.split("_"))
     return {
         "name": name,
-        # With its kind, so that it is none of the names that the module imports.
+        # With its kind, so that it differs from the names that the module imports.
         "Name": camel if camel.endswith(kind.capitalize()) else camel + kind.capitalize(),
         "module": module,
         "kind": kind,
@@ -73,7 +73,7 @@ def _words(name: str, kind: str, module: str) -> dict[str, str]:
 
 
 def check_name(name: str, module: str | None) -> None:
-    """Raise UsageError for a name that no plugin, or no top-level `module`, can have here."""
+    """Raise UsageError if the name, or the top-level `module`, is invalid or taken."""
     if not _NAME.match(name) or len(name) > MAX_NAME:
         near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
         hint = f": {near!r}, say" if _NAME.match(near) else ""
@@ -194,7 +194,7 @@ class $Name(runnel.StackedStage):
     def advance(self, state: Arrays, chunk: Chunk) -> tuple[Arrays, Chunk]:
         after, made = {}, {}
         for name, x in chunk.items():  # (streams, time steps, ...)
-            level, rows = state[name].copy(), np.empty_like(x)  # never write into what is given
+            level, rows = state[name].copy(), np.empty_like(x)  # never write into the input
             for t in range(x.shape[1]):
                 level += self.weight * (x[:, t] - level)
                 rows[:, t] = level
@@ -218,7 +218,7 @@ from runnel.stage import Chunk
 
 
 class $Name(runnel.Source):
-    """A sine of `hz` for so many seconds, at the pipeline's rate (1000 Hz where it has none)."""
+    """A sine of `hz` Hz for `seconds`, at the rate of the pipeline (1000 Hz if it has none)."""
 
     steps: int
     rate: float
@@ -277,7 +277,7 @@ def runnel_sinks() -> Mapping[str, type[$Name]]:
     return {"$name": $Name}
 ''',
     "notice": '''
-"""What happened to which stream, a line each."""
+"""Log events of streams, a line each."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -318,7 +318,7 @@ def test_it_keeps_the_laws() -> None:
     check_stage(lambda: $Name(SIGNAL, weight=0.3))
 
 
-def test_it_comes_nearer_by_its_weight_each_step() -> None:
+def test_each_step_approaches_the_input_by_the_weight() -> None:
     stage = $Name(SIGNAL, weight=0.5)
     _, out = stage.step(stage.initial(), {"x": np.ones((3, 3), np.float32)})
     np.testing.assert_allclose(out["x"][:, 0], [0.5, 0.75, 0.875])
@@ -334,7 +334,7 @@ SIGNAL = Signal((TensorSpec("x", "float32", (2,)),), 100.0)
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_it_is_the_same_tone_in_whatever_chunks(block: int) -> None:
+def test_it_is_the_same_tone_in_chunks_of_any_size(block: int) -> None:
     source = $Name(SIGNAL, hz=10, seconds=0.5)
     made = list(source.chunks(block))
     assert all(1 <= len(chunk["x"]) <= block for chunk in made)
@@ -363,7 +363,7 @@ def test_it_writes_the_peak_of_a_whole_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "peaks.json").read_text()) == {"y": 3.0}
 
 
-def test_a_run_that_was_broken_off_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     sink = $Name(SIGNAL, tmp_path / "peaks.json")
     sink.close(whole=False)
     assert not list(tmp_path.iterdir())
@@ -376,7 +376,7 @@ from runnel import Notice
 from $module import ${name}_listener
 
 
-def test_it_writes_a_line_for_each_event_that_was_asked_for(tmp_path: Path) -> None:
+def test_it_writes_a_line_for_each_selected_event(tmp_path: Path) -> None:
     listen = ${name}_listener(tmp_path / "streams.log", events=["opened", "failed"])
     listen(Notice("opened", "mic-1", 0, "new"))
     listen(Notice("reset", "mic-1", 0))

@@ -1,4 +1,4 @@
-"""How much is fed at once, how fast, and until when: what `runnel run` and `runnel feed` have in common."""
+"""Chunk sizes, pace and end of a run, shared by `runnel run` and `runnel feed`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from ..errors import UsageError
 from ..stage import Chunk
 
-MAX_CHUNK = 2**24  # time steps: what one block of input may hold in memory
+MAX_CHUNK = 2**24  # time steps that one block of input may hold in memory
 MAX_SECONDS = 366 * 86400.0  # of --for: a year
 _CHUNK_STEPS = 4096  # time steps fed at once: enough for the model's blocks, little memory
-_CHUNK_SECONDS = 0.1  # the same for --realtime: what a live client would send
-MAX_GENERATED = 2**24  # time steps of --generate: of text, a few thousand books' pages
-_GENERATED_STEPS = 32  # time steps that a pipeline makes of itself at once: a loop is slow, and is watched
-_LONGEST_SLEEP = 86400.0  # seconds: a clock's own limits are far beyond
+_CHUNK_SECONDS = 0.1  # the same for --realtime: as a live client would send
+MAX_GENERATED = 2**24  # time steps of --generate: as text, a few thousand pages
+_GENERATED_STEPS = 32  # time steps generated at once: a loop is slow, and its output is watched
+_LONGEST_SLEEP = 86400.0  # seconds: well below the limits of a clock
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def rows_of(chunk: Chunk) -> int:
-    """Time steps in a chunk."""
+    """Number of time steps in a chunk."""
     return len(next(iter(chunk.values())))
 
 
@@ -57,9 +57,9 @@ def seconds_of(text: str | None) -> float | None:
 
 
 def most_steps(steps: int | None, seconds: float | None, rate: float | None, live: bool) -> int | None:
-    """``--steps`` and ``--for`` as a number of time steps; None where there is no such bound.
+    """``--steps`` and ``--for`` as a number of time steps; None without a bound.
 
-    A live source's seconds are the clock's, and so are for `Stopper`.
+    For a live source, `seconds` are clock time, which `Stopper` bounds.
     """
     if steps is not None and steps < 1:
         raise UsageError(f"--steps {steps}: a whole number of at least 1")
@@ -72,7 +72,7 @@ def most_steps(steps: int | None, seconds: float | None, rate: float | None, liv
 
 
 def generated(steps: int) -> list[int]:
-    """``--generate`` as numbers of time steps to be made at once: few, so that they are seen as they come."""
+    """``--generate`` as small numbers of time steps, so that output appears while it is made."""
     if not 0 <= steps <= MAX_GENERATED:
         raise UsageError(f"--generate {steps}: a whole number, 1 to {MAX_GENERATED}")
     whole, rest = divmod(steps, _GENERATED_STEPS)
@@ -80,13 +80,13 @@ def generated(steps: int) -> list[int]:
 
 
 def in_all(given: int | None, most: int | None, generate: int) -> int | None:
-    """Time steps of a run whose source has `given`, where that is known: for the progress."""
+    """Total time steps of a run, for the progress; None if unknown. `given`: those of the source."""
     of_source = given if most is None else most if given is None else min(most, given)
     return None if of_source is None else of_source + generate
 
 
 def limited(chunks: Iterable[Chunk], steps: int | None) -> Iterator[Chunk]:
-    """The first so many time steps; not a chunk more is asked for."""
+    """The first `steps` time steps. No chunk beyond them is read."""
     left = steps
     for chunk in chunks:
         if left is None:
@@ -105,10 +105,10 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Chunk]:
-    """Each chunk once its last time step would have arrived. Falling behind is caught up, not carried on.
+    """Yield each chunk when its last time step would have arrived. A delay is made up, not carried on.
 
-    That is by `stamp`, the seconds when it was taken, where the source says them, and the first chunk is due
-    at once; else by the rate.
+    The due time is that of `stamp`, the recording time in seconds, if the source has one; then the first
+    chunk is due at once. Otherwise it follows from the rate.
     """
     began, arrived, first = clock(), 0, None
     for chunk in chunks:
@@ -129,21 +129,21 @@ def paced(
 
 
 class _Stop(Exception):  # noqa: N818 - no error: it ends a wait
-    """The wait for the next chunk is over."""
+    """Raised to end the wait for the next chunk."""
 
 
 class Stopper:
-    """``with Stopper(live, seconds) as stopper``: the run of a live source, ended well when it is told to.
+    """Ends the run of a live source cleanly: ``with Stopper(live, seconds) as stopper``.
 
-    Ctrl-C, SIGTERM, or the time being up end `watch`: at once while it waits for the source, else after the
-    chunk at hand. The second signal interrupts as ever. Not live, it does nothing; outside of the main thread
-    only the time ends it, and only between two chunks.
+    Ctrl-C, SIGTERM and the time limit end `watch`: at once if it waits for the source, else after the current
+    chunk. A second signal interrupts as usual. Without `live` it does nothing. Outside the main thread, only
+    the time limit ends it, and only between two chunks.
     """
 
     def __init__(self, live: bool, seconds: float | None) -> None:
         self._live, self._seconds = live, seconds
         self._on = live and threading.current_thread() is threading.main_thread()
-        self._waiting = self._told = False
+        self._waiting = self._stopping = False
         self._deadline = float("inf")
         self._before: dict[int, Any] = {}
 
@@ -153,7 +153,7 @@ class Stopper:
         if self._on:
             for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if self._seconds else [])):
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGALRM:
-                    self._before[number] = signal.signal(number, self._tell)
+                    self._before[number] = signal.signal(number, self._on_signal)
             if self._seconds:
                 signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
@@ -165,9 +165,9 @@ class Stopper:
             signal.signal(number, handler)
 
     def watch(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The chunks until it is told."""
+        """Yield the chunks until the run is stopped."""
         try:
-            while not self._told and time.monotonic() < self._deadline:
+            while not self._stopping and time.monotonic() < self._deadline:
                 self._waiting = True
                 chunk = next(chunks, None)
                 self._waiting = False
@@ -179,10 +179,10 @@ class Stopper:
         finally:
             self._waiting = False
 
-    def _tell(self, number: int, _: FrameType | None) -> None:
-        if self._told and number != signal.SIGALRM:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._stopping and number != signal.SIGALRM:
             raise KeyboardInterrupt
-        self._told = True
+        self._stopping = True
         if self._waiting:
             self._waiting = False
             raise _Stop

@@ -1,4 +1,4 @@
-"""What `runnel top` shows, as lines of text: pure, so that a frame is made and tested without a terminal."""
+"""The screen of `runnel top` as lines of text. Pure, so that it is tested without a terminal."""
 
 from __future__ import annotations
 
@@ -6,43 +6,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..client.monitor import Seen
-from ..daemon.metrics.rates import Document, Reading, reading, since, together
+from ..client.monitor import WorkerStatus
+from ..daemon.metrics.rates import Document, Rates, rates_of, since, together
 
-HISTORY: Final = 240  # intervals of steps/s that are kept: more than a terminal is wide
+HISTORY: Final = 240  # intervals of steps/s in the history: more than the width of a terminal
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GAP: Final = "  "
 _COLUMNS: Final = (
     "streams", "steps/s", "req/s", "fill", "p50", "p90", "p99", "queue", "mem", "cpu", "err/s"
 )  # fmt: skip
-_MOST_CODES: Final = 6  # errors by code that one line names
+_MOST_CODES: Final = 6  # error codes named in one line
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One interval: each worker's reading, None where it did not answer, and all together."""
+    """The rates of one interval: of each worker, None if it did not answer, and of all."""
 
     address: str
     seconds: float
-    seen: Sequence[Seen]
-    workers: Sequence[Reading | None]
-    all: Reading | None
+    seen: Sequence[WorkerStatus]
+    workers: Sequence[Rates | None]
+    all: Rates | None
     history: Sequence[float] = field(default=())  # steps/s of the intervals up to this one
 
 
 def frame(
-    address: str, before: Sequence[Seen], after: Sequence[Seen], seconds: float, history: Sequence[float] = ()
+    address: str,
+    before: Sequence[WorkerStatus],
+    after: Sequence[WorkerStatus],
+    seconds: float,
+    history: Sequence[float] = (),
 ) -> Frame:
-    """What happened between two looks, `seconds` apart; a worker that was not there before has no reading."""
+    """The changes between two polls, `seconds` apart. A worker missing in the first has no rates."""
     earlier = {worker.address: worker.stats for worker in before}
     happened: list[Document | None] = []
     for worker in after:
         first = earlier.get(worker.address)
         happened.append(since(worker.stats, first) if worker.stats and first else None)
     known = [one for one in happened if one is not None]
-    total = reading(together(known), seconds) if known else None
+    total = rates_of(together(known), seconds) if known else None
     history = [*history, total.steps if total else 0.0][-HISTORY:]
-    workers = [reading(one, seconds) if one is not None else None for one in happened]
+    workers = [rates_of(one, seconds) if one is not None else None for one in happened]
     return Frame(address, seconds, after, workers, total, history)
 
 
@@ -61,7 +65,7 @@ def document(shown: Frame) -> dict[str, Any]:
 
 
 def render(shown: Frame, width: int = 100, height: int = 1000) -> list[str]:
-    """The frame's lines: at most `height` of them, none wider than `width`."""
+    """The lines of the frame, at most `height`, cut to `width`."""
     lines = [_title(shown), "", *_table(shown, width), "", *_details(shown, width)]
     return ["".join(filter(str.isprintable, line))[:width].rstrip() for line in lines[:height]]
 
@@ -79,7 +83,7 @@ def _title(shown: Frame) -> str:
 
 
 def _table(shown: Frame, width: int) -> list[str]:
-    """The head, a row for each worker, and where there are several, one for all; closer if it is narrow."""
+    """The header, a row for each worker, and a total if there are several; gaps narrow if needed."""
     rows: list[tuple[str, ...] | str] = [("worker", *_COLUMNS)]
     for at, (seen, one) in enumerate(zip(shown.seen, shown.workers, strict=True)):
         if one is not None:
@@ -98,7 +102,7 @@ def _table(shown: Frame, width: int) -> list[str]:
     ]
 
 
-def _cells(one: Reading) -> tuple[str, ...]:
+def _cells(one: Rates) -> tuple[str, ...]:
     return (
         f"{one.streams}/{one.max_streams}" if one.max_streams else str(one.streams),
         number(one.steps),
@@ -130,34 +134,34 @@ def _details(shown: Frame, width: int) -> list[str]:
     ]
 
 
-def _stages(one: Reading, width: int) -> list[str]:
-    """What each stage takes for a chunk, and of a core."""
-    told = [
+def _stages(one: Rates, width: int) -> list[str]:
+    """Time of each stage for a chunk, and its share of a core."""
+    entries = [
         f"{stage}  {duration(one.stage_chunk.get(stage))} a chunk, {share:.0%}"
         for stage, share in one.stages.items()
     ]
-    return _filled("stages", told, width)
+    return _filled("stages", entries, width)
 
 
-def _health(one: Reading, width: int) -> list[str]:
-    """Which streams are not well, and how large each state is, where any was looked at."""
+def _health(one: Rates, width: int) -> list[str]:
+    """Unhealthy streams, and the size of each state, if any stream was checked."""
     if not one.looks and not any(one.unhealthy.values()) and not one.non_finite:
         return []
     ill = [f"{count} {condition.replace('_', ' ')}" for condition, count in one.unhealthy.items() if count]
-    told = [", ".join(ill) or "no stream unhealthy"]
-    told += [f"{state}  non-finite {number(rate)}/s" for state, rate in one.non_finite.items()]
-    told += [
+    entries = [", ".join(ill) or "no stream unhealthy"]
+    entries += [f"{state}  non-finite {number(rate)}/s" for state, rate in one.non_finite.items()]
+    entries += [
         f"{state}  rms {rms:.3g}, {one.state_distance.get(state, 0.0):.3g} from its start"
         for state, rms in one.state_rms.items()
     ]
-    told += [f"{gate}  shut {shut:.0%}, open {wide:.0%}" for gate, (shut, wide) in one.gates.items()]
-    return _filled("health", told, width)
+    entries += [f"{gate}  shut {shut:.0%}, open {wide:.0%}" for gate, (shut, wide) in one.gates.items()]
+    return _filled("health", entries, width)
 
 
-def _filled(head: str, told: Sequence[str], width: int) -> list[str]:
-    """As many a line as fit."""
+def _filled(head: str, entries: Sequence[str], width: int) -> list[str]:
+    """Fill lines with as many entries as fit."""
     lines: list[str] = []
-    for words in told:
+    for words in entries:
         if lines and len(lines[-1]) + len(words) + 3 <= width:
             lines[-1] += f" | {words}"
         else:
@@ -167,12 +171,12 @@ def _filled(head: str, told: Sequence[str], width: int) -> list[str]:
 
 def _rates(rates: Mapping[str, float]) -> str:
     most = sorted(rates.items(), key=lambda item: -item[1])[:_MOST_CODES]
-    told = ", ".join(f"{name} {number(rate)}/s" for name, rate in most)
-    return told + (", …" if len(rates) > _MOST_CODES else "")
+    text = ", ".join(f"{name} {number(rate)}/s" for name, rate in most)
+    return text + (", …" if len(rates) > _MOST_CODES else "")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` values as bars, from 0 to the largest of them."""
+    """The last `width` values as bars, from 0 to their maximum."""
     values = values[-width:]
     most = max(values, default=0.0)
     if most <= 0:

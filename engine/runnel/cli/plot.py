@@ -1,4 +1,4 @@
-"""`runnel plot`: what goes on in a pipeline over time, as a picture or for TensorBoard."""
+"""`runnel plot`: draw a pipeline's signals and states over time, as a picture or for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..engine import Engine
 from ..errors import UsageError
 from ..files import OutputFile
 from ..stage import Chunk, Steps
-from .connectors import INPUTS, End, declared, path_of, source_of
+from .connectors import INPUTS, ConnectorSpec, declared_connectors, path_of, source_of
 from .pace import Stopper, chunk_steps, generated, most_steps, rows_of, seconds_of
 from .progress import Progress, counted
 from .run import add_input_arguments, fed, input_of
@@ -23,7 +23,7 @@ from .run import add_input_arguments, fed, input_of
 if TYPE_CHECKING:
     from ..insight.recorder import Axis, Record, Recorder
 
-_LEAST_CHUNK = 64  # time steps fed at once: more than what is drawn are not needed
+_LEAST_CHUNK = 64  # time steps fed at once: more than enough for a drawing
 
 HELP = "draw input, output and the gates inside, over time"
 
@@ -72,13 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
-        help="N time steps that the pipeline makes of itself: at once, or after INPUT",
+        help="N time steps that the pipeline generates: at once, or after INPUT",
     )  # fmt: skip
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+    parser.add_argument(
+        "--trust", action="store_true", help="accept a model that differs from the certified one"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once all is written. Raises errors of the tree; then no picture is."""
+    """Exit status 0 once everything is written. Raises errors of the tree; then no picture is written."""
     from ..insight.recorder import Recorder
     from ..loading.loader import load_pipeline
 
@@ -89,13 +91,13 @@ def run(args: argparse.Namespace) -> int:
         pipeline = load_pipeline(path, 1, None, 1, args.trust, False, observer=recorder)
         engine = stack.enter_context(Engine(pipeline, max_streams=1))
         recorder.choose(args.layers, args.show)
-        end = input_of(args, declared(path)[0], pipeline.generates)
+        connector = input_of(args, declared_connectors(path)[0], pipeline.generates)
         more = generated(args.generate)
         if more:
             pipeline.accept(Steps(more[0]))
-        source = stack.enter_context(source_of(end, pipeline.inputs))
-        if end is not None and args.output is not None:
-            _keep_apart(args.output, path_of(end))
+        source = stack.enter_context(source_of(connector, pipeline.inputs))
+        if connector is not None and args.output is not None:
+            _keep_apart(args.output, path_of(connector))
         axis = recorder.axis(pipeline.inputs.rate or source.rate)
         first, steps = _window(args, seconds, axis, source.live)
         recorder.begin(axis, first, steps)
@@ -107,20 +109,22 @@ def run(args: argparse.Namespace) -> int:
         drawn = None if total is None or axis.domain else min(total, first + steps)
         progress = Progress(drawn, None if source.live else axis.rate, args.quiet)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until {counted(steps, 'time step')}, or Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until {counted(steps, 'time step')}, or Ctrl-C")
         stopper = Stopper(source.live, seconds)
         with stopper:
             block = min(chunk_steps(None, None, False), max(_LEAST_CHUNK, steps))
             chunks = stopper.watch(source.chunks(block))
-            given, ended = _feed(engine, chunks, more, recorder, progress, end.name if end else "")
+            given, ended = _feed(
+                engine, chunks, more, recorder, progress, connector.name if connector else ""
+            )
         record = recorder.record(float(given) if progress.steps > given and not axis.domain else None)
         if not args.quiet:
-            _say(record, recorder, total, progress.steps, ended)
-        summary = progress.summary()  # of the stream: drawing takes longer
-        told = _write(args, record, out, format, end)
+            _report_undrawn(record, recorder, total, progress.steps, ended)
+        summary = progress.summary()  # before drawing, which takes longer
+        report = _write(args, record, out, format, connector)
         whole = True
-        progress.close(f"{summary}: {told}")
+        progress.close(f"{summary}: {report}")
     return 0
 
 
@@ -132,7 +136,7 @@ def _feed(
     progress: Progress,
     name: str,
 ) -> tuple[int, bool]:
-    """Until all is seen that is to be drawn. Returns the input's time steps, and whether the stream ended."""
+    """Feed until everything to draw was seen. Return the input's time steps, and whether the stream ended."""
     with engine.open() as stream:
         for chunk in chunks:
             fed(stream, chunk, name, progress.steps)
@@ -150,31 +154,35 @@ def _feed(
 
 
 def _write(
-    args: argparse.Namespace, record: Record, out: OutputFile | None, format: str, end: End | None
+    args: argparse.Namespace,
+    record: Record,
+    out: OutputFile | None,
+    format: str,
+    connector: ConnectorSpec | None,
 ) -> str:
-    """The picture and the events. Returns what was written, in words."""
+    """Write the picture and the events. Return a summary of what was written."""
     from ..insight import picture
     from ..insight import tensorboard as events
 
-    read = "" if end is None else end.file.name if end.file else end.use
+    read = "" if connector is None else connector.file.name if connector.file else connector.use
     title = f"{Path(args.pipeline).name}   {read}"
-    told = []
+    parts = []
     if out is not None:
         panels = picture.draw(record, out.file, format, title)
-        told.append(f"{counted(panels, 'panel')} in {args.output}")
+        parts.append(f"{counted(panels, 'panel')} in {args.output}")
     if args.tensorboard is not None:
         image = BytesIO()
         picture.draw(record, image, "png", title)
         tags = events.write(record, args.tensorboard, image.getvalue())
-        told.append(f"{counted(tags, 'tag')} for TensorBoard in {args.tensorboard}")
-    return ", ".join(told)
+        parts.append(f"{counted(tags, 'tag')} for TensorBoard in {args.tensorboard}")
+    return ", ".join(parts)
 
 
-def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
-    """What is not seen, and how it could be."""
+def _report_undrawn(record: Record, recorder: Recorder, total: int | None, steps: int, ended: bool) -> None:
+    """Print what was not drawn, and how to see it."""
     lines = [f"not drawn: {text}" for text in record.omitted]
     start, end = (round(edge) for edge in record.span)
-    in_all = None  # in the input's time steps, where the axis has those
+    in_all = None  # in the input's time steps, if the axis has those
     if not record.axis.domain:
         in_all = steps if ended else total
     if not ended or start or (in_all is not None and end < in_all):
@@ -190,7 +198,7 @@ def _say(record: Record, recorder: Recorder, total: int | None, steps: int, ende
 
 
 def _window(args: argparse.Namespace, seconds: float | None, axis: Axis, live: bool) -> tuple[int, int]:
-    """The first time step that is drawn, and how many are: those of so many steps of the model."""
+    """The first time step to draw, and the number of time steps."""
     from ..insight.recorder import DEFAULT_TICKS, MAX_TICKS
 
     first = _first(args.first, axis)
@@ -222,7 +230,7 @@ def _first(text: str | None, axis: Axis) -> int:
 
 
 def _format(args: argparse.Namespace) -> str:
-    """Of the picture, by its name's ending; whether it can be made is told before anything is read."""
+    """The picture's format, from the file's ending. Checks first that it can be made."""
     from ..insight import picture
     from ..insight import tensorboard as events
 

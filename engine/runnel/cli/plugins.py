@@ -1,4 +1,4 @@
-"""`runnel plugins`: what is installed, from where, with which options; and `runnel plugins new`."""
+"""`runnel plugins`: list installed plugins with their options; `runnel plugins new` writes one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXAMPLE = """examples:
   runnel plugins new my_alarm --kind sink --package ~/src/runnel-my-sensor
 """
 
-_LEAST_DOC = 24  # characters of a line's last column, however narrow the terminal is
+_LEAST_DOC = 24  # characters of a line's last column, even on a narrow terminal
 _MOST_PACKAGE = 20  # characters of a package's name in the table
 _ENTRY = {
     "stage": "[[before]]  # or [[after]]",
@@ -35,7 +35,7 @@ _ENTRY = {
     "sink": "[[sink]]",
     "notice": "[[notice]]",
 }
-"""What a pipeline's entry of a kind begins with."""
+"""Heading of a pipeline entry, by kind."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,18 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="*", help="only these, with all their options; or: new NAME, to write a package"
     )
-    parser.add_argument("--kind", choices=list(KINDS), help="only these; of a new one, what it is (stage)")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), help="only this kind; with new: the kind to write (stage)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs: all of it as one JSON list")
     parser.add_argument("--into", type=Path, metavar="DIR", help="where a new package's folder goes (.)")
     parser.add_argument(
-        "--package", type=Path, metavar="DIR", help="a package that is there, to get a further plugin"
+        "--package", type=Path, metavar="DIR", help="an existing package, to which the plugin is added"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0, also where one is broken: the list shows that.
+    """Exit status 0, even if a plugin is broken: the list shows that.
 
-    Raises PluginError for an unknown name, UsageError for a new one that cannot be.
+    Raises PluginError for an unknown name, UsageError for an invalid new one.
     """
     if args.name[:1] == ["new"]:
         if len(args.name) != 2 or args.json:
@@ -67,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     names = installed()
     for name in args.name:
         if name not in names:
-            load(name)  # raises, naming the nearest
-    found = [_look(name) for name in (args.name or names)]
+            load(name)  # raises, with the nearest name
+    found = [_describe(name) for name in (args.name or names)]
     if args.kind:
-        # What is broken could be of any kind: who looks for it must see why it is not there.
+        # A broken plugin may be of any kind: show it, so that users see why theirs is missing.
         found = [one for one in found if one.error or any(p.kind == args.kind for p in one.offers)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if args.json:
@@ -97,7 +99,7 @@ def _new(name: str, kind: str, into: Path | None, package: Path | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A name, the package that offers it, and what it hands over, or why it cannot."""
+    """A plugin's name, its package, and what it offers, or why it cannot be loaded."""
 
     name: str
     package: str
@@ -106,7 +108,7 @@ class Installed:
     error: str = ""
 
 
-def _look(name: str) -> Installed:
+def _describe(name: str) -> Installed:
     package, version = "?", "?"
     try:
         package, version = distribution(name)
@@ -141,7 +143,7 @@ def table(found: Sequence[Installed], width: int = 0) -> list[str]:
 
 
 def _cause(one: Installed) -> str:
-    """Why it is broken, without what the line says already."""
+    """Why the plugin is broken, without what the table shows already."""
     said = one.error.partition("\n")[0].removeprefix(f"plugin {one.name!r} of {one.package} {one.version}")
     return said.lstrip(": ").removeprefix("cannot be loaded: ")
 
@@ -151,7 +153,7 @@ def _cut(text: str, room: int) -> str:
 
 
 def described(one: Installed, width: int) -> list[str]:
-    """All that is known of one: docstring, options, and how a pipeline names it."""
+    """Full description of one plugin: docstring, options, and how a pipeline names it."""
     lines = [f"{one.name}  ({one.package} {one.version})"]
     if one.error:
         return [*lines, *_wrapped(f"BROKEN: {one.error}", "    ", width)]
@@ -171,7 +173,7 @@ def described(one: Installed, width: int) -> list[str]:
 
 
 def _filled(doc: str, indent: str, width: int) -> list[str]:
-    """A docstring's paragraphs, filled anew; what is laid out (lists, examples) as it stands."""
+    """Refill a docstring's paragraphs; keep lists and examples as they are."""
     lines: list[str] = []
     for part in doc.split("\n\n"):
         plain = not any(line[:1] in " -*" for line in part.splitlines())
@@ -183,11 +185,11 @@ def _filled(doc: str, indent: str, width: int) -> list[str]:
 
 
 def command_line(plugin: Plugin) -> str:
-    """How `runnel run` names a source or a sink, its first option and one more."""
+    """How `runnel run` names a source or a sink, with its first option and one more."""
     first, *rest = plugin.options or (None,)
     said = f"{plugin.name}:{first.name.upper() if first else ''}"
     if rest and rest[0]:
-        said = f'"{said}?{rest[0].name}=…"'  # a shell reads ? itself
+        said = f'"{said}?{rest[0].name}=…"'  # quoted, because a shell interprets ?
     return (
         f"runnel run PIPELINE {said}" if plugin.kind == "source" else f"runnel run PIPELINE INPUT -o {said}"
     )

@@ -1,4 +1,4 @@
-"""How far a long run is: a line on standard error, rewritten on a terminal and now and then elsewhere."""
+"""Progress of a long run: one rewritten line on a terminal, else occasional lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TextIO
 
 from ..shown import bare
 
-_EVERY_TTY = 0.1  # seconds between two updates: the eye sees no more
-_EVERY_LOG = 5.0  # of a file or a pipe: enough to see that it goes on
+_EVERY_TTY = 0.1  # seconds between two updates: faster would not be seen
+_EVERY_LOG = 5.0  # for a file or a pipe: often enough to show that it goes on
 _BAR = 30  # characters
 
 
@@ -23,7 +23,7 @@ def counted(number: int, what: str) -> str:
 class Progress:
     """Count time steps and show them. `total` and `rate` (Hz) add a bar and the speed in real times.
 
-    `share`: how much of the input was read, 0 to 1, or None; for a bar if nobody counted its time steps.
+    `share`: how much of the input was read, 0 to 1, or None; for a bar if `total` is unknown.
 
     `crowded`: the output itself is written to this terminal, line by line: only the last line is shown.
     """
@@ -48,7 +48,7 @@ class Progress:
         self._began = self._shown = clock()
 
     def begin(self, text: str) -> None:
-        """What a terminal shows until there is something to count: a live source may have nothing to say."""
+        """Show a text on a terminal until the first time step."""
         if self._tty and not self.quiet:
             self._show(text, "\n" if self._crowded else "")
 
@@ -61,7 +61,7 @@ class Progress:
         self._show(self._bar() + self.summary() + self._left(), "" if self._tty else "\n")
 
     def close(self, text: str = "") -> None:
-        """The last line: `text`, or nothing where a run was broken off."""
+        """Show the last line: `text`, or nothing if the run was interrupted."""
         if not self.quiet and (text or (self._tty and not self._crowded)):
             self._show(text, "\n" if text else "")
 
@@ -83,7 +83,7 @@ class Progress:
         return f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}  "
 
     def _done(self) -> float | None:
-        """How much is done, 0 to 1. An input that ends before `total` is done when it was read."""
+        """The completed share, 0 to 1. An input that ends before `total` is complete when it was read."""
         shares = [self._share and self._share(), self.steps / self.total if self.total else None]
         known = [min(1.0, share) for share in shares if share is not None]
         return max(known, default=None)
@@ -100,7 +100,7 @@ class Progress:
         return f", {minutes} m {seconds % 60:02} s left" if minutes else f", {seconds} s left"
 
     def _show(self, text: str, end: str) -> None:
-        # On a terminal: back to the line's start, and clear what stood there.
+        # on a terminal: return to the line's start, and clear the line
         if self._tty:
             bare(self.stream).write("\r\x1b[K")
         self.stream.write(text + end)

@@ -1,4 +1,4 @@
-"""`runnel run`: a file or a live source through a pipeline, as fast as it goes or in real time."""
+"""`runnel run`: run a file or a live source through a pipeline, at full speed or in real time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..stage import Chunk, Steps
 from ..stream import Stream
 from .connectors import (
     INPUTS,
-    End,
+    ConnectorSpec,
     Outputs,
-    declared,
+    declared_connectors,
     fit_together,
     last_row,
     on_terminal,
-    sinks_written,
+    parse_connector,
+    sinks_of,
     source_of,
     stamps_of,
-    written,
 )  # fmt: skip
 from .pace import Stopper, chunk_steps, generated, in_all, limited, most_steps, paced, rows_of, seconds_of
 from .progress import Progress, counted
@@ -63,11 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", action="append", metavar="NAME", help="onnxruntime execution provider; may be repeated"
     )
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+    parser.add_argument(
+        "--trust", action="store_true", help="accept a model that differs from the certified one"
+    )
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `runnel feed` takes too."""
+    """Arguments that `runnel feed` takes too."""
     parser.add_argument(
         "-o", "--output", action="append", metavar="OUT",
         help="a file (.csv .tsv .npy .jsonl .parquet .wav .flac), - for a table on standard output (the "
@@ -83,13 +85,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N",
-        help="N time steps that the pipeline makes of itself, where its file feeds all its inputs back "
+        help="N time steps that the pipeline generates, if its file feeds all its inputs back "
         "([feedback]): at once, or after INPUT, of which only the last output is written then",
     )  # fmt: skip
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `runnel plot` takes too: how INPUT is read, and how much of it."""
+    """Arguments that `runnel plot` takes too: how INPUT is read, and how much of it."""
     parser.add_argument(
         "--columns", metavar="A,B", type=lambda text: text.split(","),
         help="columns of a table, or channels of a sound file (from 1), in the order of the inputs",
@@ -100,7 +102,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once the output is whole. Raises errors of the tree; then there is no output."""
+    """Exit status 0 once the output is complete. Raises errors of the tree; then there is no output."""
     seconds = seconds_of(args.seconds)
     with ExitStack() as stack:
         engine = stack.enter_context(
@@ -108,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
                 args.pipeline, max_streams=1, providers=args.provider, threads=args.threads, trust=args.trust
             )
         )
-        engine.health.on_event = _tell_health
-        end, sinks = declared(Path(args.pipeline))
-        end = input_of(args, end, engine.pipeline.generates)
+        engine.health.on_event = _warn_health
+        connector, sinks = declared_connectors(Path(args.pipeline))
+        connector = input_of(args, connector, engine.pipeline.generates)
         more = generated(args.generate)
         if more:
-            engine.pipeline.accept(Steps(more[0]))  # told before anything is read or written
+            engine.pipeline.accept(Steps(more[0]))  # fails before anything is read or written
         inputs = engine.pipeline.inputs
-        source = stack.enter_context(source_of(end, inputs))
+        source = stack.enter_context(source_of(connector, inputs))
         rate = inputs.rate or source.rate
         block = chunk_steps(args.chunk, rate, args.realtime and not source.live)
         most = most_steps(args.steps, seconds, rate, source.live)
@@ -124,33 +126,35 @@ def run(args: argparse.Namespace) -> int:
         if args.realtime and not source.live:
             chunks = paced(chunks, rate, lambda: source.stamp)
         total = in_all(source.steps, most, args.generate)
-        sinks = sinks_written(args.output, sinks)
-        fit_together(end, sinks)
+        sinks = sinks_of(args.output, sinks)
+        fit_together(connector, sinks)
         step = GENERATED if more else step_of(engine.pipeline)
         stamps = stamps_of(source, step, sinks, engine.pipeline.outputs)
         if stamps is not None:
             chunks = stamps.watch(chunks, source)
         speed = None if source.live else rate
-        share = None if more else lambda: source.share  # what it makes of itself comes after that
+        share = None if more else lambda: source.share  # generated time steps are not part of the input
         progress = Progress(total, speed, args.quiet, on_terminal(sinks), share=share)
         stack.callback(progress.close)
-        if source.live and end is not None:
-            progress.begin(f"live from {end.name}, until Ctrl-C")
+        if source.live and connector is not None:
+            progress.begin(f"live from {connector.name}, until Ctrl-C")
         with stopper, Outputs(sinks, engine.pipeline.outputs, source.live, stamps) as outputs:
-            _feed(engine, chunks, more, outputs, progress, end.name if end else "")
+            _feed(engine, chunks, more, outputs, progress, connector.name if connector else "")
         progress.close(f"{progress.summary()}, {counted(outputs.rows, 'row')} out")
     return 0
 
 
-def _tell_health(event: str, stream: str, reason: str) -> None:
-    """What a look at its state found, which its output may not show."""
+def _warn_health(event: str, stream: str, reason: str) -> None:
+    """Warn about a health event of the state, which the output may not show."""
     warn(f"{event.replace('_', ' ')}: {reason}")
 
 
-def input_of(args: argparse.Namespace, of_pipeline: End | None, generates: bool) -> End | None:
-    """Where the input is from: what the command line says, else the pipeline's own, which may be none."""
+def input_of(
+    args: argparse.Namespace, of_pipeline: ConnectorSpec | None, generates: bool
+) -> ConnectorSpec | None:
+    """The input of the command line, or else of the pipeline, which may have none."""
     if args.input is not None:
-        return written("source", args.input, args.columns)
+        return parse_connector("source", args.input, args.columns)
     if of_pipeline is None and not args.generate:
         also = ", or --generate N: it can make time steps of itself" if generates else ""
         raise UsageError(f"INPUT is needed: a file, -, or NAME:…, or a [source] in the pipeline's file{also}")
@@ -167,8 +171,8 @@ def _feed(
     progress: Progress,
     name: str,
 ) -> None:
-    """Everything through one stream, and then what it makes of itself, `more` time steps at once."""
-    before: Chunk | Array | None = None  # of a prompt the answer counts, and not what it foretold of itself
+    """Feed all chunks to one stream, then generate `more` time steps."""
+    before: Chunk | Array | None = None  # output of a prompt's last step: earlier ones are not written
     with engine.open() as stream:
         for chunk in chunks:
             out = fed(stream, chunk, name, progress.steps)
@@ -186,7 +190,7 @@ def _feed(
 
 
 def fed(stream: Stream, chunk: Chunk, name: str, at: int) -> Chunk | Array:
-    """What the stream makes of a chunk; an error says where in the input that chunk begins."""
+    """Feed a chunk; an error names the input and the time step at which the chunk begins."""
     try:
         made: Chunk | Array = stream.feed(chunk)
     except RunnelError as error:

@@ -1,4 +1,4 @@
-"""`runnel serve`: a pipeline as a daemon."""
+"""`runnel serve`: serve a pipeline as a daemon."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _EXAMPLE = """examples:
   runnel serve model.onnx --bind tcp://127.0.0.1:7070 --max-streams 4096
   runnel serve vad.toml --bind ipc:///run/runnel.sock --workers 4 --metrics 9464
 
-A pipeline file may say all of this itself, and flags go before it:
+A pipeline file may contain all of this; flags override it:
   [serve]
   bind = "ipc:///run/runnel.sock"
   max_streams = 4096
   idle_seconds = 600
   workers = 4
 
-To be reached from other machines it needs keys (runnel keys --help), and then only users are let in:
+To serve other machines, it needs keys (runnel keys --help); then only listed users are admitted:
   bind = "tcp://0.0.0.0:7070"
   keys = "daemon.key"                # these two are relative to the pipeline file
   authorised = "users.toml"          # lines of the users' .pub files; or a folder of such files
 
-SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once, and the status is 1
-where something was left unanswered.
-SIGHUP reads [serve] again: idle_seconds and log_level change at once, what else was changed is logged. It
-also reads the list of users again: whose key is no longer in it is refused from then on.
+SIGTERM and Ctrl-C answer what has arrived and exit with 0; a second one stops at once, with status 1
+if something was left unanswered.
+SIGHUP reads [serve] again: idle_seconds and log_level change at once, other changes are only logged. It
+also reads the list of users again: a key that was removed is refused from then on.
 """
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="ipc:///path/to.sock, or tcp://127.0.0.1:port; with keys tcp://0.0.0.0:port too",
     )
-    parser.add_argument("--keys", metavar="FILE", help="the daemon's secret key: only users are let in")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="the daemon's secret key; then only listed users are admitted"
+    )
     parser.add_argument("--authorised", metavar="PATH", help="the list of users: a file, or a folder of .pub")
     parser.add_argument(
-        "--max-streams", type=int, metavar="N", help="streams open at once in a worker, at most (1024)"
+        "--max-streams", type=int, metavar="N", help="most streams open at once in a worker (1024)"
     )
     parser.add_argument(
         "--user-streams",
@@ -86,13 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve /metrics for Prometheus, /healthz and /readyz over HTTP there; a port alone: loopback",
     )
     parser.add_argument(
-        "--metrics-keys", metavar="FILE", help="keys of the user as whom these ask a daemon that has keys"
+        "--metrics-keys", metavar="FILE", help="key file of the user for these pages, if the daemon has keys"
     )
-    parser.add_argument("--trust", action="store_true", help="take a model that is not the certified one")
+    parser.add_argument(
+        "--trust", action="store_true", help="accept a model that differs from the certified one"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 once all that had arrived was answered, 1 if it was stopped before."""
+    """Exit status 0 once everything that had arrived was answered, 1 if it was stopped before."""
     from ..daemon import logs, process
     from ..daemon.settings import FLAGS, Source
     from ..daemon.supervision.systemd import Notifier
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     process.raise_files()
     source = Source(Path(args.pipeline), {name: getattr(args, name) for name in FLAGS})
     settings, _ = source.read()
-    vet(settings, args.pipeline)  # what is wrong is told before a large model is loaded
+    vet(settings, args.pipeline)  # report errors before a large model is loaded
     with logs.written(sys.stderr, settings.log_format, settings.log_level), Notifier() as notifier:
         if settings.workers > 1:
             answered = _many(args, settings, source, notifier)
@@ -113,22 +117,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(args: argparse.Namespace, settings: Settings, source: Source, notifier: Notifier) -> bool:
     from ..daemon import process
-    from ..daemon.guard import guard_of
+    from ..daemon.authenticator import authenticator_for
     from ..daemon.loop import Daemon
     from ..daemon.supervision.lifecycle import Service
 
-    guard = guard_of(settings)
+    authenticator = authenticator_for(settings)
     with process.load(args.pipeline, settings, args.trust) as engine:
-        keeper = Service(notifier, source, settings, _observe)
+        hooks = Service(notifier, source, settings, _observe)
         daemon = Daemon(
             engine,
             settings.bind,
             idle_seconds=settings.idle_seconds,
-            keeper=keeper,
-            guard=guard,
+            hooks=hooks,
+            authenticator=authenticator,
             user_streams=settings.user_streams,
         )
-        with keeper:
+        with hooks:
             return daemon.serve(_SIGNALS)
 
 
@@ -140,7 +144,7 @@ def _many(args: argparse.Namespace, settings: Settings, source: Source, notifier
 
 
 def _observe(settings: Settings, addresses: Sequence[str]) -> AbstractContextManager[object]:
-    """What looks at the daemon from outside while it serves at the addresses."""
+    """Monitors of the daemon, active while it serves at the addresses."""
     if not settings.metrics:
         return nullcontext()
     from ..daemon.metrics import http as metrics

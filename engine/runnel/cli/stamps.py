@@ -1,8 +1,8 @@
-"""The times of the rows that a pipeline makes, from those of its input: for tables that keep a time column.
+"""Times of output rows, computed from those of the input, for tables with a time column.
 
-Output row j lies at input time step j * down / up, as the law of latency has it, so its time is that of the
-input row there, or a point of the straight line between two. That holds for a latency of 0. With a latency,
-nothing states whether a stage holds its rows back or delays what is in them: no time is known then.
+Output row j lies at input time step j * down / up (the law of latency). So its time is that of the input row
+there, or is interpolated between two rows. This holds for a latency of 0. With a latency, it is not known
+whether a stage holds its rows back or delays their content: then no time is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..stage import Chunk
 from .pace import rows_of
 
 GENERATED = "what a pipeline makes of itself has no time"
-_MAX_FACTOR = 2**16  # of two rates that a daemon states; those of a pipeline's stages are smaller
+_MAX_FACTOR = 2**16  # limits the ratio of two rates that a daemon states; a pipeline's own are smaller
 
 
 class Stamps:
@@ -27,19 +27,19 @@ class Stamps:
 
     def __init__(self, name: str, step: Fraction) -> None:
         self.name, self._step = name, step
-        self._times: Array = np.zeros(0)  # of the input rows that are needed still
-        self._first = 0  # which input row the first of those is
-        self._next = 0  # which output row is next
+        self._times: Array = np.zeros(0)  # times of the input rows that are still needed
+        self._first = 0  # index of the first of these input rows
+        self._next = 0  # index of the next output row
 
     def watch(self, chunks: Iterable[Chunk], source: Source) -> Iterator[Chunk]:
-        """The chunks, their times noted."""
+        """Pass the chunks on, and record their times."""
         for chunk in chunks:
             if source.stamps is not None:
                 self.note(source.stamps[: rows_of(chunk)])
             yield chunk
 
     def note(self, times: Array) -> None:
-        """The times of the next input rows."""
+        """Record the times of the next input rows."""
         self._times = np.concatenate([self._times, times])
 
     def take(self, rows: int) -> Array:
@@ -47,14 +47,14 @@ class Stamps:
         up, down = self._step.denominator, self._step.numerator
         at = np.arange(self._next, self._next + rows) * down
         before = at // up - self._first
-        # Behind the last input row time goes on as between the last two.
+        # Extrapolate past the last input row, from the last two.
         known = np.clip(before, 0, max(0, len(self._times) - 2))
         times = self._times[known]
         share = (at % up) / up + (before - known)
         if len(self._times) > 1:
             times = times + share * (self._times[known + 1] - times)
             whole = (at % up == 0) & (before < len(self._times))
-            times[whole] = self._times[before[whole]]  # as it is written, to the last digit
+            times[whole] = self._times[before[whole]]  # exactly as in the input, to the last digit
         self._next += rows
         spent = min(self._next * down // up - self._first, len(self._times) - 2)
         if spent > 0:
@@ -63,7 +63,7 @@ class Stamps:
 
 
 def step_of(pipeline: Pipeline) -> Fraction | str:
-    """Input rows for one output row; or why the time of an output row is not known."""
+    """Input rows for one output row; or why the time of an output row is unknown."""
     if pipeline.latency:
         return _late(pipeline.latency)
     step = Fraction(1)
@@ -75,7 +75,7 @@ def step_of(pipeline: Pipeline) -> Fraction | str:
 
 
 def step_served(inputs: Signal, outputs: Signal, latency: int) -> Fraction | str:
-    """The same of a daemon's pipeline, of which the rates and the latency are known."""
+    """The same for a daemon's pipeline, of which only the rates and the latency are known."""
     if latency:
         return _late(latency)
     if not inputs.rate or not outputs.rate:

@@ -1,4 +1,4 @@
-"""A terminal as a screen: frames drawn in place, keys read, and everything as it was on any way out."""
+"""A terminal as a screen: draw frames, read keys, restore everything on exit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _REST_OF_LINE: Final = "\x1b[K"
 _REST_OF_SCREEN: Final = "\x1b[J"
-_LOOK_SECONDS: Final = 0.2  # how often the size is looked at: soon enough for the eye
+_SIZE_CHECK_SECONDS: Final = 0.2  # how often the size is checked: fast enough for the eye
 
 
 class Screen:
-    """``with Screen() as screen:`` draws on the terminal that stdout is, and reads keys of stdin.
+    """``with Screen() as screen:`` draws on the terminal of stdout, and reads keys from stdin.
 
-    Ctrl-Z gives the terminal back while the program is stopped. Only for the main thread.
+    Ctrl-Z releases the terminal while the program is stopped. Only for the main thread.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
@@ -35,24 +35,24 @@ class Screen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, now."""
+        """Current columns and lines."""
         found = os.get_terminal_size(self._out.fileno())
         return max(1, found.columns), max(1, found.lines)
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show these, in place of what stood there."""
+        """Replace the content of the screen."""
         height = self.size[1]
-        # A line is cleared before it is written: after its last column, the last character would go too.
+        # Clear each line before writing it. Clearing after the last column would delete the last character.
         body = "\n".join(_REST_OF_LINE + line for line in lines[:height])
         self._out.write(_HOME + body + ("\n" + _REST_OF_SCREEN if len(lines) < height else ""))
         self._out.flush()
 
     def wait(self, seconds: float) -> str:
-        """Until a key is pressed, the size has changed, or so long; the key, "resized", or ""."""
+        """Wait for a key, a change of size, or the time-out; return the key, "resized", or ""."""
         before, deadline = self.size, time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._keys], [], [], min(left, _LOOK_SECONDS))[0]:
-                return os.read(self._keys, 1).decode("latin-1") or "q"  # nobody is there any more
+            if select.select([self._keys], [], [], min(left, _SIZE_CHECK_SECONDS))[0]:
+                return os.read(self._keys, 1).decode("latin-1") or "q"  # end of input: the terminal is gone
             if self.size != before:
                 return "resized"
         return ""

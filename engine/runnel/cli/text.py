@@ -1,4 +1,4 @@
-"""What a model is and what was proved of it, as aligned text and as JSON."""
+"""A model's description and certificate, as aligned text and as JSON."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def model_rows(spec: ModelSpec) -> list[Row]:
 
 
 def probe_rows(spec: ModelSpec) -> list[Row]:
-    """Which layers a probe shows, and what of each."""
+    """The layers that a probe shows, with their outputs."""
     layers = spec.probe.layers if spec.probe else ()
     return [("shows", line) for line in _columns([_layer(layer) for layer in layers])]
 
 
 def graph_rows(graph: Mapping[str, Any]) -> list[Row]:
-    """What the exporter counted in the graph."""
+    """The exporter's counts of the graph."""
     flops = graph.get("flops")
     return [
         ("ops", counted(graph["ops"])),
@@ -64,7 +64,7 @@ def graph_rows(graph: Mapping[str, Any]) -> list[Row]:
 
 
 def certificate_rows(certificate: Mapping[str, Any] | None, vouched: bool) -> list[Row]:
-    """What was proved, and whether this is the file that it was proved of."""
+    """The proofs, and whether this is the certified file."""
     if certificate is None:
         return [("certificate", "none")]
     errors = certificate.get("errors", {})
@@ -82,7 +82,7 @@ def certificate_rows(certificate: Mapping[str, Any] | None, vouched: bool) -> li
 
 
 def quantize_rows(account: Mapping[str, Any]) -> list[Row]:
-    """What became int8 and what did not: said, never hidden."""
+    """Which weights became int8, and which did not."""
     kept = account["float32"]
     named = ", ".join(f"{w['node'] or w['weight']} ({w['op']}, {count(w['bytes'])} bytes)" for w in kept)
     return [
@@ -93,7 +93,7 @@ def quantize_rows(account: Mapping[str, Any]) -> list[Row]:
 
 
 def document(spec: ModelSpec) -> dict[str, Any]:
-    """The model's description for programs: without the numbers that only `verify` needs."""
+    """The model's description for programs, without the numbers that only `verify` needs."""
     described = to_document(spec)
     certificate = described.get("certificate")
     if certificate:
@@ -115,7 +115,7 @@ def _tensor(tensor: ModelTensor) -> tuple[str, ...]:
 
 
 def _layer(layer: ProbeLayer) -> tuple[str, ...]:
-    """Its letters, or the outputs where they are not called so."""
+    """The layer's letters, or its outputs if they have other names."""
     usual = all(name == f"{layer.name}.{letter}" for letter, name in layer.outputs.items())
     named = layer.outputs if usual else [f"{letter} = {name}" for letter, name in layer.outputs.items()]
     return (layer.name, layer.kind, ", ".join(named) + " (z: how much is taken)" * layer.takes)

@@ -1,4 +1,4 @@
-"""`runnel top`: a daemon, live."""
+"""`runnel top`: watch a daemon live."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..client.monitor import Seen, Watcher
+    from ..client.monitor import Watcher, WorkerStatus
     from .panel import Frame
 
 HELP = "watch a daemon live: streams, steps/s, latency, queue, memory, errors"
 
 MAX_INTERVAL: Final = 3600.0  # seconds: an hour
-ANSWER_SECONDS: Final = 2.0  # a worker that takes longer is shown as silent
-MIN_INTERVAL: Final = 0.1  # seconds: a look costs a daemon some 100 µs
+ANSWER_SECONDS: Final = 2.0  # a slower worker is shown as silent
+MIN_INTERVAL: Final = 0.1  # seconds: a poll costs a daemon some 100 µs
 
 _EXAMPLE = """examples:
   runnel top ipc:///run/runnel.sock
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
     parser.add_argument("address", help="where a daemon serves: ipc:///path/to.sock, or tcp://host:port")
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="S", help="seconds between two looks (1)"
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between two updates (1)"
     )
-    parser.add_argument("--keys", metavar="FILE", help="who you are, where the daemon has keys")
+    parser.add_argument("--keys", metavar="FILE", help="your key file, for a daemon with keys")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="one interval as text, then leave")
     how.add_argument(
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0. Raises UsageError for an address that is none; with --once, TimeoutError for silence."""
+    """Exit status 0. Raises UsageError for an invalid address; with --once, TimeoutError for silence."""
     from ..client.monitor import Watcher
     from ..daemon.socketfile import require
     from ..wire.keys import client_keys
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.once or args.json) and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("standard input and output are no terminal: use --once, or --json")
     keys = client_keys(args.keys) if args.keys else None
-    if args.once:  # else it is a daemon's start that is waited for, and its absence is shown
+    if args.once:  # without it, wait for the daemon to start, and show that it is missing
         require(args.address)
     with Watcher([args.address], ANSWER_SECONDS, keys) as watcher:
         try:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _live(watcher, args.address, args.interval)
         except KeyboardInterrupt:
-            if args.once:  # there is nothing to show yet
+            if args.once:  # nothing to show yet
                 raise
     return 0
 
@@ -95,11 +95,11 @@ def _lines(watcher: Watcher, address: str, interval: float) -> None:
 
 
 def _frames(watcher: Watcher, address: str, interval: float) -> Iterator[Frame]:
-    """A frame an interval, for ever."""
-    looks = _Looks(watcher, address)
+    """A frame for each interval, without end."""
+    polls = _Polls(watcher, address)
     while True:
         time.sleep(interval)
-        yield looks.next()
+        yield polls.next()
 
 
 def _live(watcher: Watcher, address: str, interval: float) -> None:
@@ -108,24 +108,24 @@ def _live(watcher: Watcher, address: str, interval: float) -> None:
 
     with Screen() as screen:
         screen.draw([f"runnel top  {address}"])
-        looks = _Looks(watcher, address)
+        polls = _Polls(watcher, address)
         shown = None
         due = time.monotonic() + interval
         while (key := screen.wait(due - time.monotonic())) not in ("q", "Q"):
             if time.monotonic() >= due:
-                shown = looks.next()
+                shown = polls.next()
                 due = time.monotonic() + interval
             if shown and key in ("", "resized"):
                 screen.draw(render(shown, *screen.size))
 
 
-class _Looks:
-    """One look after another, and what happened between them."""
+class _Polls:
+    """Repeated polls, and the changes between them."""
 
     def __init__(self, watcher: Watcher, address: str) -> None:
         self._watcher = watcher
         self._address = address
-        self._before: Sequence[Seen] = watcher.look()
+        self._before: Sequence[WorkerStatus] = watcher.look()
         self._when = time.monotonic()
         self._history: Sequence[float] = ()
 

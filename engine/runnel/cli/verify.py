@@ -1,4 +1,4 @@
-"""`runnel verify`: prove a model file again, here."""
+"""`runnel verify`: verify a model file again on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Needs neither torch nor the module.\n\nexample:\n  runnel verify model.onnx"
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="a model file that runnel exported")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing where all is well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing if all is well")
 
 
 def run(args: argparse.Namespace) -> int:

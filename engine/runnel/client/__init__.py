@@ -1,1 +1,1 @@
-"""Clients of a daemon, and their half of the protocol."""
+"""Clients of a daemon, and the sans-IO client protocol."""

@@ -1,4 +1,4 @@
-"""The client for asyncio: as `Client`, with ``await``."""
+"""The client for asyncio: like `Client`, with ``await``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..errors import FencedError, RunnelError, UnknownStreamError, UsageError
 from ..spec import Array
 from ..stage import Chunk
 from ..wire import messages
-from ..wire.attention import overslept
 from ..wire.keys import Secret, client_keys
+from ..wire.pauses import extended
 from .common import (
     HELD,
     WINDOW,
-    Flight,
-    Handle,
+    InFlight,
     Out,
+    RemoteStreamBase,
     Served,
     check_client,
     check_name,
@@ -34,7 +34,7 @@ from .common import (
     snapshot_of,
 )
 from .connection import Connection
-from .protocol import Conversation, Line, Ticket
+from .protocol import ClientProtocol, ClientStream, PendingRequest
 
 Chunks = Iterable[Array | Chunk] | AsyncIterable[Array | Chunk]
 
@@ -42,10 +42,10 @@ Chunks = Iterable[Array | Chunk] | AsyncIterable[Array | Chunk]
 class AsyncClient:
     """A connection to a daemon: ``async with runnel.AsyncClient(address) as client: ...``.
 
-    All of `Client` holds, for the tasks of one event loop in place of threads: it belongs to the loop in
-    which it is first used, and raises UsageError in another. A task that is cancelled, by a time-out of
-    its own too, stops waiting, and no more: its chunk is applied, its stream goes on behind it. The
-    output of a cancelled `feed` is lost, a cancelled `receive` leaves the result to the next one.
+    Everything said of `Client` holds, for tasks instead of threads. A client belongs to the event loop in
+    which it is first used, and raises UsageError in another. Cancelling a task, also by a time-out, only
+    stops the waiting: its chunk is applied, and later requests on the stream go on behind it. The output of a
+    cancelled `feed` is lost; a cancelled `receive` leaves the result to the next one.
     """
 
     def __init__(
@@ -55,86 +55,90 @@ class AsyncClient:
         self.address = check_client(address, timeout, window, keyed=keys is not None)
         self.timeout = timeout
         self.window = window
-        self._links: dict[str, _LoopLink] = {}  # by address
+        self._connections: dict[str, _SharedConnection] = {}  # by address
         self._served: Served | None = None
-        self._connection = 0  # of the home link, that it was asked over
+        self._generation = 0  # connection number of the home connection when `_served` was read
         self._closed = False
 
     async def describe(self) -> Served:
-        """What the daemon serves; asked when first needed, and again after each new connection."""
-        home = self._link(self.address)
+        """Describe what the daemon serves; asked at first use, and again after each new connection."""
+        home = self._connection_to(self.address)
         served = self._served
-        if served is None or self._connection != home.link.connections:
-            ticket = await home.ask(lambda talk: talk.ask("hello"), self.timeout)
-            served = Served.told(ticket.answer(), self.address)
-            home.link.allow(served.limits)
-            self._served, self._connection = served, home.link.connections
+        if served is None or self._generation != home.connection.generation:
+            pending = await home.ask(lambda protocol: protocol.ask("hello"), self.timeout)
+            served = Served.from_reply(pending.answer(), self.address)
+            home.connection.allow(served.limits)
+            self._served, self._generation = served, home.connection.generation
         return served
 
     async def open(self, id: str | None = None) -> AsyncRemoteStream:
-        """A new stream: as `Client.open`."""
-        name, served, link = await self._place(id)
+        """Open a new stream: as `Client.open`."""
+        name, served, shared = await self._locate(id)
         epoch = random_epoch()
-        return self._stream(await link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
+        return self._stream(
+            await shared.ask(lambda protocol: protocol.open(name, epoch), self.timeout), shared, served
+        )
 
     async def restore(self, blob: bytes, id: str | None = None) -> AsyncRemoteStream:
-        """A new stream from a snapshot: as `Client.restore`."""
-        name, served, link = await self._place(id)
+        """Open a new stream from a snapshot: as `Client.restore`."""
+        name, served, shared = await self._locate(id)
         epoch = random_epoch()
-        ticket = await link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
-        return self._stream(ticket, link, served)
+        pending = await shared.ask(lambda protocol: protocol.restore(name, bytes(blob), epoch), self.timeout)
+        return self._stream(pending, shared, served)
 
     async def resume(self, id: str) -> AsyncRemoteStream:
         """Take over a stream that is open in the daemon: as `Client.resume`."""
-        name, served, link = await self._place(id)
-        return self._stream(await link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
+        name, served, shared = await self._locate(id)
+        return self._stream(
+            await shared.ask(lambda protocol: protocol.resume(name), self.timeout), shared, served
+        )
 
     async def stats(self) -> list[dict[str, Any]]:
-        """What each worker counts, in their order."""
+        """Each worker's counters, in the order of the workers."""
         served = await self.describe()
-        tickets = [
-            await self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout)
+        questions = [
+            await self._connection_to(address).ask(lambda protocol: protocol.ask("stats"), self.timeout)
             for address in served.addresses(self.address)
         ]
-        return [ticket.answer().stats or {} for ticket in tickets]
+        return [pending.answer().stats or {} for pending in questions]
 
     async def feed_many(self, pairs: Sequence[tuple[AsyncRemoteStream, Array | Chunk]]) -> list[Any]:
-        """Feed several streams, many chunks on their way at a time: as `Client.feed_many`."""
-        flight = Flight(len(pairs))
-        flying = flight.flying
+        """Feed several streams, with many chunks in flight: as `Client.feed_many`."""
+        in_flight = InFlight(len(pairs))
+        waiting = in_flight.waiting
 
-        async def land() -> None:
-            _, stream, ticket, _ = flying[0]
-            if not ticket.done:
-                link = cast(AsyncRemoteStream, stream)._link
-                await link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
-            flight.land()
+        async def take_oldest() -> None:
+            _, stream, pending, _ = waiting[0]
+            if not pending.done:
+                shared = cast(AsyncRemoteStream, stream)._shared
+                await shared.settle(pending, self.timeout, None if in_flight.silent is None else 0.0)
+            in_flight.take_oldest()
 
         for at, (stream, chunk) in enumerate(pairs):
-            link = stream._link
+            shared = stream._shared
             try:
                 infos, buffers = stream._tensors(chunk)
-                while flight.held_back(stream) or (flying and link.link.full):
-                    await land()
-                if flight.quiet is not None:
-                    raise flight.quiet
-                ticket = await link.post(
-                    stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                while in_flight.held_back(stream) or (waiting and shared.connection.full):
+                    await take_oldest()
+                if in_flight.silent is not None:
+                    raise in_flight.silent
+                pending = await shared.post(
+                    stream._client_stream, stream._window, "feed", infos, buffers, self.timeout, held=True
                 )
             except RunnelError as error:
-                flight.results[at] = error
+                in_flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
-        while flying:
-            await land()
-        return flight.results
+                waiting.append((at, stream, pending, isinstance(chunk, np.ndarray)))
+        while waiting:
+            await take_oldest()
+        return in_flight.results
 
     async def close(self) -> None:
-        """Disconnect; tasks that wait get UsageError. Closing twice is allowed."""
+        """Disconnect; waiting tasks get UsageError. Closing twice is allowed."""
         self._closed = True
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        for shared in self._connections.values():
+            shared.close()
+        self._connections.clear()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -145,86 +149,90 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"<AsyncClient of {self.address}{', closed' if self._closed else ''}>"
 
-    def _link(self, address: str) -> _LoopLink:
+    def _connection_to(self, address: str) -> _SharedConnection:
         if self._closed:
             raise closed(self.address)
-        link = self._links.get(address)
-        if link is None:
+        shared = self._connections.get(address)
+        if shared is None:
             limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
-            link = self._links[address] = _LoopLink(address, limit, self._keys)
+            shared = self._connections[address] = _SharedConnection(address, limit, self._keys)
             if self._served:
-                link.link.allow(self._served.limits)
-        return link
+                shared.connection.allow(self._served.limits)
+        return shared
 
-    async def _place(self, id: str | None) -> tuple[str, Served, _LoopLink]:
+    async def _locate(self, id: str | None) -> tuple[str, Served, _SharedConnection]:
         name = secrets.token_hex(8) if id is None else check_name(id)
         served = await self.describe()
-        return name, served, self._link(served.address_of(name) or self.address)
+        return name, served, self._connection_to(served.address_of(name) or self.address)
 
-    def _stream(self, ticket: Ticket, link: _LoopLink, served: Served) -> AsyncRemoteStream:
-        ticket.answer()
-        return AsyncRemoteStream(self, link, ticket, served)
+    def _stream(
+        self, pending: PendingRequest, shared: _SharedConnection, served: Served
+    ) -> AsyncRemoteStream:
+        pending.answer()
+        return AsyncRemoteStream(self, shared, pending, served)
 
 
-class AsyncRemoteStream(Handle):
-    """A stream in a daemon; made by `AsyncClient.open`, `restore` and `resume`: as `RemoteStream`."""
+class AsyncRemoteStream(RemoteStreamBase):
+    """A stream in a daemon, made by `AsyncClient.open`, `restore` or `resume`: as `RemoteStream`."""
 
-    __slots__ = ("_client", "_link")
+    __slots__ = ("_client", "_shared")
 
-    def __init__(self, client: AsyncClient, link: _LoopLink, ticket: Ticket, served: Served) -> None:
-        assert ticket.line is not None
-        super().__init__(ticket.line, served, client.window)
+    def __init__(
+        self, client: AsyncClient, shared: _SharedConnection, pending: PendingRequest, served: Served
+    ) -> None:
+        assert pending.stream is not None
+        super().__init__(pending.stream, served, client.window)
         self._client = client
-        self._link = link
+        self._shared = shared
 
     async def feed(self, chunk: Array | Chunk) -> Out:
-        """Apply one chunk and return what it makes: as `RemoteStream.feed`."""
+        """Apply one chunk and return its output: as `RemoteStream.feed`."""
         infos, buffers = self._tensors(chunk)
         return outputs(await self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     async def generate(self, steps: int) -> Out:
-        """So many time steps without input: as `RemoteStream.generate`."""
+        """Run `steps` time steps without input: as `RemoteStream.generate`."""
         return outputs(await self._call("feed", steps=self._steps(steps)), True)
 
     async def send(self, chunk: Array | Chunk) -> None:
-        """Put a chunk on its way, waiting while the window is full: as `RemoteStream.send`.
+        """Send a chunk, waiting while the window is full: as `RemoteStream.send`.
 
-        Where others are on theirs, it leaves when the loop has its turn.
+        If other requests are in flight, it is sent at the end of this turn of the event loop.
         """
         infos, buffers = self._tensors(chunk)
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        if len(waiting) >= self._window and not await link.until(
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        if len(waiting) >= self._window and not await shared.until(
             lambda: len(waiting) < self._window, timeout
         ):
             raise full_window(self)
-        ticket = await link.post(self._line, self._window, "feed", infos, buffers, timeout)
-        waiting.append((ticket, isinstance(chunk, np.ndarray)))
+        pending = await shared.post(self._client_stream, self._window, "feed", infos, buffers, timeout)
+        waiting.append((pending, isinstance(chunk, np.ndarray)))
 
     async def receive(self) -> Out:
-        """The result of the oldest chunk that was sent: as `RemoteStream.receive`."""
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        deadline = link.loop.time() + timeout
-        link.check()
+        """Return the result of the oldest chunk that was sent: as `RemoteStream.receive`."""
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        deadline = shared.loop.time() + timeout
+        shared.check()
         while True:
             if not waiting:
                 raise self._nothing_sent()
-            ticket, bare = waiting[0]
-            if ticket.done:  # and else it may be another task that receives it
+            pending, bare = waiting[0]
+            if pending.done:  # otherwise another task may receive it meanwhile
                 break
-            if not await link.wait(ticket, deadline - link.loop.time()):
-                link.renew(self._line)
+            if not await shared.wait(pending, deadline - shared.loop.time()):
+                shared.renew(self._client_stream)
                 raise silence(self._client.address, timeout)
         waiting.popleft()
-        link.changed()
-        return outputs(ticket, bare)
+        shared.changed()
+        return outputs(pending, bare)
 
     async def results(self) -> AsyncIterator[Out]:
-        """What is outstanding, in order: as `RemoteStream.results`."""
+        """Yield the outstanding results, in order: as `RemoteStream.results`."""
         while self._waiting:
             yield await self.receive()
 
     async def feed_all(self, chunks: Chunks) -> AsyncIterator[Out]:
-        """Feed all chunks, of an iterable or an asynchronous one: as `RemoteStream.feed_all`."""
+        """Feed all chunks of a normal or an asynchronous iterable: as `RemoteStream.feed_all`."""
         async for chunk in chunks if isinstance(chunks, AsyncIterable) else _each(chunks):
             while len(self._waiting) >= self._window or (self._waiting and self._waiting[0][0].done):
                 yield await self.receive()
@@ -233,25 +241,25 @@ class AsyncRemoteStream(Handle):
             yield await self.receive()
 
     async def flush(self) -> Out:
-        """End the stream: return what is still inside (an array where there is one output)."""
+        """End the stream and return the remaining output (an array if there is one output)."""
         self._check_open()
         return outputs(await self._call("flush"), True)
 
     async def reset(self) -> None:
-        """Back to the initial state: as a new stream, though its requests are counted on."""
+        """Return to the initial state. Unlike for a new stream, `seq` counts on."""
         self._check_open()
         (await self._call("reset")).answer()
 
     async def snapshot(self) -> bytes:
-        """The stream behind all that was fed or sent: as `RemoteStream.snapshot`."""
+        """Snapshot the stream after everything that was fed or sent: as `RemoteStream.snapshot`."""
         self._check_open()
         return snapshot_of(await self._call("snapshot"))
 
     async def close(self) -> None:
-        """Give the stream's place back; results not received are dropped: as `RemoteStream.close`."""
+        """Close the stream in the daemon; results not received are dropped: as `RemoteStream.close`."""
         if self._closed:
             return
-        if self._line.lost is None:
+        if self._client_stream.lost is None:
             with suppress(UnknownStreamError, FencedError):
                 (await self._call("close")).answer()
         self._waiting.clear()
@@ -269,44 +277,45 @@ class AsyncRemoteStream(Handle):
         infos: list[messages.TensorInfo] | None = None,
         buffers: list[bytes] | None = None,
         steps: int = 0,
-    ) -> Ticket:
-        """One request, settled."""
+    ) -> PendingRequest:
+        """Make one request and wait until it is settled."""
         timeout = self._client.timeout
-        ticket = await self._link.post(
-            self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps
+        pending = await self._shared.post(
+            self._client_stream, self._window, op, infos or [], buffers or [], timeout, steps=steps
         )
-        await self._link.settle(ticket, timeout)
-        return ticket
+        await self._shared.settle(pending, timeout)
+        return pending
 
 
-class _LoopLink:
-    """A link in an event loop: its descriptors wake the loop, which reads for all tasks.
+class _SharedConnection:
+    """A connection in an event loop: its descriptors wake the loop, which reads for all tasks.
 
-    What tasks ask in one turn of the loop goes together, at its end; what is alone on its way goes at once.
+    Requests of one turn of the loop are sent together at its end. A request with no other in flight is sent
+    at once.
     """
 
     def __init__(self, address: str, limit: int, keys: Secret | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.link = Connection(address, keys)
-        self.link.limit = limit
+        self.connection = Connection(address, keys)
+        self.connection.limit = limit
         self._closed = False
-        self._due = False  # what is held is sent at the end of this turn of the loop
-        self._tickets: dict[Ticket, list[asyncio.Future[bool]]] = {}  # who waits for it
+        self._due = False  # a flush is scheduled for the end of this turn of the loop
+        self._waiters: dict[PendingRequest, list[asyncio.Future[bool]]] = {}
         self._others: dict[asyncio.Future[bool], Callable[[], bool]] = {}
-        for descriptor in self.link.descriptors:
+        for descriptor in self.connection.descriptors:
             self.loop.add_reader(descriptor, self._woken)
 
-    async def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
-        """Make a request, and wait until it is settled: given up when time is over."""
+    async def ask(self, make: Callable[[ClientProtocol], PendingRequest], timeout: float) -> PendingRequest:
+        """Make a request and wait until it is settled; give it up at the time-out."""
         self.check()
-        ticket = make(self.link.talk)
+        pending = make(self.connection.protocol)
         self._send()
-        await self.settle(ticket, timeout)
-        return ticket
+        await self.settle(pending, timeout)
+        return pending
 
     async def post(
         self,
-        line: Line,
+        stream: ClientStream,
         window: int,
         op: messages.Op,
         infos: list[messages.TensorInfo],
@@ -314,45 +323,45 @@ class _LoopLink:
         timeout: float,
         held: bool = False,
         steps: int = 0,
-    ) -> Ticket:
-        """Put a request on its way, once there is room for it; `held`: more follow. As `SharedLink.post`."""
+    ) -> PendingRequest:
+        """Send a request once there is room for it; `held`: more follow. As `SharedConnection.post`."""
         self.check()
-        link = self.link
-        if link.full or len(line.unanswered) >= window:
-            roomy = await self.until(lambda: not link.full and len(line.unanswered) < window, timeout)
+        connection = self.connection
+        if connection.full or len(stream.unanswered) >= window:
+            roomy = await self.until(lambda: not connection.full and len(stream.unanswered) < window, timeout)
             if not roomy:
-                raise silence(link.address, timeout)
-        ticket = link.talk.post(line, op, infos, buffers, steps)
-        alone = link.talk.in_flight == 1 and not held
-        if alone or len(link.talk.outbox) >= HELD:
+                raise silence(connection.address, timeout)
+        pending = connection.protocol.post(stream, op, infos, buffers, steps)
+        alone = connection.protocol.in_flight == 1 and not held
+        if alone or len(connection.protocol.outbox) >= HELD:
             self._send()
         elif not self._due:
             self._due = True
             self.loop.call_soon(self._flush)
-        return ticket
+        return pending
 
-    async def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
-        """Wait until it is settled, at most `timeout` seconds, or `waited`; then give it up."""
-        if not await self.wait(ticket, timeout if waited is None else waited):
-            self._tell(self.link.talk.give_up(ticket, silence(self.link.address, timeout)))
+    async def settle(self, pending: PendingRequest, timeout: float, waited: float | None = None) -> None:
+        """Wait until a request is settled, for `timeout` or `waited` seconds; then give it up."""
+        if not await self.wait(pending, timeout if waited is None else waited):
+            self._tell(self.connection.protocol.give_up(pending, silence(self.connection.address, timeout)))
 
-    async def wait(self, ticket: Ticket, timeout: float) -> bool:
-        """Whether it is settled within so many seconds."""
-        if ticket.done:
+    async def wait(self, pending: PendingRequest, timeout: float) -> bool:
+        """Return whether the request is settled within `timeout` seconds."""
+        if pending.done:
             return True
         future: asyncio.Future[bool] = self.loop.create_future()
-        futures = self._tickets.setdefault(ticket, [])
+        futures = self._waiters.setdefault(pending, [])
         futures.append(future)
         try:
-            return await self._within(future, timeout) or ticket.done
+            return await self._within(future, timeout) or pending.done
         finally:
-            if not ticket.done:  # else nobody is told any more
+            if not pending.done:  # else `_tell` has removed them
                 futures.remove(future)
                 if not futures:
-                    del self._tickets[ticket]
+                    del self._waiters[pending]
 
     async def until(self, holds: Callable[[], bool], timeout: float) -> bool:
-        """Whether it holds within so many seconds: then nothing has run since that could change it."""
+        """Wait until `holds()`. If True is returned, no other task has run since that could change it."""
         deadline = self.loop.time() + timeout
         while not holds():
             left = deadline - self.loop.time()
@@ -363,33 +372,33 @@ class _LoopLink:
             await self._within(future, left)
         return True
 
-    def renew(self, line: Line) -> None:
-        """Say again what a stream has unanswered."""
-        self.link.talk.renew(line)
+    def renew(self, stream: ClientStream) -> None:
+        """Repeat the unanswered requests of a stream."""
+        self.connection.protocol.renew(stream)
         self._send()
 
     def changed(self) -> None:
-        """Something that may be awaited has changed: wake those whose it is."""
+        """Wake the tasks whose condition now holds."""
         for future, holds in self._others.items():
             if not future.done() and holds():
                 future.set_result(True)
 
     def check(self) -> None:
-        """Raise UsageError where the client is closed, or is another loop's."""
+        """Raise UsageError if the client is closed, or belongs to another event loop."""
         if self._closed:
-            raise closed(self.link.address)
+            raise closed(self.connection.address)
         if asyncio.get_running_loop() is not self.loop:
             raise UsageError("an AsyncClient belongs to the event loop that used it first: make one for each")
 
     def close(self) -> None:
-        """Disconnect. Those who wait are told."""
+        """Disconnect. Waiting tasks get UsageError."""
         self._closed = True
-        for descriptor in self.link.descriptors:
+        for descriptor in self.connection.descriptors:
             self.loop.remove_reader(descriptor)
-        self.link.close()
-        for future in [*self._others, *(f for futures in self._tickets.values() for f in futures)]:
+        self.connection.close()
+        for future in [*self._others, *(f for futures in self._waiters.values() for f in futures)]:
             if not future.done():
-                future.set_exception(closed(self.link.address))
+                future.set_exception(closed(self.connection.address))
 
     async def _within(self, future: asyncio.Future[bool], timeout: float) -> bool:
         deadline = self.loop.time() + timeout
@@ -402,22 +411,22 @@ class _LoopLink:
 
     def _flush(self) -> None:
         self._due = False
-        if self.link.talk.outbox and not self._closed:
+        if self.connection.protocol.outbox and not self._closed:
             self._send()
 
     def _send(self) -> None:
-        self.link.send()
-        if self.link.ready:  # sending may have seen what the descriptor would have told
+        self.connection.send()
+        if self.connection.ready:  # sending may have consumed the descriptor's event
             self._woken()
 
     def _woken(self) -> None:
-        self._tell(self.link.turn())
-        while self.link.ready:
-            self._tell(self.link.turn())
+        self._tell(self.connection.turn())
+        while self.connection.ready:
+            self._tell(self.connection.turn())
 
-    def _tell(self, settled: Sequence[Ticket]) -> None:
-        for ticket in settled:
-            for future in self._tickets.pop(ticket, ()):
+    def _tell(self, settled: Sequence[PendingRequest]) -> None:
+        for pending in settled:
+            for future in self._waiters.pop(pending, ()):
                 if not future.done():
                     future.set_result(True)
         if settled and self._others:
@@ -427,7 +436,7 @@ class _LoopLink:
 def _expire(loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool], deadline: float) -> None:
     if future.done():
         return
-    later = overslept(deadline, loop.time())
+    later = extended(deadline, loop.time())
     if later > deadline:
         loop.call_at(later, _expire, loop, future, later)
     else:

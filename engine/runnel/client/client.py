@@ -1,4 +1,4 @@
-"""The client: streams in a daemon, used as the streams of an engine are."""
+"""The client: streams in a daemon, with the interface of an engine's streams."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..wire import messages
 from ..wire.keys import client_keys
 from .common import (
     WINDOW,
-    Flight,
-    Handle,
+    InFlight,
     Out,
+    RemoteStreamBase,
     Served,
     check_client,
     check_name,
@@ -32,24 +32,24 @@ from .common import (
     silence,
     snapshot_of,
 )
-from .protocol import Ticket
-from .threads import SharedLink, When
+from .protocol import PendingRequest
+from .threads import SharedConnection, Until
 
 
 class Client:
     """A connection to a daemon: ``with runnel.Client("ipc:///run/runnel.sock") as client: ...``.
 
-    `timeout`: seconds that a call waits for replies in all, over lost connections too. `window`: chunks
-    of one stream on their way at most (`RemoteStream.send`). `keys`: the file of this client's keys, which
-    `runnel keys new NAME --server DAEMON.pub` made, for a daemon that has keys. Connects when first used;
-    a daemon with several workers is one connection each, and a stream's name says which it lives at. A lost
-    connection is made again, with back-off: streams are resumed, what was not answered is said again,
-    and each chunk is applied once. Closing the client leaves its streams open in the daemon.
+    `timeout`: seconds that a call waits for replies in total, also across lost connections. `window`: most
+    chunks of one stream in flight (`RemoteStream.send`). `keys`: for a daemon with keys, the client's key
+    file, made by `runnel keys new NAME --server DAEMON.pub`. Connects at first use, once to each worker of
+    the daemon; a stream's name determines its worker. A lost connection is restored, with back-off: streams
+    are resumed, unanswered requests are repeated, and each chunk is applied once. Closing the client leaves
+    its streams open in the daemon.
 
-    Threads may share it, and even a stream of it: a stream's requests are then done in the order in
-    which they were made. Errors that the daemon answers are raised as the classes that the engine
-    raises. Raises UsageError for an address that is none, or once closed; TimeoutError when the daemon
-    does not answer: whether the request was done is then not known (see `RemoteStream.feed`).
+    Threads may share a client, and even one of its streams: a stream's requests are done in the order in
+    which they were made. Errors that the daemon reports are raised as the engine's own classes. Raises
+    UsageError for an invalid address, or once closed; TimeoutError if the daemon does not answer: it is then
+    unknown whether the request was done (see `RemoteStream.feed`).
     """
 
     def __init__(
@@ -60,109 +60,116 @@ class Client:
         self.timeout = timeout
         self.window = window
         self._lock = threading.Lock()
-        self._links: dict[str, SharedLink] = {}  # by address
+        self._connections: dict[str, SharedConnection] = {}  # by address
         self._served: Served | None = None
-        self._connection = 0  # of the home link, that it was asked over
+        self._generation = 0  # connection number of the home connection when `_served` was read
         self._closed = False
 
     def describe(self) -> Served:
-        """What the daemon serves; asked when first needed, and again after each new connection."""
-        home = self._link(self.address)
+        """Describe what the daemon serves; asked at first use, and again after each new connection."""
+        home = self._connection_to(self.address)
         served = self._served
-        if served is None or self._connection != home.link.connections:
-            reply = home.ask(lambda talk: talk.ask("hello"), self.timeout).answer()
-            served = Served.told(reply, self.address)
-            home.link.allow(served.limits)
-            self._served, self._connection = served, home.link.connections
+        if served is None or self._generation != home.connection.generation:
+            reply = home.ask(lambda protocol: protocol.ask("hello"), self.timeout).answer()
+            served = Served.from_reply(reply, self.address)
+            home.connection.allow(served.limits)
+            self._served, self._generation = served, home.connection.generation
         return served
 
     def open(self, id: str | None = None) -> RemoteStream:
-        """A new stream in its initial state; without an id one is made.
+        """Open a new stream in its initial state. Without an id, a random one is made.
 
-        Raises StreamExistsError, LimitError when the daemon's streams are all taken, StreamError for an
-        id that is none. After a TimeoutError the daemon may open it later: open it again.
+        Raises StreamExistsError; LimitError if the daemon has no stream left; StreamError for an invalid id.
+        After a TimeoutError the daemon may still open it later: open it again.
         """
-        name, served, link = self._place(id)
+        name, served, shared = self._locate(id)
         epoch = random_epoch()
-        return self._stream(link.ask(lambda talk: talk.open(name, epoch), self.timeout), link, served)
+        return self._stream(
+            shared.ask(lambda protocol: protocol.open(name, epoch), self.timeout), shared, served
+        )
 
     def restore(self, blob: bytes, id: str | None = None) -> RemoteStream:
-        """A new stream that goes on from where the snapshot was taken; its `seq` is the chunks since.
+        """Open a new stream that continues from a snapshot; its `seq` counts the chunks since.
 
-        Raises as `open` does; SnapshotError for a blob that is damaged, or of another pipeline;
-        TooLargeError for one larger than a message may be.
+        Raises as `open` does; SnapshotError for a blob that is damaged or of another pipeline; TooLargeError
+        for one larger than a message may be.
         """
-        name, served, link = self._place(id)
+        name, served, shared = self._locate(id)
         epoch = random_epoch()
-        ticket = link.ask(lambda talk: talk.restore(name, bytes(blob), epoch), self.timeout)
-        return self._stream(ticket, link, served)
+        pending = shared.ask(lambda protocol: protocol.restore(name, bytes(blob), epoch), self.timeout)
+        return self._stream(pending, shared, served)
 
     def resume(self, id: str) -> RemoteStream:
-        """Take over a stream that is open in the daemon, whoever holds it: after a restart of one's own, say.
+        """Take over an open stream, for example after a restart of this program.
 
-        Who held it gets FencedError from then on. `seq` tells how far it is. Raises UnknownStreamError.
+        The previous holder gets FencedError from then on. `seq` is the last request applied. Raises
+        UnknownStreamError.
         """
-        name, served, link = self._place(id)
-        return self._stream(link.ask(lambda talk: talk.resume(name), self.timeout), link, served)
+        name, served, shared = self._locate(id)
+        return self._stream(shared.ask(lambda protocol: protocol.resume(name), self.timeout), shared, served)
 
     def stats(self) -> list[dict[str, Any]]:
-        """What each worker counts, in their order."""
+        """Each worker's counters, in the order of the workers."""
         served = self.describe()
         return [
-            self._link(address).ask(lambda talk: talk.ask("stats"), self.timeout).answer().stats or {}
+            self._connection_to(address)
+            .ask(lambda protocol: protocol.ask("stats"), self.timeout)
+            .answer()
+            .stats
+            or {}
             for address in served.addresses(self.address)
         ]
 
     def feed_many(self, pairs: Sequence[tuple[RemoteStream, Array | Chunk]]) -> list[Any]:
-        """Feed several streams, many chunks on their way at a time: as `Engine.feed_many`.
+        """Feed several streams, with many chunks in flight: as `Engine.feed_many`.
 
-        Returns what `RemoteStream.feed` returns for each, in the same order; in place of a failed
-        chunk's output stands its error. A stream may occur more than once: its chunks are applied in
-        order, and after one that failed those on their way fail too (GapError), so that none is skipped.
-        Replies are waited for as long as they keep coming; after a TimeoutError all the rest have one.
+        Returns what `RemoteStream.feed` returns for each chunk, in the same order; for a failed chunk, its
+        error. A stream may occur more than once: its chunks are applied in order. If one fails, those in
+        flight behind it fail too (GapError), so that none is skipped. Each reply may take `timeout` seconds
+        after the last one. After a TimeoutError, all remaining chunks have that error.
         """
-        flight = Flight(len(pairs))
-        flying = flight.flying
+        in_flight = InFlight(len(pairs))
+        waiting = in_flight.waiting
 
-        def land() -> None:
-            _, stream, ticket, _ = flying[0]
-            if not ticket.done:
-                link = cast(RemoteStream, stream)._link
-                with link.lock:  # those behind a silent one may be here already
-                    link.settle(ticket, self.timeout, None if flight.quiet is None else 0.0)
-            flight.land()
+        def take_oldest() -> None:
+            _, stream, pending, _ = waiting[0]
+            if not pending.done:
+                shared = cast(RemoteStream, stream)._shared
+                with shared.lock:  # replies behind a late one may have arrived already
+                    shared.settle(pending, self.timeout, None if in_flight.silent is None else 0.0)
+            in_flight.take_oldest()
 
         for at, (stream, chunk) in enumerate(pairs):
-            link = stream._link
+            shared = stream._shared
             try:
                 infos, buffers = stream._tensors(chunk)
-                while flight.held_back(stream) or (flying and link.link.full):
-                    land()
-                if flight.quiet is not None:
-                    raise flight.quiet
-                with link.lock:
-                    ticket = link.post(
-                        stream._line, stream._window, "feed", infos, buffers, self.timeout, held=True
+                while in_flight.held_back(stream) or (waiting and shared.connection.full):
+                    take_oldest()
+                if in_flight.silent is not None:
+                    raise in_flight.silent
+                with shared.lock:
+                    pending = shared.post(
+                        stream._client_stream, stream._window, "feed", infos, buffers, self.timeout, held=True
                     )
             except RunnelError as error:
-                flight.results[at] = error
+                in_flight.results[at] = error
             else:
-                flying.append((at, stream, ticket, isinstance(chunk, np.ndarray)))
-        for link in {cast(RemoteStream, stream)._link for _, stream, _, _ in flying}:
-            with link.lock:
-                link.flush()
-        while flying:
-            land()
-        return flight.results
+                waiting.append((at, stream, pending, isinstance(chunk, np.ndarray)))
+        for shared in {cast(RemoteStream, stream)._shared for _, stream, _, _ in waiting}:
+            with shared.lock:
+                shared.flush()
+        while waiting:
+            take_oldest()
+        return in_flight.results
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
         with self._lock:
             self._closed = True
-            links = list(self._links.values())
-            self._links.clear()
-        for link in links:
-            link.close()
+            connections = list(self._connections.values())
+            self._connections.clear()
+        for shared in connections:
+            shared.close()
 
     def __enter__(self) -> Client:
         return self
@@ -173,122 +180,123 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self.address}{', closed' if self._closed else ''}>"
 
-    def _link(self, address: str) -> SharedLink:
+    def _connection_to(self, address: str) -> SharedConnection:
         with self._lock:
             if self._closed:
                 raise closed(self.address)
-            link = self._links.get(address)
-            if link is None:
+            shared = self._connections.get(address)
+            if shared is None:
                 limit = int(self._served.limits["pending_per_peer"]) if self._served else 1
-                link = self._links[address] = SharedLink(address, limit, self._keys)
+                shared = self._connections[address] = SharedConnection(address, limit, self._keys)
                 if self._served:
-                    link.link.allow(self._served.limits)
-            return link
+                    shared.connection.allow(self._served.limits)
+            return shared
 
-    def _place(self, id: str | None) -> tuple[str, Served, SharedLink]:
+    def _locate(self, id: str | None) -> tuple[str, Served, SharedConnection]:
         name = secrets.token_hex(8) if id is None else check_name(id)
         served = self.describe()
-        return name, served, self._link(served.address_of(name) or self.address)
+        return name, served, self._connection_to(served.address_of(name) or self.address)
 
-    def _stream(self, ticket: Ticket, link: SharedLink, served: Served) -> RemoteStream:
-        ticket.answer()
-        return RemoteStream(self, link, ticket, served)
+    def _stream(self, pending: PendingRequest, shared: SharedConnection, served: Served) -> RemoteStream:
+        pending.answer()
+        return RemoteStream(self, shared, pending, served)
 
 
-class RemoteStream(Handle):
-    """A stream in a daemon; made by `Client.open`, `restore` and `resume`.
+class RemoteStream(RemoteStreamBase):
+    """A stream in a daemon, made by `Client.open`, `restore` or `resume`.
 
-    Two ways to use it. One chunk at a time: `feed` returns what it makes. Many on their way: `send` puts
-    a chunk on its way, `receive` returns the oldest result, in order; `feed_all` does both.
+    There are two ways to use it. One chunk at a time: `feed` returns its output. Many in flight: `send` sends
+    a chunk, `receive` returns the oldest result, in order; `feed_all` does both.
 
-    A chunk that failed was not applied. Those on their way behind it fail too (GapError), as does one
-    that is made before they are all answered; then `seq` says where the stream stands, and the next
-    chunk is applied behind that.
+    A chunk that failed was not applied. The chunks in flight behind it fail too (GapError), as does one that
+    is sent before all of them are answered. Then `seq` is the last request applied, and the next chunk
+    follows it.
     """
 
-    __slots__ = ("_client", "_link")
+    __slots__ = ("_client", "_shared")
 
-    def __init__(self, client: Client, link: SharedLink, ticket: Ticket, served: Served) -> None:
-        assert ticket.line is not None
-        super().__init__(ticket.line, served, client.window)
+    def __init__(
+        self, client: Client, shared: SharedConnection, pending: PendingRequest, served: Served
+    ) -> None:
+        assert pending.stream is not None
+        super().__init__(pending.stream, served, client.window)
         self._client = client
-        self._link = link
+        self._shared = shared
 
     def feed(self, chunk: Array | Chunk) -> Out:
-        """Apply one chunk and return what it makes: as `Stream.feed`.
+        """Apply one chunk and return its output: as `Stream.feed`.
 
-        What was sent before it is applied before it; those results are still to be received. Raises
-        what `Stream.feed` raises; UnknownStreamError when the daemon has lost or closed the stream, so
-        that it must be opened anew; FencedError when another has resumed it; LimitError, ShutdownError;
-        AlreadyAppliedError when it was applied, but its reply was lost for longer than it is kept.
+        Chunks sent before it are applied before it; their results can still be received. Raises what
+        `Stream.feed` raises; UnknownStreamError if the daemon has lost or closed the stream, so that it must
+        be opened anew; FencedError if another client has resumed it; LimitError, ShutdownError;
+        AlreadyAppliedError if the chunk was applied, but its reply is no longer in the daemon's cache.
 
-        After a TimeoutError the chunk may have been applied, or may be. Feed the same chunk again: it
-        is applied once in any case. Another chunk in its place is ConflictError where the first was
-        applied: its output is then lost, and the next chunk goes behind it. So where several were given up,
-        feed all of them again before others.
+        After a TimeoutError it is unknown whether the chunk was or will be applied. Feed the same chunk
+        again: it is applied once in any case. If the first one was applied, a different chunk in its place
+        raises ConflictError: the first one's output is then lost, and the next chunk follows it. So if
+        several chunks timed out, feed all of them again before others.
         """
         infos, buffers = self._tensors(chunk)
         return outputs(self._call("feed", infos, buffers), isinstance(chunk, np.ndarray))
 
     def generate(self, steps: int) -> Out:
-        """So many time steps without input: as `Stream.generate`, once in any case, as `feed`.
+        """Run `steps` time steps without input: as `Stream.generate`. Like a `feed`, it is applied once.
 
-        After a TimeoutError the same number again is the same request. Raises TooLargeError for more steps
-        than a reply can hold.
+        After a TimeoutError, the same number of steps is the same request. Raises TooLargeError for more
+        steps than a reply can hold.
         """
         return outputs(self._call("feed", steps=self._steps(steps)), True)
 
     def send(self, chunk: Array | Chunk) -> None:
-        """Put a chunk on its way; its result is to be received.
+        """Send a chunk. Get its result from `receive`.
 
-        Where `window` results are outstanding it waits until another thread receives one; raises
-        LimitError where none does in time, TimeoutError where the daemon takes nothing. Nothing was
-        sent then.
+        If `window` results are outstanding, it waits until another thread receives one. Raises LimitError if
+        no thread does in time, TimeoutError if the daemon accepts nothing. In both cases nothing was sent.
         """
         infos, buffers = self._tensors(chunk)
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
-        with link.lock:
-            if len(waiting) >= self._window and not link.wait(
-                When(lambda: len(waiting) < self._window), timeout
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
+        with shared.lock:
+            if len(waiting) >= self._window and not shared.wait(
+                Until(lambda: len(waiting) < self._window), timeout
             ):
                 raise full_window(self)
-            ticket = link.post(self._line, self._window, "feed", infos, buffers, timeout)
-            waiting.append((ticket, isinstance(chunk, np.ndarray)))
+            pending = shared.post(self._client_stream, self._window, "feed", infos, buffers, timeout)
+            waiting.append((pending, isinstance(chunk, np.ndarray)))
 
     def receive(self) -> Out:
-        """The result of the oldest chunk that was sent; raises its error, as `feed` does.
+        """Return the result of the oldest chunk that was sent, or raise its error, as `feed` does.
 
-        Raises StreamError where nothing is outstanding. After a TimeoutError the result still is: it
-        was asked for again, so receive it later.
+        Raises StreamError if nothing is outstanding. After a TimeoutError the result is still outstanding: it
+        was requested again, so receive it later.
         """
-        link, waiting, timeout = self._link, self._waiting, self._client.timeout
+        shared, waiting, timeout = self._shared, self._waiting, self._client.timeout
         deadline = time.monotonic() + timeout
-        with link.lock:
-            link.check()
+        with shared.lock:
+            shared.check()
             while True:
                 if not waiting:
                     raise self._nothing_sent()
-                ticket, bare = waiting[0]
-                if ticket.done:  # and else it may be another thread that receives it
+                pending, bare = waiting[0]
+                if pending.done:  # otherwise another thread may receive it meanwhile
                     break
-                if not link.wait(ticket, deadline - time.monotonic()):
-                    link.link.talk.renew(self._line)
-                    link.link.send()
+                if not shared.wait(pending, deadline - time.monotonic()):
+                    shared.connection.protocol.renew(self._client_stream)
+                    shared.connection.send()
                     raise silence(self._client.address, timeout)
             waiting.popleft()
-            link.changed()
-        return outputs(ticket, bare)
+            shared.changed()
+        return outputs(pending, bare)
 
     def results(self) -> Iterator[Out]:
-        """What is outstanding, in order; raises the error of a chunk that failed, as `receive` does."""
+        """Yield the outstanding results, in order. Raises the error of a failed chunk, as `receive` does."""
         while self._waiting:
             yield self.receive()
 
     def feed_all(self, chunks: Iterable[Array | Chunk]) -> Iterator[Out]:
-        """Feed all chunks, as many on their way as the window allows; yields each one's output, in order.
+        """Feed all chunks, with as many in flight as the window allows; yield each output, in order.
 
-        Raises a failed chunk's error. What was sent behind it, or before the caller left, stays
-        outstanding: `receive` it.
+        Raises the error of a failed chunk. Results of chunks sent after it, or before the caller stopped,
+        stay outstanding: `receive` them.
         """
         for chunk in chunks:
             while len(self._waiting) >= self._window or self._ready():
@@ -297,28 +305,31 @@ class RemoteStream(Handle):
         yield from self.results()
 
     def flush(self) -> Out:
-        """End the stream: return what is still inside (an array where there is one output)."""
+        """End the stream and return the remaining output (an array if there is one output)."""
         self._check_open()
         return outputs(self._call("flush"), True)
 
     def reset(self) -> None:
-        """Back to the initial state: as a new stream, though its requests are counted on."""
+        """Return to the initial state. Unlike for a new stream, `seq` counts on."""
         self._check_open()
         self._call("reset").answer()
 
     def snapshot(self) -> bytes:
-        """The stream behind all that was fed or sent, as bytes for `Client.restore` or `Engine.restore`."""
+        """Snapshot the stream after everything that was fed or sent.
+
+        Returns a blob for `Client.restore` or `Engine.restore`.
+        """
         self._check_open()
         return snapshot_of(self._call("snapshot"))
 
     def close(self) -> None:
-        """Give the stream's place back; results not received are dropped.
+        """Close the stream in the daemon; results not received are dropped.
 
-        Closing twice, or one that is lost or in other hands, is allowed.
+        It is allowed to close twice, or to close a stream that is lost or was resumed by another client.
         """
         if self._closed:
             return
-        if self._line.lost is None:
+        if self._client_stream.lost is None:
             with suppress(UnknownStreamError, FencedError):
                 self._call("close").answer()
         self._waiting.clear()
@@ -336,16 +347,18 @@ class RemoteStream(Handle):
         infos: list[messages.TensorInfo] | None = None,
         buffers: list[bytes] | None = None,
         steps: int = 0,
-    ) -> Ticket:
-        """One request, settled."""
-        link, timeout = self._link, self._client.timeout
-        with link.lock:
-            ticket = link.post(self._line, self._window, op, infos or [], buffers or [], timeout, steps=steps)
-            link.settle(ticket, timeout)
-        return ticket
+    ) -> PendingRequest:
+        """Make one request and wait until it is settled."""
+        shared, timeout = self._shared, self._client.timeout
+        with shared.lock:
+            pending = shared.post(
+                self._client_stream, self._window, op, infos or [], buffers or [], timeout, steps=steps
+            )
+            shared.settle(pending, timeout)
+        return pending
 
     def _ready(self) -> bool:
-        """Whether the oldest result is here."""
-        with self._link.lock:
-            self._link.glance()
+        """Whether the oldest result has arrived."""
+        with self._shared.lock:
+            self._shared.glance()
             return bool(self._waiting) and self._waiting[0][0].done

@@ -1,4 +1,4 @@
-"""What both clients share: what a daemon serves, a stream's handle, chunks as tensors. No socket."""
+"""Code shared by both clients: the daemon's description, the base of remote streams, tensors. No socket."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ..wire import messages
 from ..wire.address import beside, parse
 from ..wire.placement import worker_of
 from ..wire.tensors import pack, undescribe, unpack
-from .protocol import SNAPSHOT, Line, Ticket
+from .protocol import SNAPSHOT, ClientStream, PendingRequest
 
-WINDOW: Final = 32  # a stream's chunks on their way: enough to hide the way, and half of what a daemon keeps
-IN_FLIGHT: Final = 512  # requests that feed_many has on their way: enough to fill a daemon's batches
-HELD: Final = 64  # requests sent together: enough for a batch, which the daemon runs while more are made
+WINDOW: Final = 32  # chunks of a stream in flight: hides the round trip; half of the reply cache
+IN_FLIGHT: Final = 512  # requests of feed_many in flight: enough to fill a daemon's batches
+HELD: Final = 64  # requests sent together: one batch for the daemon, which runs it while more are made
 MAX_TIMEOUT: Final = 86400  # seconds: a day; a poll counts milliseconds in 32 bits
 
-Out = Any  # dict[str, Array], or one Array where the chunk was one array and the pipeline has one output
+Out = Any  # dict[str, Array], or one Array if the chunk was one array and the pipeline has one output
 Tensors = tuple[list[messages.TensorInfo], list[bytes]]
 
 
@@ -41,57 +41,57 @@ Tensors = tuple[list[messages.TensorInfo], list[bytes]]
 class Served:
     """What a daemon serves."""
 
-    version: str  # of the daemon's runnel
-    boot_id: str  # new at each start of the daemon; its streams are gone with it
+    version: str  # the daemon's version of runnel
+    boot_id: str  # new at each start of the daemon, which loses its streams
     inputs: Signal
     outputs: Signal
     latency: int  # input time steps
     limits: Mapping[str, float]
-    worker: int = 0  # which of the workers answered
-    workers: tuple[str, ...] = ()  # their addresses
-    pipeline: str = ""  # the fingerprint of the model, the stages and their options
+    worker: int = 0  # index of the worker that answered
+    workers: tuple[str, ...] = ()  # addresses of all workers
+    pipeline: str = ""  # fingerprint of the model, the stages and their options
     stages: tuple[str, ...] = ()
     state_bytes: int = 0  # of one stream, in its models
 
     @classmethod
-    def told(cls, reply: messages.Reply, home: str) -> Served:
-        """What the answer to hello says that came from `home`. Raises RunnelError where it says nothing."""
-        told = reply.server
-        if told is None:
+    def from_reply(cls, reply: messages.Reply, home: str) -> Served:
+        """Read the answer to hello from the daemon at `home`. Raises RunnelError if it has no description."""
+        description = reply.server
+        if description is None:
             raise RunnelError(f"the daemon's answer to {reply.op!r} lacks what was asked for")
         return cls(
-            version=told.version,
-            boot_id=told.boot_id,
-            inputs=undescribe(told.inputs, told.input_rate),
-            outputs=undescribe(told.outputs, told.output_rate),
-            latency=told.latency,
-            limits={name: getattr(told.limits, name) for name in told.limits.__struct_fields__},
-            worker=told.worker,
-            workers=tuple(beside(address, home) for address in told.workers),
-            pipeline=told.pipeline,
-            stages=tuple(told.stages),
-            state_bytes=told.state_bytes,
+            version=description.version,
+            boot_id=description.boot_id,
+            inputs=undescribe(description.inputs, description.input_rate),
+            outputs=undescribe(description.outputs, description.output_rate),
+            latency=description.latency,
+            limits={name: getattr(description.limits, name) for name in description.limits.__struct_fields__},
+            worker=description.worker,
+            workers=tuple(beside(address, home) for address in description.workers),
+            pipeline=description.pipeline,
+            stages=tuple(description.stages),
+            state_bytes=description.state_bytes,
         )
 
     def address_of(self, stream: str) -> str | None:
-        """The worker that a stream of that name lives at; None: the one that told this."""
+        """The address of a stream's worker; None if it is the worker that answered."""
         if len(self.workers) < 2:
             return None
         index = worker_of(stream, len(self.workers))
         return None if index == self.worker else self.workers[index]
 
     def addresses(self, home: str) -> list[str]:
-        """Every worker's address, in order; `home` is that of the one that told this."""
+        """Every worker's address, in order; `home` is that of the worker that answered."""
         if len(self.workers) < 2:
             return [home]
         return [home if i == self.worker else address for i, address in enumerate(self.workers)]
 
     def window(self, wanted: int) -> int:
-        """A stream's unanswered requests: no more than can be answered again, if all replies are lost."""
+        """Limit of a stream's unanswered requests: the daemon's cache must hold all their replies."""
         return max(1, min(wanted, int(self.limits["kept_replies"])))
 
     def tensors(self, chunk: Array | Chunk) -> Tensors:
-        """A chunk as a request holds it. Raises ChunkError for what is none."""
+        """The chunk as tensors of a request. Raises ChunkError."""
         if isinstance(chunk, np.ndarray):
             names = self.inputs.names
             if len(names) != 1:
@@ -104,50 +104,50 @@ class Served:
         return pack(chunk)
 
 
-class Handle:
-    """What a stream in a daemon is, whoever waits for its replies."""
+class RemoteStreamBase:
+    """State shared by the threaded and the asyncio remote stream."""
 
-    __slots__ = ("_closed", "_infos", "_kind", "_line", "_served", "_waiting", "_window")
+    __slots__ = ("_client_stream", "_closed", "_infos", "_kind", "_served", "_waiting", "_window")
 
-    def __init__(self, line: Line, served: Served, window: int) -> None:
-        self._line = line
+    def __init__(self, stream: ClientStream, served: Served, window: int) -> None:
+        self._client_stream = stream
         self._served = served
         self._window = served.window(window)
-        self._waiting: deque[tuple[Ticket, bool]] = deque()  # sent; and whether the chunk was one array
+        self._waiting: deque[tuple[PendingRequest, bool]] = deque()  # and whether the chunk was one array
         self._closed = False
-        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # of the last chunk, one array
-        self._infos: list[messages.TensorInfo] = []  # what a request said of it
+        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # set if the last chunk was one array
+        self._infos: list[messages.TensorInfo] = []  # its description in a request
 
     @property
     def id(self) -> str:
         """The stream's name."""
-        return self._line.name
+        return self._client_stream.name
 
     @property
     def seq(self) -> int:
-        """The last request applied to it, as the daemon last told: chunks, flushes and resets count."""
-        return self._line.applied
+        """The last request applied, as last reported by the daemon: chunks, flushes and resets count."""
+        return self._client_stream.applied
 
     @property
     def outstanding(self) -> int:
-        """Chunks sent whose results were not received."""
+        """Number of chunks sent whose results were not received."""
         return len(self._waiting)
 
     def _tensors(self, chunk: Array | Chunk) -> Tensors:
-        """A chunk as a request holds it. Raises ChunkError, StreamClosedError."""
+        """The chunk as tensors of a request. Raises ChunkError, StreamClosedError."""
         self._check_open()
         if not isinstance(chunk, np.ndarray):
             return self._served.tensors(chunk)
         kind = chunk.shape, chunk.dtype
-        if kind == self._kind:  # like the last one, as all day long: only the numbers differ
+        if kind == self._kind:  # the usual case: only the numbers differ from the last chunk
             return self._infos, [chunk.tobytes()]
         infos, buffers = self._served.tensors(chunk)
-        if sys.byteorder == "little" and chunk.dtype.isnative:  # then the wire's bytes are the array's
+        if sys.byteorder == "little" and chunk.dtype.isnative:  # then the array already has the wire's bytes
             self._kind, self._infos = kind, infos
         return infos, buffers
 
     def _steps(self, steps: int) -> int:
-        """A number of steps without input. Raises ChunkError, StreamClosedError."""
+        """Check a number of time steps without input. Raises ChunkError, StreamClosedError."""
         self._check_open()
         Steps(steps).check()
         return int(steps)
@@ -164,57 +164,57 @@ class Handle:
         return f"<{name} {self.id!r}, {'closed' if self._closed else f'seq {self.seq}'}>"
 
 
-class Flight:
-    """The chunks of one `feed_many`: their results, in the order given, and those on their way."""
+class InFlight:
+    """The chunks of one `feed_many`: results in the order given, and requests in flight."""
 
     def __init__(self, chunks: int) -> None:
         self.results: list[Any] = [None] * chunks
-        self.flying: deque[tuple[int, Handle, Ticket, bool]] = deque()
-        self.quiet: TimeoutError | None = None  # the daemon is: nothing more is sent, nor waited for
+        self.waiting: deque[tuple[int, RemoteStreamBase, PendingRequest, bool]] = deque()
+        self.silent: TimeoutError | None = None  # after a time-out: nothing more is sent or awaited
 
-    def held_back(self, stream: Handle) -> bool:
+    def held_back(self, stream: RemoteStreamBase) -> bool:
         """Whether a result must be taken before the stream's next chunk is sent."""
-        return bool(self.flying) and (
-            len(self.flying) >= IN_FLIGHT or len(stream._line.unanswered) >= stream._window
+        return bool(self.waiting) and (
+            len(self.waiting) >= IN_FLIGHT or len(stream._client_stream.unanswered) >= stream._window
         )
 
-    def land(self) -> None:
-        """Take the oldest, which is settled."""
-        at, _, ticket, bare = self.flying.popleft()
+    def take_oldest(self) -> None:
+        """Take the oldest request, which is settled."""
+        at, _, pending, bare = self.waiting.popleft()
         try:
-            self.results[at] = outputs(ticket, bare)
+            self.results[at] = outputs(pending, bare)
         except RunnelError as error:
             self.results[at] = error
             if isinstance(error, TimeoutError):
-                self.quiet = error
+                self.silent = error
 
 
-def full_window(stream: Handle) -> LimitError:
-    """Chunks were sent, and no result was received."""
+def full_window(stream: RemoteStreamBase) -> LimitError:
+    """The error of a stream with too many results to receive."""
     return LimitError(
         f"stream {stream.id!r}: {stream.outstanding} results are outstanding, which is its window: "
         "receive some before sending more"
     )
 
 
-def outputs(ticket: Ticket, bare: bool) -> Out:
-    """What an answered request's reply holds; `bare`: an array alone where there is one output."""
-    arrays = unpack(ticket.answer().outputs, ticket.payload)
+def outputs(pending: PendingRequest, bare: bool) -> Out:
+    """Unpack the reply of an answered request; `bare`: a single output as an array."""
+    arrays = unpack(pending.answer().outputs, pending.payload)
     if bare and len(arrays) == 1:
         return next(iter(arrays.values()))
     return arrays
 
 
-def snapshot_of(ticket: Ticket) -> bytes:
-    """The blob in the answer to `snapshot`."""
-    reply = ticket.answer()
+def snapshot_of(pending: PendingRequest) -> bytes:
+    """The snapshot in the answer to `snapshot`."""
+    reply = pending.answer()
     if [info.name for info in reply.outputs] != [SNAPSHOT]:
         raise RunnelError("the daemon's answer to 'snapshot' lacks what was asked for")
-    return bytes(ticket.payload[0])
+    return bytes(pending.payload[0])
 
 
 def check_client(address: str, timeout: float, window: int, keyed: bool = False) -> str:
-    """The address, checked, as are the other two. Raises UsageError."""
+    """Check the address, the time-out and the window, and return the address. Raises UsageError."""
     text = parse(address, keyed).text
     if text.endswith(":*"):
         raise UsageError(f"address {address!r}: a client needs the port that the daemon has")
@@ -228,19 +228,19 @@ def check_client(address: str, timeout: float, window: int, keyed: bool = False)
 
 
 def check_name(name: str) -> str:
-    """A stream's name, checked: an empty one would ask the daemon to make one. Raises StreamError."""
+    """Check a stream's name; the daemon would replace an empty one. Raises StreamError."""
     if not isinstance(name, str) or not 1 <= len(name) <= messages.MAX_ID or not name.isprintable():
         raise StreamError(f"a stream's id is 1 to {messages.MAX_ID} printable characters, not {name!r:.80}")
     return name
 
 
 def random_epoch() -> int:
-    """63 bits with the highest set: never 0, never one that a daemon counts up to, always as long."""
+    """A random epoch of 63 bits, the highest set: never 0, nor one that a daemon counts up to."""
     return secrets.randbits(62) | 1 << 62
 
 
 def silence(address: str, timeout: float) -> TimeoutError:
-    """No reply came."""
+    """The error of a request that timed out."""
     return TimeoutError(
         f"no reply from {address} within {timeout:g} s: is the daemon running there "
         f"(runnel serve PIPELINE --bind {address}), and is it not overloaded? "

@@ -1,12 +1,12 @@
-"""One connection of a client: a DEALER and the conversation over it. Never blocks; not thread-safe.
+"""One connection of a client: a DEALER and the client protocol. Never blocks; not thread-safe.
 
-Theory: libzmq connects again by itself, with back-off, and what it does is told by the socket's monitor.
-What is sent over a new one before the conversation knows of it comes behind what the old one lost, and may
-be answered with errors (`GAP`) that are not to be heard. So what arrives is put aside until the monitor
-was asked: libzmq tells it of a connection before anything comes over that.
+Theory: libzmq reconnects by itself, with back-off, and reports it through the socket's monitor. A message
+sent over a new connection before the protocol knows of it follows requests that the old one lost, and may be
+answered with errors (`GAP`) that must be ignored. So received messages are put aside until the monitor was
+read: libzmq reports a connection before it delivers any message from it.
 
-Both file descriptors are edge-triggered: they say that something happened, and fall silent when any
-call on the socket has seen it, a `send` too. So `turn` before waiting, and after whatever woke.
+Both file descriptors are edge-triggered. An event is consumed by any call on the socket, even a `send`. So
+call `turn` before waiting, and after each wake-up.
 """
 
 from __future__ import annotations
@@ -23,38 +23,36 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import LimitError
-from ..wire import messages as wire
+from ..wire import messages
 from ..wire.curve import connect_as
 from ..wire.keys import Secret
 from .common import random_epoch
-from .protocol import Conversation, Ticket
+from .protocol import ClientProtocol, PendingRequest
 
-FILES: Final = 20  # descriptors that the first connection of a process takes, libzmq's threads included: 17
-QUEUED: Final = 1024  # messages that libzmq holds for us, either way; ours wait in the outbox beyond that
-BUNDLE_BYTES: Final = 256 * 1024  # of the requests in one message: larger ones gain nothing
+FILES: Final = 20  # descriptors of a process's first connection, with libzmq's threads (seen: 17)
+QUEUED: Final = 1024  # messages in libzmq's queue, in either direction; the rest wait in the outbox
+BUNDLE_BYTES: Final = 256 * 1024  # requests in one message: larger ones gain nothing
 RECONNECT_MS: Final = 50  # before the first attempt; doubled at each ...
-RECONNECT_MAX_MS: Final = 2000  # ... up to this: a daemon that is back is found within so long
-CONNECT_MS: Final = (
-    5000  # a host that does not answer is tried again, and not waited for by the system's 2 min
-)
-HEARTBEAT_MS: Final = 2000  # over tcp a peer can vanish without a word: it is asked so often,
-HEARTBEAT_TIMEOUT_MS: Final = 6000  # and given up after so long
+RECONNECT_MAX_MS: Final = 2000  # ... up to this: the longest delay until a restarted daemon is found
+CONNECT_MS: Final = 5000  # instead of the system's 2 min for a host that does not answer
+HEARTBEAT_MS: Final = 2000  # over tcp a peer can vanish silently: ping it this often,
+HEARTBEAT_TIMEOUT_MS: Final = 6000  # and give it up after this long
 
-_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain numbers: an enum's flags are joined anew at each use
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)  # plain integers: an IntFlag is slow to combine
 _LAST: Final = int(zmq.NOBLOCK)
 
 
 class Connection:
-    """The way to one worker, from the first use until `close`."""
+    """The connection to one worker, from first use until `close`."""
 
     def __init__(self, address: str, keys: Secret | None = None) -> None:
-        """Raises LimitError if the process has no descriptors left for it; nothing is left behind then."""
+        """Raises LimitError if the process has no descriptors left, and then leaves nothing open."""
         self.address = address
-        self.talk = Conversation(secrets.token_hex(4), random_epoch)
-        self.limit = 1  # requests in flight: what the daemon takes from one client, once it has told
-        self.limit_bytes: float = wire.MAX_MESSAGE_BYTES  # of their tensors; the last one may pass it
-        self.connections = 0  # made so far
-        self._up = False  # there is one, as far as was told
+        self.protocol = ClientProtocol(secrets.token_hex(4), random_epoch)
+        self.limit = 1  # requests in flight: the daemon's limit per client, once known
+        self.limit_bytes: float = messages.MAX_MESSAGE_BYTES  # the last request in flight may exceed it
+        self.generation = 0  # number of connections made so far
+        self._up = False  # connected, as last reported by the monitor
         self._socket = opened(zmq.DEALER, address)
         try:
             self._connect(keys)
@@ -71,87 +69,88 @@ class Connection:
             connect_as(self._socket, keys)
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
-        self._drain_monitor()  # from here on its descriptor tells of each event
+        self._drain_monitor()  # after that, each event makes its descriptor readable
         self.descriptors: tuple[int, int] = self._socket.FD, self._monitor.FD
-        self._told = select.poll()
-        self._told.register(self.descriptors[1], select.POLLIN)
+        self._monitor_poll = select.poll()
+        self._monitor_poll.register(self.descriptors[1], select.POLLIN)
         self._socket.connect(address)
 
     @property
     def full(self) -> bool:
-        """Whether the daemon would refuse one request more."""
-        talk = self.talk
-        return talk.in_flight >= self.limit or talk.in_flight_bytes >= self.limit_bytes
+        """Whether the daemon would refuse another request."""
+        protocol = self.protocol
+        return protocol.in_flight >= self.limit or protocol.in_flight_bytes >= self.limit_bytes
 
     def allow(self, limits: Mapping[str, float]) -> None:
-        """Heed what the daemon says that it takes from one client."""
+        """Apply the daemon's limits for one client."""
         self.limit = int(limits["pending_per_peer"])
         self.limit_bytes = limits["pending_bytes"]
 
     @property
     def ready(self) -> bool:
-        """Whether `turn` has something to do; until this is False the descriptors do not tell."""
+        """Whether `turn` has something to do. Wait for the descriptors only after this was False."""
         events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
-        sending = self._up and self.talk.outbox
+        sending = self._up and self.protocol.outbox
         return bool(events & (zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN))
 
     def send(self) -> None:
-        """Hand libzmq what is to be sent, as far as it takes it; nothing while there is no connection.
+        """Pass the outbox to libzmq, as far as it accepts it; do nothing without a connection.
 
-        It would keep all of it, requests that are given up as well. (Its own option for that, IMMEDIATE,
-        ends the process where a connection is cut within a message: libzmq 4.3.5, `fq.cpp`.)
+        Without one, libzmq would queue everything, even requests that are given up. (Its option IMMEDIATE
+        would prevent that, but ends the process if a connection breaks within a message: libzmq 4.3.5,
+        `fq.cpp`.)
         """
-        outbox = self.talk.outbox
+        outbox = self.protocol.outbox
         if not self._up:
             return
         sent = 0
         try:
-            # Always: it says that replies may come together, which costs the daemon a fraction.
-            for together, frames in wire.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
+            # Bundle even one request: then replies may be bundled too, which is far cheaper for the daemon.
+            for together, frames in messages.bundles(list(outbox.values()), BUNDLE_BYTES, always=True):
                 self._hand_over(frames)
                 sent += together
-        except zmq.Again:  # its queue is full, since the daemon does not read
+        except zmq.Again:  # the queue is full, since the daemon does not read
             for id in list(islice(outbox, sent)):
                 del outbox[id]
         else:
             outbox.clear()
 
     def _hand_over(self, frames: list[bytes]) -> None:
-        send = self._socket.send  # send_multipart looks at each frame's type, which costs as much again
+        send = self._socket.send  # send_multipart checks each frame's type, which doubles the cost
         for frame in frames[:-1]:
             send(frame, _MORE)
         send(frames[-1], _LAST)
 
-    def turn(self) -> list[Ticket]:
-        """Read what has arrived, and send what follows from it. Returns the requests that it settled."""
-        talk = self.talk
-        messages: list[list[bytes]] = []
+    def turn(self) -> list[PendingRequest]:
+        """Read what has arrived, and send what follows from it. Return the settled requests."""
+        protocol = self.protocol
+        received: list[list[bytes]] = []
         try:
-            for _ in range(talk.in_flight or 1):  # no more than are due: to ask and get nothing costs most
-                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
+            for _ in range(protocol.in_flight or 1):  # no more than are expected: an empty read costs most
+                received.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401
         except zmq.Again:
             pass
         again = False
-        if self._told.poll(0) and self._drain_monitor():
-            self.connections += 1
-            again = self.connections > 1
-        settled: list[Ticket] = []
-        for frames in messages:
-            settled += talk.received(frames, again)
+        if self._monitor_poll.poll(0) and self._drain_monitor():
+            self.generation += 1
+            again = self.generation > 1
+        settled: list[PendingRequest] = []
+        for frames in received:
+            settled += protocol.received(frames, again)
         if again:
-            talk.reconnected()
-        if talk.outbox:
+            protocol.reconnected()
+        if protocol.outbox:
             self.send()
         return settled
 
     def close(self) -> None:
-        """Disconnect; what was not sent is not sent."""
+        """Disconnect; unsent requests are dropped."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
     def _drain_monitor(self) -> bool:
-        """Whether a connection was made since it was last asked."""
+        """Read the monitor's events; return whether a connection was made."""
         made = False
         try:
             while True:
@@ -163,10 +162,10 @@ class Connection:
 
 
 def opened(kind: int, address: str) -> zmq.Socket[bytes]:
-    """A socket for a way to `address`. Raises LimitError if the process has too few descriptors for it.
+    """Make a socket to connect to `address`. Raises LimitError if the process has too few descriptors.
 
-    libzmq aborts the process if it meets the limit when its threads start; and what it meets later, nobody is
-    told. So it is looked at before.
+    libzmq aborts the process if it reaches the limit when its threads start, and reports no later failure. So
+    check the limit first.
     """
     held: list[int] = []
     try:

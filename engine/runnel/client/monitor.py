@@ -1,7 +1,7 @@
-"""Asking a daemon how it is, from outside: what `top`, `inspect` and the metrics' page look through.
+"""Monitor a daemon from outside, for `top`, `inspect` and the metrics page.
 
-An answer comes from the loop itself, between two batches: so it proves that the loop turns, and nothing
-is shared with it. A question is two small messages a worker, on a connection that is kept.
+The daemon's loop answers between two batches, so an answer proves that the loop runs, and nothing is shared
+with it. A question costs two small messages per worker, on a connection that is kept open.
 """
 
 from __future__ import annotations
@@ -21,28 +21,26 @@ from ..wire.curve import connect_as
 from ..wire.keys import Secret
 from .connection import opened
 
-MAX_WORKERS: Final = (
-    256  # that a HELLO may name, as many as serve starts: each takes one of libzmq's 1023 sockets
-)
-UNANSWERED: Final = 16  # questions that libzmq holds for a worker that does not read: then it begins anew
+MAX_WORKERS: Final = 256  # as many as serve starts; each takes one of libzmq's 1023 sockets
+UNANSWERED: Final = 16  # questions in libzmq's queue for a worker that does not read; then it reconnects
 MAX_TIMEOUT: Final = 86400.0  # seconds: a day
-LARGEST_ANSWER: Final = 2**20  # bytes of a frame: a description and its stats are some kilobytes
+LARGEST_ANSWER: Final = 2**20  # bytes of a frame: a description and its stats have some kilobytes
 
 _QUESTIONS: Final[tuple[messages.Op, ...]] = ("hello", "stats")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one worker answered: its stats, or in `error` why there are none."""
+class WorkerStatus:
+    """One worker's answer: its stats, or in `error` why there are none."""
 
     address: str
-    served: messages.Description | None = None  # None also while it stops
+    served: messages.Description | None = None  # also None while the worker stops
     stats: dict[str, Any] | None = None
     error: str = ""
 
     @property
     def alive(self) -> bool:
-        """Whether its loop turns."""
+        """Whether its loop runs."""
         return self.stats is not None
 
     @property
@@ -52,12 +50,11 @@ class Seen:
 
 
 class Watcher:
-    """The workers of one daemon, asked again and again: ``with Watcher(["ipc:///run/runnel.sock"]) as w``.
+    """Asks all workers of a daemon for their status: ``with Watcher(["ipc:///run/runnel.sock"]) as w``.
 
-    `addresses`: those known at first; the others are learnt from their HELLO. `timeout`: seconds for all
-    to answer. `keys`: the watcher's own, where the daemon has keys. A worker that comes back is found again.
-    Not thread-safe. Raises UsageError for an address
-    that is none.
+    `addresses`: one or more workers; the others are found in their HELLO. `timeout`: seconds for all to
+    answer. `keys`: the monitor's own, if the daemon has keys. A restarted worker is found again. Not
+    thread-safe. Raises UsageError for an invalid address.
     """
 
     def __init__(self, addresses: Sequence[str], timeout: float = 2.0, keys: Secret | None = None) -> None:
@@ -72,17 +69,17 @@ class Watcher:
         self._asked = itertools.count(1)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
-    def look(self) -> list[Seen]:
-        """Ask all workers at once; one `Seen` each, in their order. Raises nothing for silence."""
+    def look(self) -> list[WorkerStatus]:
+        """Ask all workers at once; one `WorkerStatus` each, in their order. Silence is not an error."""
         seen = self._ask(self._addresses)
-        told = next((_workers(s.served, s.address) for s in seen if s.served), self._addresses)
-        if told == self._addresses:
+        named = next((_workers(s.served, s.address) for s in seen if s.served), self._addresses)
+        if named == self._addresses:
             return seen
-        self._adopt(told)
+        self._adopt(named)
         known = {s.address: s for s in seen}
-        missing = self._ask([address for address in told if address not in known])
+        missing = self._ask([address for address in named if address not in known])
         known.update((s.address, s) for s in missing)
-        return [known[address] for address in told]
+        return [known[address] for address in named]
 
     def close(self) -> None:
         """Disconnect. Closing twice is allowed."""
@@ -97,21 +94,21 @@ class Watcher:
         self.close()
 
     def _adopt(self, addresses: Sequence[str]) -> None:
-        """Watch these from now on."""
+        """Watch these addresses from now on."""
         if len(addresses) > MAX_WORKERS:
             raise UsageError(f"the daemon names {len(addresses)} workers: at most {MAX_WORKERS} are watched")
         self._addresses = [parse(address, keyed=self._keys is not None).text for address in addresses]
         for gone in self._sockets.keys() - set(self._addresses):
             self._sockets.pop(gone).close(linger=0)
 
-    def _ask(self, addresses: Sequence[str]) -> list[Seen]:
+    def _ask(self, addresses: Sequence[str]) -> list[WorkerStatus]:
         turn = str(next(self._asked))
         poller = zmq.Poller()
-        found: dict[str, Seen] = {}
+        found: dict[str, WorkerStatus] = {}
         for address in addresses:
             for op in _QUESTIONS:
                 self._send(address, messages.Request(v=messages.VERSION, op=op, id=f"{turn}/{op}"))
-            found[address] = Seen(address)
+            found[address] = WorkerStatus(address)
             poller.register(self._sockets[address], zmq.POLLIN)
         missing: dict[str, set[str]] = {address: set(_QUESTIONS) for address in addresses}
         names = {self._sockets[address]: address for address in addresses}
@@ -121,8 +118,8 @@ class Watcher:
                 address = names[socket]
                 reply = _answer(socket)
                 if reply is None or address not in missing or reply.id != f"{turn}/{reply.op}":
-                    continue  # none, or the answer to a question that was given up
-                found[address] = _with(found[address], reply)
+                    continue  # no reply, or one to an earlier question
+                found[address] = _with_reply(found[address], reply)
                 missing[address].discard(reply.op)
                 if not missing[address]:
                     del missing[address]
@@ -136,7 +133,7 @@ class Watcher:
         frames = messages.encode_request(question)
         try:
             self._connected(address).send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:  # nobody reads there: the old questions go, so that this one is first
+        except zmq.Again:  # the worker does not read: discard the old questions, so that this one is first
             self._sockets.pop(address).close(linger=0)
             self._connected(address).send_multipart(frames, zmq.NOBLOCK)
 
@@ -156,7 +153,7 @@ class Watcher:
 
 
 def _workers(served: messages.Description, address: str) -> list[str]:
-    """All workers' addresses, beside the one that was asked, which is where it was found: at `address`."""
+    """All workers' addresses, as seen from here; `address` is that of the worker that answered."""
     found = [beside(worker, address) for worker in served.workers] or [address]
     if served.worker < len(found):
         found[served.worker] = address
@@ -164,14 +161,14 @@ def _workers(served: messages.Description, address: str) -> list[str]:
 
 
 def _answer(socket: zmq.Socket[bytes]) -> messages.Reply | None:
-    """The next reply; None for what is none."""
+    """The next reply; None if it cannot be decoded."""
     try:
         return messages.decode_reply(socket.recv_multipart())[0]
     except RunnelError:
         return None
 
 
-def _with(seen: Seen, reply: messages.Reply) -> Seen:
+def _with_reply(seen: WorkerStatus, reply: messages.Reply) -> WorkerStatus:
     if reply.op == "stats":
         if reply.stats is not None:
             return replace(seen, stats=reply.stats)

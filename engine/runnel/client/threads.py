@@ -1,13 +1,13 @@
-"""A link that threads share, without a thread of its own: whoever waits reads for all.
+"""A connection that threads share: a waiting thread reads for all of them.
 
-Theory: under the lock belong the link and everything about its conversation. A thread that waits for
-something while no other does is the *leader*: it lets the lock go, sleeps until a descriptor tells, takes
-the lock and reads what has arrived, for everyone. Other threads that wait are *followers*, each woken
-when what it waits for is done; a leader that leaves wakes one of them, which then leads. Where only one
-thread is there, a call is: lock, send, sleep, read, with no hop to another thread.
+Theory: the lock protects the connection and its protocol. The first thread that waits is the *leader*: it
+releases the lock, sleeps until a descriptor is readable, takes the lock and reads what has arrived, for all
+threads. Other waiting threads are *followers*; each is woken when its own request is done. A leader that
+stops waiting wakes a follower, which then leads. With a single thread, a call is: lock, send, sleep, read,
+without a switch to another thread.
 
-A descriptor falls silent when any call on its socket has seen what it told. So a thread that sends while
-the leader sleeps reads too, and rings the leader's bell where what it waits for is done by that.
+A descriptor's event is consumed by any call on its socket. So if a thread sends while the leader sleeps, it
+reads too, and wakes the leader if that completes the leader's request.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from contextlib import suppress
 from typing import Protocol
 
 from ..wire import messages
-from ..wire.attention import overslept
 from ..wire.keys import Secret
+from ..wire.pauses import extended
 from .common import HELD, closed, silence
 from .connection import Connection, no_room
-from .protocol import Conversation, Line, Ticket
+from .protocol import ClientProtocol, ClientStream, PendingRequest
 
 
 class Awaited(Protocol):
-    """What a thread can wait for: a Ticket, or a Condition of the caller's."""
+    """What a thread can wait for: a PendingRequest, or a condition of the caller."""
 
     @property
     def done(self) -> bool: ...
 
 
-class When:
-    """Awaited until a predicate holds; it is asked under the lock."""
+class Until:
+    """Done when a predicate holds. The predicate is called with the lock held."""
 
     __slots__ = ("_holds",)
 
@@ -48,40 +48,40 @@ class When:
         return self._holds()
 
 
-class SharedLink:
-    """A link and its lock. Methods whose text says so are called with the lock held."""
+class SharedConnection:
+    """A connection and its lock. The docstring of a method says if the caller must hold the lock."""
 
     def __init__(self, address: str, limit: int = 1, keys: Secret | None = None) -> None:
         self.lock = threading.Lock()
-        self.link = Connection(address, keys)
-        self.link.limit = limit
-        self._leads: Awaited | None = None  # what the leader waits for, while it sleeps
+        self.connection = Connection(address, keys)
+        self.connection.limit = limit
+        self._leader_awaits: Awaited | None = None  # what the leader waits for, while it sleeps
         self._followers: dict[threading.Condition, Awaited] = {}
         self._closed = False
         try:
-            self._ear, self._bell = socket.socketpair()
+            self._wake_reader, self._wake_writer = socket.socketpair()
         except OSError as error:
-            self.link.close()
+            self.connection.close()
             raise no_room(address, error) from None
-        self._ear.setblocking(False)
-        self._bell.setblocking(False)
-        self._ear_descriptor = self._ear.fileno()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._wake_descriptor = self._wake_reader.fileno()
         self._wakers = select.poll()
-        for descriptor in (*self.link.descriptors, self._ear_descriptor):
+        for descriptor in (*self.connection.descriptors, self._wake_descriptor):
             self._wakers.register(descriptor, select.POLLIN)
 
-    def ask(self, make: Callable[[Conversation], Ticket], timeout: float) -> Ticket:
-        """Make a request, and wait until it is settled: given up when time is over."""
+    def ask(self, make: Callable[[ClientProtocol], PendingRequest], timeout: float) -> PendingRequest:
+        """Make a request and wait until it is settled; give it up at the time-out."""
         with self.lock:
             self.check()
-            ticket = make(self.link.talk)
+            pending = make(self.connection.protocol)
             self._send()
-            self.settle(ticket, timeout)
-        return ticket
+            self.settle(pending, timeout)
+        return pending
 
     def post(
         self,
-        line: Line,
+        stream: ClientStream,
         window: int,
         op: messages.Op,
         infos: list[messages.TensorInfo],
@@ -89,106 +89,106 @@ class SharedLink:
         timeout: float,
         held: bool = False,
         steps: int = 0,
-    ) -> Ticket:
-        """Put a request on its way, once there is room for it. With the lock held.
+    ) -> PendingRequest:
+        """Send a request once there is room for it. With the lock held.
 
-        `held`: it is sent with those that follow it: as soon as they are enough, or by `wait`.
-        Raises TimeoutError where there is none in time; what `Conversation.post` raises.
+        `held`: it is sent later, together with those that follow: once they are enough, or by `wait`. Raises
+        TimeoutError if there is no room in time, and what `ClientProtocol.post` raises.
         """
         self.check()
-        link = self.link
-        if link.full or len(line.unanswered) >= window:
-            room = When(lambda: not link.full and len(line.unanswered) < window)
+        connection = self.connection
+        if connection.full or len(stream.unanswered) >= window:
+            room = Until(lambda: not connection.full and len(stream.unanswered) < window)
             if not self.wait(room, timeout):
-                raise silence(link.address, timeout)
-        ticket = link.talk.post(line, op, infos, buffers, steps)
-        if not held or len(link.talk.outbox) >= HELD:
+                raise silence(connection.address, timeout)
+        pending = connection.protocol.post(stream, op, infos, buffers, steps)
+        if not held or len(connection.protocol.outbox) >= HELD:
             self._send()
-        return ticket
+        return pending
 
     def flush(self) -> None:
-        """Send what is held. With the lock held."""
-        if self.link.talk.outbox:
+        """Send the held requests. With the lock held."""
+        if self.connection.protocol.outbox:
             self._send()
 
-    def settle(self, ticket: Ticket, timeout: float, waited: float | None = None) -> None:
-        """Wait until it is settled, at most `timeout` seconds, or `waited`; then give it up. Lock held."""
-        if not self.wait(ticket, timeout if waited is None else waited):
-            self.link.talk.give_up(ticket, silence(self.link.address, timeout))
+    def settle(self, pending: PendingRequest, timeout: float, waited: float | None = None) -> None:
+        """Wait until a request is settled, for `timeout` or `waited` seconds; then give it up. Lock held."""
+        if not self.wait(pending, timeout if waited is None else waited):
+            self.connection.protocol.give_up(pending, silence(self.connection.address, timeout))
             self.changed()
 
     def wait(self, awaited: Awaited, timeout: float) -> bool:
-        """Sleep until it is done, at most so many seconds; whether it is. With the lock held."""
+        """Sleep until it is done, for at most `timeout` seconds; return whether it is. With the lock held."""
         deadline = 0.0
-        link = self.link
+        connection = self.connection
         try:
             self.flush()
             while not awaited.done:
                 self.check()
-                if self._leads is None and link.ready:
+                if self._leader_awaits is None and connection.ready:
                     self._read()
                     continue
                 now = time.monotonic()
                 deadline = deadline or now + timeout
                 if now >= deadline:
-                    deadline = overslept(deadline, now)
+                    deadline = extended(deadline, now)
                 if now >= deadline:
                     return False
-                if self._leads is None:
+                if self._leader_awaits is None:
                     self._lead(awaited, deadline - now)
                 else:
                     self._follow(awaited, deadline - now)
             return True
         finally:
-            if self._followers and self._leads is None:
+            if self._followers and self._leader_awaits is None:
                 next(iter(self._followers)).notify()
 
     def glance(self) -> None:
         """Read what has arrived, without waiting. With the lock held."""
-        if not self._closed and self._leads is None and self.link.ready:
+        if not self._closed and self._leader_awaits is None and self.connection.ready:
             self._read()
 
     def changed(self) -> None:
-        """Something that may be awaited has changed: wake those whose it is. With the lock held."""
+        """Wake the threads whose request or condition is now done. With the lock held."""
         for condition, awaited in self._followers.items():
             if awaited.done:
                 condition.notify()
-        if self._leads is not None and self._leads.done:
-            self._ring()
+        if self._leader_awaits is not None and self._leader_awaits.done:
+            self._wake_leader()
 
     def check(self) -> None:
-        """Raise UsageError where the client is closed. With the lock held."""
+        """Raise UsageError if the client is closed. With the lock held."""
         if self._closed:
-            raise closed(self.link.address)
+            raise closed(self.connection.address)
 
     def close(self) -> None:
-        """Disconnect. Those who wait are told. Closing twice is allowed."""
+        """Disconnect. Waiting threads get UsageError. Closing twice is allowed."""
         with self.lock:
             if self._closed:
                 return
             self._closed = True
             for condition in self._followers:
                 condition.notify()
-            if self._leads is None:
+            if self._leader_awaits is None:
                 self._let_go()
             else:
-                self._ring()  # the leader lets go, when it no longer sleeps on the descriptors
+                self._wake_leader()  # the leader closes it, once it no longer sleeps on the descriptors
 
     def _lead(self, awaited: Awaited, timeout: float) -> None:
-        self._leads = awaited
+        self._leader_awaits = awaited
         self.lock.release()
         try:
             woken = self._wakers.poll(timeout * 1000 + 1)
         finally:
             self.lock.acquire()
-            self._leads = None
+            self._leader_awaits = None
             if self._closed:
                 self._let_go()
         if self._closed:
             return
-        if (self._ear_descriptor, select.POLLIN) in woken:
+        if (self._wake_descriptor, select.POLLIN) in woken:
             with suppress(BlockingIOError):
-                self._ear.recv(64)
+                self._wake_reader.recv(64)
         self._read()
 
     def _follow(self, awaited: Awaited, timeout: float) -> None:
@@ -200,19 +200,19 @@ class SharedLink:
             del self._followers[condition]
 
     def _send(self) -> None:
-        self.link.send()
-        if self._leads is not None and self.link.ready:
+        self.connection.send()
+        if self._leader_awaits is not None and self.connection.ready:
             self._read()
 
     def _read(self) -> None:
-        if self.link.turn() and (self._followers or self._leads is not None):
+        if self.connection.turn() and (self._followers or self._leader_awaits is not None):
             self.changed()
 
-    def _ring(self) -> None:
-        with suppress(BlockingIOError):  # full of rings that were not heard yet
-            self._bell.send(b"\0")
+    def _wake_leader(self) -> None:
+        with suppress(BlockingIOError):  # full of wake-ups that were not read yet
+            self._wake_writer.send(b"\0")
 
     def _let_go(self) -> None:
-        self.link.close()
-        self._ear.close()
-        self._bell.close()
+        self.connection.close()
+        self._wake_reader.close()
+        self._wake_writer.close()

@@ -1,1 +1,1 @@
-"""The daemon: its loop, and all around it."""
+"""The daemon: a loop around the sans-IO server, its metrics and its supervision."""

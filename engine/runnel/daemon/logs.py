@@ -1,12 +1,14 @@
-"""Structured logs: one line an event, ``key=value`` or JSON, and no more of a kind than one can read.
+"""Structured logs: one line per event, with a rate limit for each kind.
+
+A line is ``key=value`` pairs or JSON.
 
     log = Log("runnel.serve")
     log.warning("peer dropped", peer=peer, backlog=backlog)
 
-The event is a constant and makes the line's kind; what differs from time to time goes into fields. What
-comes from a client is escaped and cut off, so that a stream's name can neither forge a line nor fill the
-disk. A thread of its own writes the lines: a log that nobody reads, or a full disk, costs lines and stops
-nobody. What was lost is counted, and told once lines can be written again.
+The event is a constant text that names the kind of line; variable parts go into fields. Text from a client is
+escaped and cut off, so that a stream's name can neither forge a line nor fill the disk. A thread of its own
+writes the lines: if the log is not read, or the disk is full, lines are lost but the daemon goes on. Lost
+lines are counted, and reported once lines can be written again.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-MAX_VALUE: Final = 256  # characters of a field's text: an id's bound on the wire
-MAX_REASON: Final = 1000  # of an event's or an error's: what was given, what expected, what to do
-MAX_TRACE: Final = 4000  # characters of a traceback; its end says most
-MAX_KINDS: Final = 256  # of events, each with a budget of its own; the rest share one
+MAX_VALUE: Final = 256  # characters of a field's text: the bound of an id on the wire
+MAX_REASON: Final = 1000  # of an event or an error: what was given, what was expected, what to do
+MAX_TRACE: Final = 4000  # characters of a traceback, from its end, which says most
+MAX_KINDS: Final = 256  # kinds of events with a budget of their own; all others share one
 BURST: Final = 20  # lines of a kind at once
 PER_SECOND: Final = 1.0  # lines of a kind after that
-MAX_WAITING: Final = 1024  # lines that nobody has read yet: some MiB at most
+MAX_WAITING: Final = 1024  # lines queued for writing: some MiB at most
 LAST_SECONDS: Final = 2.0  # for the last lines, when the process ends
 
 
@@ -41,7 +43,7 @@ _BARE = re.compile(r'[^\s"=\\]+\Z')
 
 
 class Log:
-    """A logger whose events have fields. Any value may be one; its text is made only where it is written."""
+    """A logger whose events have fields. A field may be any value; its text is made only if it is written."""
 
     __slots__ = ("_logger",)
 
@@ -61,7 +63,7 @@ class Log:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, error: BaseException, /, **fields: object) -> None:
-        """An error, with its traceback and that of its cause."""
+        """Log an error with its traceback and that of its cause."""
         self._log(logging.ERROR, event, fields, error)
 
     def _log(
@@ -74,8 +76,8 @@ class Log:
 log = Log("runnel.serve")
 
 
-def tell_health(event: str, stream: str, reason: str) -> None:
-    """What a look at a stream found; see `runnel.insight.health`."""
+def log_health(event: str, stream: str, reason: str) -> None:
+    """Log a health event of a stream; see `runnel.insight.health`."""
     if event == "died":
         log.warning("state died", stream=stream, why=reason)
     elif event == "blown_up":
@@ -85,9 +87,9 @@ def tell_health(event: str, stream: str, reason: str) -> None:
 
 
 class Budget:
-    """A token bucket for each kind of event: so many at once, then so many a second. Pure.
+    """A token bucket for each kind of event: a burst, then a steady rate. Pure.
 
-    Holds at most `MAX_KINDS` kinds: those beyond share one bucket.
+    Holds at most `MAX_KINDS` kinds; all further kinds share one bucket.
     """
 
     def __init__(self, burst: float = BURST, per_second: float = PER_SECOND) -> None:
@@ -96,7 +98,7 @@ class Budget:
         self._kinds: dict[str, tuple[float, float, int]] = {}  # tokens, when, suppressed since the last line
 
     def spend(self, kind: str, now: float) -> int | None:
-        """How many of the kind were suppressed since its last line; None: so is this one."""
+        """Take a token for one line. Return how many were suppressed before it; None: suppress it."""
         if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
             kind = ""
         tokens, when, suppressed = self._kinds.get(kind, (self._burst, now, 0))
@@ -107,15 +109,15 @@ class Budget:
         self._kinds[kind] = tokens - 1, now, 0
         return suppressed
 
-    def settle(self) -> dict[str, int]:
-        """What was suppressed and not yet told, by kind; from now on it is told."""
+    def take_suppressed(self) -> dict[str, int]:
+        """Return and clear the counts of suppressed lines that were not yet reported, by kind."""
         owed = {kind: suppressed for kind, (_, _, suppressed) in self._kinds.items() if suppressed}
         self._kinds = {kind: (tokens, when, 0) for kind, (tokens, when, _) in self._kinds.items()}
         return owed
 
 
 class RateLimit(logging.Filter):
-    """Lets a record pass while its kind, level and event, has budget; it is told what was suppressed."""
+    """Passes a record if its kind has budget, and adds the number of suppressed lines."""
 
     def __init__(self, budget: Budget | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -129,11 +131,11 @@ class RateLimit(logging.Filter):
         return suppressed is not None
 
 
-class Lines(logging.Formatter):
-    """A record's fields as a line; `common` are those of every line, after the event.
+class LineFormatter(logging.Formatter):
+    """Formats a record's fields as one line. `common`: fields of every line, after the event.
 
-    ``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``; or the same
-    as a JSON object, in which numbers stay numbers.
+    ``ts=2025-01-31T12:00:00.123Z level=warning event="peer dropped" peer=00ff suppressed=3``; or the same as
+    a JSON object, in which numbers stay numbers.
     """
 
     def __init__(self, format: str, common: Mapping[str, object]) -> None:
@@ -151,16 +153,16 @@ class Lines(logging.Formatter):
 class Writer(logging.Handler):
     """Writes records to a stream from a thread of its own; `emit` never waits.
 
-    At most `MAX_WAITING` lines wait. Past that, and where writing fails, lines are lost: `lost` counts them.
-    `stream` None: there is none, and each line is lost. Never writes to the stream but through its
-    descriptor, if it has one: a thread that hangs in there would hold the lock of a Python stream.
+    At most `MAX_WAITING` lines are queued. Lines beyond that, and lines that cannot be written, are lost;
+    `lost` counts them. If `stream` is None, every line is lost. If the stream has a descriptor, only the
+    descriptor is written to: a thread that hangs in a Python stream's write would hold that stream's lock.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
-        self._refused = 0  # lines, each counted by the one thread that may: those that emit, under a lock,
-        self._failed = 0  # and the one that writes
-        self._told = 0  # of both, told of
+        self._refused = 0  # Lines lost. Each counter has one writer: emitting threads, under a lock ...
+        self._failed = 0  # ... and the writing thread
+        self._reported = 0  # lost lines that were reported
         self._stream = stream
         self._descriptor = _descriptor(stream)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -169,7 +171,7 @@ class Writer(logging.Handler):
 
     @property
     def lost(self) -> int:
-        """Lines that were not written."""
+        """Number of lines that were not written."""
         return self._refused + self._failed
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -178,16 +180,16 @@ class Writer(logging.Handler):
             return
         try:
             self._lines.put(self.format(record))
-        except Exception:  # a field whose text cannot be made; nobody could be told
+        except Exception:  # a field whose text cannot be made
             self._refused += 1
 
     def close(self) -> None:
-        """Write what waits, for `LAST_SECONDS` at most. If nobody reads, then nobody else waits either."""
+        """Write the queued lines, for at most `LAST_SECONDS`, even if the reader is stuck."""
         if self._thread.is_alive():
             self._lines.put(None)
             self._thread.join(LAST_SECONDS)
             if self._thread.is_alive() and self._descriptor is not None:
-                # What the interpreter, or a library, writes there at the end would wait for ever.
+                # At exit the interpreter or a library may write to it, and would hang forever.
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._descriptor)
                 os.close(nowhere)
@@ -195,16 +197,16 @@ class Writer(logging.Handler):
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
-            lost = self.lost - self._told
+            lost = self.lost - self._reported
             if lost and self._write(self.format(_lost(lost))):
-                self._told += lost
+                self._reported += lost
             if not self._write(line):
                 self._failed += 1
-        if (lost := self.lost - self._told) and self._write(self.format(_lost(lost))):
-            self._told += lost
+        if (lost := self.lost - self._reported) and self._write(self.format(_lost(lost))):
+            self._reported += lost
 
     def _write(self, line: str) -> bool:
-        """Whether it was written."""
+        """Return whether the line was written."""
         try:
             if self._descriptor is not None:
                 _write_whole(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
@@ -219,7 +221,7 @@ class Writer(logging.Handler):
 
 
 def lost_lines() -> int:
-    """Lines that this process could not write."""
+    """Number of lines that this process could not write."""
     return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Writer))
 
 
@@ -234,7 +236,7 @@ def _write_whole(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # somebody made it so
+        except BlockingIOError:  # another process made the descriptor non-blocking
             select.select([], [descriptor], [])
 
 
@@ -249,15 +251,14 @@ def _lost(lines: int) -> logging.LogRecord:
 def written(
     stream: TextIO | None, format: str = "text", level: str = "info", **common: object
 ) -> Iterator[None]:
-    """Within it what is logged anywhere goes to `stream`; on the way out what was suppressed is told.
+    """Log everything to `stream` within the context. On exit, report what was suppressed.
 
-    `format`: `text` or `json`; `common`: fields of every line.
-    `level` is that of runnel's own loggers; of others, and of Python's warnings, only warnings and worse are
-    written.
+    `format`: `text` or `json`; `common`: fields of every line. `level` applies to runnel's own loggers. From
+    other loggers, and from Python's warnings, only warnings and worse are written.
     """
     root = logging.getLogger()
     handler = Writer(stream)
-    handler.setFormatter(Lines(format, common))
+    handler.setFormatter(LineFormatter(format, common))
     limit = RateLimit()
     handler.addFilter(limit)
     before = logging.getLogger("runnel").level
@@ -268,7 +269,7 @@ def written(
         yield
     finally:
         logging.captureWarnings(False)
-        for kind, owed in limit.budget.settle().items():
+        for kind, owed in limit.budget.take_suppressed().items():
             fields = {"fields": {"kind": kind, "suppressed": owed}}
             handler.emit(root.makeRecord("runnel", logging.INFO, "", 0, "suppressed", (), None, extra=fields))
         root.removeHandler(handler)
@@ -277,12 +278,12 @@ def written(
 
 
 def set_level(level: str) -> None:
-    """Log this and what is graver: `debug`, `info`, `warning` or `error`."""
+    """Set the least severe level to log: `debug`, `info`, `warning` or `error`."""
     logging.getLogger("runnel").setLevel(level.upper())
 
 
 def _fields(record: logging.LogRecord, common: Mapping[str, object]) -> dict[str, object]:
-    """The line's, in order."""
+    """The fields of a line, in order."""
     fields: dict[str, object] = {
         "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
         "level": record.levelname.lower(),
@@ -290,7 +291,7 @@ def _fields(record: logging.LogRecord, common: Mapping[str, object]) -> dict[str
         **common,
     }
     for key, value in getattr(record, "fields", {}).items():
-        fields.setdefault(key, value)  # an event's own field never stands for the line's
+        fields.setdefault(key, value)  # an event's field never replaces a standard one
     if hasattr(record, "suppressed"):
         fields["suppressed"] = record.suppressed
     if record.exc_info:
@@ -310,7 +311,7 @@ def _plain(key: str, value: object) -> object:
 
 
 def _text(plain: object) -> str:
-    """As logfmt has it: bare where nothing in it could be misread, else quoted and escaped."""
+    """A value in logfmt: bare if that is unambiguous, else quoted and escaped."""
     if isinstance(plain, float):
         return f"{plain:.6g}"
     if not isinstance(plain, str):
@@ -321,7 +322,7 @@ def _text(plain: object) -> str:
 
 
 def _escaped(character: str) -> str:
-    """Printable characters as they are; line ends, control and bidirectional marks as JSON escapes them."""
+    """Escape a character for logfmt: line ends, control and bidirectional marks as in JSON."""
     if character in '"\\':
         return "\\" + character
     return character if character.isprintable() else json.dumps(character)[1:-1]

@@ -1,7 +1,7 @@
 """The daemon: one thread, one loop around the sans-IO server.
 
-Poll; take what has already arrived; run one batch of it; reply. Nothing waits for a batch to fill: the
-busier the daemon is, the more has arrived, and the larger the batches get by themselves.
+Poll; take what has already arrived; run one batch of it; reply. No request waits for a batch to fill. The
+busier the daemon is, the more has arrived, and the larger the batches become.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ import zmq
 from ..errors import AccessError, LimitError, RunnelError
 from ..wire import messages
 from ..wire.address import parse
-from ..wire.attention import Attention
+from ..wire.pauses import PauseDetector
 from . import process
+from .authenticator import Authenticator
 from .door import opened
-from .guard import Guard
 from .logs import Log
 from .protocol.intake import MAX_PENDING_PER_PEER
 from .protocol.outbox import Outbox
-from .protocol.replies import Outgoing
-from .protocol.server import Server
+from .protocol.outgoing import Outgoing
+from .protocol.server import ServerProtocol
 from .protocol.stats import Stats
 from .sender import Sender
-from .supervision.lifecycle import Keeper
+from .supervision.lifecycle import LifecycleHooks
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-MAX_TAKEN: Final = 4096  # messages a turn: so many arrivals never keep those before them from running
-MAX_TOLD: Final = 256 * 1024  # bytes a turn answered at once, some 10 ms of work: a bundle asks 256 questions
-QUEUED_REQUESTS: Final = MAX_PENDING_PER_PEER  # a peer's, in libzmq, before its writes block
-HANDSHAKE_MS: Final = 2000  # a peer that connects and says nothing holds a descriptor no longer
-LINGER_MS: Final = 2000  # for replies on their way when the daemon stops
-SETTLE_SECONDS: Final = 0.05  # after being told to stop: for libzmq to read what the kernel holds
-FINISH_SECONDS: Final = 10.0  # for what had arrived when it was told to stop
+MAX_TAKEN: Final = 4096  # messages a turn: more arrivals must not delay those before them
+MAX_ANSWERED: Final = 256 * 1024  # bytes of immediate answers a turn, some 10 ms: one bundle may ask 256
+QUEUED_REQUESTS: Final = MAX_PENDING_PER_PEER  # of one peer, in libzmq, before the peer's writes block
+HANDSHAKE_MS: Final = 2000  # a silent new connection holds a descriptor no longer than this
+LINGER_MS: Final = 2000  # for replies in flight when the daemon stops
+SETTLE_SECONDS: Final = 0.05  # after a stop request: for libzmq to read what the kernel holds
+FINISH_SECONDS: Final = 10.0  # to answer what had arrived before the stop request
 MAX_PATIENCE_MS: Final = 3_600_000  # of a poll: zmq counts milliseconds in 32 bits
 
-SHARED_FRAME: Final = 256 * 1024  # bytes: from here on a frame is not copied out of libzmq's memory
-LEAST_TAKEN: Final = 256  # messages a turn, however long it takes: together they are a batch, and cheap
-TAKE_SECONDS: Final = 0.002  # a turn spends on taking any beyond them, beside what it spends on running
-STALL_SECONDS: Final = 0.002  # until it is looked again whether a client has read what it must read first
+SHARED_FRAME: Final = 256 * 1024  # bytes: larger frames are not copied out of libzmq's memory
+LEAST_TAKEN: Final = 256  # messages a turn, however long it takes: as one batch they are cheap
+TAKE_SECONDS: Final = 0.002  # a turn's time for taking further messages, beside its time for running them
+STALL_SECONDS: Final = 0.002  # before checking again whether a client has read its replies
 
 _NOW: Final = int(zmq.NOBLOCK)  # a plain integer: an IntFlag costs more
 
@@ -59,12 +59,12 @@ log = Log("runnel.serve")
 class Daemon:
     """Serves an engine's streams at an address: ``ipc:///path`` or ``tcp://host:port``.
 
-    The thread that calls `serve` owns the socket and the engine until it returns; only `stop` and `reload`
-    may be called from others. A port ``*`` is chosen by the system: `address` names it once `started` is
-    set. `idle_seconds`: a stream without a request for longer is closed; 0: never. `keeper`: who looks
-    after the daemon. `guard`: who lets in none but its users; without it, whoever reaches the address is
-    let in, and that is one on this machine. `user_streams`: how many streams each user of the guard can count
-    on; 0: a share. Raises UsageError for an address that cannot be served.
+    The thread that calls `serve` owns the socket and the engine until it returns. Other threads may call only
+    `stop` and `reload`. For port ``*`` the system chooses one: `address` has it once `started` is set.
+    `idle_seconds`: a stream without a request for longer is closed; 0: never. `hooks`: called when the
+    daemon's state changes. `authenticator`: admits only its users; without one, every client that reaches
+    the address is admitted, and the address must be local to this machine. `user_streams`: streams that each
+    user can count on; 0: a share. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
@@ -73,22 +73,22 @@ class Daemon:
         address: str,
         *,
         idle_seconds: float = 0.0,
-        keeper: Keeper | None = None,
-        guard: Guard | None = None,
+        hooks: LifecycleHooks | None = None,
+        authenticator: Authenticator | None = None,
         user_streams: int = 0,
     ) -> None:
-        self._bound = parse(address, keyed=guard is not None)
-        self._guard = guard
+        self._bound = parse(address, keyed=authenticator is not None)
+        self._authenticator = authenticator
         self.address = self._bound.text
         self.started = threading.Event()
         self._engine = engine
         self._idle_seconds = idle_seconds
         self._user_streams = user_streams
-        self._keeper = keeper or Keeper()
+        self._hooks = hooks or LifecycleHooks()
         self._next_beat = 0.0
-        self._told, self._teller = socket.socketpair()
-        self._told.setblocking(False)
-        self._teller.setblocking(False)
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
         self._stops = 0
         self._about = {
             "inputs": engine.pipeline.inputs,
@@ -98,66 +98,67 @@ class Daemon:
 
     @property
     def stats(self) -> Stats:
-        """What is counted, once `started` is set."""
+        """Counters of the server; available once `started` is set."""
         return self._server.stats
 
     def stop(self) -> None:
-        """Ask to stop: what has arrived is answered first. Asked twice, it is not. From any thread."""
-        self._tell(signal.SIGTERM)
+        """Stop after answering what has arrived; a second call stops at once. Any thread may call this."""
+        self._wake(signal.SIGTERM)
 
     def reload(self) -> None:
-        """Ask to read the settings again. From any thread."""
-        self._tell(signal.SIGHUP)
+        """Read the settings again. Any thread may call this."""
+        self._wake(signal.SIGHUP)
 
-    def _tell(self, number: int) -> None:
-        with suppress(OSError):  # full of such requests, or already stopped
-            self._teller.send(bytes([number]))
+    def _wake(self, number: int) -> None:
+        with suppress(OSError):  # full of earlier requests, or already stopped
+            self._waker.send(bytes([number]))
 
     def serve(self, signals: Sequence[int] = ()) -> bool:
-        """Serve until told to stop. Returns whether all that had arrived was answered.
+        """Serve until stopped. Return whether everything that had arrived was answered.
 
-        `signals`: those to heed; SIGHUP reloads, as `reload` does, any other stops, as `stop` does. Only
-        the main thread may name any. Raises UsageError where the address cannot be bound, PipelineError
-        for a pipeline that cannot be served. The socket file is removed on the way out.
+        `signals` to handle: SIGHUP reloads, as `reload` does; any other stops, as `stop` does. Only the main
+        thread may name any. Raises UsageError if the address cannot be bound, PipelineError for a pipeline
+        that cannot be served. The socket file is removed on the way out.
         """
         with (
-            self._told,
-            self._teller,
-            heard(signals, self._teller),
+            self._wakeup,
+            self._waker,
+            signals_to(signals, self._waker),
             zmq.Context() as context,
             context.socket(zmq.ROUTER) as router,
         ):
             _configure(router)
-            sender = Sender(router)  # its bound on a peer's queue holds for what is bound after it
-            guarded = self._guard.at(context, router) if self._guard is not None else nullcontext()
+            sender = Sender(router)  # before binding: its queue bound applies only to later binds
+            authenticator = self._authenticator
+            guarded = authenticator.at(context, router) if authenticator is not None else nullcontext()
             with guarded, opened(router, self._bound) as self._door:
                 self.address = self._door.address
-                place = self._keeper.meet(self.address)
-                # Another start, other epochs: one that a client remembers from before is nobody's.
+                placement = self._hooks.bound_to(self.address)
+                # Epochs start at a random number, so that none from before a restart can match.
                 first_epoch = secrets.randbits(30) << 32
-                self._server = Server(
+                self._server = ServerProtocol(
                     self._engine,
                     secrets.token_hex(8),
                     first_epoch,
                     self._idle_seconds,
-                    place,
+                    placement,
                     self._user_streams,
                     time.monotonic,
                 )
-                if self._guard is not None:
-                    self._server.expect(self._guard.users)
+                if authenticator is not None:
+                    self._server.expect_users(authenticator.users)
                 self._server.gauges = process.gauges
                 self._outbox = Outbox(sender, self._server.stats, sender.held)
-                self._server.heed(self._outbox.unread)
-                self._attention = Attention(time.monotonic(), time.thread_time())
+                self._server.set_unread(self._outbox.unread)
+                self._pauses = PauseDetector(time.monotonic(), time.thread_time())
                 log.info("serving", address=self.address, **self._about)
                 self.started.set()
-                self._keeper.ready(self.address)
+                self._hooks.ready(self.address)
                 self._loop(router)
                 answered = self._finish(router)
-                # In this order: replies leave before the socket file does, and before the context ends.
-                if self._guard is not None:
-                    self._guard.close()
+                # In this order: replies leave before the socket file is removed and the context ends.
+                if authenticator is not None:
+                    authenticator.close()
                 self._door.detach()
                 router.close(linger=LINGER_MS if answered else 0)
                 context.term()
@@ -165,46 +166,46 @@ class Daemon:
         return answered
 
     def _loop(self, router: zmq.Socket[bytes]) -> None:
-        """Until told to stop."""
+        """Run turns until stopped."""
         poller = zmq.Poller()
         poller.register(router, zmq.POLLIN)
-        poller.register(self._told, zmq.POLLIN)
+        poller.register(self._wakeup, zmq.POLLIN)
         poller.register(self._door.descriptor, zmq.POLLIN)
-        if self._guard is not None:
-            poller.register(self._guard.socket, zmq.POLLIN)
+        if self._authenticator is not None:
+            poller.register(self._authenticator.socket, zmq.POLLIN)
         while not self._stops:
             woken = poller.poll(self._patience())
-            self._look()
+            self._check_pause()
             self._turn(router, any(source is not router for source, _ in woken))
 
     def _patience(self) -> int | None:
-        """Milliseconds until something is to be done though nothing arrives; None for ever."""
+        """Milliseconds until the next deadline; None if there is none."""
         now = time.monotonic()
         if self._server.pending and not self._server.stalled:
-            self._attention.until(now, now)
+            self._pauses.wake_at(now, now)
             return 0
         known = self._server.due, self._outbox.due, self._door.due
         dues = [due for due in known if due is not None]
-        if self._keeper.beat_seconds:
+        if self._hooks.beat_seconds:
             dues.append(self._next_beat)
         if self._server.pending:
             dues.append(now + STALL_SECONDS)
-        until = self._attention.until(min(dues, default=None), now)
+        until = self._pauses.wake_at(min(dues, default=None), now)
         return None if until is None else min(MAX_PATIENCE_MS, math.ceil((until - now) * 1000))
 
-    def _look(self) -> float:
-        """Put off all deadlines if the process was paused: then nobody was silent. Returns the time."""
+    def _check_pause(self) -> float:
+        """Extend all deadlines if the process was paused: no peer was silent then. Return the time."""
         now = time.monotonic()
-        paused = self._attention.look(now, time.thread_time())
+        paused = self._pauses.paused_for(now, time.thread_time())
         if paused:
             self._server.postpone(paused)
             self._outbox.postpone(paused)
         return now
 
     def _finish(self, router: zmq.Socket[bytes]) -> bool:
-        """Answer what had arrived; refuse what arrives after it. False if forced, or out of time."""
+        """Answer what had arrived, and refuse later requests. Return False if cut short."""
         log.info("stopping", pending=self._server.pending)
-        self._keeper.stopping()
+        self._hooks.stopping()
         began = time.monotonic()
         while self._stops < 2 and (left := began + SETTLE_SECONDS - time.monotonic()) > 0:
             router.poll(0 if self._server.pending else int(left * 1000) + 1)
@@ -218,24 +219,24 @@ class Daemon:
             self._turn(router)
         return not self._server.pending
 
-    def _turn(self, router: zmq.Socket[bytes], told: bool = True) -> None:
-        """Take what has arrived, do what time asks for, run one batch, reply.
+    def _turn(self, router: zmq.Socket[bytes], woken: bool = True) -> None:
+        """Take what has arrived, do what is due, run one batch, reply.
 
-        `told`: something besides requests may have arrived.
+        `woken`: something other than requests may have arrived.
         """
         server, outbox = self._server, self._outbox
-        if told:
+        if woken:
             self._listen()
-            if self._guard is not None:
-                self._guard.answer()
+            if self._authenticator is not None:
+                self._authenticator.answer()
         self._take(router)
         now = time.monotonic()
-        if told or ((due := self._door.due) is not None and due <= now):
+        if woken or ((due := self._door.due) is not None and due <= now):
             self._door.turn(now)
-        # Before the batch, which may take long: a stream whose request arrived is not idle. Where the server
-        # has its fill, such requests may wait in the socket.
+        # Before the batch, which may take long: a stream whose request arrived is not idle. If the server is
+        # full, such requests may still wait in the socket.
         if not server.full and _due(server.due, now):
-            now = self._look()  # a pause since the poll is nobody's silence either
+            now = self._check_pause()  # a pause since the poll is no peer's silence either
             if _due(server.due, now):
                 self._send(server.tick(now), now)
         if server.pending:
@@ -243,54 +244,56 @@ class Daemon:
             now = time.monotonic()
             server.done(now)
         if _due(outbox.due, now):
-            now = self._look()
+            now = self._check_pause()
             outbox.retry(now)
-        if self._keeper.beat_seconds and self._next_beat <= now:
-            self._keeper.beat()
-            self._next_beat = now + self._keeper.beat_seconds
+        if self._hooks.beat_seconds and self._next_beat <= now:
+            self._hooks.beat()
+            self._next_beat = now + self._hooks.beat_seconds
 
     def _listen(self) -> None:
-        """Count the requests to stop, and heed those to reload."""
+        """Count the requests to stop, and do those to reload."""
         try:
-            told = self._told.recv(64)
+            numbers = self._wakeup.recv(64)
         except BlockingIOError:
             return
-        reloads = told.count(signal.SIGHUP)
-        self._stops += len(told) - reloads
-        if reloads and not self._stops and self._keeper.reload(self._server) and self._guard is not None:
-            self._guard.reload()
-            self._server.expect(self._guard.users)
+        reloads = numbers.count(signal.SIGHUP)
+        self._stops += len(numbers) - reloads
+        if reloads and not self._stops and self._hooks.reload(self._server):
+            if self._authenticator is None:
+                return
+            self._authenticator.reload()
+            self._server.expect_users(self._authenticator.users)
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
-        """Hand the server what has arrived, unless it has its fill: then the peers' writes will block."""
-        server, outbox, guard, clock = self._server, self._outbox, self._guard, time.monotonic
+        """Pass arrived messages to the server until it is full. Then the peers' writes will block."""
+        server, outbox, authenticator, clock = self._server, self._outbox, self._authenticator, time.monotonic
         user = ""
-        told = 0  # bytes
+        answered = 0  # bytes
         until = clock() + TAKE_SECONDS
         now = 0.0
         for taken in range(MAX_TAKEN):
-            if server.full or told > MAX_TOLD or (taken >= LEAST_TAKEN and now > until):
+            if server.full or answered > MAX_ANSWERED or (taken >= LEAST_TAKEN and now > until):
                 return
             message = _receive(router)
             if message is None:
                 return
             peer, frames, first = message
             now = clock()
-            if guard is not None:
+            if authenticator is not None:
                 try:
-                    user = guard.user(peer, first)
+                    user = authenticator.user(peer, first)
                 except AccessError as error:
-                    told += self._refuse(peer, frames, error, now)
+                    answered += self._refuse(peer, frames, error, now)
                     continue
             if why := outbox.refuses(peer):
-                told += self._refuse(peer, frames, LimitError(why), now)
+                answered += self._refuse(peer, frames, LimitError(why), now)
                 continue
             for reply in server.receive(peer, frames, now, user):
                 outbox.post(*reply, now)
-                told += sum(map(len, reply.frames))
+                answered += sum(map(len, reply.frames))
 
     def _refuse(self, peer: bytes, frames: Sequence[bytes], error: RunnelError, now: float) -> int:
-        """Answer a message with an error; the answer's bytes."""
+        """Answer a message with an error; return the answer's size in bytes."""
         reply = self._server.refuse(peer, frames, error)
         self._outbox.refuse(*reply, now)
         return sum(map(len, reply.frames))
@@ -306,16 +309,16 @@ def _due(deadline: float | None, now: float) -> bool:
 
 
 @contextmanager
-def heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
-    """Within it each of the signals is a byte on `teller`, its number, written in C.
+def signals_to(signals: Sequence[int], waker: socket.socket) -> Iterator[None]:
+    """Let each of the signals write its number as a byte to `waker`, in C.
 
-    A handler in Python would wait for the poll to return when the signal comes just before it.
+    A Python handler would run only after the poll returns, if the signal arrives just before the poll.
     """
     if not signals:
         yield
         return
     handlers = [(number, signal.signal(number, lambda *_: None)) for number in signals]
-    before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
@@ -325,7 +328,7 @@ def heard(signals: Sequence[int], teller: socket.socket) -> Iterator[None]:
 
 
 def _configure(router: zmq.Socket[bytes]) -> None:
-    # Of a frame; a larger one ends its connection.
+    # Of one frame; a larger one closes its connection.
     router.setsockopt(zmq.MAXMSGSIZE, messages.MAX_TENSOR_BYTES)
     router.setsockopt(zmq.RCVHWM, QUEUED_REQUESTS)
     router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -333,18 +336,18 @@ def _configure(router: zmq.Socket[bytes]) -> None:
 
 
 def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] | None:
-    """The next message that has arrived: its peer, its frames, one too many at most, and the first of them.
+    """Receive the next message that has arrived: its peer, its frames, and the first frame.
 
-    What no message can hold is read, and not kept. libzmq hands a message over when its last frame
-    has come: what a peer sends before that it keeps itself, and only a limit on the process bounds it.
-    Where there is no memory for a frame, the message is read to its end and lacks that frame.
+    If a message is too large, the excess is read and discarded; at most one frame too many is returned.
+    libzmq hands a message over only when its last frame has arrived. It holds the earlier frames itself,
+    bounded only by a limit on the process. If memory for a frame is missing, the message lacks that frame.
     """
     recv = router.recv
     try:
         peer = recv(_NOW)
     except zmq.Again:
         return None
-    # A frame that is not copied knows whether more follow: to ask the socket costs more than the frame.
+    # A frame that is not copied knows whether more follow; asking the socket costs more than a copy.
     frame = first = recv(copy=False)
     frames = [frame.bytes]
     kept = len(frames[0])
@@ -359,6 +362,6 @@ def _receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[bytes], zmq.Frame] 
 
 
 def _shared(frame: zmq.Frame) -> bytes:
-    """The frame's bytes where they lie: a copy of megabytes would take milliseconds of everybody's turn."""
-    view: Any = frame.buffer.toreadonly()  # it keeps the frame alive
-    return view  # type: ignore[no-any-return]  # used as bytes are: its length, slices, as a buffer
+    """The frame's bytes without a copy, which would delay all clients by milliseconds for megabytes."""
+    view: Any = frame.buffer.toreadonly()  # keeps the frame alive
+    return view  # type: ignore[no-any-return]  # has what is used of bytes: length, slices, the buffer

@@ -1,4 +1,4 @@
-"""A process that is a daemon: its engine, how its garbage is collected, what the system says it uses."""
+"""The daemon's process: its engine, its garbage collector, its resource use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from .settings import Settings
 
-MOST_FILES: Final = 2**20  # descriptors: what Linux allows a process unless it is told otherwise
+MOST_FILES: Final = 2**20  # descriptors: Linux' default maximum for a process
 
 _PROC: Final = Path("/proc/self")
 
-# Objects made before the collector looks, and looks of each kind before it looks deeper. A chunk's way makes
-# no cycles; an error does, of a few hundred objects.
+# Allocations before a collection, and collections of each generation before the next. Handling a chunk makes
+# no reference cycles; an error makes one, of a few hundred objects.
 _COLLECT: Final = (50_000, 20, 20)
 
 
 def load(pipeline: str, settings: Settings, trust: bool) -> Engine:
-    """The engine of this process, which is the daemon's own from now on. Raises as `Engine.load`."""
+    """Load the engine, for a process that does nothing but serve it. Raises as `Engine.load`."""
     from ..engine import Engine
 
     engine = Engine.load(
@@ -36,14 +36,14 @@ def load(pipeline: str, settings: Settings, trust: bool) -> Engine:
         trust=trust,
         flush_denormals=True,
     )
-    _settle()
+    _freeze_garbage_collector()
     return engine
 
 
-def _settle() -> None:
-    """Once all is loaded: keep the collector from looking at that again, and from looking often.
+def _freeze_garbage_collector() -> None:
+    """Exclude all objects loaded so far from garbage collection, and make collections rare.
 
-    Else it stops the loop for tens of milliseconds (seen: 40) to look through every library's objects.
+    Otherwise a collection stops the loop for tens of milliseconds (seen: 40) to scan every library's objects.
     """
     gc.collect()
     gc.freeze()
@@ -51,46 +51,46 @@ def _settle() -> None:
 
 
 def hold_standard_files() -> None:
-    """Open what is closed of standard input, output and error, so that no socket gets its number.
+    """Open standard input, output and error if they are closed.
 
-    Libraries write to standard error whatever it is.
+    Otherwise a socket may get their numbers, and libraries write to descriptor 2 even if it is a socket.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def max_files() -> int:
-    """File descriptors that this process may have open; `MOST_FILES` if there is no limit."""
+    """The soft limit of open file descriptors; `MOST_FILES` if there is none."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
 
 
 def most_files() -> int:
-    """The same once the process has raised its limit as far as it may."""
+    """The hard limit of open file descriptors; `MOST_FILES` if there is none."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
 
 
 def raise_files() -> None:
-    """Raise the limit of open files as far as this process may: each client takes one or two."""
+    """Raise the limit of open files as far as allowed: each client takes one or two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_files() -> int:
-    """File descriptors that are open. 0 where the system does not tell."""
+    """Number of open file descriptors; 0 if the system does not report it."""
     folder = _PROC / "fd"
     try:
-        return folder.stat().st_size or len(os.listdir(folder))  # Linux 6.2 tells the number as the size
+        return folder.stat().st_size or len(os.listdir(folder))  # Linux 6.2 reports the number as the size
     except OSError:
         return 0
 
 
 def gauges() -> dict[str, float]:
-    """Bytes, processor seconds, descriptors, log lines lost. What this system does not tell is left out."""
+    """Memory, processor time, descriptors, lost log lines. What the system does not report is missing."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     found: dict[str, float] = {
         "cpu_seconds": used.ru_utime + used.ru_stime,
@@ -102,11 +102,11 @@ def gauges() -> dict[str, float]:
         found["virtual_bytes"] = int(virtual) * resource.getpagesize()
         found["resident_bytes"] = int(resident) * resource.getpagesize()
         found["open_files"] = open_files()
-        # The 22nd field of stat, in clock ticks since the machine was started; the name before it, in
-        # brackets, may hold anything.
+        # Field 22 of stat, in clock ticks since the machine started. Search from the end: the name in
+        # brackets may contain anything.
         ticks = int((_PROC / "stat").read_text().rpartition(")")[2].split()[19])
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         found["started"] = booted + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
-        pass  # no /proc as Linux has it
+        pass  # no /proc, or not that of Linux
     return found

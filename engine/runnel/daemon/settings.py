@@ -1,7 +1,7 @@
-"""What `runnel serve` can be told: the [serve] table of a pipeline file, and flags, which go before it.
+"""Settings of `runnel serve`: the [serve] table of a pipeline file, overridden by flags.
 
-Rules of this file: no socket, no clock; a value is checked wherever it comes from, whether it is used or
-not; what may change while the daemon runs is in `RELOADABLE`, all else needs a restart.
+Rules of this file: no socket, no clock. Every value is checked, whether or not it is used. Settings in
+`RELOADABLE` may change while the daemon runs; all others need a restart.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UsageError, nearest
-from ..loading import toml as tables
+from ..loading import toml
 
-MAX_WORKERS: Final = 256  # processes: more than any machine has cores that share one daemon's clients
+MAX_WORKERS: Final = 256  # processes: more than the cores of any machine that serves one daemon
 MAX_PROVIDERS: Final = 16
 MAX_PORT: Final = 65535
-LEAST_SECONDS: Final = 0.001  # below a clock's steps a stream in use would be idle
+LEAST_SECONDS: Final = 0.001  # below a clock's resolution, a stream in use would be idle
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything, checked. Seconds; an empty text: not wanted."""
+    """All settings, checked. Times are in seconds; an empty text means: not wanted."""
 
     bind: str = ""
-    max_streams: int = 1024  # open at once, in each worker: a hash of the name places them, unevenly
-    user_streams: int = 0  # of these, what each user can count on; 0: a share of a quarter of them
+    max_streams: int = 1024  # open at once, in each worker; a hash of the name distributes streams, unevenly
+    user_streams: int = 0  # streams that each user can count on; 0: a share of a quarter of all
     idle_seconds: float = 3600.0  # a stream without a request for longer is closed; 0: never
     workers: int = 1
-    keys: str = ""  # file of the daemon's secret key: then only users are let in, from anywhere
+    keys: str = ""  # file of the daemon's secret key; with it, only users are admitted, from any machine
     authorised: str = ""  # file or folder that lists the users
-    threads: int = 1  # onnxruntime's, for one step
+    threads: int = 1  # of onnxruntime, for one step
     providers: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
     metrics: str = ""  # host:port of /metrics, /healthz and /readyz
-    metrics_keys: str = ""  # file of the user's keys by which they ask a daemon that has keys
+    metrics_keys: str = ""  # file of the user key with which the metrics server asks a daemon that has keys
 
 
 RELOADABLE: Final = ("idle_seconds", "log_level")
@@ -47,11 +47,11 @@ Check = Callable[[Any, str], Any]
 
 
 def make(table: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> Settings:
-    """The settings of a [serve] table and of flags; a flag of None was not given.
+    """Make settings from a [serve] table and from flags; a flag of None was not given.
 
-    Raises PipelineError for an unknown key, UsageError for a value that is none, and for keys without users.
+    Raises PipelineError for an unknown key, UsageError for an invalid value, and for keys without users.
     """
-    tables.known(table, tuple(_CHECKS), f"{where}: [serve]")
+    toml.known(table, tuple(_CHECKS), f"{where}: [serve]")
     given = {name: _CHECKS[name](value, f"{where}: [serve] {name}") for name, value in table.items()}
     for name, value in flags.items():
         if value is not None:
@@ -72,20 +72,20 @@ def _flag(name: str) -> str:
 
 
 class Source:
-    """A pipeline file and the flags of the command: where settings are read, and read again."""
+    """A pipeline file and the command's flags, from which settings are read and reloaded."""
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
         self.path = path
         self._flags = flags
-        self._rest: Mapping[str, Any] = {}  # of the file as first read: the pipeline itself
+        self._rest: Mapping[str, Any] = {}  # the rest of the file at the first reading: the pipeline
 
     def read(self) -> tuple[Settings, bool]:
-        """The settings, and whether the pipeline around them is another than at the first reading.
+        """Read the settings, and whether the pipeline differs from the first reading.
 
-        A bare model has no table. Raises as `make` does, and PipelineError for a file that is no TOML.
+        A bare model has no table. Raises as `make` does, and PipelineError for a file that is not TOML.
         """
-        document = tables.read_toml(self.path) if self.path.suffix == ".toml" else {}
-        table = tables.table(document, "serve", str(self.path))
+        document = toml.read_toml(self.path) if self.path.suffix == ".toml" else {}
+        table = toml.table(document, "serve", str(self.path))
         for name in ("keys", "authorised", "metrics_keys"):  # relative to the file that names them
             if isinstance(table.get(name), str):
                 table = {**table, name: str(self.path.parent / table[name])}
@@ -96,7 +96,7 @@ class Source:
 
 
 def renewed(now: Settings, read: Settings) -> tuple[Settings, list[str], list[str]]:
-    """Settings after a new reading, the names that changed, and the names that need a restart."""
+    """Settings after a reload, the names that changed, and the names that need a restart."""
     changed = [f.name for f in fields(Settings) if getattr(now, f.name) != getattr(read, f.name)]
     free = [name for name in changed if name in RELOADABLE]
     return (
@@ -131,13 +131,13 @@ def _text(value: Any, where: str) -> str:
 
 
 def _address(value: Any, where: str) -> str:
-    """What is said of an address. A port alone, as a number or a text, is one on this machine."""
+    """Check an address. A port alone, as a number or a text, means one on this machine."""
     text = _port(value, where)
     return f"tcp://127.0.0.1:{text}" if text.isascii() and text.isdigit() else text
 
 
 def _port(value: Any, where: str) -> str:
-    """A text; a number stands for a port."""
+    """A text; a number is a port."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= MAX_PORT:
             raise UsageError(f"{where}: a port is at most {MAX_PORT}, not {value}")
@@ -161,7 +161,7 @@ def _among(known: tuple[str, ...]) -> Check:
 
 
 _CHECKS: Final[Mapping[str, Check]] = {
-    "bind": _address,  # `address.parse` knows what an address is
+    "bind": _address,  # `address.parse` checks it
     "max_streams": _whole(1, 10_000_000),
     "user_streams": _whole(0, 10_000_000),
     "idle_seconds": _seconds,
@@ -172,7 +172,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "providers": _texts,
     "log_level": _among(LEVELS),
     "log_format": _among(FORMATS),
-    "metrics": _port,  # `metrics.parse` knows what an address is
+    "metrics": _port,  # `metrics.parse` checks it
     "metrics_keys": _text,
 }
 

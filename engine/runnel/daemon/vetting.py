@@ -1,4 +1,4 @@
-"""What `serve` refuses before it loads a model: looked at when it starts, when it reloads, and by `check`."""
+"""Checks before a model is loaded, used by `serve` at start and at reload, and by `check`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .settings import Settings
 
 
 def vet(settings: Settings, what: str) -> None:
-    """Raise UsageError unless a daemon can have these settings; `what` is to be served.
+    """Raise UsageError unless `what` can be served with these settings.
 
-    Reads the files of keys that they name.
+    Reads the key files that they name.
     """
     from .supervision.supervisor import addresses
 
@@ -22,7 +22,7 @@ def vet(settings: Settings, what: str) -> None:
         )
     addresses(settings.bind, settings.workers, keyed=bool(settings.keys))
     if settings.metrics:
-        from .metrics import http as metrics  # an HTTP server's libraries take 5 MB
+        from .metrics import http as metrics  # the libraries of an HTTP server take 5 MB
 
         metrics.parse(settings.metrics)
     if settings.keys:

@@ -1,6 +1,6 @@
-"""Who is let in: ZeroMQ's authentication protocol (ZAP, RFC 27), as a function of its frames.
+"""ZeroMQ's authentication protocol (ZAP, RFC 27), as a function of its frames.
 
-Rules of this file: pure; whatever is not plainly an authorised key is refused.
+Rules of this file: pure; everything but an authorised key is refused.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Final
 
-DOMAIN: Final = b"runnel"  # must not be empty: libzmq lets anyone in where there is no domain to ask about
+DOMAIN: Final = b"runnel"  # must not be empty: without a domain libzmq does not ask, and admits everyone
 _VERSION: Final = b"1.0"
-_NOT_NOW: Final = b"300"  # not 400: a libzmq that was told so never tries again, though the list may change
+_NOT_NOW: Final = b"300"  # not 400: after that, libzmq never tries again, though the list may change
 _FRAMES: Final = 7  # version, request id, domain, address, routing id, mechanism, and CURVE's one credential
 
 
 def admit(frames: Sequence[bytes], keys: Container[bytes]) -> list[bytes]:
-    """The answer to a request of libzmq's: 200 for a client that has proved to hold one of `keys`.
+    """Answer a ZAP request: 200 for a client that has proved to hold one of `keys`.
 
-    A connection's user id is then the key itself, in hexadecimal: names are looked up when a message
-    comes, so that a key that is struck off the list, or that another name takes over, is at once what the
-    list says.
+    The user id of the connection is the key itself, in hexadecimal. The name is looked up for each message,
+    so that a change of the list applies at once: a key that was removed, or that has another name.
     """
     request_id = frames[1] if len(frames) > 1 else b""
     known = (

@@ -1,4 +1,4 @@
-"""What the streams of a load are fed: chunks made or read beforehand, dealt out in turn."""
+"""Input chunks of a load test, random or from a file, dealt out in turn."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..errors import UsageError
 from ..spec import Array, Signal, TensorSpec
 from ..stage import Chunk
 
-MADE: Final = 61  # random chunks: a prime, so that streams and chunks never fall into step
-MOST_BYTES: Final = 256 * 2**20  # of all chunks: an hour of 16 kHz float32
+MADE: Final = 61  # random chunks: a prime, so that streams and chunks do not stay in step
+MOST_BYTES: Final = 256 * 2**20  # for all chunks: an hour of 16 kHz float32
 
-_INTEGERS: Final = 100  # random whole numbers are below it: in the range of every integer dtype
+_INTEGERS: Final = 100  # random integers are below it, in the range of every integer dtype
 
 
 def random_chunks(signal: Signal, steps: int, seed: int = 0, count: int = MADE) -> list[Chunk]:
-    """Chunks of `steps` time steps each: standard normal, or whole numbers from 0; finite, of one seed."""
+    """Random chunks of `steps` time steps: standard normal floats, or small integers. Fixed by the seed."""
     rng = np.random.default_rng(seed)
     size = sum(_step_bytes(t) for t in signal.tensors) * steps
     if size * 2 > MOST_BYTES:
@@ -41,14 +41,14 @@ def _random(rng: np.random.Generator, tensor: TensorSpec, steps: int) -> Array:
 
 
 class Playlist:
-    """Deals chunks to streams: each goes through all of them, from a place of its own, again and again."""
+    """Deals chunks to streams: each stream cycles through all of them, from its own start."""
 
     def __init__(self, chunks: Sequence[Chunk], streams: int) -> None:
         self.chunks = chunks
         self._at = [stream * len(chunks) // streams for stream in range(streams)]
 
     def next_index(self, stream: int) -> int:
-        """Which of `chunks` is the stream's next."""
+        """Index in `chunks` of the stream's next chunk."""
         at = self._at[stream]
         self._at[stream] = (at + 1) % len(self.chunks)
         return at

@@ -1,7 +1,7 @@
-"""Latencies of a whole run in bounded memory, with percentiles that are never flattering.
+"""Latencies of a whole run in bounded memory, with percentiles that never understate.
 
-Buckets grow by a fixed ratio, as those of Gil Tene's HdrHistogram do in effect: a percentile is that of
-all latencies, none sampled or dropped, and is told as its bucket's upper end.
+Buckets grow by a fixed ratio, as in Gil Tene's HdrHistogram. A percentile covers all latencies, none sampled
+or dropped, and is reported as its bucket's upper end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 from itertools import accumulate
 from typing import Final
 
-PRECISION: Final = 0.01  # a percentile is at most so much above the true one
-LEAST: Final = 1e-6  # seconds: all that is shorter counts as this
-MOST: Final = 1000.0  # seconds: all that is longer shares the last bucket, whose upper end is the maximum
+PRECISION: Final = 0.01  # relative error: a percentile is at most this much above the true one
+LEAST: Final = 1e-6  # seconds: shorter latencies count as this
+MOST: Final = 1000.0  # seconds: longer latencies share the last bucket, whose upper end is the maximum
 
 _RATIO = math.log1p(PRECISION)
-BUCKETS: Final = math.ceil(math.log(MOST / LEAST) / _RATIO) + 2  # about two thousand, however long the run
+BUCKETS: Final = math.ceil(math.log(MOST / LEAST) / _RATIO) + 2  # about two thousand
 
 
 class Latencies:
@@ -30,7 +30,7 @@ class Latencies:
         self.max = 0.0  # exact
 
     def add(self, seconds: float) -> None:
-        """Count one; what is negative counts as zero."""
+        """Add one duration; a negative one counts as zero."""
         at = math.ceil(math.log(seconds / LEAST) / _RATIO) if seconds > LEAST else 0
         self._counts[at if at < BUCKETS else BUCKETS - 1] += 1
         self.count += 1
@@ -44,9 +44,9 @@ class Latencies:
         return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """The least duration that `percent` of all do not exceed, or up to `PRECISION` more; 0 if none.
+        """The smallest duration that `percent` of all do not exceed, or up to `PRECISION` more; 0 if none.
 
-        Never more than `max`, and never less than the true one.
+        Never more than `max`, and never less than the true value.
         """
         wanted = max(1, math.ceil(self.count * percent / 100))
         for at, seen in enumerate(accumulate(self._counts)):
@@ -55,15 +55,15 @@ class Latencies:
         return 0.0
 
     def share(self, seconds: float) -> float:
-        """Which part of all took no longer than this, to within a bucket; 1 if there are none."""
+        """Share of durations up to `seconds`, to within a bucket; 1 if there are none."""
         if not self.count or seconds >= self.max:
             return 1.0
         return sum(n for at, n in enumerate(self._counts) if _upper(at) <= seconds) / self.count
 
     def spread(self, rows: int = 16) -> list[tuple[float, int]]:
-        """A histogram to look at: (upper end in seconds, how many), by powers of 2, none empty at the ends.
+        """A histogram to print: (upper end in seconds, count), in powers of 2, trimmed at both ends.
 
-        At most `rows` rows: the lowest ones are joined.
+        At most `rows` rows: the lowest ones are merged.
         """
         joined: dict[int, int] = {}
         for at, n in enumerate(self._counts):
@@ -82,5 +82,5 @@ class Latencies:
 
 
 def _upper(at: int) -> float:
-    """The upper end of a bucket. The last one's is nowhere: only the maximum bounds it."""
+    """Upper end of a bucket; infinite for the last, which only the maximum bounds."""
     return LEAST * math.exp(at * _RATIO) if at < BUCKETS - 1 else math.inf

@@ -16,14 +16,14 @@ from .trial import Answer
 
 
 class LocalTarget:
-    """`poll` runs one batch of what was sent: of each stream its oldest chunk.
+    """Streams of an engine in this process. `poll` runs one batch: the oldest chunk of each stream.
 
-    The thread that generates is the one that computes, as in a program that embeds the engine: what falls
-    due during a batch is sent after it, and its wait is part of its latency.
+    The generating thread also computes, as in a program that embeds the engine. A chunk that falls due during
+    a batch is sent after it, and its wait counts as latency.
     """
 
     def __init__(self, engine: Engine, chunks: Sequence[Chunk], streams: int) -> None:
-        """Open the streams; raises as `Engine.open`, and then none stays open."""
+        """Open the streams. Raises as `Engine.open`, and then leaves none open."""
         self._engine = engine
         self._playlist = Playlist(chunks, streams)
         self._streams: list[Stream] = []

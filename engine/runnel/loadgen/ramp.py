@@ -1,4 +1,4 @@
-"""How many streams are held within a deadline: doubling until a trial fails, then bisecting. Pure."""
+"""Find how many streams meet a deadline: double until a trial fails, then bisect. Pure."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Final
 
 from .trial import Result
 
-CLOSE: Final = 0.02  # the answer is found when it is known to within this part of itself
-ATTEMPTS: Final = 2  # a miss counts when it is repeated: what disturbs a machine only ever slows it
+CLOSE: Final = 0.02  # relative precision of the answer
+ATTEMPTS: Final = 2  # trials before a miss counts: a disturbance of the machine only ever slows it
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The answer of a ramp: streams held, and the trials on either side of it."""
+    """The result of a ramp: the streams that were sustained, and the trials on either side."""
 
-    streams: int  # 0 where not even the first trial's were held
+    streams: int  # 0 if even the first trial failed
     held: Result | None  # the trial with the most streams that met the deadline
-    missed: Result | None  # the one with the fewest that did not; None where `most` were held
+    missed: Result | None  # the one with the fewest that did not; None if `most` streams were sustained
     trials: int
 
 
 def ramp(trial: Callable[[int], Result], passes: Callable[[Result], bool], first: int, most: int) -> Capacity:
-    """Find how many streams pass: `trial` runs so many, `first` to begin with and `most` at most.
+    """Find how many streams pass: `trial` runs a given number, from `first` up to `most`.
 
-    Takes it that fewer streams pass where more do. A trial that misses is run once more, for one stall of
-    the machine would otherwise be the answer; the later result is the one that is told.
+    Assumes that fewer streams pass if more do. A failed trial is repeated once, since a single stall of the
+    machine may have caused it; the result of the repetition counts.
     """
     held: Result | None = None
     missed: Result | None = None

@@ -1,8 +1,8 @@
 """A load on a daemon: plain frames over a few sockets, one thread, one poll.
 
-Not through `runnel.Client`, which keeps what it needs for reconnecting and hands out arrays: the generator
-shares the machine with the daemon, and what it spends is missing there. It states epoch and seq as
-a client does, so that the daemon does all of its work.
+It does not use `runnel.Client`, which stores requests for reconnecting and returns arrays: the generator
+shares the machine with the daemon, and should take little of it. It states epoch and seq as a client does, so
+that the daemon does all of its work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..client.common import silence
 from ..client.connection import BUNDLE_BYTES
 from ..errors import RunnelError, TimeoutError, UsageError, WireError, by_code
 from ..stage import Chunk
-from ..wire import messages as wire
+from ..wire import messages
 from ..wire.address import beside, parse
 from ..wire.curve import connect_as
 from ..wire.keys import Secret
@@ -31,60 +31,60 @@ from ..wire.tensors import pack
 from .inputs import Playlist
 from .trial import Answer
 
-STREAMS_PER_CONNECTION: Final = 64  # each connection is a client to the daemon, with a client's limits
-MAX_CONNECTIONS: Final = 32  # to one worker: descriptors, here and there
-OPENING: Final = 256  # opens, or closes, on their way at once: within any daemon's limit for a client
-MOST_ANSWERS: Final = 512  # taken of a socket at once, so that what is due is not kept waiting
-_NOBLOCK: Final = int(zmq.NOBLOCK)  # plain numbers: pyzmq's enums take a microsecond to combine
+STREAMS_PER_CONNECTION: Final = 64  # to the daemon each connection is a client, with a client's limits
+MAX_CONNECTIONS: Final = 32  # to one worker: each takes descriptors at both ends
+OPENING: Final = 256  # opens or closes in flight: within any daemon's limit for a client
+MOST_ANSWERS: Final = 512  # read from a socket at once, so that due chunks are not delayed
+_NOBLOCK: Final = int(zmq.NOBLOCK)  # plain integers: pyzmq's enums take a microsecond to combine
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
-class _Told(msgspec.Struct):
-    """What matters here of a reply: other fields are skipped, tensors are not looked at."""
+class _ReplyHeader(msgspec.Struct):
+    """The fields of a reply that are needed here; others are skipped, tensors are not read."""
 
     id: str = ""
     epoch: int = 0
     applied_seq: int = 0
-    error: wire.ErrorInfo | None = None
-    server: wire.Description | None = None
+    error: messages.ErrorInfo | None = None
+    server: messages.Description | None = None
 
 
 class _Sent(NamedTuple):
-    """A request without an answer yet."""
+    """A request without a reply yet."""
 
     stream: int
     seq: int
     due: float
 
 
-_told = msgspec.msgpack.Decoder(_Told)
-_told_together = msgspec.msgpack.Decoder(list[_Told])
+_reply_header = msgspec.msgpack.Decoder(_ReplyHeader)
+_reply_headers = msgspec.msgpack.Decoder(list[_ReplyHeader])
 
 
 class RemoteTarget:
-    """Streams in a daemon, opened on entering and closed by `close`, after all that was sent before."""
+    """Streams in a daemon, opened by the constructor; `close` closes them after all earlier requests."""
 
     def __init__(
         self,
         address: str,
-        served: wire.Description,
+        served: messages.Description,
         chunks: Sequence[Chunk],
         streams: int,
         timeout: float,
         keys: Secret | None = None,
     ) -> None:
-        """Connect and open the streams. Raises as `hello` does, and what the daemon answers to an open."""
+        """Connect and open the streams. Raises as `hello` does, and any error of an open."""
         self._address, self._timeout, self._keys = address, timeout, keys
         self._playlist = Playlist(chunks, streams)
         self._packed = [pack(chunk) for chunk in chunks]
-        self._flying: dict[int, _Sent] = {}  # by number
+        self._unanswered: dict[int, _Sent] = {}  # by number
         self._numbers = 0
-        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent by the next look at the answers
+        self._due: dict[zmq.Socket[bytes], list[list[bytes]]] = {}  # sent at the next `poll`
         prefix = f"bench-{secrets.token_hex(4)}-"
         self._names = [f"{prefix}{stream}" for stream in range(streams)]
         self._epochs = [0] * streams
-        self._seqs = [0] * streams  # the last that was sent
-        self._checked = [0] * streams  # an answer to a request numbered below says nothing of the seq to come
+        self._seqs = [0] * streams  # the last seq sent
+        self._checked = [0] * streams  # errors of requests numbered below this do not change the next seq
         workers = [beside(worker, address) for worker in served.workers] or [address]
         self._undo = ExitStack()
         with ExitStack() as undo:
@@ -93,18 +93,18 @@ class RemoteTarget:
             self._every = list(dict.fromkeys(self._sockets))
             self._descriptors = [socket.FD for socket in self._every]
             opened = self._ask("open", range(streams))
-            for told, stream in opened:
-                self._epochs[stream] = told.epoch if told.error is None else 0
-            for told, _ in opened:
-                if told.error:
-                    raise _error(told.error)
+            for reply, stream in opened:
+                self._epochs[stream] = reply.epoch if reply.error is None else 0
+            for reply, _ in opened:
+                if reply.error:
+                    raise _error(reply.error)
             undo.pop_all()
 
     def send(self, stream: int, due: float) -> None:
         infos, buffers = self._packed[self._playlist.next_index(stream)]
         seq = self._seqs[stream] = self._seqs[stream] + 1
-        request = wire.Request(
-            v=wire.VERSION,
+        request = messages.Request(
+            v=messages.VERSION,
             op="feed",
             id=str(self._number(stream, seq, due)),
             sequence_id=self._names[stream],
@@ -112,24 +112,24 @@ class RemoteTarget:
             seq=seq,
             inputs=infos,
         )
-        self._post(stream, wire.encode_request(request, buffers))
+        self._post(stream, messages.encode_request(request, buffers))
 
     def poll(self, seconds: float) -> list[Answer]:
         answers: list[Answer] = []
-        for told, (stream, seq, due) in self._receive(seconds):
-            answers.append((due, _error(told.error) if told.error else None))
-            if told.error and int(told.id) >= self._checked[stream]:
-                # Those sent since will fail as well: the next chunk takes the first seq that is free.
-                self._seqs[stream] = told.applied_seq if told.epoch else seq - 1
+        for reply, (stream, seq, due) in self._receive(seconds):
+            answers.append((due, _error(reply.error) if reply.error else None))
+            if reply.error and int(reply.id) >= self._checked[stream]:
+                # Later requests in flight fail as well: the next chunk takes the first free seq.
+                self._seqs[stream] = reply.applied_seq if reply.epoch else seq - 1
                 self._checked[stream] = self._numbers + 1
         return answers
 
     def close(self) -> None:
-        """Close the streams that are open, wait for it, and disconnect. Closing twice is allowed."""
+        """Close the open streams, wait for the replies, and disconnect. Closing twice is allowed."""
         try:
             self._ask("close", [s for s, epoch in enumerate(self._epochs) if epoch])
         except TimeoutError:
-            pass  # the daemon closes them when they have been idle
+            pass  # the daemon closes them when they become idle
         finally:
             self._epochs = [0] * len(self._epochs)
             self._undo.close()
@@ -141,7 +141,7 @@ class RemoteTarget:
         self.close()
 
     def _connect(self, workers: Sequence[str], streams: int) -> list[zmq.Socket[bytes]]:
-        """Each stream's socket: of the worker that its name belongs to, one of several."""
+        """Each stream's socket, to the worker of the stream."""
         context = self._undo.enter_context(zmq.Context())
         each = min(MAX_CONNECTIONS, -(-streams // (STREAMS_PER_CONNECTION * len(workers))))
         sockets = [
@@ -153,89 +153,91 @@ class RemoteTarget:
 
     def _number(self, stream: int, seq: int, due: float) -> int:
         self._numbers += 1
-        self._flying[self._numbers] = _Sent(stream, seq, due)
+        self._unanswered[self._numbers] = _Sent(stream, seq, due)
         return self._numbers
 
-    def _ask(self, op: wire.Op, streams: Iterable[int]) -> list[tuple[_Told, int]]:
-        """Ask this of each stream; the replies. Raises TimeoutError when none comes for too long."""
+    def _ask(self, op: messages.Op, streams: Iterable[int]) -> list[tuple[_ReplyHeader, int]]:
+        """Make this request for each stream; return the replies. Raises TimeoutError if none comes."""
         rest = iter(streams)
-        replies: list[tuple[_Told, int]] = []
+        replies: list[tuple[_ReplyHeader, int]] = []
         asked: set[int] = set()
         heard = time.monotonic()
         while True:
             for stream in islice(rest, OPENING - len(asked)):
                 number = self._number(stream, 0, 0.0)
                 asked.add(number)
-                request = wire.Request(
-                    v=wire.VERSION, op=op, id=str(number), sequence_id=self._names[stream],
+                request = messages.Request(
+                    v=messages.VERSION, op=op, id=str(number), sequence_id=self._names[stream],
                     epoch=self._epochs[stream],
                 )  # fmt: skip
-                self._post(stream, wire.encode_request(request))
+                self._post(stream, messages.encode_request(request))
             if not asked:
                 return replies
-            for told, (stream, _, _) in self._receive(self._timeout):
+            for reply, (stream, _, _) in self._receive(self._timeout):
                 heard = time.monotonic()
-                if int(told.id) in asked:
-                    asked.remove(int(told.id))
-                    replies.append((told, stream))
+                if int(reply.id) in asked:
+                    asked.remove(int(reply.id))
+                    replies.append((reply, stream))
             if time.monotonic() - heard > self._timeout:
                 raise silence(self._address, self._timeout)
 
     def _post(self, stream: int, frames: list[bytes]) -> None:
-        """What is due at one moment goes as one message over each connection."""
+        """Queue a message: all messages due at one time share a bundle per connection."""
         self._due.setdefault(self._sockets[stream], []).append(frames)
 
-    def _receive(self, seconds: float) -> list[tuple[_Told, _Sent]]:
-        """Send what is due. What has arrived; where nothing has, what arrives within so many seconds."""
-        for socket, messages in self._due.items():
-            for _, frames in wire.bundles(messages, BUNDLE_BYTES, always=True):
+    def _receive(self, seconds: float) -> list[tuple[_ReplyHeader, _Sent]]:
+        """Send what is due, then wait up to `seconds` for replies."""
+        for socket, queued in self._due.items():
+            for _, frames in messages.bundles(queued, BUNDLE_BYTES, always=True):
                 _send(socket, frames)
         self._due.clear()
         found = self._drain()
         if not found and seconds > 0:
-            # zmq.Poller counts milliseconds, which is coarse beside what is measured. A socket's descriptor
-            # tells of news only once: it was emptied just before, so that news to come wakes the select.
+            # zmq.Poller counts milliseconds, which is too coarse here. A socket's descriptor reports each
+            # event only once; the socket was emptied just before, so the next arrival wakes the select.
             select.select(self._descriptors, (), (), seconds)
             found = self._drain()
         return found
 
-    def _drain(self) -> list[tuple[_Told, _Sent]]:
-        found: list[tuple[_Told, _Sent]] = []
+    def _drain(self) -> list[tuple[_ReplyHeader, _Sent]]:
+        found: list[tuple[_ReplyHeader, _Sent]] = []
         for socket in self._every:
             for _ in range(MOST_ANSWERS):
                 try:
                     frames = socket.recv_multipart(_NOBLOCK)
                 except zmq.Again:
                     break
-                # One without an id is a notice: the stream's next chunk will fail.
-                found += [(told, self._flying.pop(int(told.id))) for told in _decode(frames) if told.id]
+                # a reply without an id is a notice: the stream's next chunk will fail
+                found += [
+                    (reply, self._unanswered.pop(int(reply.id))) for reply in _decode(frames) if reply.id
+                ]
         return found
 
 
-def hello(address: str, timeout: float, keys: Secret | None = None) -> wire.Description:
-    """What a daemon serves. Raises UsageError for an address that is none, TimeoutError without an answer.
+def hello(address: str, timeout: float, keys: Secret | None = None) -> messages.Description:
+    """Ask what a daemon serves. Raises UsageError for an invalid address, TimeoutError without an answer.
 
-    `keys`: those of a user, where the daemon has keys.
+    `keys`: a user's keys, if the daemon has keys.
     """
     if parse(address, keyed=keys is not None).text.endswith(":*"):
         raise UsageError(f"address {address!r}: a load needs the port that the daemon has")
     with ExitStack() as stack:
         socket = connection(stack.enter_context(zmq.Context()), stack, address, keys)
-        socket.send_multipart(wire.encode_request(wire.Request(v=wire.VERSION, op="hello")))
+        socket.send_multipart(messages.encode_request(messages.Request(v=messages.VERSION, op="hello")))
         if not socket.poll(int(timeout * 1000)):
             raise silence(address, timeout)
-        [told] = _decode(socket.recv_multipart())
-        if told.error:
-            raise _error(told.error)
-        if told.server is None:
+        [reply] = _decode(socket.recv_multipart())
+        if reply.error:
+            raise _error(reply.error)
+        if reply.server is None:
             raise WireError(f"{address}: the answer to hello says nothing of a server")
-        return told.server
+        return reply.server
 
 
 def connection(
     context: zmq.Context[zmq.Socket[bytes]], stack: ExitStack, address: str, keys: Secret | None = None
 ) -> zmq.Socket[bytes]:
-    """A socket that never blocks and never drops: what is on its way is bounded by the trial."""
+    """A socket that never blocks and never drops; the trial bounds what is in flight."""
     socket = stack.enter_context(context.socket(zmq.DEALER))
     for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
         socket.setsockopt(option, 0)
@@ -253,17 +255,17 @@ def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
     socket.send(last, _NOBLOCK)
 
 
-def _decode(frames: Sequence[bytes]) -> list[_Told]:
-    """An answer's header, or those of a bundle."""
+def _decode(frames: Sequence[bytes]) -> list[_ReplyHeader]:
+    """Decode the header of a reply, or those of a bundle."""
     try:
-        if wire.bundled(frames):
-            return _told_together.decode(frames[0])
-        return [_told.decode(frames[0])]
+        if messages.bundled(frames):
+            return _reply_headers.decode(frames[0])
+        return [_reply_header.decode(frames[0])]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
-            f"an answer's header is not a msgpack map of version {wire.VERSION}: {error}"
+            f"an answer's header is not a msgpack map of version {messages.VERSION}: {error}"
         ) from None
 
 
-def _error(info: wire.ErrorInfo) -> RunnelError:
+def _error(info: messages.ErrorInfo) -> RunnelError:
     return by_code(info.code)(info.message)

@@ -1,4 +1,4 @@
-"""What came of a load, as text for a person and as a document for a program. Pure."""
+"""The result of a load test, as text for people and as a document for programs. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .trial import Result
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 _BAR: Final = 40  # characters
-_SHARE_OF_LATENCY: Final = 0.25  # a lag beyond this part of a latency makes the latency doubtful
+_SHARE_OF_LATENCY: Final = 0.25  # above this share of a latency, a lag makes the latency doubtful
 
 
 def text(result: Result, remote: bool) -> str:
@@ -36,7 +36,7 @@ def text(result: Result, remote: bool) -> str:
 
 
 def capacity_text(found: Capacity, deadline: float, percentile: float, remote: bool) -> str:
-    """The answer of a ramp."""
+    """The result of a ramp."""
     goal = f"p{percentile:g} < {millis(deadline)}"
     lines = [f"{found.streams} live streams at {goal}, found in {found.trials} trials"]
     for name, result in (("held", found.held), ("missed", found.missed)):
@@ -52,7 +52,7 @@ def capacity_text(found: Capacity, deadline: float, percentile: float, remote: b
 
 
 def lateness(result: Result, remote: bool) -> str:
-    """Why the latencies may be the generator's fault; empty where they are not."""
+    """Why the generator may have caused the latencies; empty if it did not."""
     lag, latency = result.lags.percentile(99), result.latencies.percentile(99)
     if not remote or lag <= _SHARE_OF_LATENCY * latency:
         return ""
@@ -101,13 +101,13 @@ def document(result: Result) -> dict[str, Any]:
         "unanswered": result.unanswered,
         "first_failure": result.first_failure,
         "fell_behind": result.behind,
-        "latency": _figures(result.latencies),
-        "generator_lag": _figures(result.lags),
+        "latency": _summary(result.latencies),
+        "generator_lag": _summary(result.lags),
     }
 
 
 def capacity_document(found: Capacity, deadline: float, percentile: float) -> dict[str, Any]:
-    """A ramp's answer; times in seconds."""
+    """The result of a ramp; times in seconds."""
     return {
         "capacity": found.streams,
         "deadline": deadline,
@@ -118,7 +118,7 @@ def capacity_document(found: Capacity, deadline: float, percentile: float) -> di
     }
 
 
-def _figures(latencies: Latencies) -> dict[str, float]:
+def _summary(latencies: Latencies) -> dict[str, float]:
     named = {f"p{p:g}": latencies.percentile(p) for p in PERCENTILES}
     return {"mean": latencies.mean, **named, "max": latencies.max}
 

@@ -1,9 +1,9 @@
-"""When each chunk of each stream is due: pure, endless, fixed before anything runs.
+"""When each chunk of each stream is due: pure, endless, fixed before the run.
 
-Arrivals do not depend on answers (an *open loop*). A generator that waits for a reply before it sends the
-next chunk slows down together with what it measures, and leaves out just those latencies that were bad:
-"coordinated omission", as Gil Tene named it; his wrk2 measures from the time when a request was due, and
-so does this package.
+Arrivals do not depend on replies (an *open loop*). A generator that waits for a reply before it sends the
+next chunk slows down together with the system that it measures, and so leaves out the worst latencies. Gil
+Tene named this "coordinated omission". As in his wrk2, latency here counts from the time when a request was
+due.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Arrival(NamedTuple):
 
 
 def arrivals(streams: int, rate: float, pattern: Pattern = "even", seed: int = 0) -> Iterator[Arrival]:
-    """Every arrival of `streams` streams of `rate` Hz each, in order of time, without end.
+    """Every arrival of `streams` streams at `rate` Hz each, in order of time, without end.
 
-    "even": each stream is a clock, and their phases are spread evenly over the period, as those of sensors
-    that were switched on independently are on average. "poisson": each stream's chunks come at random and
-    independently, `rate` a second on average; two of one stream may come close together.
+    "even": each stream is regular, and their phases are spread evenly over the period, as those of
+    independent sensors are on average. "poisson": each stream's chunks come at random and independently,
+    `rate` a second on average; two of one stream may come close together.
     """
     return _even(streams, rate) if pattern == "even" else _poisson(streams, rate, seed)
 
@@ -40,7 +40,7 @@ def _even(streams: int, rate: float) -> Iterator[Arrival]:
 
 
 def _poisson(streams: int, rate: float, seed: int) -> Iterator[Arrival]:
-    """Many Poisson processes together are one, of the summed rate, whose events fall on any of them."""
+    """Many Poisson processes are one process of the summed rate, whose events fall on any of them."""
     chance = random.Random(seed)
     now = 0.0
     while True:
@@ -49,7 +49,7 @@ def _poisson(streams: int, rate: float, seed: int) -> Iterator[Arrival]:
 
 
 class Agenda:
-    """Arrivals, handed out as they fall due, up to `until` seconds after the start."""
+    """Hands out arrivals as they fall due, up to `until` seconds after the start."""
 
     def __init__(self, source: Iterator[Arrival], until: float) -> None:
         self._source = source
@@ -58,11 +58,11 @@ class Agenda:
 
     @property
     def next_due(self) -> float | None:
-        """When the next one is due; None when all that there were are handed out."""
+        """When the next arrival is due; None at the end."""
         return self._next.due if self._next.due < self._until else None
 
     def take(self, now: float, most: int) -> list[Arrival]:
-        """Those due by `now`, at most so many at once, so that replies are looked at in between."""
+        """Arrivals due by `now`, but at most `most` at once, so that replies are read in between."""
         due: list[Arrival] = []
         last = min(now, self._until)
         while len(due) < most and (self._next.due <= last) and self._next.due < self._until:

@@ -1,7 +1,7 @@
-"""One run of a load: the loop that sends what is due and notes what comes back, on a clock it is given.
+"""One run of a load: send what is due, record the replies. The clock is an argument.
 
-Rules of this file: nothing is waited for before what is due is sent; a latency counts from when its chunk
-was due, whether or not it could be sent then; what the loop holds is bounded, by ending the run.
+Rules of this file: due chunks are sent before anything is waited for. A latency counts from when its chunk
+was due, whether or not it could be sent then. If the backlog grows too large, the run ends.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from ..errors import RunnelError
 from .latency import Latencies
 from .schedule import Agenda, Pattern, arrivals
 
-MOST_AT_ONCE: Final = 64  # chunks sent between two looks at the replies, when the generator is behind
-LEAST_OUTSTANDING: Final = 64  # chunks: so many without an answer are never yet a backlog
-LONGEST_SLEEP: Final = 0.1  # seconds: how often the watcher is called at least
+MOST_AT_ONCE: Final = 64  # chunks sent between two reads of the replies, if the generator is behind
+LEAST_OUTSTANDING: Final = 64  # chunks: fewer without a reply never count as a backlog
+LONGEST_SLEEP: Final = 0.1  # seconds: longest interval between calls of the watcher
 
-Answer = tuple[float, RunnelError | None]  # what `send` was given, and the error if it failed
+Answer = tuple[float, RunnelError | None]  # the `due` given to `send`, and the error if the chunk failed
 
 
 class Target(Protocol):
-    """What takes the load. Its streams are open; `send` and `poll` are one thread's."""
+    """The system under load. Its streams are open; `send` and `poll` belong to one thread."""
 
     def send(self, stream: int, due: float) -> None:
-        """Hand over the stream's next chunk, and never wait. `due` comes back with its answer.
+        """Hand over the stream's next chunk, without waiting. `due` is returned with its reply.
 
-        It is on its way by the next `poll` at the latest.
+        The chunk is sent by the next `poll` at the latest.
         """
 
     def poll(self, seconds: float) -> list[Answer]:
-        """What was answered since; where nothing was, wait for it no longer than so."""
+        """Return the replies since the last call; if there are none, wait for up to `seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be run. Rates in Hz, times in seconds."""
+    """The parameters of a run. Rates in Hz, times in seconds."""
 
     streams: int
     rate: float  # chunks a second of each stream
-    seconds: float  # counted, after the warm-up
-    warm_up: float = 0.5  # not counted: caches, and the daemon's first batches of each size
+    seconds: float  # measured, after the warm-up
+    warm_up: float = 0.5  # not measured: caches, and the daemon's first batches of each size
     pattern: Pattern = "even"
     seed: int = 0
-    patience: float = 5.0  # the mean wait at which the run is broken off, and the time for late replies
+    patience: float = 5.0  # the mean wait at which the run is aborted, and the time for late replies
 
     @property
     def offered(self) -> float:
@@ -55,23 +55,23 @@ class Plan:
 
     @property
     def most_outstanding(self) -> int:
-        """Little's law: as many without an answer, at this rate, wait `patience` on average."""
+        """Unanswered chunks at which the mean wait is `patience`, by Little's law."""
         return max(LEAST_OUTSTANDING, int(self.offered * self.patience))
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of a plan; only what was due after the warm-up is counted."""
+    """The outcome of a plan; only chunks due after the warm-up count."""
 
     plan: Plan
-    latencies: Latencies = field(default_factory=Latencies)  # of answers that were no errors
-    lags: Latencies = field(default_factory=Latencies)  # from due to sent: the generator's own
+    latencies: Latencies = field(default_factory=Latencies)  # of replies without an error
+    lags: Latencies = field(default_factory=Latencies)  # from due to sent: delays by the generator itself
     due: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # by the error's code
     first_failure: str = ""
     unanswered: int = 0  # at the end
     elapsed: float = 0.0  # seconds in which they were answered
-    behind: bool = False  # broken off: the backlog grew
+    behind: bool = False  # aborted, because the backlog grew
 
     @property
     def failed(self) -> int:
@@ -83,13 +83,13 @@ class Result:
         return self.latencies.count / self.elapsed if self.elapsed else 0.0
 
     def meets(self, deadline: float, percentile: float) -> bool:
-        """Whether everything was answered, and `percentile` percent of it within `deadline` seconds."""
+        """Whether all chunks were answered, `percentile` percent of them within `deadline` seconds."""
         if self.behind or self.failed or not self.latencies.count:
             return False
         return self.latencies.percentile(percentile) <= deadline
 
 
-Watch = Callable[[float, Result, int], None]  # seconds since the start, so far, chunks without an answer
+Watch = Callable[[float, Result, int], None]  # seconds since the start, result so far, unanswered chunks
 
 
 def run(
@@ -98,7 +98,7 @@ def run(
     clock: Callable[[], float] = time.perf_counter,
     watch: Watch = lambda *_: None,
 ) -> Result:
-    """Run the plan. Returns when every chunk is answered, or `patience` after the last was sent."""
+    """Run the plan. Returns when every chunk is answered, or `patience` after the last one was sent."""
     result = Result(plan)
     end = plan.warm_up + plan.seconds
     agenda = Agenda(arrivals(plan.streams, plan.rate, plan.pattern, plan.seed), end)
@@ -134,7 +134,7 @@ def run(
 
 
 def _note(result: Result, answers: Iterable[Answer], now: float) -> bool:
-    """Count the answers to chunks that were due after the warm-up; whether there were any."""
+    """Count the replies to chunks due after the warm-up; return whether there were any."""
     warm_up, add = result.plan.warm_up, result.latencies.add
     counted = False
     for due, error in answers:

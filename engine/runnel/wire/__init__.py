@@ -1,1 +1,1 @@
-"""Messages and their bytes, addresses, keys: for client and daemon alike."""
+"""Messages and their bytes, addresses and keys, shared by client and daemon."""

@@ -1,4 +1,4 @@
-"""Where a daemon is met: ``ipc:///path`` or ``tcp://host:port``, checked before any socket sees it."""
+"""Addresses of daemons, ``ipc:///path`` or ``tcp://host:port``, checked before use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Final
 
 from ..errors import UsageError
 
-MAX_PATH: Final = 107  # bytes: what a Unix socket's address holds on Linux
+MAX_PATH: Final = 107  # bytes: the limit of a Unix socket's address on Linux
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>\*|[0-9]{1,5})\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A checked address; `path` is that of an ipc address's socket file."""
+    """A checked address; `path` is the socket file of an ipc address."""
 
     text: str
     path: Path | None = None
@@ -27,9 +27,9 @@ class Address:
 
 
 def parse(text: str, keyed: bool = False) -> Address:
-    """The address, checked. Raises UsageError, saying what an address looks like.
+    """Check an address. Raises UsageError, with the expected form.
 
-    `keyed`: whether both ends prove who they are; only then may it lead to other machines.
+    `keyed`: whether both ends prove who they are; only then may the address lead to other machines.
     """
     if text.startswith("ipc://"):
         return Address(text, _path(text.removeprefix("ipc://"), text))
@@ -49,11 +49,11 @@ def parse(text: str, keyed: bool = False) -> Address:
 
 
 def beside(address: str, home: str) -> str:
-    """Where a client reaches a worker bound to `address`, when it reaches another of the daemon's at `home`.
+    """Where a client finds a worker bound to `address`, given that it reached a sibling at `home`.
 
-    They are on one machine, and in one folder where they are files. Its name for the client need not be the
-    one that they are bound to: 0.0.0.0, say, or what a container calls itself; a relative path, or where the
-    folder is mounted.
+    All workers are on one machine, and their socket files in one folder. But the client may see that machine
+    or folder under another name than the daemon: instead of 0.0.0.0, from outside a container, from another
+    working directory, or through a mount.
     """
     here, there = _TCP.match(address), _TCP.match(home)
     if here and there:
@@ -66,7 +66,7 @@ def beside(address: str, home: str) -> str:
 
 def _path(path: str, text: str) -> Path:
     if not path or path.startswith("@"):
-        # An abstract socket has no file, so no permissions: anyone on the machine could connect.
+        # An abstract socket has no file and so no permissions: every user of the machine could connect.
         raise UsageError(f"address {text!r}: expected the path of a socket file, as ipc:///run/runnel.sock")
     if "\0" in path or len(os.fsencode(path)) > MAX_PATH:
         raise UsageError(
@@ -81,4 +81,4 @@ def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return False  # a name or a network interface: where it leads is not for us to know
+        return False  # the name of a host or a network interface: it may lead anywhere

@@ -1,12 +1,11 @@
-"""Key files: who a daemon is, who a client is, and whom a daemon lets in.
+"""Key files: the keys of a daemon, of a client, and of a daemon's authorised users.
 
-A secret key's file is TOML that only its owner may read: `secret`, and for a client `server`, the public
-key of the daemon that it talks to. A public key's file has one line, ``"name" = "key"``; the list of those
-who are let in is many such lines in one file, or a folder of such files, ``*.pub``. Keys are Curve25519
-keys as ZeroMQ writes them, in Z85.
+The file of a secret key is TOML that only its owner may read: `secret`, and for a client `server`, the public
+key of its daemon. The file of a public key has one line, ``"name" = "key"``. The list of authorised users is
+one file of many such lines, or a folder of such files, ``*.pub``. Keys are Curve25519 keys in ZeroMQ's Z85.
 
-Rules of this file: no socket; whatever a file holds, the answer is what was asked for or a UsageError that
-names the file; no secret is ever part of a text.
+Rules of this file: no socket. For any content of a file, a function returns a valid result or raises a
+UsageError that names the file. No message contains a secret.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ _OTHERS_READ: Final = 0o077
 _OTHERS_WRITE: Final = 0o002
 
 Users = Mapping[bytes, str]
-"""Public keys, 32 bytes each, and the name of the user that holds it. A user may hold several."""
+"""Public keys of 32 bytes, each with the name of its user. A user may hold several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What one end of a connection holds. `server`: the public key of the other end; empty in a daemon's."""
+    """The keys of one end of a connection. `server`: the other end's public key; empty for a daemon."""
 
     secret: str = field(repr=False)
     server: str = ""
 
 
 def key_bytes(text: object) -> bytes:
-    """The 32 bytes of a key in Z85. Raises ValueError, which does not repeat the key."""
+    """Decode a key from Z85 to 32 bytes. Raises ValueError, whose text does not contain the key."""
     if not isinstance(text, str) or len(text) != _KEY_CHARACTERS or not set(text) <= _VALUE.keys():
         raise ValueError(f"a key is {_KEY_CHARACTERS} characters of Z85, in quotes")
     words = []
@@ -59,7 +58,7 @@ def key_bytes(text: object) -> bytes:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless `name` may be a user's."""
+    """Raise ValueError unless `name` is valid for a user."""
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or "/" in name:
         raise ValueError(
             f"a user's name is 1 to {MAX_NAME} printable characters without '/', not {name!r:.80}"
@@ -67,7 +66,7 @@ def check_name(name: str) -> None:
 
 
 def read_secret(path: Path) -> Secret:
-    """The keys of a file that `runnel keys new` made. Raises UsageError, also where others may read it."""
+    """Read a file made by `runnel keys new`. Raises UsageError, also if others may read the file."""
     _refuse_public(path)
     document = _read(path, _OTHERS_READ, "others can read this secret key: chmod 600 it, or make a new one")
     for name in document:
@@ -85,7 +84,7 @@ def read_secret(path: Path) -> Secret:
 
 
 def _refuse_public(path: Path) -> None:
-    """Raise UsageError for the public half of a pair, which anyone may read, and which opens nothing."""
+    """Raise UsageError for the public half of a pair."""
     if path.suffix != ".pub":
         return
     secret = path.with_suffix(".key")
@@ -94,7 +93,7 @@ def _refuse_public(path: Path) -> None:
 
 
 def client_keys(path: str | Path) -> Secret:
-    """A client's key file. Raises UsageError, also where the daemon's key is not in it."""
+    """Read a client's key file. Raises UsageError, also if the daemon's key is missing."""
     keys = read_secret(Path(path))
     if not keys.server:
         raise UsageError(
@@ -104,9 +103,11 @@ def client_keys(path: str | Path) -> Secret:
 
 
 def read_users(path: Path) -> Users:
-    """Who is let in, by a file or a folder of ``*.pub`` files: ``name = "key"``, or a list of keys.
+    """Read the authorised users, from a file or a folder of ``*.pub`` files.
 
-    Raises UsageError for what is wrong in any of them, and for a key that two names have.
+    A line is ``name = "key"``, or a name with a list of keys.
+
+    Raises UsageError for any fault, and for a key that belongs to two names.
     """
     users: dict[bytes, str] = {}
     for file in _files(path):
@@ -128,7 +129,7 @@ def read_users(path: Path) -> Users:
 
 
 def read_public(path: Path) -> str:
-    """The one key of a public key's file. Raises UsageError."""
+    """Read the single key of a public key's file. Raises UsageError."""
     read_users(path)
     keys = list(_read(path, 0, "").values())
     if len(keys) != 1 or not isinstance(keys[0], str):
@@ -137,7 +138,7 @@ def read_public(path: Path) -> str:
 
 
 def write(folder: Path, name: str, public: str, secret: Secret) -> tuple[Path, Path]:
-    """Make ``NAME.key``, for its owner alone, and ``NAME.pub``; neither may be there yet. Their paths."""
+    """Write ``NAME.key``, for its owner only, and ``NAME.pub``; neither may exist. Return both paths."""
     try:
         check_name(name)
     except ValueError as error:
@@ -150,9 +151,9 @@ def write(folder: Path, name: str, public: str, secret: Secret) -> tuple[Path, P
         lines += ["# The daemon's public key: only who has its secret half is talked to.",
                   f'server = "{secret.server}"']  # fmt: skip
     # A JSON string of printable characters is a TOML string.
-    told = f'{json.dumps(name, ensure_ascii=False)} = "{public}"'
+    public_line = f'{json.dumps(name, ensure_ascii=False)} = "{public}"'
     paths = folder / f"{name}.key", folder / f"{name}.pub"
-    for path, text, mode in zip(paths, ("\n".join(lines), told), (0o600, 0o644), strict=True):
+    for path, text, mode in zip(paths, ("\n".join(lines), public_line), (0o600, 0o644), strict=True):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
                 file.write(f"{text}\n")

@@ -1,16 +1,16 @@
-"""Frames to messages and back: wire version 1, pure and bounded.
+"""Encode and decode messages of wire version 1. Pure and bounded.
 
-A message is ``[header][tensor]*``: a msgpack map, then one buffer for each tensor that the header
-describes, in that order, little-endian and in C order. Names and datatypes are those of the Open
-Inference Protocol; ``sequence_*`` are those of Triton's sequence extension.
+A message is ``[header][tensor]*``: a msgpack map, then one buffer for each tensor that the header describes,
+in that order, little-endian and in C order. Names and datatypes are those of the Open Inference Protocol;
+``sequence_*`` are those of Triton's sequence extension.
 
-Several messages may travel as one, a *bundle*: ``[header][tensors]``, where the header is a msgpack array of
-their headers and the second frame holds all their tensors, one after the other. What is sent at once then
-costs ZeroMQ, and both ends, little more than one message.
+Several messages may travel as one, a *bundle*: ``[header][tensors]``. Its header is a msgpack array of their
+headers, and its second frame holds all their tensors, one after the other. A bundle costs ZeroMQ, and both
+ends, little more than one message.
 
-Requests are read strictly: a field that this version does not know is refused, because a misspelt
-``sequence_end`` that is ignored would change what a stream does. Replies are read leniently: a daemon
-that is newer than its client may tell more. What changes the meaning of a known field changes ``v``.
+Requests are decoded strictly: an unknown field is refused, because ignoring a misspelt ``sequence_end`` would
+change what a stream does. Replies are decoded leniently: a daemon newer than its client may send more. A
+change of a known field's meaning changes ``v``.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from ..errors import TooLargeError, WireError
 
 VERSION: Final = 1
 
-# Bounds of a request. All of it is held in memory before it is looked at, so all of it is bounded.
-MAX_HEADER: Final = 16 * 1024  # bytes: 64 tensors with long names fit; deep nesting stays shallow
+# Bounds of a request. All of it is in memory before it is checked, so all of it is bounded.
+MAX_HEADER: Final = 16 * 1024  # bytes: enough for 64 tensors with long names; keeps nesting shallow
 MAX_TENSORS: Final = 64  # frames after the header: a pipeline has a few inputs
 MAX_RANK: Final = 9  # time and the eight axes that a model's tensor may have
 MAX_TENSOR_BYTES: Final = 16 * 2**20  # 87 s of 48 kHz float32: a backlog, not an archive
 MAX_MESSAGE_BYTES: Final = 2 * MAX_TENSOR_BYTES  # header and tensors together
 MAX_BUNDLE: Final = 256  # messages in a bundle: more would gain nothing
-MAX_BUNDLE_HEADER: Final = 512 * 1024  # bytes: of all their headers
-MAX_ID: Final = 256  # characters of a correlation id or a stream's name: kept, and repeated in replies
-MAX_STEPS: Final = 1024  # of a feed without input: as `runnel.stage` has it
-MAX_LABELS: Final = 4096  # of a tensor that are told
-MAX_LABEL_CHARACTERS: Final = 64 * 1024  # of all of a tensor: hello stays a small message
+MAX_BUNDLE_HEADER: Final = 512 * 1024  # bytes of all headers of a bundle
+MAX_ID: Final = 256  # characters of a correlation id or a stream's name: stored, and repeated in replies
+MAX_STEPS: Final = 1024  # for a feed without input: as in `runnel.stage`
+MAX_LABELS: Final = 4096  # sent for one tensor
+MAX_LABEL_CHARACTERS: Final = 64 * 1024  # in one tensor's labels: hello stays a small message
 MAX_NAME: Final = 256  # characters of a tensor's name
-MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: what a signed 64-bit integer holds
-MAX_FAULT: Final = 300  # characters of what msgspec says of a header: it quotes, and each of a bundle is told
+MAX_COUNT: Final = 2**63 - 1  # epoch, seq, a dimension: a signed 64-bit integer
+MAX_FAULT: Final = 300  # characters of msgspec's text, sent once per message of a bundle
 
 ITEM_BYTES: Final = {
     "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
     "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "FP16": 2, "FP32": 4, "FP64": 8,
 }  # fmt: skip
-"""Datatypes of version 1 and the bytes of one element. BYTES is reserved: nothing takes strings yet."""
+"""Datatypes of version 1 and the bytes of one element. BYTES is reserved: no input takes strings yet."""
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
@@ -69,23 +69,23 @@ class TensorInfo(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """What a client asks. A count of 0 and an empty name mean: not stated."""
+    """A client's request. A count of 0 and an empty name mean: not stated."""
 
     v: int
     op: Op
     id: Id = ""  # correlation id: repeated in the reply
     sequence_id: Id = ""  # the stream
     sequence_start: bool = False  # a feed that opens the stream first
-    sequence_end: bool = False  # a feed that flushes and closes the stream after
-    epoch: Count = 0  # who speaks for the stream
-    new_epoch: Count = 0  # of a resume: the epoch that it begins
+    sequence_end: bool = False  # a feed that flushes and closes the stream afterwards
+    epoch: Count = 0  # which holder of the stream sends this
+    new_epoch: Count = 0  # for a resume: the epoch that it begins
     seq: Count = 0  # of this feed, flush, reset or close; the first one after open is 1
-    steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0  # of a feed without inputs
+    steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0  # for a feed without inputs
     inputs: Annotated[list[TensorInfo], Meta(max_length=MAX_TENSORS)] = []
 
 
 class ErrorInfo(Struct, frozen=True):
-    """An error of the tree in runnel.errors: its class's code, its text, whether a retry can help."""
+    """An error of `runnel.errors`: its class's code, its text, whether a retry can help."""
 
     code: str
     message: str
@@ -93,29 +93,29 @@ class ErrorInfo(Struct, frozen=True):
 
 
 class TensorMetadata(Struct, frozen=True, omit_defaults=True):
-    """What a pipeline takes or gives: as TensorInfo, with -1 for the time axis, which is free."""
+    """One input or output of a pipeline: like TensorInfo, with -1 for the time axis, which is free."""
 
     name: str
     datatype: Datatype
     shape: list[int]
-    labels: list[str] = []  # what its numbers 0, 1, 2 ... stand for; none: nothing, or too many to tell
+    labels: list[str] = []  # the meanings of its numbers 0, 1, 2 ...; empty: none, or too many to send
 
 
 class Limits(Struct, frozen=True):
-    """What a daemon holds at most; a client within these is never refused for size.
+    """A daemon's limits; a client within these is never refused for size.
 
-    What is named `user_`: what a user can count on, whatever other users do; often there is room for more.
+    A limit named `user_` is what each user can always count on; often there is room for more.
     """
 
     streams: int
     pending_per_peer: int
     user_streams: int = 0
-    user_pending: int = 0  # requests that wait
+    user_pending: int = 0  # queued requests
     user_pending_bytes: int = 0  # of their tensors
-    kept_replies: int = 0  # a stream's last so many, for repeats
+    kept_replies: int = 0  # per stream, for repeats
     idle_seconds: float = 0.0  # a stream without a request for longer is closed; 0: never
-    pending_bytes: int = MAX_MESSAGE_BYTES  # of one client's requests on their way; one more may pass it
-    reply_bytes: int = 0  # of the tensors of one reply; 0: not stated
+    pending_bytes: int = MAX_MESSAGE_BYTES  # for one client's requests; the last one may exceed it
+    reply_bytes: int = 0  # for one reply's tensors; 0: not stated
     header_bytes: int = MAX_HEADER
     tensors: int = MAX_TENSORS
     tensor_bytes: int = MAX_TENSOR_BYTES
@@ -123,13 +123,13 @@ class Limits(Struct, frozen=True):
 
 
 class Description(Struct, frozen=True, kw_only=True):
-    """What a daemon serves: the answer to hello. Rates are in Hz, 0 where they are not known."""
+    """What a daemon serves: the answer to hello. Rates are in Hz; 0 if unknown."""
 
     version: str  # of runnel
-    boot_id: str  # new each time that the worker starts; its streams are gone with it
-    worker: int = 0  # which of the workers this is
-    workers: list[str] = []  # their addresses; stream `name` is at workers[crc32(name) % len(workers)]
-    pipeline: str = ""  # the fingerprint of the model, the stages and their options
+    boot_id: str  # new at each start of the worker, which loses its streams
+    worker: int = 0  # index of the worker that answers
+    workers: list[str] = []  # all addresses; stream `name` is at workers[crc32(name) % len(workers)]
+    pipeline: str = ""  # fingerprint of the model, the stages and their options
     stages: list[str] = []
     state_bytes: int = 0  # of one stream, in its models
     inputs: list[TensorMetadata]
@@ -141,13 +141,13 @@ class Description(Struct, frozen=True, kw_only=True):
 
 
 class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What the daemon answers: outputs, or an error, and where the stream stands.
+    """The daemon's answer: outputs or an error, and the stream's epoch and seq.
 
-    One without an id that nobody asked for is a notice: the daemon closed the stream that it names.
+    A reply without an id, and without a request, is a notice: the daemon closed the stream that it names.
     """
 
     v: int
-    op: str = ""  # the request's; empty where it could not be read
+    op: str = ""  # the request's; empty if it could not be read
     id: str = ""
     sequence_id: str = ""
     epoch: int = 0
@@ -159,7 +159,7 @@ class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 
 class _Envelope(Struct):
-    """What is read of a message that is wrong, to answer it: unknown fields are skipped."""
+    """The part of an invalid message that is needed to answer it; unknown fields are skipped."""
 
     v: Any = None
     id: Any = ""
@@ -169,7 +169,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _envelopes = msgspec.msgpack.Decoder(_Envelope)
-# Their lengths are looked at before what they hold.
+# Lengths are checked before contents.
 _request_lists = msgspec.msgpack.Decoder(Annotated[list[Request], Meta(min_length=1, max_length=MAX_BUNDLE)])
 _reply_lists = msgspec.msgpack.Decoder(Annotated[list[Reply], Meta(min_length=1, max_length=MAX_BUNDLE)])
 _envelope_lists = msgspec.msgpack.Decoder(Annotated[list[_Envelope], Meta(max_length=MAX_BUNDLE)])
@@ -181,7 +181,7 @@ _H = TypeVar("_H", Request, Reply)
 
 
 def encode_request(header: Request, buffers: Sequence[bytes] = ()) -> list[bytes]:
-    """The message's frames. Raises as `decode_request` does, so that a fault is seen where it is made."""
+    """Encode a request into frames. Raises as `decode_request` does, so that a fault shows at its origin."""
     frames = [_encode(header), *buffers]
     _check_size(frames)
     _check_tensors(header.inputs, buffers, MAX_TENSOR_BYTES)
@@ -189,10 +189,10 @@ def encode_request(header: Request, buffers: Sequence[bytes] = ()) -> list[bytes
 
 
 def decode_request(frames: Sequence[bytes]) -> tuple[Request, Sequence[bytes]]:
-    """Header and tensors' buffers of a request.
+    """Decode a request into its header and its tensors' buffers.
 
-    Whatever the bytes are: raises WireError for what is no message of version 1, of which TooLargeError
-    for one that passes a bound of size, and nothing else.
+    Accepts any bytes: raises WireError for anything but a message of version 1, its subclass TooLargeError
+    for one that exceeds a bound of size, and nothing else.
     """
     _check_size(frames)
     header = _decode(_requests, frames[0])
@@ -201,12 +201,12 @@ def decode_request(frames: Sequence[bytes]) -> tuple[Request, Sequence[bytes]]:
 
 
 def encode_reply(header: Reply, buffers: Sequence[bytes] = ()) -> list[bytes]:
-    """The reply's frames. Its size is not bounded here: it follows from the request's."""
+    """Encode a reply into frames. Its size is not bounded here: it follows from the request's."""
     return [_encode(header), *buffers]
 
 
 def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
-    """Header and tensors' buffers of a reply; raises WireError."""
+    """Decode a reply into its header and its tensors' buffers. Raises WireError."""
     if not frames:
         raise WireError("a reply has at least one frame, the header; this one has none")
     header = _decode(_replies, frames[0])
@@ -215,9 +215,9 @@ def decode_reply(frames: Sequence[bytes]) -> tuple[Reply, Sequence[bytes]]:
 
 
 def salvage_ids(frames: Sequence[bytes]) -> list[str]:
-    """The correlation ids in a message that could not be decoded, so that its error finds its sender.
+    """Find the correlation ids in an invalid message, so that errors reach their requests.
 
-    At least one, '' where there is none, as in what is larger or more than any message may be.
+    Returns at least one; '' if there is none, as in a message that exceeds a bound.
     """
     if bundled(frames):
         envelopes: Sequence[_Envelope | None] = _peek_all(frames[0])
@@ -231,7 +231,7 @@ def salvage_ids(frames: Sequence[bytes]) -> list[str]:
 
 
 def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """Several messages, `MAX_BUNDLE` at most, as one: the frames."""
+    """Join up to `MAX_BUNDLE` messages into one bundle; return its frames."""
     count = len(messages)
     head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
     return [
@@ -243,12 +243,12 @@ def bundle(messages: Sequence[Sequence[bytes]]) -> list[bytes]:
 def bundles(
     messages: Sequence[list[bytes]], most: int, always: bool = False
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """The messages, in order, as few as may be: for each how many it holds, and its frames.
+    """Bundle the messages, in order; yield for each bundle its number of messages and its frames.
 
-    A bundle has `most` bytes at most; a message that is alone goes as it is, with `always` only where it
-    is larger than that.
+    A bundle has at most `most` bytes. A single message is not bundled, unless `always` is set and it has at
+    most `most` bytes.
     """
-    if len(messages) == 1:  # as nearly always
+    if len(messages) == 1:  # the usual case
         yield 1, bundle(messages) if always and sum(map(len, messages[0])) <= most else messages[0]
         return
     part: list[list[bytes]] = []
@@ -265,7 +265,7 @@ def bundles(
 
 
 def bundled(frames: Sequence[bytes]) -> bool:
-    """Whether these are a bundle's: the header is a msgpack array."""
+    """Whether these are the frames of a bundle: the header is a msgpack array."""
     if not frames or not frames[0]:
         return False
     first = frames[0][0]
@@ -273,14 +273,14 @@ def bundled(frames: Sequence[bytes]) -> bool:
 
 
 def decode_requests(frames: Sequence[bytes]) -> list[tuple[Request, Sequence[bytes]]]:
-    """The requests of a bundle, at least one. All or none: raises as `decode_request` does."""
+    """Decode the requests of a bundle, at least one. All or none: raises as `decode_request` does."""
     _check_size(frames, MAX_BUNDLE_HEADER)
     headers = _decode_all(_request_lists, frames)
     return _split(headers, [header.inputs for header in headers], frames[1], MAX_TENSOR_BYTES)
 
 
 def decode_replies(frames: Sequence[bytes]) -> list[tuple[Reply, Sequence[bytes]]]:
-    """The replies of a bundle, at least one; raises WireError."""
+    """Decode the replies of a bundle, at least one. Raises WireError."""
     headers = _decode_all(_reply_lists, frames)
     return _split(headers, [header.outputs for header in headers], frames[1], MAX_COUNT)
 
@@ -302,14 +302,14 @@ def _decode_all(decoder: msgspec.msgpack.Decoder[list[_H]], frames: Sequence[byt
 def _split(
     headers: list[_H], tensors: Sequence[Sequence[TensorInfo]], body: bytes, most: int
 ) -> list[tuple[_H, Sequence[bytes]]]:
-    """Each message of a bundle with its own tensors' buffers."""
+    """Pair each header of a bundle with its own tensors' buffers."""
     messages: list[tuple[_H, Sequence[bytes]]] = []
     at = 0
     for header, infos in zip(headers, tensors, strict=True):
         buffers = []
         for info in infos:
             end = at + prod(info.shape) * ITEM_BYTES[info.datatype]
-            buffers.append(body[at:end])  # of a lying shape: too short, and told so
+            buffers.append(body[at:end])  # too short if the shape is wrong: checked below
             at = end
         _check_tensors(infos, buffers, most)
         messages.append((header, buffers))
@@ -383,9 +383,9 @@ def _check_tensors(infos: Sequence[TensorInfo], buffers: Sequence[bytes], most: 
         raise WireError(f"a tensor is named twice: {next(n for n in names if names.count(n) > 1)!r}")
     for info, buffer in zip(infos, buffers, strict=True):
         if 0 < prod(info.shape) * ITEM_BYTES[info.datatype] == len(buffer) <= most:
-            continue  # all is well, as nearly always; what follows finds out what is not
-        # An empty array with a huge axis, (0, 2**62), has no bytes and yet no library can hold it: so
-        # the bound is on what the other axes span.
+            continue  # the usual case; the rest finds the fault
+        # An empty array with a huge axis, (0, 2**62), has no bytes, and yet no library can hold it. So bound
+        # the product of the other axes.
         span = ITEM_BYTES[info.datatype]
         empty = False
         for length in info.shape:

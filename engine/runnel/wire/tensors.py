@@ -1,4 +1,4 @@
-"""The wire's tensors as numpy arrays and chunks, and back."""
+"""Convert between the wire's tensors and numpy arrays."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ DATATYPES: Mapping[str, Datatype] = {
 _NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 _NATIVE = {datatype: np.dtype(name) for name, datatype in DATATYPES.items()}
 _LITTLE = {datatype: dtype.newbyteorder("<") for datatype, dtype in _NATIVE.items()}
-_SWAPPED = sys.byteorder == "big"  # then the wire's order is not the machine's
-_DATATYPE_OF = {dtype: datatype for datatype, dtype in _NATIVE.items()}  # a dtype's name is slow to ask for
+_SWAPPED = sys.byteorder == "big"  # then the machine's byte order is not the wire's
+_DATATYPE_OF = {dtype: datatype for datatype, dtype in _NATIVE.items()}  # a dtype's name is slow to compute
 
 
 @lru_cache(maxsize=1024)
 def _info(name: str, datatype: Datatype, shape: tuple[int, ...]) -> TensorInfo:
-    """One for all chunks of a shape: replies are kept, and would hold as many of these."""
+    """Share one description between all chunks of a shape, since many replies are cached."""
     return TensorInfo(name, datatype, list(shape))
 
 
 def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
     """Describe the arrays and lay them out: little-endian, C order.
 
-    Raises ChunkError for what is no array, or of a dtype that the wire has no name for.
+    Raises ChunkError if one is not an array, or has a dtype that the wire lacks.
     """
     infos: list[TensorInfo] = []
     buffers: list[bytes] = []
@@ -41,7 +41,7 @@ def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
         if not isinstance(array, np.ndarray):
             raise ChunkError(f"{name!r} is a {type(array).__name__}; expected a numpy array, time axis first")
         datatype = _DATATYPE_OF.get(array.dtype)
-        if datatype is None:  # or in the other byte order
+        if datatype is None:  # or it is in the other byte order
             datatype = DATATYPES.get(array.dtype.name)
             if datatype is None:
                 raise ChunkError(f"{name!r} is {array.dtype}; expected one of {', '.join(DATATYPES)}")
@@ -52,11 +52,11 @@ def pack(chunk: Mapping[str, Array]) -> tuple[list[TensorInfo], list[bytes]]:
 
 
 def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, Array]:
-    """The arrays that `wire` checked against their descriptions; read-only, mostly views of the buffers.
+    """Make arrays from checked buffers; they are read-only, and mostly views of the buffers.
 
     Raises ChunkError for a BOOL that is neither 0 nor 1: such a byte is no truth value to numpy.
     """
-    if len(infos) == 1 and not _SWAPPED and infos[0].datatype != "BOOL":  # as nearly always
+    if len(infos) == 1 and not _SWAPPED and infos[0].datatype != "BOOL":  # the usual case
         [info] = infos
         return {info.name: np.ndarray(info.shape, _NATIVE[info.datatype], buffers[0])}
     chunk: dict[str, Array] = {}
@@ -75,7 +75,7 @@ def unpack(infos: Sequence[TensorInfo], buffers: Sequence[bytes]) -> dict[str, A
 
 
 def describe(signal: Signal) -> list[TensorMetadata]:
-    """What hello says of a signal's tensors; raises PipelineError for a dtype that the wire lacks."""
+    """Describe a signal's tensors for hello. Raises PipelineError for a dtype that the wire lacks."""
     for t in signal.tensors:
         if t.dtype not in DATATYPES:
             raise PipelineError(
@@ -85,10 +85,10 @@ def describe(signal: Signal) -> list[TensorMetadata]:
 
 
 def _labels(tensor: TensorSpec) -> list[str]:
-    """All of them, or none: a part would pass for the whole."""
+    """All labels or none: a part would pass for the whole."""
     labels = tensor.labels
-    told = len(labels) <= MAX_LABELS and sum(map(len, labels)) <= MAX_LABEL_CHARACTERS
-    return list(labels) if told else []
+    sendable = len(labels) <= MAX_LABELS and sum(map(len, labels)) <= MAX_LABEL_CHARACTERS
+    return list(labels) if sendable else []
 
 
 def undescribe(tensors: Sequence[TensorMetadata], rate: float) -> Signal:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runnel.daemon.protocol.sequences import KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.wire.messages import Request, decode_reply, encode_request
 from runnel.wire.tensors import pack
@@ -30,7 +30,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def ask(server: Server, op: str, first: int, last: int, pause: float = 0.01) -> None:
+def ask(server: ServerProtocol, op: str, first: int, last: int, pause: float = 0.01) -> None:
     """One request for each of these streams; all must succeed."""
     global now
     infos, buffers = pack({"x": np.zeros((1, features), np.float32)}) if op == "feed" else ([], [])
@@ -47,15 +47,15 @@ def ask(server: Server, op: str, first: int, last: int, pause: float = 0.01) -> 
         assert not any(decode_reply(out.frames)[0].error for out in replies)
 
 
-def let_go(server: Server) -> None:
+def let_go(server: ServerProtocol) -> None:
     """Past the time that replies are kept."""
     global now
-    now += KEPT_SECONDS + 1
+    now += CACHED_SECONDS + 1
     server.tick(now)
 
 
 engine = Engine.load(path, max_streams=streams + TOGETHER)
-server = Server(engine, "memory")
+server = ServerProtocol(engine, "memory")
 rows = 2 * engine.pipeline.stages[0].arena.row_bytes
 ask(server, "open", 0, TOGETHER)  # the first ones pay for what is made once
 ask(server, "feed", 0, TOGETHER)

@@ -1,13 +1,12 @@
 """A small HTTP server beside a daemon: ``/metrics``, ``/healthz``, ``/readyz``.
 
-It is a client of the daemon as any other, in threads of its own: nothing is shared with the loop that it
-watches, and an answer proves that the loop turns. It reads no secrets and changes nothing; whoever can
-reach its address can read it, so that is loopback unless another is named.
+It is an ordinary client of the daemon, in threads of its own. It shares nothing with the loop that it
+monitors, so an answer proves that the loop runs. It reads no secrets and changes nothing. Everyone who can
+reach its address can read it, so the default address is loopback.
 
-Bounded: connections at once, bytes of a request, time for it. Where there are too many connections, the one
-that has taken longest to send its request is closed, so that no number of slow ones keeps a probe out.
-Answers are at most `FRESH` seconds old, so that any number of probes costs the daemon a few questions a
-second.
+Bounded: connections at once, bytes of a request, time for a request. If there are too many connections, the
+one that has taken longest to send its request is closed, so that slow connections never lock out a probe.
+Answers are up to `FRESH` seconds old, so that probes cost the daemon only a few questions a second.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from io import BytesIO
 from ipaddress import ip_address
 from typing import Any, Final
 
-from ...client.monitor import Seen, Watcher
+from ...client.monitor import Watcher, WorkerStatus
 from ...errors import UsageError
 from ...wire.keys import Secret
 from ..logs import Log
 from . import prometheus as exposition
 
-MAX_CONNECTIONS: Final = 32  # at once, a thread each: a scraper and a few probes are there for milliseconds
+MAX_CONNECTIONS: Final = 32  # at once, a thread each: a scraper and a few probes stay for milliseconds
 MAX_HEAD: Final = 8 * 1024  # bytes of a request's line and headers
-REQUEST_SECONDS: Final = 5.0  # to send a request, and to take its answer
+REQUEST_SECONDS: Final = 5.0  # to send a request, and to read its answer
 ANSWER_SECONDS: Final = 3.0  # for each worker's loop: a batch takes milliseconds
-FRESH: Final = 0.2  # seconds that an answer is used again
+FRESH: Final = 0.2  # seconds for which an answer is reused
 
 _ADDRESS = re.compile(r"(?:(?P<host>\[[^\]]+\]|[^:\[\]]+)?:)?(?P<port>[0-9]{1,5})\Z")
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -45,9 +44,9 @@ log = Log("runnel.metrics")
 
 
 def parse(text: str) -> tuple[str, int]:
-    """Host and port of ``9464``, ``127.0.0.1:9464``, ``[::1]:9464``; loopback where no host is named.
+    """Host and port of ``9464``, ``127.0.0.1:9464``, ``[::1]:9464``; the default host is loopback.
 
-    Port 0: one that the system chooses. Raises UsageError, saying what is expected.
+    Port 0: the system chooses one. Raises UsageError, with the expected form.
     """
     match = _ADDRESS.match(text)
     if match is None or int(match["port"]) > 65535:
@@ -68,16 +67,16 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | None = None) -> Iterator[str]:
-    """Within it the pages are served at `http_address`; yields it with the port that it has.
+    """Serve the pages at `http_address` within the context; yields the address with its actual port.
 
-    `daemon_addresses`: the workers', or one of them. They need not be up yet. `keys`: those of a user, where
-    the daemon has keys. Raises UsageError for an
-    address that is none or cannot be bound. On the way out its threads and sockets are gone.
+    `daemon_addresses`: those of the workers, or of one of them. The workers need not be up yet. `keys`: a
+    user's keys, if the daemon has keys. Raises UsageError for an address that is invalid or cannot be bound.
+    On exit its threads and sockets are closed.
     """
     host, port = parse(http_address)
     with Watcher(daemon_addresses, ANSWER_SECONDS, keys) as watcher:
         try:
-            server = _Server((host, port), _Fresh(watcher))
+            server = _Server((host, port), _CachedWatcher(watcher))
         except OSError as error:
             raise UsageError(f"cannot serve metrics on {http_address}: {error.strerror}") from None
         if not is_loopback(host):
@@ -98,16 +97,16 @@ def serve(http_address: str, daemon_addresses: Sequence[str], keys: Secret | Non
             server.server_close()
 
 
-class _Fresh:
-    """A watcher shared by threads: one asks, the others get the same answer."""
+class _CachedWatcher:
+    """A monitor shared by threads: one thread asks, the others reuse the answer."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._lock = threading.Lock()  # also the fence under which sockets go from thread to thread
-        self._seen: list[Seen] = []
+        self._lock = threading.Lock()  # also the memory fence for passing sockets between threads
+        self._seen: list[WorkerStatus] = []
         self._when = float("-inf")
 
-    def look(self) -> list[Seen]:
+    def look(self) -> list[WorkerStatus]:
         with self._lock:
             if time.monotonic() - self._when > FRESH:
                 self._seen = self._watcher.look()
@@ -115,17 +114,17 @@ class _Fresh:
             return self._seen
 
 
-def health(seen: Sequence[Seen]) -> tuple[bool, str]:
-    """Whether every worker's loop turns, and what to tell."""
-    return _judged([(w.alive, w) for w in seen])
+def health(seen: Sequence[WorkerStatus]) -> tuple[bool, str]:
+    """Whether every worker's loop runs, and the text of the answer."""
+    return _verdict([(w.alive, w) for w in seen])
 
 
-def readiness(seen: Sequence[Seen]) -> tuple[bool, str]:
-    """Whether every worker serves and is not stopping, and what to tell."""
-    return _judged([(w.ready, w) for w in seen])
+def readiness(seen: Sequence[WorkerStatus]) -> tuple[bool, str]:
+    """Whether every worker serves and is not stopping, and the text of the answer."""
+    return _verdict([(w.ready, w) for w in seen])
 
 
-def _judged(workers: Sequence[tuple[bool, Seen]]) -> tuple[bool, str]:
+def _verdict(workers: Sequence[tuple[bool, WorkerStatus]]) -> tuple[bool, str]:
     bad = [
         f"worker {at}: {worker.error or 'stopping'}" for at, (good, worker) in enumerate(workers) if not good
     ]
@@ -133,17 +132,17 @@ def _judged(workers: Sequence[tuple[bool, Seen]]) -> tuple[bool, str]:
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """One thread a connection, and no more connections than `MAX_CONNECTIONS`: see the module."""
+    """One thread per connection, and at most `MAX_CONNECTIONS`; see the module."""
 
     allow_reuse_address = True
-    request_queue_size = 128  # as many as may come at once while one thread accepts them
+    request_queue_size = 128  # connections that may queue while one thread accepts them
     daemon_threads = False  # so that closing waits for them
 
-    def __init__(self, address: tuple[str, int], fresh: _Fresh) -> None:
+    def __init__(self, address: tuple[str, int], watcher: _CachedWatcher) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.fresh = fresh
+        self.watcher = watcher
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, bool] = {}  # whether its request has come; the oldest first
+        self._open: dict[socket.socket, bool] = {}  # whether the request has arrived; the oldest first
         super().__init__(address, _Handler)
 
     @property
@@ -151,7 +150,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return int(self.server_address[1])
 
     def asked(self, request: socket.socket) -> None:
-        """A connection's request has come."""
+        """Note that a connection's request has arrived."""
         with self._lock:
             if request in self._open:
                 self._open[request] = True
@@ -179,7 +178,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def server_close(self) -> None:
         with self._lock:
-            for request in self._open:  # whoever is slow is not waited for
+            for request in self._open:  # do not wait for slow clients
                 _end(request)
         super().server_close()
 
@@ -192,7 +191,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request a connection."""
+    """One request per connection."""
 
     server: _Server
     server_version, sys_version = "runnel", ""
@@ -216,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._metrics()
         elif path in ("/healthz", "/readyz"):
-            good, text = (health if path == "/healthz" else readiness)(self.server.fresh.look())
+            good, text = (health if path == "/healthz" else readiness)(self.server.watcher.look())
             self._send(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, text.encode(), _TEXT)
         else:
             self._send(HTTPStatus.NOT_FOUND, b"here are /metrics, /healthz and /readyz\n", _TEXT)
@@ -229,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         except UsageError as error:
             self._send(HTTPStatus.NOT_IMPLEMENTED, f"{error}\n".encode(), _TEXT)
             return
-        self._send(HTTPStatus.OK, encode(self.server.fresh.look()), content_type)
+        self._send(HTTPStatus.OK, encode(self.server.watcher.look()), content_type)
 
     def _send(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
         self.send_response(status)
@@ -245,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _head(connection: socket.socket) -> bytes:
-    """A request's line and headers; empty where they did not come in time. Raises ValueError: too large."""
+    """Read a request's line and headers; empty if they are late. Raises ValueError if they are too large."""
     deadline = time.monotonic() + REQUEST_SECONDS
     head = b""
     while b"\r\n\r\n" not in head and b"\n\n" not in head:
@@ -255,7 +254,7 @@ def _head(connection: socket.socket) -> bytes:
         connection.settimeout(left)
         try:
             more = connection.recv(MAX_HEAD + 1 - len(head))
-        except OSError:  # silence, or gone
+        except OSError:  # timed out, or disconnected
             return b""
         head += more
         if not more:
@@ -266,8 +265,8 @@ def _head(connection: socket.socket) -> bytes:
 
 
 def _end(connection: socket.socket) -> None:
-    """Have the connection's thread find that it is at its end."""
-    with suppress(OSError):  # closed meanwhile
+    """Shut a connection down, so that its thread sees the end of it."""
+    with suppress(OSError):  # already closed
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -276,4 +275,4 @@ def _refuse(connection: socket.socket, status: HTTPStatus) -> None:
     try:
         connection.sendall(text.encode())
     except OSError:
-        return  # it is gone, which is as well
+        return  # already disconnected

@@ -1,8 +1,8 @@
-"""Stats as Prometheus metrics: names by that ecosystem's conventions, text made by its own library.
+"""Stats as Prometheus metrics, encoded by Prometheus' own library.
 
-Counters end in ``_total``, units are base units, each metric says in a line what it is. The label
-`worker` is the worker's index. Labels from outside there are none: ops, codes and reasons are closed sets;
-the stages, and the states and gates of its models, are the pipeline's.
+Names follow Prometheus' conventions: counters end in ``_total``, units are base units, and each metric has a
+line of help. The label `worker` is the worker's index. No label value comes from a client: ops, codes and
+reasons are closed sets; stages, states and gates are those of the pipeline.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from ...client.monitor import Seen
+from ...client.monitor import WorkerStatus
 from ...errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INSTALL: Final = "metrics need prometheus_client: pip install 'runnel[metrics]'"
 
-# The key in a stats document, the metric, what it says.
+# The key in a stats document, the metric, its help text.
 _COUNTERS: Final = (
     ("chunks", "runnel_chunks", "Chunks applied, each once."),
     ("repeats", "runnel_repeated_requests", "Requests answered with a reply that was kept."),
@@ -70,10 +70,10 @@ _HISTOGRAMS: Final = (
 )
 
 
-def encoder(accept: str) -> tuple[Callable[[Sequence[Seen]], bytes], str]:
-    """How to write metrics for who accepts this, and its content type.
+def encoder(accept: str) -> tuple[Callable[[Sequence[WorkerStatus]], bytes], str]:
+    """The encoder for an Accept header, and its content type.
 
-    Raises UsageError where prometheus_client is not installed, saying what to install.
+    Raises UsageError if prometheus_client is not installed, with the command that installs it.
     """
     try:
         from prometheus_client.exposition import choose_encoder
@@ -84,17 +84,17 @@ def encoder(accept: str) -> tuple[Callable[[Sequence[Seen]], bytes], str]:
 
 
 class _Collector:
-    """prometheus_client's Collector, of what was just seen."""
+    """A collector, as prometheus_client defines it, of the given statuses."""
 
-    def __init__(self, seen: Sequence[Seen]) -> None:
+    def __init__(self, seen: Sequence[WorkerStatus]) -> None:
         self._seen = seen
 
     def collect(self) -> Iterator[Metric]:
         return families(self._seen)
 
 
-def families(seen: Sequence[Seen]) -> Iterator[Metric]:
-    """A metric family for each metric that a worker has; one that did not answer is only not up."""
+def families(seen: Sequence[WorkerStatus]) -> Iterator[Metric]:
+    """Metric families of all workers. For a worker that did not answer, only `runnel_worker_up` is given."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -154,6 +154,6 @@ def families(seen: Sequence[Seen]) -> Iterator[Metric]:
 
 
 def _buckets(counted: dict[str, Any]) -> tuple[list[tuple[str, int]], float]:
-    """A histogram's counts up to each bound, and its sum."""
+    """A histogram's cumulative counts up to each bound, and its sum."""
     le = [*map(repr, map(float, counted["bounds"])), "+Inf"]
     return list(zip(le, accumulate(counted["counts"]), strict=True)), counted["sum"]

@@ -1,7 +1,7 @@
-"""What stats documents say: of an interval, of several workers together, in rates and percentiles.
+"""Rates and percentiles from stats documents, over an interval and over several workers.
 
-Rules of this file: pure; a document is what `Stats.document` made, with a daemon's gauges beside it; a
-name that is missing (an older daemon's) reads as 0, one that is not known is passed over.
+Rules of this file: pure. A document is the result of `Stats.document`, with a daemon's gauges. A missing name
+(in an older daemon's document) counts as 0; an unknown name is ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..protocol.stats import Stats
 
 Document = Mapping[str, Any]
 
-# What only grows while a worker lives. All else is a gauge: what is so now.
+# These only grow while a worker lives. All other values are gauges.
 COUNTERS: Final = frozenset(
     (
         *Stats.__slots__, "cpu_seconds", "stage_seconds", "stage_chunks", "looks", "look_failures",
@@ -26,9 +26,9 @@ COUNTERS: Final = frozenset(
 
 
 def since(after: Document, before: Document | None) -> Document:
-    """What happened between two documents of one worker: differences of counters, gauges of `after`.
+    """Changes between two documents of one worker: differences of counters, gauges of `after`.
 
-    Without the first, or over a restart of the worker: since its start.
+    Without `before`, or if the worker restarted in between: since its start.
     """
     if before is None or before.get("boot_id") != after.get("boot_id"):
         return after
@@ -36,7 +36,7 @@ def since(after: Document, before: Document | None) -> Document:
 
 
 def together(documents: Iterable[Document]) -> Document:
-    """Several workers as one: counters, histograms and gauges added; what is not a number is left out."""
+    """Several workers as one: the sums of counters, histograms and gauges. Other values are left out."""
     total: dict[str, Any] = {}
     for document in documents:
         for name, value in document.items():
@@ -47,11 +47,11 @@ def together(documents: Iterable[Document]) -> Document:
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
-    """The value below which a share `q` (0 to 1) of a histogram's values lies; None where it has none.
+    """The value below which a share `q` (0 to 1) of a histogram's values lies; None if it is empty.
 
-    `bounds` are upper and inclusive; `counts` has one more, of what is larger than all of them. Linear
-    within a bucket, as Prometheus' histogram_quantile: so it is off by the bucket's width at most. A value
-    past the last bound reads as that bound.
+    `bounds` are upper and inclusive; `counts` has one more entry, for values above all bounds. Linear within
+    a bucket, as Prometheus' histogram_quantile: the error is at most the bucket's width. A value past the
+    last bound counts as that bound.
     """
     total = sum(counts)
     if not total:
@@ -67,20 +67,20 @@ def percentile(bounds: Sequence[float], counts: Sequence[int], q: float) -> floa
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What one worker did in an interval, or all of them together. Rates are per second."""
+class Rates:
+    """Rates of one worker, or of all together, over an interval. Rates are per second."""
 
     streams: int
     max_streams: int
     steps: float  # chunks applied
     requests: float
-    fill: float | None  # streams in a batch, on average; None: there was none
-    p50: float | None  # seconds from a request's arrival until its reply was on its way
+    fill: float | None  # mean number of streams in a batch; None if there was no batch
+    p50: float | None  # seconds from a request's arrival until its reply was sent
     p90: float | None
     p99: float | None
-    pending: int  # requests that wait
+    pending: int  # queued requests
     pending_bytes: int
-    kept_bytes: int  # replies kept for repeats
+    kept_bytes: int  # cached replies
     resident_bytes: int
     cpu: float  # cores
     errors: Mapping[str, float]  # by code
@@ -88,23 +88,23 @@ class Reading:
     closed: Mapping[str, float]  # by reason
     repeats: float
     resumed: float
-    dropped: float  # replies that no peer took
-    stages: Mapping[str, float]  # the part of the time that each took: cores
-    stage_chunk: Mapping[str, float]  # seconds that it took for a chunk, on average
-    looks: float  # at streams' states
-    unhealthy: Mapping[str, int]  # streams whose state died, or blew up
-    state_rms: Mapping[str, float]  # of each state, on average over the looks
-    state_distance: Mapping[str, float]  # the same of its distance from the initial state
-    non_finite: Mapping[str, float]  # chunks refused, by the state that was not finite any more
-    gates: Mapping[str, tuple[float, float]]  # shares of units looked at that were nearly shut, nearly open
+    dropped: float  # replies that could not be delivered
+    stages: Mapping[str, float]  # processor time of each stage: cores
+    stage_chunk: Mapping[str, float]  # mean seconds of each stage for a chunk
+    looks: float  # health checks of streams
+    unhealthy: Mapping[str, int]  # streams whose state died or blew up
+    state_rms: Mapping[str, float]  # of each state, mean over the checks
+    state_distance: Mapping[str, float]  # mean distance of each state from its initial value
+    non_finite: Mapping[str, float]  # chunks refused, by the state that was no longer finite
+    gates: Mapping[str, tuple[float, float]]  # share of checked units that were nearly shut, and nearly open
 
     def document(self) -> dict[str, Any]:
         """As plain numbers and maps."""
         return asdict(self)
 
 
-def reading(happened: Document, seconds: float) -> Reading:
-    """Rates and percentiles of what `since` or `together` made; `seconds`: how long it took."""
+def rates_of(happened: Document, seconds: float) -> Rates:
+    """Rates and percentiles of a document from `since` or `together`; `seconds`: the interval."""
 
     def number(name: str) -> Any:
         return happened.get(name, 0)
@@ -118,7 +118,7 @@ def reading(happened: Document, seconds: float) -> Reading:
     sizes, latency = happened.get("batch_sizes", _EMPTY), happened.get("latency", _EMPTY)
     batches = sum(sizes["counts"])
     p50, p90, p99 = (percentile(latency["bounds"], latency["counts"], q) for q in (0.5, 0.9, 0.99))
-    return Reading(
+    return Rates(
         streams=number("streams"),
         max_streams=number("max_streams"),
         steps=rate("chunks"),

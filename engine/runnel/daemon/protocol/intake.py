@@ -1,4 +1,4 @@
-"""What was taken and not yet run: bounded in number and in bytes, for each client, for each user, and in all.
+"""Bounds on queued requests, in number and bytes: per client, per user, in total.
 
 Pure.
 """
@@ -12,21 +12,22 @@ from msgspec import Struct
 
 from ...errors import LimitError
 from ...wire import messages
-from .replies import Peer
-from .shares import Places
+from .outgoing import Peer
+from .shares import Quota
 from .transitions import Event
 
-MAX_PENDING: Final = 16 * 1024  # requests taken and not yet run: about a second of work
-MAX_PENDING_PER_PEER: Final = 1024  # one client's share: more than any useful window of requests
-MAX_PENDING_BYTES: Final = 256 * 2**20  # tensors taken and not yet run
-MAX_PEER_BYTES: Final = 2 * messages.MAX_MESSAGE_BYTES  # one client's share of them
-ROOM: Final = messages.MAX_BUNDLE - 1  # of these are kept free: a message is taken whole, or waits outside
-ROOM_BYTES: Final = messages.MAX_MESSAGE_BYTES - 1
+MAX_PENDING: Final = 16 * 1024  # queued requests: about a second of work
+MAX_PENDING_PER_PEER: Final = 1024  # of one client: more than any useful window of requests
+MAX_PENDING_BYTES: Final = 256 * 2**20  # bytes of all queued tensors
+MAX_PEER_BYTES: Final = 2 * messages.MAX_MESSAGE_BYTES  # bytes of one client's queued tensors
+# Kept free, so that a bundle is taken whole or waits in the socket.
+SPARE_REQUESTS: Final = messages.MAX_BUNDLE - 1
+SPARE_BYTES: Final = messages.MAX_MESSAGE_BYTES - 1
 _NONE: Final = (0, 0)
 
 
-class Pending(Struct, eq=False, gc=False):
-    """A request that was taken. Made for each message: so of the cheapest kind there is."""
+class QueuedRequest(Struct, eq=False, gc=False):
+    """A queued request. One is made for each message, so the type is the cheapest there is."""
 
     peer: Peer
     user: str
@@ -35,49 +36,49 @@ class Pending(Struct, eq=False, gc=False):
     event: Event
     nbytes: int
     arrived: float
-    bundled: bool  # then so is its reply
-    steps: int = 0  # time steps of a feed, as it states them
+    bundled: bool  # then the reply travels in a bundle too
+    steps: int = 0  # time steps of a feed, as the request states them
     need: int = 0  # bytes of reply that a feed is expected to make
-    held: int = 0  # bytes that it takes until it is answered
-    digest: int = 0  # of its event and payload, once it is run
+    held: int = 0  # bytes that the feed takes until it is answered
+    digest: int = 0  # digest of the event and payload; set when the request is run
 
 
 class Intake:
-    """Counts the requests that wait, and refuses those that are too many."""
+    """Counts queued requests, and refuses those above a bound."""
 
     def __init__(self) -> None:
         self.count = 0
         self.nbytes = 0
         self._of: dict[Peer, tuple[int, int]] = {}  # requests and bytes of each client
-        self._requests = Places(MAX_PENDING - ROOM)  # what is taken until it is `full`
-        self._bytes = Places(MAX_PENDING_BYTES - ROOM_BYTES)
-        self._apart = False  # users are counted separately, once there is one with a name
+        self._requests = Quota(MAX_PENDING - SPARE_REQUESTS)  # the capacity up to `full`
+        self._bytes = Quota(MAX_PENDING_BYTES - SPARE_BYTES)
+        self._per_user = False  # count each user separately; set by the first user with a name
 
     @property
     def full(self) -> bool:
-        """Whether requests of the next message may be refused: time to run, not to receive."""
-        return self.count >= MAX_PENDING - ROOM or self.nbytes >= MAX_PENDING_BYTES - ROOM_BYTES
+        """Whether requests of the next message may be refused: then run before receiving more."""
+        return self.count >= MAX_PENDING - SPARE_REQUESTS or self.nbytes >= MAX_PENDING_BYTES - SPARE_BYTES
 
     @property
-    def user_part(self) -> tuple[int, int]:
+    def user_share(self) -> tuple[int, int]:
         """Requests and bytes that each user can count on."""
         return self._requests.part, self._bytes.part
 
-    def expect(self, users: int) -> None:
-        """So many users may come; each can count on a share."""
+    def expect_users(self, users: int) -> None:
+        """Set how many users may come; each can count on a share."""
         if users > 1:
             self._count_users()
         self._requests.users = self._bytes.users = users
 
     def of(self, peer: Peer) -> tuple[int, int]:
-        """The client's requests that wait, and the bytes of their tensors."""
+        """Return the number of the client's queued requests, and the bytes of their tensors."""
         return self._of.get(peer, _NONE)
 
     def take(self, peer: Peer, user: str, nbytes: int) -> None:
-        """Count one request more, with `nbytes` of tensors. Raises LimitError if there is no room."""
+        """Count one more request, with `nbytes` of tensors. Raises LimitError if there is no room."""
         if self.count >= MAX_PENDING or self.nbytes >= MAX_PENDING_BYTES:
             raise LimitError(f"{self.count} requests wait already, {self.nbytes} bytes: try later")
-        if user or self._apart:
+        if user or self._per_user:
             self._check_user(user, nbytes)
         waiting, held = self._of.get(peer, _NONE)
         if waiting >= MAX_PENDING_PER_PEER:
@@ -89,7 +90,7 @@ class Intake:
                 f"{held} bytes of this client's requests wait already, at most {MAX_PEER_BYTES} may: "
                 "read replies first"
             )
-        if self._apart:
+        if self._per_user:
             self._requests.take(user)
             self._bytes.take(user, nbytes)
         self._of[peer] = waiting + 1, held + nbytes
@@ -97,10 +98,10 @@ class Intake:
         self.nbytes += nbytes
 
     def give(self, peer: Peer, user: str, nbytes: int) -> None:
-        """Such a request is done."""
+        """Release the room of a request that is done."""
         self.count -= 1
         self.nbytes -= nbytes
-        if self._apart:
+        if self._per_user:
             self._requests.give(user)
             self._bytes.give(user, nbytes)
         waiting, held = self._of[peer]
@@ -110,17 +111,17 @@ class Intake:
             del self._of[peer]
 
     def _check_user(self, user: str, nbytes: int) -> None:
-        """Raise LimitError if the room left is kept free for other users."""
+        """Raise LimitError if the remaining room is reserved for other users."""
         self._count_users()
         requests, held = self._requests, self._bytes
-        if requests.users > 1 and not (requests.room(user) and held.room(user, nbytes)):
+        if requests.users > 1 and not (requests.has_room(user) and held.has_room(user, nbytes)):
             raise LimitError(
                 f"{requests.held(user)} requests of this user wait already, {held.held(user)} bytes, "
                 "and the room left is kept free for other users: read replies first"
             )
 
     def _count_users(self) -> None:
-        if not self._apart:
-            self._apart = True
+        if not self._per_user:
+            self._per_user = True
             self._requests.take("", self.count)
             self._bytes.take("", self.nbytes)

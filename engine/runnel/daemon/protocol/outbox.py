@@ -1,13 +1,13 @@
-"""Replies that a peer has not read: bounded, told, then dropped, and never in another's way.
+"""Replies waiting for slow clients: bounded, then dropped.
 
-Rules of this file: no socket and no clock: what sends is given, and so is the time. Whatever a peer does,
-the bounds below hold, in count and in bytes, for one peer and in all.
+Rules of this file: no socket and no clock; the sending function and the time are arguments. The bounds below
+hold for any behaviour of a peer, in count and in bytes, for one peer and in total.
 
-Theory: a reply that cannot be sent waits in its peer's backlog, and those after it wait behind it. While
-there is a backlog the peer's requests are refused, which it is told once it reads. A backlog that does
-not shrink for `SLOW_SECONDS`, or passes a bound, is let go, and with it the peer: nothing is sent to it
-until a request of its shows, by a refusal that can be sent again, that it reads. Its streams and their
-kept replies are still there: it asks again, or resumes from another connection.
+Theory: a reply that cannot be sent waits in its peer's backlog, and later replies wait behind it. While a
+peer has a backlog, its requests are refused, so that the peer learns why once it reads. If a backlog does not
+shrink for `SLOW_SECONDS`, or exceeds a bound, the outbox drops the peer: it discards the backlog and sends
+nothing to that peer. The peer is served again once it makes a request and the refusal can be sent. Its
+streams and cached replies still exist: it asks again, or resumes from another connection.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..logs import Log
 from .intake import MAX_PENDING_PER_PEER
 from .stats import Stats
 
-SLOW_SECONDS: Final = 10.0  # without a reply read: longer than a client that lives is busy with itself
-MAX_BACKLOG: Final = 2 * MAX_PENDING_PER_PEER  # replies of one peer: all it may ask, and refusals
-MAX_BACKLOG_BYTES: Final = 64 * 2**20  # of one peer: some of the largest replies
+SLOW_SECONDS: Final = 10.0  # without a reply read: longer than a live client is busy with other work
+MAX_BACKLOG: Final = 2 * MAX_PENDING_PER_PEER  # replies of one peer: all that it may ask for, and refusals
+MAX_BACKLOG_BYTES: Final = 64 * 2**20  # bytes of one peer: a few of the largest replies
 MAX_BACKLOGS: Final = 16 * 1024  # replies of all peers
-MAX_BACKLOGS_BYTES: Final = 256 * 2**20  # of all peers: as much as may wait to be run
-MAX_DROPPED: Final = 4096  # peers remembered as dropped; one that is forgotten is dropped again
+MAX_BACKLOGS_BYTES: Final = 256 * 2**20  # bytes for all peers: as much as may be queued
+MAX_DROPPED: Final = 4096  # peers remembered as dropped; a peer that is forgotten is dropped again
 FIRST_RETRY: Final = 0.005  # seconds
-LAST_RETRY: Final = 0.5  # seconds: many peers that do not read cost next to nothing
+LAST_RETRY: Final = 0.5  # seconds: many peers that do not read then cost next to nothing
 
 log = Log("runnel.serve")
 
@@ -37,17 +37,17 @@ Peer = bytes
 Frames = Sequence[bytes]
 
 
-class Fate(enum.Enum):
-    """What became of a reply."""
+class SendResult(enum.Enum):
+    """Whether a reply was sent, and if not, why."""
 
     SENT = "sent"
-    FULL = "full"  # the peer has not read enough of what was sent before
+    FULL = "full"  # the peer has not read enough of the earlier replies
     GONE = "gone"  # the peer is no longer connected
 
 
 @dataclass(slots=True)
 class _Backlog:
-    since: float  # when it last shrank, or began
+    since: float  # when the backlog last shrank, or began
     retry: float  # when to try next
     pause: float = FIRST_RETRY  # doubled while nothing can be sent
     nbytes: int = 0
@@ -55,23 +55,23 @@ class _Backlog:
 
 
 class Outbox:
-    """Sends replies, and keeps those that cannot be sent yet.
+    """Sends replies, and queues those that cannot be sent yet.
 
-    `send(peer, frames, nbytes)` never waits. What is dropped is counted in `stats`.
+    `send(peer, frames, nbytes)` never waits. Dropped replies and peers are counted in `stats`.
     """
 
     def __init__(
         self,
-        send: Callable[[Peer, Frames, int], Fate],
+        send: Callable[[Peer, Frames, int], SendResult],
         stats: Stats,
         held: Callable[[Peer], int] = lambda peer: 0,
     ) -> None:
-        """`held`: bytes of large replies that were sent to a peer and that it has not read."""
+        """`held` returns the bytes of large replies that were sent to a peer and that it has not read."""
         self._send = send
         self._held = held
         self._stats = stats
-        self._slow: dict[Peer, _Backlog] = {}
-        self._deaf: dict[Peer, None] = {}  # dropped peers, the longest first
+        self._backlogs: dict[Peer, _Backlog] = {}
+        self._dropped: dict[Peer, None] = {}  # dropped peers, in the order of dropping
         self._replies = 0
         self._bytes = 0
 
@@ -83,20 +83,24 @@ class Outbox:
     @property
     def due(self) -> float | None:
         """When to call `retry` next."""
-        return min((backlog.retry for backlog in self._slow.values()), default=None) if self._slow else None
+        return (
+            min((backlog.retry for backlog in self._backlogs.values()), default=None)
+            if self._backlogs
+            else None
+        )
 
     def unread(self, peer: Peer) -> int:
-        """Bytes of replies that the peer has not read, as far as is known: small ones may be on their way."""
-        if self._deaf and peer in self._deaf:
+        """Known bytes of replies that the peer has not read. Small replies in flight are not counted."""
+        if self._dropped and peer in self._dropped:
             return 0
-        backlog = self._slow.get(peer) if self._slow else None
+        backlog = self._backlogs.get(peer) if self._backlogs else None
         return self._held(peer) + (backlog.nbytes if backlog is not None else 0)
 
     def refuses(self, peer: Peer) -> str:
-        """Why a request of this peer is not to be run; '' for a peer that reads."""
-        if self._slow and peer in self._slow:
-            return f"{len(self._slow[peer].replies)} replies wait for this client: read them first"
-        if self._deaf and peer in self._deaf:
+        """Return why a request of this peer must be refused; '' if the peer reads."""
+        if self._backlogs and peer in self._backlogs:
+            return f"{len(self._backlogs[peer].replies)} replies wait for this client: read them first"
+        if self._dropped and peer in self._dropped:
             return (
                 "this client left its replies unread, and they were dropped: ask again with the same seq, "
                 "or resume its streams"
@@ -104,48 +108,48 @@ class Outbox:
         return ""
 
     def post(self, peer: Peer, frames: Frames, now: float) -> None:
-        """Send a reply, now or when its peer can take it; to a peer that was dropped it is not sent."""
+        """Send a reply, now or when its peer can take it. If the peer was dropped, discard the reply."""
         nbytes = sum(map(len, frames))
-        if self._deaf and peer in self._deaf:
+        if self._dropped and peer in self._dropped:
             self._stats.dropped_replies += 1
             return
-        backlog = self._slow.get(peer) if self._slow else None
+        backlog = self._backlogs.get(peer) if self._backlogs else None
         if backlog is None:
             fate = self._send(peer, frames, nbytes)
-            if fate is Fate.SENT:
+            if fate is SendResult.SENT:
                 return
-            if fate is Fate.GONE:
+            if fate is SendResult.GONE:
                 self._stats.dropped_replies += 1
                 return
-            backlog = self._slow[peer] = _Backlog(since=now, retry=now + FIRST_RETRY)
+            backlog = self._backlogs[peer] = _Backlog(since=now, retry=now + FIRST_RETRY)
         self._keep(peer, backlog, frames, nbytes)
 
     def refuse(self, peer: Peer, frames: Frames, now: float) -> None:
-        """Send the refusal of a request. A peer that was dropped and can take it, reads again."""
-        if peer not in self._deaf:
+        """Send the refusal of a request. If a dropped peer can take it, serve that peer again."""
+        if peer not in self._dropped:
             self.post(peer, frames, now)
             return
         fate = self._send(peer, frames, sum(map(len, frames)))
-        if fate is not Fate.SENT:
+        if fate is not SendResult.SENT:
             self._stats.dropped_replies += 1
-        if fate is not Fate.FULL:
-            del self._deaf[peer]
+        if fate is not SendResult.FULL:
+            del self._dropped[peer]
 
     def postpone(self, seconds: float) -> None:
-        """The daemon did not run for so long: in that time no peer could be seen to read."""
-        for backlog in self._slow.values():
+        """Extend all deadlines: the daemon was paused, and could not see any peer read."""
+        for backlog in self._backlogs.values():
             backlog.since += seconds
 
     def retry(self, now: float) -> None:
-        """Send of each backlog that is due what can be sent."""
-        for peer in [peer for peer, backlog in self._slow.items() if backlog.retry <= now]:
-            backlog = self._slow[peer]
+        """Send as much as possible of each backlog that is due."""
+        for peer in [peer for peer, backlog in self._backlogs.items() if backlog.retry <= now]:
+            backlog = self._backlogs[peer]
             before = len(backlog.replies)
             fate = self._drain(peer, backlog)
-            if fate is Fate.SENT:
-                del self._slow[peer]
-            elif fate is Fate.GONE:
-                self._let_go(peer)
+            if fate is SendResult.SENT:
+                del self._backlogs[peer]
+            elif fate is SendResult.GONE:
+                self._discard(peer)
             elif len(backlog.replies) < before:
                 backlog.since, backlog.pause = now, FIRST_RETRY
                 backlog.retry = now + backlog.pause
@@ -163,35 +167,37 @@ class Outbox:
         if len(backlog.replies) > MAX_BACKLOG or backlog.nbytes > MAX_BACKLOG_BYTES:
             self._drop(peer, "it left too many replies unread")
         while self._replies > MAX_BACKLOGS or self._bytes > MAX_BACKLOGS_BYTES:
-            self._drop(max(self._slow, key=self._share), "of all that do not read it left the most unread")
+            self._drop(
+                max(self._backlogs, key=self._share), "of all that do not read it left the most unread"
+            )
 
     def _share(self, peer: Peer) -> float:
-        """How much of what backlogs may hold in all is this peer's."""
-        backlog = self._slow[peer]
+        """The peer's part of what all backlogs may hold."""
+        backlog = self._backlogs[peer]
         return max(len(backlog.replies) / MAX_BACKLOGS, backlog.nbytes / MAX_BACKLOGS_BYTES)
 
-    def _drain(self, peer: Peer, backlog: _Backlog) -> Fate:
+    def _drain(self, peer: Peer, backlog: _Backlog) -> SendResult:
         while backlog.replies:
             frames, nbytes = backlog.replies[0]
             fate = self._send(peer, frames, nbytes)
-            if fate is not Fate.SENT:
+            if fate is not SendResult.SENT:
                 return fate
             backlog.replies.popleft()
             backlog.nbytes -= nbytes
             self._replies -= 1
             self._bytes -= nbytes
-        return Fate.SENT
+        return SendResult.SENT
 
     def _drop(self, peer: Peer, why: str) -> None:
-        replies = self._let_go(peer)
-        self._deaf[peer] = None
-        if len(self._deaf) > MAX_DROPPED:
-            del self._deaf[next(iter(self._deaf))]
+        replies = self._discard(peer)
+        self._dropped[peer] = None
+        if len(self._dropped) > MAX_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
         self._stats.dropped_peers += 1
         log.warning("peer dropped", peer=peer, replies=replies, why=why)
 
-    def _let_go(self, peer: Peer) -> int:
-        backlog = self._slow.pop(peer)
+    def _discard(self, peer: Peer) -> int:
+        backlog = self._backlogs.pop(peer)
         self._replies -= len(backlog.replies)
         self._bytes -= backlog.nbytes
         self._stats.dropped_replies += len(backlog.replies)

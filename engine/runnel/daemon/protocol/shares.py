@@ -1,12 +1,13 @@
-"""What users hold of something bounded, so that none of them can take another's part.
+"""Each user's share of a bounded resource, so that no user can take another's.
 
-Rules of this file: pure; the time of a call does not depend on how much is held. A user's place among 10,000
-is found by bisection; the shares of all are counted anew only when the number of users changes.
+Rules of this file: pure. The time of a call does not depend on how much is held. A user's rank among 10,000
+is found by bisection; the shares are recomputed only when the number of users changes.
 
-Theory: what is remembered can be forgotten, so `Remembered` gives all of it to whoever uses it, and takes
-from the user who holds the most. A user who holds no more than the bound divided by the number of users never
-loses anything to another. A stream that is open cannot be taken back, so `Places` keeps a part free for each
-user who may come, and gives the rest to whoever comes first. Without keys all clients are one user, ``""``.
+Theory: what is remembered can be forgotten. So `FairFifo` gives everything to the users who are active, and
+evicts from the user who holds the most. A user who holds no more than the bound divided by the number of
+users never loses anything to another. An open stream cannot be taken back. So `Quota` reserves a part for
+each user who may come, and gives the rest to those who come first. Without keys all clients are one user,
+``""``.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-KEPT_FREE: Final = (
-    4  # of all places one in so many is kept free, divided among the users: the rest is for any
-)
+RESERVED_ONE_IN: Final = 4  # one in this many places is reserved for users; the others are for anyone
 
 T = TypeVar("T")
 
 
-class Remembered(Generic[T]):
-    """Things in the order of their age, each some user's and of some weight. `weight`: of all of them."""
+class FairFifo(Generic[T]):
+    """Items in the order of their age, each with a user and a weight. `weight`: the sum."""
 
     def __init__(self) -> None:
         self.weight = 0
         self._all: OrderedDict[T, None] = OrderedDict()  # oldest first
-        self._apart = False  # users are counted separately, once there is one with a name
+        self._per_user = False  # count each user separately; set by the first user with a name
         self._of: dict[str, OrderedDict[T, None]] = {}
         self._weights: dict[str, int] = {}
         self._ranked: list[tuple[int, str]] = []  # each user's weight, sorted
@@ -40,12 +39,12 @@ class Remembered(Generic[T]):
         return item in self._all
 
     def add(self, user: str, item: T, weight: int) -> None:
-        """Remember one thing more, as the youngest."""
-        if user and not self._apart:
+        """Add an item as the youngest."""
+        if user and not self._per_user:
             self._count_users()
         self._all[item] = None
         self.weight += weight
-        if self._apart:
+        if self._per_user:
             mine = self._of.get(user)
             if mine is None:
                 mine = self._of[user] = OrderedDict()
@@ -53,10 +52,10 @@ class Remembered(Generic[T]):
             self._weigh(user, weight)
 
     def remove(self, user: str, item: T, weight: int) -> None:
-        """Forget one."""
+        """Remove an item."""
         del self._all[item]
         self.weight -= weight
-        if self._apart:
+        if self._per_user:
             mine = self._of[user]
             del mine[item]
             self._weigh(user, -weight)
@@ -68,14 +67,14 @@ class Remembered(Generic[T]):
         return next(iter(self._all), None)
 
     def excess(self) -> T:
-        """What to forget when the whole is too much: the oldest of the user who holds the most."""
-        if not self._apart:
+        """The item to evict: the oldest of the user who holds the most."""
+        if not self._per_user:
             return next(iter(self._all))
         _, user = self._ranked[-1]
         return next(iter(self._of[user]))
 
     def _count_users(self) -> None:
-        self._apart = True
+        self._per_user = True
         if self._all:
             self._of[""] = self._all.copy()
             self._weigh("", self.weight)
@@ -92,26 +91,26 @@ class Remembered(Generic[T]):
             del self._weights[user]
 
 
-class Places:
-    """So many places, of which each of the users who may come can count on `part`, whatever the others do.
+class Quota:
+    """A limited number of places, of which each expected user can always count on `part`.
 
-    A user may have more than that while the rest of the others' parts stays free. `part`: as wished; by
-    default one in `KEPT_FREE` of the places, divided among the users. One user alone has all of them. Where
-    the parts are more than there are places, none has more than a part, and those who come first have it.
+    A user may have more while the unused parts of the others stay free. `part`: as configured; by default
+    one in `RESERVED_ONE_IN` of the places, divided among the users. A single user has all places. If the
+    parts exceed the places, no user has more than a part, and those who come first get them.
     """
 
-    def __init__(self, places: int, part: int = 0) -> None:
-        self.places = places
+    def __init__(self, limit: int, part: int = 0) -> None:
+        self.limit = limit
         self.taken = 0
         self._wished = part
         self._users = 1
         self._of: dict[str, int] = {}
-        self._within = 0  # of the places taken, those that belong to somebody's part
-        self.part = places
+        self._within = 0  # places taken that lie within their users' parts
+        self.part = limit
 
     @property
     def users(self) -> int:
-        """How many users may come; those who are there count, though it was set lower."""
+        """Number of users who may come; at least the number of those who hold a place."""
         return self._users
 
     @users.setter
@@ -121,30 +120,30 @@ class Places:
             return
         self._users = users
         if users == 1:
-            self.part = self.places
+            self.part = self.limit
         else:
-            self.part = min(self._wished or max(1, self.places // (KEPT_FREE * users)), self.places)
+            self.part = min(self._wished or max(1, self.limit // (RESERVED_ONE_IN * users)), self.limit)
         self._within = sum(min(held, self.part) for held in self._of.values())
 
     def held(self, user: str) -> int:
         return self._of.get(user, 0)
 
-    def room(self, user: str, more: int = 1) -> bool:
-        """Whether the user may take so many places more."""
+    def has_room(self, user: str, more: int = 1) -> bool:
+        """Whether the user may take `more` places."""
         if not more:
             return True
         held = self._of.get(user, 0)
         if not held and len(self._of) >= self._users:  # one more than expected
             self.users = len(self._of) + 1
         if self._users == 1 or held + more <= self.part:
-            return self.taken + more <= self.places
+            return self.taken + more <= self.limit
         others = (self._users - 1) * self.part - (self._within - min(held, self.part))
-        if not self._wished:  # with more users than places the parts alone would take all
-            others = min(others, self.places // KEPT_FREE)
-        return self.taken + more + others <= self.places
+        if not self._wished:  # with more users than places, the parts alone would take everything
+            others = min(others, self.limit // RESERVED_ONE_IN)
+        return self.taken + more + others <= self.limit
 
     def take(self, user: str, more: int = 1) -> None:
-        """Take places; nothing is checked."""
+        """Take places, without a check."""
         if not more:
             return
         held = self._of.get(user, 0)

@@ -1,7 +1,7 @@
-"""What each request does to a stream, as two tables: by its phase, and by its seq.
+"""Tables of what each request does to a stream, by phase and by seq.
 
-Rules of this file: the tables are the truth, and the protocol page shows them as they are; an event is
-made of a request's op and flags alone; an error in a table leaves the stream as it was.
+Rules of this file: the tables are the only source, and the protocol page prints them as they are. An event
+follows from a request's op and flags alone. An error in a table leaves the stream unchanged.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ...wire.messages import Request
 
 
 class _Enum(enum.Enum):
-    """Looked up several times a message: enum's own hash is a function in Python, this is none."""
+    """Hashed several times a message: enum's own hash is a slow Python function, this one is not."""
 
     __hash__ = object.__hash__
 
 
 class Phase(_Enum):
-    """Where a stream stands."""
+    """Whether a stream is open, and whether it was flushed."""
 
-    ABSENT = "absent"  # not open: never was, or closed
+    ABSENT = "absent"  # never opened, or closed
     LIVE = "live"
     ENDED = "ended"  # flushed
 
 
 class Event(_Enum):
-    """What a request does to a stream; a feed's two flags make four events of it."""
+    """What a request does to a stream. The two flags of a feed make four events."""
 
     OPEN = "open"
     RESTORE = "restore"
@@ -54,9 +54,9 @@ class Event(_Enum):
     CLOSE = "close"
 
 
-# The phase after success, or the error that leaves everything as it was. A feed that opens a stream and
-# fails leaves it absent; one that ends it and fails leaves it live, the chunk not applied; what is
-# restored is live or ended, as it was when the snapshot was taken.
+# The phase after success, or the error that leaves everything unchanged. If a feed that opens a stream fails,
+# the stream stays absent. If a feed that ends a stream fails, the stream stays live and the chunk is not
+# applied. A restored stream is live or ended, as at the time of the snapshot.
 TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | type[StreamError]]]] = {
     Phase.ABSENT: {
         Event.OPEN: Phase.LIVE,
@@ -76,7 +76,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | type[StreamError]]]] = 
         Event.RESTORE: StreamExistsError,
         Event.RESUME: Phase.LIVE,
         Event.FEED: Phase.LIVE,
-        Event.FEED_FIRST: StreamExistsError,  # nor is a live stream silently restarted
+        Event.FEED_FIRST: StreamExistsError,  # a live stream is never silently restarted either
         Event.FEED_LAST: Phase.ABSENT,
         Event.FEED_ONLY: StreamExistsError,
         Event.FLUSH: Phase.ENDED,
@@ -101,7 +101,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | type[StreamError]]]] = 
 
 
 class Verdict(_Enum):
-    """How a stated seq stands to n, the last one applied; `outcome` is what the page says of it."""
+    """How a stated seq relates to n, the last one applied."""
 
     NEXT = "n + 1"
     REPEAT = "n or before, its reply kept, the same payload"
@@ -118,26 +118,26 @@ VERDICTS: Final[Mapping[Verdict, str | type[StreamError]]] = {
     Verdict.GAP: GapError,
 }
 
-SAID: Final[Mapping[Verdict, str]] = {
+VERDICT_TEXTS: Final[Mapping[Verdict, str]] = {
     Verdict.CONFLICT: "seq {seq} was applied with another payload; {n} is the last applied",
     Verdict.OLD: "seq {seq} was applied, and its reply is no longer kept; {n} is the last applied",
     Verdict.GAP: "expects seq {n} + 1, not {seq}: nothing was applied",
 }
 
-LIKELY: Final[Mapping[type[StreamError], str]] = {
+HINTS: Final[Mapping[type[StreamError], str]] = {
     UnknownStreamError: "is not open: never opened, closed, or lost with a restart of the daemon; open it",
     StreamExistsError: "is open already: choose another id, close it first, or resume it",
     StreamEndedError: "was flushed: reset it, or close it",
     FencedError: "is in another epoch than the one stated: it was resumed elsewhere, or opened anew",
 }
 
-BEGINS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})
-"""Events that make a stream, and the epoch that it is in."""
+OPENS: Final = frozenset({Event.OPEN, Event.RESTORE, Event.FEED_FIRST, Event.FEED_ONLY})
+"""Events that open a stream and begin an epoch."""
 
 FEEDS: Final = frozenset({Event.FEED, Event.FEED_FIRST, Event.FEED_LAST, Event.FEED_ONLY})
 """Events that step a stream."""
 
-TELLS_STATE: Final = frozenset({Event.SNAPSHOT, Event.FLUSH})
+RETURNS_STATE: Final = frozenset({Event.SNAPSHOT, Event.FLUSH})
 """Events whose replies are as large as the stream's state."""
 
 CHANGES: Final = frozenset(
@@ -155,7 +155,7 @@ _OPS: Final = {op: Event(op) for op in ("open", "restore", "resume", "flush", "r
 
 
 def event_of(request: Request) -> Event:
-    """The event that a request stands for; raises WireError where its fields do not go together."""
+    """The event of a request. Raises WireError if its fields do not fit together."""
     op = request.op
     if request.steps and (op != "feed" or request.inputs):
         raise WireError("steps belong to a feed without inputs: so many time steps, of what it feeds itself")
@@ -186,6 +186,6 @@ def event_of(request: Request) -> Event:
             )
     elif request.inputs:
         raise WireError(f"inputs belong to feed and restore, not to {op!r}")
-    if not request.sequence_id and event not in BEGINS:
+    if not request.sequence_id and event not in OPENS:
         raise WireError(f"{op!r} without sequence_id: it names the stream")
     return event

@@ -1,1 +1,1 @@
-"""Several processes, systemd, reload."""
+"""Supervision of daemons: several workers, systemd, reload."""

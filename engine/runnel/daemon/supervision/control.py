@@ -1,7 +1,8 @@
-"""What a supervisor and its workers say to each other: one JSON object a packet, over a socket pair.
+"""Messages between a supervisor and its workers: JSON packets over a socket pair.
 
-Packets keep their borders, and the end of one side is the other's end of file: nothing is left to frame.
-To a worker:    an `Order`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
+A packet socket keeps packets apart, and an end of file shows that the other side has ended.
+
+To a worker:    a `WorkerConfig`; {"workers": [address]}; {"settings": {…}}; {"stop": true}
 From a worker:  {"bound": address, "pipeline": fingerprint}; {"ready": true}; {"beat": true}; {"failed": text}
 """
 
@@ -14,14 +15,14 @@ from typing import Any, Final
 
 from ..settings import Settings
 
-MAX_PACKET: Final = 128 * 1024  # bytes: an order, or the addresses of as many workers as there may be
+MAX_PACKET: Final = 128 * 1024  # bytes: an order, or the addresses of all workers that there may be
 
 Packet = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is to be."""
+class WorkerConfig:
+    """Configuration of a worker."""
 
     index: int
     pipeline: str  # a file
@@ -29,15 +30,15 @@ class Order:
     trust: bool
     settings: Settings
     beat_seconds: float
-    fingerprint: str = ""  # of the pipeline that the other workers serve; none do yet
+    fingerprint: str = ""  # of the pipeline that the other workers serve; empty for the first workers
 
     def packet(self) -> Packet:
         return asdict(self)
 
 
-def order(packet: Packet) -> Order:
-    """Inverse of `Order.packet`."""
-    return Order(**{**packet, "settings": settings(packet["settings"])})
+def worker_config(packet: Packet) -> WorkerConfig:
+    """Inverse of `WorkerConfig.packet`."""
+    return WorkerConfig(**{**packet, "settings": settings(packet["settings"])})
 
 
 def settings(laid: Packet) -> Settings:
@@ -50,7 +51,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(to: socket.socket, packet: Packet) -> bool:
-    """Send without waiting. False where the other side is gone, or does not read."""
+    """Send without waiting. Return False if the other side is gone or does not read."""
     try:
         to.send(json.dumps(packet).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except OSError:
@@ -58,10 +59,10 @@ def send(to: socket.socket, packet: Packet) -> bool:
     return True
 
 
-def receive(link: socket.socket) -> Packet | None:
-    """The next packet, waited for; None where the other side is gone."""
+def receive(channel: socket.socket) -> Packet | None:
+    """Wait for the next packet; None if the other side is gone."""
     try:
-        data = link.recv(MAX_PACKET)
+        data = channel.recv(MAX_PACKET)
     except OSError:
         return None
     return json.loads(data) if data else None

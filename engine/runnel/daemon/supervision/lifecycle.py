@@ -1,7 +1,7 @@
-"""Who looks after a daemon: nobody, systemd, or a supervisor of several workers.
+"""Lifecycle hooks of a daemon: for systemd, or for a supervisor of several workers.
 
-A `Keeper` is called by the daemon's loop, in its thread: so a loop that hangs sends no beat. `Service` is
-systemd's side of a daemon that is one process; `worker` has that of a worker.
+The daemon's loop calls them in its own thread, so a loop that hangs sends no beat. `Service` is for a daemon
+of one process; the hooks of a worker are in `worker`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from ...errors import RunnelError
-from ...wire.placement import Place
+from ...wire.placement import Placement
 from .. import logs
 from ..logs import Log
 from ..settings import Settings, Source, renewed
@@ -20,40 +20,40 @@ from ..vetting import vet
 from . import systemd
 
 if TYPE_CHECKING:
-    from ..protocol.server import Server
+    from ..protocol.server import ServerProtocol
 
 Observe = Callable[[Settings, Sequence[str]], AbstractContextManager[object]]
 
 log = Log("runnel.serve")
 
 
-class Keeper:
-    """Nobody. `beat_seconds`: how often `beat` is to be called, at least; 0.0 for never."""
+class LifecycleHooks:
+    """Lifecycle hooks that do nothing. `beat_seconds`: how often to call `beat`, at least; 0.0 for never."""
 
     beat_seconds = 0.0
 
-    def meet(self, address: str) -> Place:
-        """The daemon is bound to the address, and serves once it knows its place."""
-        return Place(0, (address,))
+    def bound_to(self, address: str) -> Placement:
+        """The daemon is bound to the address. Return its place among the workers; it serves after that."""
+        return Placement(0, (address,))
 
     def ready(self, address: str) -> None:
-        """It serves."""
+        """The daemon serves."""
 
     def beat(self) -> None:
-        """Its loop turns."""
+        """The daemon's loop runs."""
 
-    def reload(self, server: Server) -> bool:
-        """It was told to read its settings again. False: something is wrong, and nothing is to change."""
+    def reload(self, server: ServerProtocol) -> bool:
+        """Read the settings again. If they are wrong, return False and change nothing."""
         return True
 
     def stopping(self) -> None:
-        """It was told to stop, and answers what has arrived."""
+        """The daemon stops, and answers what has arrived."""
 
 
-class Service(Keeper):
-    """A service of one process, under systemd or not.
+class Service(LifecycleHooks):
+    """A service of one process, with or without systemd.
 
-    `observe(settings, addresses)` is entered once it serves, and left at the end of the keeper's context.
+    `observe(settings, addresses)` is entered once the daemon serves, and left at the end of this context.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Service(Keeper):
     def beat(self) -> None:
         self._notifier.send(systemd.WATCHDOG)
 
-    def reload(self, server: Server) -> bool:
+    def reload(self, server: ServerProtocol) -> bool:
         self._notifier.send(systemd.reloading(time.monotonic()))
         settings = reread(self._source, self._settings)
         if settings is not None:
@@ -93,7 +93,7 @@ class Service(Keeper):
 
 
 def reread(source: Source, now: Settings) -> Settings | None:
-    """The settings after a new reading, what is found logged. None if anything in them is wrong."""
+    """Read the settings again and log the changes. Return None if anything in them is wrong."""
     try:
         if source.path.suffix != ".toml":
             vet(now, str(source.path))
@@ -101,7 +101,7 @@ def reread(source: Source, now: Settings) -> Settings | None:
             return now
         read, other_pipeline = source.read()
         vet(read, str(source.path))
-        vet(now, str(source.path))  # its list of users is the one that will be read again
+        vet(now, str(source.path))  # its list of users is the one that is read again
     except RunnelError as error:
         log.error("reload failed: nothing was changed", path=source.path, error=error.message)
         return None
@@ -115,7 +115,7 @@ def reread(source: Source, now: Settings) -> Settings | None:
     return after
 
 
-def apply(settings: Settings, server: Server) -> None:
-    """Put into effect what can change while the daemon runs."""
+def apply(settings: Settings, server: ServerProtocol) -> None:
+    """Apply the settings that may change while the daemon runs."""
     server.idle_seconds = settings.idle_seconds
     logs.set_level(settings.log_level)

@@ -1,9 +1,9 @@
-"""A daemon of several processes: a supervisor that starts workers, keeps them running, and ends them.
+"""A daemon of several processes: the supervisor starts, restarts and stops its workers.
 
-Each worker is one engine with its own socket; streams are placed by a hash of their names, and clients
-talk to each worker directly, so the supervisor is on no message's way. All of them must start for the
-daemon to serve. One that ends later is started again at the same address, after a pause that grows while
-it keeps ending; its streams are gone, the others' untouched.
+Each worker has its own engine and socket. A hash of its name assigns a stream to a worker, and clients talk
+to each worker directly, so no message passes through the supervisor. At the start all workers must come up. A
+worker that ends later is started again at the same address, after a back-off. Its streams are lost; those of
+the other workers are not affected.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from typing import Final
 from ...errors import RunnelError, UsageError
 from ...wire.address import parse
 from .. import logs
-from ..loop import FINISH_SECONDS, LINGER_MS, heard
+from ..loop import FINISH_SECONDS, LINGER_MS, signals_to
 from ..settings import Settings, Source
-from . import control as link
-from . import systemd
+from . import control, systemd
 from .lifecycle import Observe, reread
 from .worker import OTHER_PIPELINE
 
 START_SECONDS: Final = 300.0  # for a worker to load a large model from a slow disk, and to bind
 STOP_SECONDS: Final = FINISH_SECONDS + LINGER_MS / 1000 + 3.0  # for workers to answer what has arrived
-REAP_SECONDS: Final = 2.0  # between the end of a worker's link and that of its process
+REAP_SECONDS: Final = 2.0  # from the end of a worker's channel to the end of its process
 FIRST_PAUSE: Final = 0.5  # seconds before a worker that ended is started again
-LAST_PAUSE: Final = 30.0  # seconds: a worker that cannot live does not cost the others a core
-SOUND_SECONDS: Final = 60.0  # one that served for so long did not end because of its start
+LAST_PAUSE: Final = 30.0  # seconds: a worker that keeps failing must not cost the others a core
+SOUND_SECONDS: Final = 60.0  # a worker that served this long did not end because of its start
 
 log = logs.Log("runnel.serve")
 
 
 def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
-    """What each worker is to bind: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
+    """The address of each worker: ``path``, ``path.1``, …; ``port``, ``port + 1``, …; ``*`` for each.
 
-    Raises UsageError where one of them is no address.
+    Raises UsageError if one of them is no valid address.
     """
     if parse(bind, keyed).path is not None:
         asked = [bind, *(f"{bind}.{i}" for i in range(1, workers))]
@@ -53,13 +52,13 @@ def addresses(bind: str, workers: int, keyed: bool = False) -> list[str]:
 
 
 class Backoff:
-    """How long to wait before a worker is started again."""
+    """Delay before a worker is started again."""
 
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE
 
     def after(self, served: float) -> float:
-        """Seconds to wait, once it had served for so many."""
+        """Seconds to wait after a worker served for `served` seconds."""
         if served >= SOUND_SECONDS:
             self._pause = FIRST_PAUSE
         pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE)
@@ -68,26 +67,26 @@ class Backoff:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """One place among the workers, and the process that fills it now."""
+    """A worker's index and address, and its current process."""
 
     index: int
-    address: str  # to be bound; as bound once it is
+    address: str  # to bind; after binding, the actual address
     process: subprocess.Popen[bytes] | None = None
-    link: socket.socket | None = None
-    bound: bool = False  # at least once: its address is known
+    channel: socket.socket | None = None
+    bound: bool = False  # its address is known; stays True over restarts
     ready: bool = False
-    told: str = ""  # why it could not serve
+    failure: str = ""  # why it could not serve
     since: float = 0.0  # when it was started
-    beat: float = 0.0  # when its loop last turned
-    again: float | None = None  # when to start it again
+    beat: float = 0.0  # when its loop last reported
+    restart_at: float | None = None  # when to start it again
     backoff: Backoff = field(default_factory=Backoff)
 
 
 class Supervisor:
     """Runs `settings.workers` workers of a pipeline file at `settings.bind`.
 
-    `observe(settings, addresses)`, for what looks at them from outside, is entered once all serve, and left
-    when they stop. Raises UsageError for an address that cannot be served.
+    `observe(settings, addresses)` is for monitoring from outside: entered once all workers serve, left when
+    they stop. Raises UsageError for an address that cannot be served.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Supervisor:
         trust: bool = False,
     ) -> None:
         self._pipeline = pipeline
-        self._fingerprint = ""  # of what all workers serve, once one has told
+        self._fingerprint = ""  # of the pipeline that all workers serve, once one has reported it
         self._settings = settings
         self._source = source
         self._notifier = notifier
@@ -116,42 +115,43 @@ class Supervisor:
         self._next_watchdog = 0.0
 
     def serve(self, signals: Sequence[int]) -> bool:
-        """Serve until a signal says to stop. Returns whether all that had arrived was answered.
+        """Serve until a signal stops the workers. Return whether everything that had arrived was answered.
 
-        Raises RunnelError, with a worker's own words, where not all of them could start: none is left.
+        Raises RunnelError, with the worker's error text, if a worker cannot start; then no worker is left
+        running.
         """
-        told, teller = socket.socketpair()
-        with told, teller, self._selector, ExitStack() as stack:
-            told.setblocking(False)
-            teller.setblocking(False)
-            stack.enter_context(heard(signals, teller))
-            self._selector.register(told, selectors.EVENT_READ, None)
+        wakeup, waker = socket.socketpair()
+        with wakeup, waker, self._selector, ExitStack() as stack:
+            wakeup.setblocking(False)
+            waker.setblocking(False)
+            stack.enter_context(signals_to(signals, waker))
+            self._selector.register(wakeup, selectors.EVENT_READ, None)
             try:
                 for worker in self._workers:
                     self._start(worker)
                 while not self._stops:
-                    self._turn(told, stack)
-                return self._finish(told)
+                    self._turn(wakeup, stack)
+                return self._finish(wakeup)
             finally:
                 self._kill()
 
-    def _turn(self, told: socket.socket, stack: ExitStack) -> None:
-        """Wait for something to happen, and do what follows from it."""
+    def _turn(self, wakeup: socket.socket, stack: ExitStack) -> None:
+        """Wait for an event, and handle what is due."""
         for key, _ in self._selector.select(self._patience()):
             if key.data is None:
-                self._listen(told)
+                self._listen(wakeup)
             else:
-                self._hear(key.data)
+                self._handle_packet(key.data)
         now = time.monotonic()
         for worker in self._workers:
-            if worker.again is not None and worker.again <= now and not self._stops:
+            if worker.restart_at is not None and worker.restart_at <= now and not self._stops:
                 self._start(worker)
             elif worker.process and not worker.ready and worker.since + START_SECONDS <= now:
                 log.error(
                     "worker ended: it did not serve in time", worker=worker.index, seconds=START_SECONDS
                 )
                 worker.process.kill()
-                worker.since = now  # told once
+                worker.since = now  # report it once
         if not self._serving and all(worker.ready for worker in self._workers):
             self._serving = True
             served = [worker.address for worker in self._workers]
@@ -161,15 +161,15 @@ class Supervisor:
         self._watch(now)
 
     def _patience(self) -> float | None:
-        """Seconds until something is to be done though nothing happens."""
-        dues = [worker.again for worker in self._workers if worker.again is not None]
+        """Seconds until the next deadline; None if there is none."""
+        dues = [worker.restart_at for worker in self._workers if worker.restart_at is not None]
         dues += [w.since + START_SECONDS for w in self._workers if w.process and not w.ready]
         if self._serving and self._notifier.watchdog_seconds:
             dues.append(self._next_watchdog)
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def _watch(self, now: float) -> None:
-        """Tell systemd that all is well, while each worker that runs was heard of lately."""
+        """Send systemd's watchdog message if every running worker reported recently."""
         every = self._notifier.watchdog_seconds
         if not every or not self._serving or now < self._next_watchdog:
             return
@@ -179,9 +179,9 @@ class Supervisor:
 
     # Signals.
 
-    def _listen(self, told: socket.socket) -> None:
+    def _listen(self, wakeup: socket.socket) -> None:
         with suppress(BlockingIOError):
-            numbers = told.recv(64)
+            numbers = wakeup.recv(64)
             reloads = numbers.count(signal.SIGHUP)
             self._stops += len(numbers) - reloads
             if reloads and not self._stops:
@@ -194,12 +194,12 @@ class Supervisor:
             self._settings = settings
             logs.set_level(settings.log_level)
             for worker in self._workers:
-                if worker.link:
-                    link.send(worker.link, {"settings": asdict(settings)})
+                if worker.channel:
+                    control.send(worker.channel, {"settings": asdict(settings)})
         self._notifier.send(systemd.READY)
 
-    def _finish(self, told: socket.socket) -> bool:
-        """Have all workers answer what has arrived; a second signal has them stop at once."""
+    def _finish(self, wakeup: socket.socket) -> bool:
+        """Have all workers answer what has arrived, then stop. A second signal stops them at once."""
         log.info("stopping", workers=sum(worker.process is not None for worker in self._workers))
         self._notifier.send(systemd.STOPPING, systemd.status("answering what has arrived"))
         deadline = time.monotonic() + STOP_SECONDS
@@ -208,40 +208,40 @@ class Supervisor:
             if asked < min(self._stops, 2):
                 asked += 1
                 for worker in self._workers:
-                    if worker.link:
-                        link.send(worker.link, {"stop": True})
+                    if worker.channel:
+                        control.send(worker.channel, {"stop": True})
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             for key, _ in self._selector.select(left):
                 if key.data is None:
-                    self._listen(told)
+                    self._listen(wakeup)
                     if self._stops > 1:
                         deadline = min(deadline, time.monotonic() + REAP_SECONDS)
                 else:
-                    self._hear(key.data)
+                    self._handle_packet(key.data)
         return not self._unanswered
 
     # Workers.
 
     def _start(self, worker: _Worker) -> None:
-        ours, theirs = link.pair()
+        ours, theirs = control.pair()
         with theirs:
             try:
                 worker.process = subprocess.Popen(
                     [sys.executable, "-m", "runnel.daemon.supervision.worker", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    process_group=0,  # a terminal's signals come to the supervisor alone, which hands them on
+                    process_group=0,  # the terminal signals only the supervisor, which passes them on
                 )
-            except OSError as error:  # no memory for it, say, or as many processes as there may be
+            except OSError as error:  # for example: no memory, or too many processes
                 ours.close()
                 self._not_started(worker, f"worker {worker.index} cannot be started: {error.strerror}")
                 return
         beat_seconds = self._notifier.watchdog_seconds / 4
-        link.send(
+        control.send(
             ours,
-            link.Order(
+            control.WorkerConfig(
                 worker.index,
                 self._pipeline,
                 worker.address,
@@ -251,86 +251,89 @@ class Supervisor:
                 self._fingerprint,
             ).packet(),
         )
-        worker.link, worker.ready, worker.told, worker.again = ours, False, "", None
+        worker.channel, worker.ready, worker.failure, worker.restart_at = ours, False, "", None
         worker.since = time.monotonic()
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
-    def _hear(self, worker: _Worker) -> None:
-        """A packet of a worker, or its end."""
-        assert worker.link is not None
-        packet = link.receive(worker.link)
+    def _handle_packet(self, worker: _Worker) -> None:
+        """Handle a packet of a worker, or its end."""
+        assert worker.channel is not None
+        packet = control.receive(worker.channel)
         if packet is None:
             self._ended(worker)
         elif "bound" in packet:
             self._fingerprint = self._fingerprint or packet["pipeline"]
-            if packet["pipeline"] != self._fingerprint:  # changed while the first of them started
-                worker.told = OTHER_PIPELINE
+            if packet["pipeline"] != self._fingerprint:  # the file changed while the first workers started
+                worker.failure = OTHER_PIPELINE
                 if worker.process:
                     worker.process.kill()
                 return
             worker.address, worker.bound = packet["bound"], True
-            self._introduce(worker)
+            self._send_addresses(worker)
         elif "failed" in packet:
-            worker.told = packet["failed"]
+            worker.failure = packet["failed"]
         else:  # ready, or a beat
             worker.ready = True
             worker.beat = time.monotonic()
 
-    def _introduce(self, newcomer: _Worker) -> None:
-        """Tell all addresses once they are known: to all, or to one that was started again."""
+    def _send_addresses(self, newcomer: _Worker) -> None:
+        """Send all addresses, once known, to all workers or to a restarted one."""
         if not all(worker.bound for worker in self._workers):
             return
         packet = {"workers": [worker.address for worker in self._workers]}
         for worker in [newcomer] if self._serving else self._workers:
-            if worker.link and not worker.ready:
-                link.send(worker.link, packet)
+            if worker.channel and not worker.ready:
+                control.send(worker.channel, packet)
 
     def _ended(self, worker: _Worker) -> None:
-        """Its link is at its end: so is the process, or soon."""
+        """Handle the end of a worker's channel: its process has ended, or will soon."""
         assert worker.process is not None
-        assert worker.link is not None
-        self._selector.unregister(worker.link)
-        worker.link.close()
+        assert worker.channel is not None
+        self._selector.unregister(worker.channel)
+        worker.channel.close()
         try:
             status = worker.process.wait(REAP_SECONDS)
         except subprocess.TimeoutExpired:
             worker.process.kill()
             status = worker.process.wait()
-        worker.process = worker.link = None
+        worker.process = worker.channel = None
         served = time.monotonic() - worker.since if worker.ready else 0.0
         worker.ready = False
-        why = worker.told or f"worker {worker.index} ended with status {status}"
+        why = worker.failure or f"worker {worker.index} ended with status {status}"
         if self._stops:
             self._unanswered = self._unanswered or status != 0
         elif not self._serving:
-            raise UsageError(why) if worker.told else RunnelError(f"{why} before it served")
+            raise UsageError(why) if worker.failure else RunnelError(f"{why} before it served")
         else:
             log.error(
                 "worker lost, with its streams",
                 worker=worker.index,
                 why=why,
-                again_in_seconds=self._again(worker, served),
+                again_in_seconds=self._schedule_restart(worker, served),
             )
 
     def _not_started(self, worker: _Worker, why: str) -> None:
-        """The system has no process for it: the others serve on, and it is tried again."""
+        """Schedule another attempt for a worker that could not be started; the others keep serving."""
         if not self._serving:
             raise RunnelError(why)
         log.error(
-            "worker not started", worker=worker.index, why=why, again_in_seconds=self._again(worker, 0.0)
+            "worker not started",
+            worker=worker.index,
+            why=why,
+            again_in_seconds=self._schedule_restart(worker, 0.0),
         )
 
-    def _again(self, worker: _Worker, served: float) -> float:
-        """Start it again, in so many seconds."""
+    def _schedule_restart(self, worker: _Worker, served: float) -> float:
+        """Schedule a restart of the worker, and return the delay in seconds."""
         pause = worker.backoff.after(served)
-        worker.again = time.monotonic() + pause
+        worker.restart_at = time.monotonic() + pause
         return pause
 
     def _kill(self) -> None:
-        """End whatever still runs: those that would not stop in time, or whose fellows could not start."""
+        """End all remaining processes."""
         for worker in self._workers:
-            if worker.link:
-                worker.link.close()  # one that only waits ends by itself, and cleans up
+            if worker.channel:
+                worker.channel.close()  # a worker that only waits ends by itself, and cleans up
         for worker in self._workers:
             if worker.process:
                 try:

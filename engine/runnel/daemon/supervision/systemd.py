@@ -1,7 +1,7 @@
-"""What systemd is told of a service: sd_notify(3), by hand.
+"""Notifications to systemd, as sd_notify(3) defines them.
 
-Messages are made by pure functions. `Notifier` sends them, and nothing where no systemd listens. It never
-waits: a service that hangs because its supervisor does not read would be the wrong one to suffer.
+Pure functions make the messages. `Notifier` sends them, or does nothing without systemd. It never waits: a
+service must not hang because its supervisor does not read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ WATCHDOG: Final = b"WATCHDOG=1"
 
 
 def status(text: str) -> bytes:
-    """What `systemctl status` shows: one line."""
+    """The status line that `systemctl status` shows."""
     return b"STATUS=" + " ".join(text.split())[:MAX_STATUS].encode()
 
 
 def reloading(now: float) -> bytes:
-    """Settings are being read again; READY follows. `now`: seconds of CLOCK_MONOTONIC."""
+    """Settings are being read again; READY must follow. `now`: seconds of CLOCK_MONOTONIC."""
     return b"RELOADING=1\nMONOTONIC_USEC=%d" % int(now * 1e6)
 
 
@@ -36,10 +36,12 @@ def joined(*messages: bytes) -> bytes:
 
 
 class Notifier:
-    """The way to systemd that the environment names, taken out of it: children are not the service.
+    """The socket to systemd, named by the environment.
 
-    `watchdog_seconds`: how often WATCHDOG is expected, half of what systemd waits for; 0.0 for never.
-    Raises UsageError for a NOTIFY_SOCKET or WATCHDOG_USEC that cannot be meant.
+    Its variables are removed from the environment, since child processes are not the service.
+
+    `watchdog_seconds`: how often WATCHDOG must be sent, half of systemd's time-out; 0.0 for never. Raises
+    UsageError for an invalid NOTIFY_SOCKET or WATCHDOG_USEC.
     """
 
     def __init__(self, environment: MutableMapping[str, str] | None = None) -> None:
@@ -52,7 +54,7 @@ class Notifier:
             self._socket.setblocking(False)
 
     def send(self, *messages: bytes) -> None:
-        """One datagram. It is lost where systemd is gone, or does not read: the service goes on."""
+        """Send one datagram. It is lost if systemd is gone or does not read; the service continues."""
         if self._socket:
             with suppress(OSError):
                 self._socket.sendto(joined(*messages), self._to)
@@ -70,7 +72,7 @@ class Notifier:
 
 
 def _address(text: str) -> str:
-    """The socket's address; that of an abstract socket is written with an @."""
+    """The socket's address; that of an abstract socket begins with an @."""
     if text and text[0] not in "/@":
         raise UsageError(
             f"NOTIFY_SOCKET={text!r}: expected the path of a socket, or @name of an abstract one; "

@@ -1,4 +1,4 @@
-"""A pause of the daemon's process is nobody's silence. Made-up times; a real SIGSTOP at the end."""
+"""A pause of the daemon's process does not count as silence of a peer. Made-up times, and a real SIGSTOP."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.daemon.protocol.outbox import SLOW_SECONDS, Fate, Outbox
-from runnel.daemon.protocol.sequences import KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.outbox import SLOW_SECONDS, Outbox, SendResult
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.stats import Stats
 from runnel.wire import messages
-from runnel.wire.attention import LATE, SHORTLY, Attention, overslept
+from runnel.wire.pauses import LATE, SHORTLY, PauseDetector, extended
 
 from .peers import dealer, feed, reply_of
 from .support import Peer, code, model_pipeline, rows, tally_engine
@@ -35,8 +35,8 @@ class Process:
     def __init__(self, pauses: list[tuple[float, float]]) -> None:
         self.pauses = pauses  # (from, until), in order
         self.engine = tally_engine()
-        self.server = Server(self.engine, "boot", idle_seconds=IDLE)
-        self.attention = Attention(0.0)
+        self.server = ServerProtocol(self.engine, "boot", idle_seconds=IDLE)
+        self.detector = PauseDetector(0.0)
         self.now = 0.0
 
     def running(self, at: float) -> float:
@@ -53,19 +53,19 @@ class Process:
         self.server.receive(b"p", messages.encode_request(request), now)
 
     def live(self, arrivals: list[float], until: float, woken: float = math.inf) -> float | None:
-        """Open a stream and reset it at each arrival. When it was closed as idle; None: never.
+        """Open a stream and reset it at each arrival. Return when it was closed as idle; None: never.
 
-        `woken`: when the loop looks for another reason.
+        `woken`: when the loop wakes for another reason.
         """
         self.send("open", 0.0)
         self.server.run(0.0)
         unread = sorted(map(self.readable, arrivals))
         while self.now < until:
-            look = self.attention.until(self.server.due, self.now)
+            look = self.detector.wake_at(self.server.due, self.now)
             first = unread[0] if unread else math.inf
             first = min(first, woken if woken > self.now else math.inf)
             self.now = self.running(max(self.now, min(first, math.inf if look is None else look)))
-            if paused := self.attention.look(self.now, 0.0):
+            if paused := self.detector.paused_for(self.now, 0.0):
                 self.server.postpone(paused)
             while unread and unread[0] <= self.now:
                 unread.pop(0)
@@ -81,7 +81,7 @@ class Process:
 
 @st.composite
 def pauses(draw: st.DrawFn) -> list[tuple[float, float]]:
-    """Of any length; between two of them the process runs for a while."""
+    """Pauses of any length, with the process running for a while in between."""
     found: list[tuple[float, float]] = []
     at = 0.0
     for _ in range(draw(st.integers(1, 6))):
@@ -94,9 +94,7 @@ def pauses(draw: st.DrawFn) -> list[tuple[float, float]]:
 
 @given(pauses(), st.floats(0.2, IDLE - SHORTLY - LATE))
 @settings(max_examples=120)
-def test_a_stream_that_is_fed_is_never_closed_however_the_daemon_is_paused(
-    pauses: list[tuple[float, float]], every: float
-) -> None:
+def test_pauses_never_close_a_stream_that_is_fed(pauses: list[tuple[float, float]], every: float) -> None:
     end = pauses[-1][1] + 3 * IDLE
     arrivals = [k * every for k in range(1, int(end / every) + 2)]
     assert Process(pauses).live(arrivals, end) is None
@@ -104,7 +102,7 @@ def test_a_stream_that_is_fed_is_never_closed_however_the_daemon_is_paused(
 
 @given(pauses())
 @settings(max_examples=80)
-def test_a_silent_stream_is_closed_all_the_same_and_never_early(pauses: list[tuple[float, float]]) -> None:
+def test_a_silent_stream_is_closed_despite_pauses_and_never_early(pauses: list[tuple[float, float]]) -> None:
     latest = IDLE + sum(end - start + IDLE + SHORTLY for start, end in pauses) + SHORTLY
     closed = Process(pauses).live([], latest + 1.0)
     assert closed is not None
@@ -112,7 +110,7 @@ def test_a_silent_stream_is_closed_all_the_same_and_never_early(pauses: list[tup
 
 
 def test_after_a_pause_there_is_time_to_read_what_has_arrived() -> None:
-    """The request comes at the last moment, and the daemon is paused by then."""
+    """The request comes at the last moment, during a pause of the daemon."""
     arrives = IDLE - LAG / 2
     process = Process([(arrives - 0.01, 4 * IDLE)])
     assert process.live([arrives], 4.5 * IDLE, woken=arrives - 0.02) is None
@@ -122,40 +120,40 @@ def test_without_a_pause_a_stream_is_closed_on_time() -> None:
     assert Process([]).live([3.0], 100.0) == 3.0 + IDLE
 
 
-def test_work_is_no_pause_and_a_wait_that_was_asked_for_is_none() -> None:
-    attention = Attention(0.0, 0.0)
-    assert attention.until(None, 0.0) is None
-    assert attention.look(1000.0, 0.1) == 0.0  # something arrived, after a long night
-    assert attention.until(1000.0, 1000.0) == 1000.0
-    assert attention.look(1005.0, 5.0) == 0.0  # a batch that took 5 s of the processor
-    assert attention.until(1005.0, 1005.0) == 1005.0
-    assert attention.look(1009.0, 5.0) == 4.0 + SHORTLY  # stopped within one
-    assert attention.until(1020.0, 1009.0) == 1020.0 - SHORTLY
-    assert attention.look(1019.0 + LATE, 5.0) == 0.0
-    assert attention.until(1020.0, 1019.5) == 1020.0
-    assert attention.look(1021.0, 5.0) == 1.5 + SHORTLY
+def test_work_and_announced_waits_are_no_pauses() -> None:
+    detector = PauseDetector(0.0, 0.0)
+    assert detector.wake_at(None, 0.0) is None
+    assert detector.paused_for(1000.0, 0.1) == 0.0  # something arrived, after a long wait
+    assert detector.wake_at(1000.0, 1000.0) == 1000.0
+    assert detector.paused_for(1005.0, 5.0) == 0.0  # a batch that took 5 s of the processor
+    assert detector.wake_at(1005.0, 1005.0) == 1005.0
+    assert detector.paused_for(1009.0, 5.0) == 4.0 + SHORTLY  # stopped within one
+    assert detector.wake_at(1020.0, 1009.0) == 1020.0 - SHORTLY
+    assert detector.paused_for(1019.0 + LATE, 5.0) == 0.0
+    assert detector.wake_at(1020.0, 1019.5) == 1020.0
+    assert detector.paused_for(1021.0, 5.0) == 1.5 + SHORTLY
 
 
-def test_replies_and_ends_are_kept_longer_by_a_pause() -> None:
-    server = Server(tally_engine(), "boot")
+def test_a_pause_extends_how_long_replies_and_ends_are_remembered() -> None:
+    server = ServerProtocol(tally_engine(), "boot")
     peer = Peer(server)
     for name, end in (("a", False), ("b", True)):
         peer.ask("feed", name, rows(1), epoch=7, seq=1, sequence_start=True, sequence_end=end)
-    assert server.due == KEPT_SECONDS
+    assert server.due == CACHED_SECONDS
     server.postpone(100.0)
-    assert server.due == KEPT_SECONDS + 100.0
-    server.tick(KEPT_SECONDS + 99.0)
+    assert server.due == CACHED_SECONDS + 100.0
+    server.tick(CACHED_SECONDS + 99.0)
     for name, end in (("a", False), ("b", True)):
         fed = {"epoch": 7, "seq": 1, "sequence_start": True, "sequence_end": end}
         assert code(peer.ask("feed", name, rows(1), **fed)[0]) == "ok"
-    server.tick(KEPT_SECONDS + 100.0)
+    server.tick(CACHED_SECONDS + 100.0)
     assert server.document()["kept_bytes"] == 0
     assert code(peer.ask("feed", "b", rows(1), epoch=7, seq=2)[0]) == "UNKNOWN_STREAM"
 
 
 def test_a_peer_is_not_dropped_for_what_it_could_not_read_during_a_pause() -> None:
     stats = Stats()
-    outbox = Outbox(lambda *_: Fate.FULL, stats)
+    outbox = Outbox(lambda *_: SendResult.FULL, stats)
     outbox.post(b"p", [b"reply"], 0.0)
     outbox.postpone(100.0)
     outbox.retry(100.0 + SLOW_SECONDS - 1.0)
@@ -165,8 +163,8 @@ def test_a_peer_is_not_dropped_for_what_it_could_not_read_during_a_pause() -> No
 
 
 def test_a_wait_that_ends_late_is_prolonged_and_one_that_ends_on_time_is_not() -> None:
-    assert overslept(5.0, 5.0) == overslept(5.0, 5.0 + LATE) == 5.0
-    assert overslept(5.0, 9.0) == 9.0 + SHORTLY
+    assert extended(5.0, 5.0) == extended(5.0, 5.0 + LATE) == 5.0
+    assert extended(5.0, 9.0) == 9.0 + SHORTLY
 
 
 def stopped(pid: int) -> bool:
@@ -174,11 +172,11 @@ def stopped(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether the daemon is stopped")
-def test_requests_that_arrive_while_the_daemon_is_stopped_find_their_streams(tmp_path: Path) -> None:
-    """However busy the machine is: what counts is what was sent while the daemon was seen to be stopped.
+def test_requests_sent_while_the_daemon_is_stopped_find_their_streams(tmp_path: Path) -> None:
+    """On a machine of any load, since only requests sent while the daemon was seen to be stopped count.
 
-    Which thread runs first after SIGCONT is the kernel's choice: so a fault is seen here at times, and it is
-    in made-up time, above, that it is always seen.
+    The kernel chooses which thread runs first after SIGCONT, so this test sees a fault only at times. The
+    tests in made-up time, above, always see it.
     """
     path = tmp_path / "d.sock"
     idle = 4.0
@@ -199,7 +197,7 @@ def test_requests_that_arrive_while_the_daemon_is_stopped_find_their_streams(tmp
                 sock.send_multipart(feed(f"{round}-{number}", 1, sequence_start=True))
             for sock in peers:
                 assert code(reply_of(sock)) == "ok"
-            # The loop is stopped at work, and goes on before libzmq has read anything.
+            # The loop is stopped at work, and continues before libzmq has read anything.
             for number in range(900):
                 busy.send_multipart(feed(f"busy-{round}", 1, sequence_start=not number))
             os.kill(process.pid, signal.SIGSTOP)

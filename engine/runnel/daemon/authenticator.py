@@ -1,9 +1,9 @@
-"""CURVE on a daemon's socket: which user a message is from, proved by keys.
+"""CURVE authentication on a daemon's socket: keys prove which user sent a message.
 
-Seen with libzmq 4.3: CURVE without a ZAP handler lets everyone in, unless a domain is set and enforced; a
-message tells the user id that its connection proved, in half a microsecond; a routing id can be taken over
-by another key once it is free. So the user is asked of each message, and never of the routing id; and since
-replies go to a routing id, nobody may choose one that another could know.
+Seen with libzmq 4.3: CURVE without a ZAP handler admits everyone, unless a domain is set and enforced. Each
+message carries the user id that its connection proved; reading it takes half a microsecond. A routing id can
+be taken over by another key once it is free. So the user is read from each message, and never derived from
+the routing id. Replies are sent to a routing id, so a client may not choose one that others could guess.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from .zap import DOMAIN, admit
 if TYPE_CHECKING:
     from .settings import Settings
 
-MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who knock never keep the admitted from being served
-_CHOSEN: Final = 5  # bytes of a routing id that libzmq chose: 0, and a number that began at random
-_ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq asks
+MAX_ADMITTED: Final = 64  # handshakes a turn: strangers who connect never keep admitted clients waiting
+_CHOSEN: Final = 5  # bytes of a routing id chosen by libzmq: 0, then a counter with a random start
+_ENDPOINT: Final = "inproc://zeromq.zap.01"  # where libzmq sends ZAP requests
 
 log = Log("runnel.serve")
 
 
-def guard_of(settings: Settings) -> Guard | None:
-    """Who guards a daemon of these settings; None where they name no keys. Raises as `Guard` does."""
-    return Guard(Path(settings.keys), Path(settings.authorised)) if settings.keys else None
+def authenticator_for(settings: Settings) -> Authenticator | None:
+    """The authenticator for these settings; None if they name no keys. Raises as `Authenticator` does."""
+    return Authenticator(Path(settings.keys), Path(settings.authorised)) if settings.keys else None
 
 
-class Guard:
-    """Lets into a daemon's socket only those who hold an authorised key.
+class Authenticator:
+    """Admits only clients that hold an authorised key.
 
-    `keys`: the daemon's own secret key; `authorised`: the file or folder that lists the users. Raises
+    `keys`: the daemon's own secret key. `authorised`: the file or folder that lists the users. Raises
     UsageError for either. Belongs to the thread of the socket.
     """
 
@@ -49,9 +49,9 @@ class Guard:
         self._zap: zmq.Socket[bytes] | None = None
 
     def reload(self) -> None:
-        """Read the list of users again: holds for new connections and for the next message of old ones.
+        """Read the list of users again. It applies to new connections, and to the next message of old ones.
 
-        Where it cannot be read, that is logged, and it stays as it was.
+        If the list cannot be read, that is logged, and the old list stays in force.
         """
         try:
             self._users = read_users(self._authorised)
@@ -62,7 +62,10 @@ class Guard:
 
     @contextmanager
     def at(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> Iterator[None]:
-        """Guard `router`, which is not bound yet; from then on nobody gets in unless `answer` is called."""
+        """Authenticate clients of `router`, which is not bound yet.
+
+        No client is admitted until `answer` is called.
+        """
         self._zap = context.socket(zmq.REP)
         try:
             self._zap.linger = 0
@@ -76,23 +79,23 @@ class Guard:
             self.close()
 
     def close(self) -> None:
-        """Let nobody in any more. Closing twice is allowed."""
+        """Admit no more clients. Closing twice is allowed."""
         if self._zap is not None:
             self._zap.close()
 
     @property
     def users(self) -> int:
-        """How many users are on the list."""
+        """Number of users on the list."""
         return len(set(self._users.values()))
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """Readable when somebody knocks."""
+        """Readable when a handshake waits for an answer."""
         assert self._zap is not None, "within `at`"
         return self._zap
 
     def answer(self) -> None:
-        """Answer those who have knocked. Never waits."""
+        """Answer the waiting handshakes. Never waits."""
         for _ in range(MAX_ADMITTED):
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -101,13 +104,13 @@ class Guard:
             self.socket.send_multipart(admit(frames, self._users))
 
     def user(self, peer: bytes, frame: zmq.Frame) -> str:
-        """Whose message it is, by its routing id and any of its frames.
+        """Return the user who sent a message, from its routing id and any of its frames.
 
-        Raises AccessError for a key that is not on the list now, and for a routing id of the peer's own.
+        Raises AccessError if the key is not on the current list, or if the peer chose its own routing id.
         """
         try:
             name = self._users.get(bytes.fromhex(str(frame.get("User-Id"))))
-        except zmq.ZMQError:  # libzmq knows no user: not met behind an enforced domain
+        except zmq.ZMQError:  # no user id: never seen behind an enforced domain
             name = None
         if name is None:
             raise AccessError("this key is not, or no longer, on the daemon's list of users")

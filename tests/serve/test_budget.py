@@ -1,4 +1,4 @@
-"""What a turn may take: slices whose length follows what steps were seen to cost."""
+"""The budget of a turn, and slices whose length follows the measured cost of steps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnel.daemon.protocol.pace import (
+from runnel.daemon.protocol.budget import (
     SLICE_BYTES,
     SLICE_SECONDS,
     TURN_BYTES,
     TURN_SECONDS,
-    Pace,
     Sizes,
-    Turn,
+    StepCosts,
+    TurnBudget,
 )
 from runnel.spec import Signal, TensorSpec
 from runnel.stage import Chunk, Stage, State
@@ -41,40 +41,40 @@ def wide(width: int, ratio: tuple[int, int] | None = (1, 1), latency: int = 0) -
 
 @given(
     st.floats(1e-8, 5e-3),  # seconds a time step, in long chunks
-    st.floats(0, 1e-3),  # seconds a call, whatever its length
+    st.floats(0, 1e-3),  # seconds a call, of any length
 )
-def test_slices_come_to_take_their_time_and_no_more(a_step: float, a_call: float) -> None:
-    pace = Pace()
+def test_slices_converge_to_their_time(a_step: float, a_call: float) -> None:
+    pace = StepCosts()
     spent: list[float] = []
     for _ in range(200):
         steps = pace.slice(2**40)
         seconds = a_call + steps * a_step
-        pace.saw([steps], seconds)
+        pace.learn([steps], seconds)
         spent.append(seconds)
     settled = spent[100:]
     assert max(settled) <= max(1.5 * SLICE_SECONDS, a_call + a_step), "no more than a slice may take"
-    # A step that takes longer than that alone is still done; others use a quarter of their time or more.
+    # A single step that takes longer is still done; other slices use a quarter of their time or more.
     assert min(settled) >= min(SLICE_SECONDS / 5, a_call + a_step)
 
 
-def test_the_first_slices_are_short_however_long_the_chunk_is() -> None:
-    pace = Pace()
+def test_the_first_slices_are_short_even_of_a_long_chunk() -> None:
+    pace = StepCosts()
     seen = [pace.slice(2**40)]
     for _ in range(8):
-        pace.saw([seen[-1]], seen[-1] * 1e-9)
+        pace.learn([seen[-1]], seen[-1] * 1e-9)
         seen.append(pace.slice(2**40))
     assert seen[0] <= 64
     assert all(after <= 4 * before for before, after in pairwise(seen))
 
 
 def test_one_interrupted_step_is_soon_forgotten() -> None:
-    pace = Pace()
+    pace = StepCosts()
     for _ in range(50):
-        pace.saw([64], 64 * 10e-6)
+        pace.learn([64], 64 * 10e-6)
     usual = pace.slice(2**40)
-    pace.saw([64], 5.0)
+    pace.learn([64], 5.0)
     for _ in range(5):
-        pace.saw([64], 64 * 10e-6)
+        pace.learn([64], 64 * 10e-6)
     assert pace.slice(2**40) >= usual // 2
 
 
@@ -96,15 +96,15 @@ def test_sizes_follow_the_widest_stage(ratio: tuple[int, int] | None, width: int
 
 def test_a_turn_ends_by_time_by_work_ahead_and_by_bytes() -> None:
     now = 0.0
-    turn = Turn(lambda: now)
+    turn = TurnBudget(lambda: now)
     assert not turn.over
     now = TURN_SECONDS
     assert turn.over
     now = 0.0
-    turn = Turn(lambda: now)
-    turn.expect(TURN_SECONDS)
+    turn = TurnBudget(lambda: now)
+    turn.reserve(TURN_SECONDS)
     assert turn.over
-    turn = Turn(lambda: now)
+    turn = TurnBudget(lambda: now)
     turn.bytes -= TURN_BYTES - 1
     assert not turn.over
     turn.bytes -= 1

@@ -1,4 +1,4 @@
-"""One turn of the loop is bounded in time and bytes, whatever one client asks; times are made up."""
+"""One turn of the loop is bounded in time and bytes for any requests of a client; times are made up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 
 from runnel import errors
 from runnel.client.protocol import snapshot_parts
-from runnel.daemon.protocol import pace, works
-from runnel.daemon.protocol import turn as runner
+from runnel.daemon.protocol import budget, jobs, scheduler
 from runnel.daemon.protocol.intake import MAX_PEER_BYTES
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.engine import Engine
 from runnel.pipeline.pipeline import Pipeline
 from runnel.spec import Array, Signal, TensorSpec
@@ -20,8 +19,8 @@ from runnel.stage import Arrays, Chunk, Stage, State
 from runnel.wire.messages import MAX_TENSOR_BYTES, Request, decode_reply, encode_request
 from runnel.wire.tensors import pack, unpack
 
-A_STEP = 30e-6  # made-up seconds that a time step takes
-A_CALL = 200e-6  # and that any other call takes
+A_STEP = 30e-6  # made-up seconds of a time step
+A_CALL = 200e-6  # and of any other call
 
 
 class Clock:
@@ -63,9 +62,9 @@ class Site:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.engine = Engine(Pipeline([Dear(self.clock, **options)], None, {}), max_streams=4096)
-        self.server = Server(self.engine, "boot", 100, clock=self.clock)
+        self.server = ServerProtocol(self.engine, "boot", 100, clock=self.clock)
         self.unread: dict[bytes, int] = {}
-        self.server.heed(lambda peer: self.unread.get(peer, 0))
+        self.server.set_unread(lambda peer: self.unread.get(peer, 0))
         self.heard: dict[bytes, list[Any]] = {}
         self.turns: list[float] = []
         self.made: list[int] = []  # bytes of reply of each turn
@@ -115,11 +114,11 @@ def canary_waits(site: Site, turns: int) -> float:
     return max(waits[20:])
 
 
-BOUND = 2 * (pace.TURN_SECONDS + 2 * pace.SLICE_SECONDS)  # the turn at hand, and the next one
+BOUND = 2 * (budget.TURN_SECONDS + 2 * budget.SLICE_SECONDS)  # the current turn, and the next one
 
 
 @pytest.mark.parametrize("streams", [1, 8, 60])
-def test_nobody_waits_for_long_chunks(streams: int) -> None:
+def test_long_chunks_delay_no_other_client(streams: int) -> None:
     site = Site()
     for i in range(streams):
         site.tell(b"greedy", "feed", f"s{i}", ones(60_000 // streams), sequence_start=True)
@@ -131,14 +130,14 @@ def test_nobody_waits_for_long_chunks(streams: int) -> None:
 
 
 @pytest.mark.parametrize("op", ["reset", "snapshot", "open"])
-def test_nobody_waits_for_many_dear_calls(op: str) -> None:
+def test_expensive_calls_delay_no_other_client(op: str) -> None:
     site = Site()
     site.tell(b"greedy", "open", "s")
     for i in range(1000):
         site.tell(b"greedy", op, "s" if op != "open" else f"o{i}")
     assert canary_waits(site, 60) <= BOUND
     site.run()
-    assert max(site.turns) <= pace.TURN_SECONDS + 3 * A_CALL
+    assert max(site.turns) <= budget.TURN_SECONDS + 3 * A_CALL
     assert site.codes(b"greedy") == ["ok"] * 1001
 
 
@@ -174,11 +173,11 @@ def _failing_at(total: int, stage: Stage) -> Any:
     return step
 
 
-def test_a_reply_that_would_be_too_large_is_refused_before_it_is_made() -> None:
+def test_a_too_large_reply_is_refused_before_it_is_made() -> None:
     site = Site(width=1024)
     site.tell(b"p", "open", "s")
     site.run()
-    most = works.MAX_REPLY_BYTES // 4096
+    most = jobs.MAX_REPLY_BYTES // 4096
     clock = site.clock.now
     site.tell(b"p", "feed", "s", ones(most + 1))
     site.run()
@@ -190,14 +189,14 @@ def test_a_reply_that_would_be_too_large_is_refused_before_it_is_made() -> None:
     assert site.codes(b"p")[-1] == "ok"
 
 
-def test_what_a_client_does_not_read_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 2**20)
+def test_unread_replies_hold_back_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 2**20)
     site = Site(width=1024)
     site.unread[b"deaf"] = 2**20
     for name in ("a", "b"):
         site.tell(b"deaf", "open", name)
         site.tell(b"deaf", "feed", name, ones(100))  # 400 KiB of output
-        site.tell(b"deaf", "snapshot", name)  # a few bytes: that is not held back, but comes in its turn
+        site.tell(b"deaf", "snapshot", name)  # a few bytes: not held back, but in its turn
     for _ in range(5):
         site.turn()
     assert site.codes(b"deaf") == ["ok", "ok"]
@@ -208,8 +207,8 @@ def test_what_a_client_does_not_read_is_not_made(monkeypatch: pytest.MonkeyPatch
     site.unread.clear()
     site.run()
     assert site.codes(b"deaf") == ["ok"] * 6
-    # With an empty queue one reply passes, however large.
-    monkeypatch.setattr(runner, "MAX_UNREAD_BYTES", 1)
+    # With an empty queue one reply of any size passes.
+    monkeypatch.setattr(scheduler, "MAX_UNREAD_BYTES", 1)
     site.tell(b"deaf", "feed", "a", ones(1000))
     site.run()
     assert site.codes(b"deaf")[-1] == "ok"
@@ -222,10 +221,10 @@ def test_a_turn_makes_few_bytes_of_reply() -> None:
         site.tell(b"p", "snapshot", "s")
     site.run()
     assert site.codes(b"p") == ["ok"] * 121
-    assert max(site.made) <= pace.TURN_BYTES + 2**21
+    assert max(site.made) <= budget.TURN_BYTES + 2**21
 
 
-def test_one_clients_bytes_that_wait_are_bounded() -> None:
+def test_one_clients_queued_bytes_are_bounded() -> None:
     site = Site()
     for i in range(10):
         site.tell(b"greedy", "feed", f"s{i}", ones(MAX_TENSOR_BYTES // 4), sequence_start=True)
@@ -249,8 +248,8 @@ def test_a_snapshot_that_is_given_can_be_restored() -> None:
     assert site.heard[b"p"][-1][1]["y"].tolist() == [[4.0]]
 
 
-def test_a_snapshot_that_could_not_be_sent_back_is_not_made() -> None:
-    site = Site(ballast=runner.MAX_SNAPSHOT_BYTES + 1)
+def test_a_snapshot_too_large_to_restore_is_refused() -> None:
+    site = Site(ballast=scheduler.MAX_SNAPSHOT_BYTES + 1)
     site.tell(b"p", "open", "s")
     site.tell(b"p", "snapshot", "s")
     site.run()

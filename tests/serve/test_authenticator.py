@@ -1,4 +1,4 @@
-"""CURVE with real sockets: who gets in, whose a message is, and that nobody does where nobody answers."""
+"""CURVE with real sockets: who is admitted, who sent a message, and that a dead handler admits no client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from runnel.daemon.guard import Guard
+from runnel.daemon.authenticator import Authenticator
 from runnel.daemon.zap import DOMAIN, admit
 from runnel.errors import AccessError, UsageError
 from runnel.wire.curve import connect_as, new_pair
@@ -55,14 +55,14 @@ def test_everything_else_is_refused(frames: list[bytes]) -> None:
 
 
 class House:
-    """A guarded ROUTER and its users' keys, in the test's own thread."""
+    """A ROUTER with an authenticator and its users' keys, in the test's own thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "users").mkdir()
         self.daemon = self.make("daemon", folder)
         self.alice, self.bob = self.make("alice"), self.make("bob")
-        self.guard = Guard(folder / "daemon.key", folder / "users")
+        self.authenticator = Authenticator(folder / "daemon.key", folder / "users")
         self.answering = True
 
     def make(self, name: str, folder: Path | None = None) -> Secret:
@@ -82,13 +82,13 @@ class House:
             yield socket
 
     def turn(self, router: zmq.Socket[bytes]) -> list[tuple[bytes, str]]:
-        """Who got a message through, with what: one turn of a daemon's loop."""
+        """The senders and texts of the messages in one turn of a daemon's loop."""
         if self.answering:
-            self.guard.answer()
+            self.authenticator.answer()
         heard = []
         if router.poll(10):
             peer, body = router.recv_multipart(copy=False)
-            heard.append((body.bytes, self.guard.user(peer.bytes, body)))
+            heard.append((body.bytes, self.authenticator.user(peer.bytes, body)))
             router.send_multipart([peer.bytes, b"yes"])
         return heard
 
@@ -102,7 +102,7 @@ def house(tmp_path: Path) -> House:
 def router(house: House, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[zmq.Socket[bytes]]:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
-        with house.guard.at(context, router):
+        with house.authenticator.at(context, router):
             router.bind(f"ipc://{tmp_path}/r.sock" if request.param == "ipc" else request.param)
             yield router
 
@@ -127,7 +127,7 @@ def test_each_message_says_whose_it_is(house: House, router: zmq.Socket[bytes]) 
 
 
 @pytest.mark.parametrize("stranger", ["no key", "unknown key", "wrong daemon"])
-def test_a_stranger_is_not_heard(house: House, router: zmq.Socket[bytes], stranger: str) -> None:
+def test_a_stranger_gets_no_message_through(house: House, router: zmq.Socket[bytes], stranger: str) -> None:
     public, secret = new_pair()
     keys = {
         "no key": None,
@@ -143,31 +143,29 @@ def test_a_stranger_is_not_heard(house: House, router: zmq.Socket[bytes], strang
         until(lambda: house.turn(router) == [(b"a", "alice")])
 
 
-def test_where_nobody_answers_nobody_gets_in(house: House, router: zmq.Socket[bytes]) -> None:
-    """CURVE alone lets everybody in then: seen with libzmq 4.3, and why the domain is enforced."""
+def test_without_a_handler_no_client_is_admitted(house: House, router: zmq.Socket[bytes]) -> None:
+    """CURVE alone would admit everyone (seen with libzmq 4.3), so the domain is enforced."""
     house.answering = False
     where = address(router)
     with house.dealer(where, house.alice) as alice:
         alice.send(b"a")
         for _ in range(50):
             assert not house.turn(router)
-    house.guard.socket.close()  # not even a handler to be asked
+    house.authenticator.socket.close()  # not even a handler to be asked
     with house.dealer(where, house.alice) as alice:
         alice.send(b"a")
         for _ in range(50):
             assert not house.turn(router)
 
 
-def test_a_key_that_was_struck_off_is_refused_at_its_next_message(
-    house: House, router: zmq.Socket[bytes]
-) -> None:
+def test_a_removed_key_is_refused_at_its_next_message(house: House, router: zmq.Socket[bytes]) -> None:
     where = address(router)
     with house.dealer(where, house.alice) as alice, house.dealer(where, house.bob) as bob:
         for socket in (alice, bob):
             socket.send(b"1")
             until(lambda: house.turn(router))
         (house.folder / "users" / "alice.pub").unlink()
-        house.guard.reload()
+        house.authenticator.reload()
         alice.send(b"2")
         with pytest.raises(AccessError, match="no longer"):
             until(lambda: house.turn(router))
@@ -179,11 +177,11 @@ def test_a_key_that_was_struck_off_is_refused_at_its_next_message(
             assert not house.turn(router)
 
 
-def test_a_list_that_cannot_be_read_changes_nothing(
+def test_an_unreadable_list_changes_nothing(
     house: House, router: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     (house.folder / "users" / "alice.pub").write_text("alice = ")
-    house.guard.reload()
+    house.authenticator.reload()
     assert "the users stay as they were" in caplog.text
     assert "not TOML" in caplog.records[-1].fields["error"]  # type: ignore[attr-defined]
     with house.dealer(address(router), house.alice) as alice:
@@ -201,9 +199,9 @@ def test_a_routing_id_that_another_could_take_over_is_refused(
                 until(lambda: house.turn(router))
 
 
-def test_a_message_without_a_user_is_nobodys(house: House) -> None:
+def test_a_message_without_a_user_is_refused(house: House) -> None:
     with pytest.raises(AccessError):
-        house.guard.user(b"\0abcd", zmq.Frame(b"x"))
+        house.authenticator.user(b"\0abcd", zmq.Frame(b"x"))
 
 
 def test_a_clients_keys_name_the_daemon(house: House) -> None:

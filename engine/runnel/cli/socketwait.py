@@ -1,4 +1,4 @@
-"""A daemon that is not there, told at once: its socket is missing."""
+"""Wait for a daemon's socket."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 from ..daemon.socketfile import missing, require
 
-_LOOK: Final = 0.05  # seconds between two looks: a start takes a second
+_POLL_SECONDS: Final = 0.05  # seconds between two checks: a start takes a second
 
 
 def await_socket(address: str, timeout: float, quiet: bool) -> None:
-    """Wait for the socket of an ipc address, as after ``runnel serve … &``, and say so unless `quiet`.
+    """Wait for the socket of an ipc address, as after ``runnel serve … &``; print a note unless `quiet`.
 
-    Raises UsageError if there is none in `timeout` seconds; at once if what is there is no socket.
+    Raises UsageError if there is none after `timeout` seconds; at once if the path is not a socket.
     """
     if missing(address) and not quiet:
         print(
@@ -23,5 +23,5 @@ def await_socket(address: str, timeout: float, quiet: bool) -> None:
         )
     deadline = time.monotonic() + timeout
     while missing(address) and time.monotonic() < deadline:
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
     require(address)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.daemon.protocol import intake
-from runnel.daemon.protocol.sequences import KEPT_SECONDS
-from runnel.daemon.protocol.server import Server
+from runnel.daemon.protocol.replycache import CACHED_SECONDS
+from runnel.daemon.protocol.server import ServerProtocol
 from runnel.daemon.protocol.transitions import TRANSITIONS, Event, Phase
 from runnel.errors import PipelineError
 from runnel.pipeline.pipeline import Pipeline
@@ -29,14 +29,14 @@ FLAGS = {
 }
 
 
-def served(max_streams: int = 1024) -> tuple[SpyEngine, Server, Peer]:
+def served(max_streams: int = 1024) -> tuple[SpyEngine, ServerProtocol, Peer]:
     engine = tally_engine(max_streams)
-    server = Server(engine, "boot")
+    server = ServerProtocol(engine, "boot")
     return engine, server, Peer(server)
 
 
 def bring(peer: Peer, phase: Phase) -> None:
-    """A stream 'a' in this phase, with one chunk applied where it is open."""
+    """A stream 'a' in this phase, with one chunk applied if it is open."""
     if phase is not Phase.ABSENT:
         peer.ask("open", "a")
         peer.ask("feed", "a", rows(1))
@@ -126,7 +126,7 @@ def test_one_message_can_be_a_whole_stream() -> None:
 def test_names_made_by_the_daemon_differ_from_start_to_start() -> None:
     names = set()
     for boot in ("boot1", "boot2"):
-        peer = Peer(Server(tally_engine(), boot))
+        peer = Peer(ServerProtocol(tally_engine(), boot))
         names |= {peer.ask("open")[0].sequence_id, peer.ask("open")[0].sequence_id}
     assert len(names) == 4
 
@@ -208,11 +208,11 @@ def test_hello_describes_the_pipeline() -> None:
     assert (server.input_rate, server.latency, server.boot_id, server.limits.streams) == (100.0, 1, "boot", 7)
 
 
-def test_a_pipeline_that_cannot_be_told_on_the_wire_is_refused_at_the_start() -> None:
+def test_a_pipeline_without_wire_datatypes_is_refused_at_the_start() -> None:
     stage = Tally()
     stage.outputs = Signal((TensorSpec("y", "complex64"),))
     with pytest.raises(PipelineError, match="'y' is complex64"):
-        Server(SpyEngine(Pipeline([stage], None, {})), "boot")
+        ServerProtocol(SpyEngine(Pipeline([stage], None, {})), "boot")
 
 
 def test_two_peers_get_their_own_replies() -> None:
@@ -239,7 +239,7 @@ def test_streams_are_bounded_by_the_engine() -> None:
     assert len(engine.streams) == 2
 
 
-def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_is_bounded_without_refusals_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MAX_PENDING_PER_PEER", 4)
     _, server, greedy = served()
     modest = Peer(server, b"modest")
@@ -255,10 +255,10 @@ def test_a_peer_is_bounded_and_no_other_is_refused_for_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_PENDING", 3), ("MAX_PENDING_BYTES", 24)])
-def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
+def test_all_queued_requests_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
     monkeypatch.setattr(intake, bound, value)
-    monkeypatch.setattr(intake, "ROOM", 0)
-    monkeypatch.setattr(intake, "ROOM_BYTES", 0)
+    monkeypatch.setattr(intake, "SPARE_REQUESTS", 0)
+    monkeypatch.setattr(intake, "SPARE_BYTES", 0)
     _, server, peer = served()
     peer.ask("open", "a")
     taken = [peer.send("feed", "a", rows(1)) for _ in range(3)]  # 8 bytes each
@@ -272,7 +272,7 @@ def test_all_that_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: 
 
 
 def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
-    """Nobody who keeps within the limits is refused because others filled the server up."""
+    """A client within its limits is never refused because others filled the server."""
     _, server, peer = served()
     peer.ask("open", "a")
     for i in range(intake.MAX_PENDING // intake.MAX_PENDING_PER_PEER):
@@ -283,7 +283,7 @@ def test_a_bundle_is_taken_whole_or_waits_outside() -> None:
     assert intake.MAX_PENDING - server.pending == messages.MAX_BUNDLE - 1
 
 
-def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
+def test_the_largest_bundle_fits_if_the_server_is_just_not_full() -> None:
     _, server, peer = served()
     peer.ask("open", "a")
     for i in range(intake.MAX_PENDING // intake.MAX_PENDING_PER_PEER):
@@ -300,15 +300,15 @@ def test_the_largest_bundle_fits_where_the_server_is_just_not_full() -> None:
     assert server.pending == intake.MAX_PENDING
 
 
-def test_names_that_were_never_opened_leave_nothing_behind() -> None:
+def test_names_that_were_never_opened_are_forgotten() -> None:
     _, server, peer = served()
     for i in range(50):
         assert code(peer.ask("feed", f"ghost{i}", rows(1))[0]) == "UNKNOWN_STREAM"
         peer.ask("feed", f"short{i}", rows(1), sequence_start=True, sequence_end=True)
-    server.tick(KEPT_SECONDS)
-    assert len(server._register) == 0
+    server.tick(CACHED_SECONDS)
+    assert len(server._table) == 0
     assert not server._intake._of
-    assert (server._register.kept_bytes, server.due) == (0, None)
+    assert (server._table.cached_bytes, server.due) == (0, None)
 
 
 def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
@@ -323,8 +323,8 @@ def test_a_stopping_server_runs_what_it_took_and_refuses_the_rest() -> None:
     assert code(peer.replies[taken][0]) == "ok"
 
 
-def test_latency_is_counted_from_arrival_until_the_reply_is_on_its_way() -> None:
-    server = Server(tally_engine(), "boot")
+def test_latency_counts_from_arrival_until_the_reply_is_sent() -> None:
+    server = ServerProtocol(tally_engine(), "boot")
     for k in range(2):
         header = messages.Request(v=1, op="open", sequence_id=f"a{k}")
         server.receive(b"p", messages.encode_request(header), 10.0 + k)
@@ -335,7 +335,7 @@ def test_latency_is_counted_from_arrival_until_the_reply_is_on_its_way() -> None
     assert server.stats.batch_seconds.sum == 0.5
 
 
-def test_stats_tell_what_was_done_and_how_things_stand() -> None:
+def test_stats_hold_counters_and_gauges() -> None:
     _, server, peer = served(max_streams=3)
     bring(peer, Phase.LIVE)
     peer.ask("feed", "a", rows(1), seq=9)
@@ -351,7 +351,7 @@ def test_stats_tell_what_was_done_and_how_things_stand() -> None:
     assert told["requests"] == {"open": 1, "feed": 3, "stats": 1}
 
 
-# Messages that make no sense.
+# Invalid messages.
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_stats_tell_what_was_done_and_how_things_stand() -> None:
         {"op": "restore", "sequence_id": "a"},
     ],
 )
-def test_fields_that_do_not_go_together(fields: dict[str, object]) -> None:
-    server = Server(tally_engine(), "boot")
+def test_fields_that_do_not_fit_together(fields: dict[str, object]) -> None:
+    server = ServerProtocol(tally_engine(), "boot")
     [out] = server.receive(b"p", [msgspec.msgpack.encode({"v": 1, "id": "7", **fields})], 0.0)
     reply, _ = messages.decode_reply(out.frames)
     assert (code(reply), reply.id, reply.op) == ("BAD_MESSAGE", "7", fields["op"])
@@ -399,7 +399,7 @@ def test_any_frames_get_one_reply(frames: list[bytes]) -> None:
 @given(st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_interleaved_streams_equal_streams_alone(seed: int) -> None:
-    """Order, isolation and exactly one reply each, whatever arrives between two runs."""
+    """Order, isolation and exactly one reply each, for any arrivals between two runs."""
     rng = random.Random(seed)
     _, server, peer = served()
     names = [f"s{i}" for i in range(rng.randint(1, 5))]

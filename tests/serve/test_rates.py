@@ -1,4 +1,4 @@
-"""What is read of stats documents, against numpy and against the values themselves."""
+"""Figures from stats documents, compared with numpy and with the values themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runnel.daemon.metrics.rates import percentile, reading, since, together
+from runnel.daemon.metrics.rates import percentile, rates_of, since, together
 from runnel.daemon.protocol.stats import SECONDS, SIZES, Histogram, Stats
 
 VALUES = st.lists(st.floats(0, 20), min_size=1, max_size=300)
@@ -27,14 +27,14 @@ def observed(values: list[float], bounds: tuple[float, ...] = SECONDS) -> Histog
 def test_a_histogram_counts_as_numpy_does(values: list[float]) -> None:
     histogram = observed(values)
     edges = np.array([-np.inf, *SECONDS, np.inf])
-    # numpy's bins are closed below; Prometheus' above: so both are turned around.
+    # numpy's bins are closed below, Prometheus' above: so both are negated.
     counts = np.histogram(-np.array(values), -edges[::-1])[0][::-1]
     assert histogram.counts == counts.tolist()
     assert histogram.sum == pytest.approx(sum(values))
 
 
 @given(VALUES, SHARES)
-def test_a_percentile_is_in_the_bucket_where_the_value_is(values: list[float], q: float) -> None:
+def test_a_percentile_is_in_the_bucket_of_the_value(values: list[float], q: float) -> None:
     histogram = observed(values)
     true = float(np.quantile(values, q, method="inverted_cdf"))
     estimate = percentile(histogram.bounds, histogram.counts, q)
@@ -54,7 +54,7 @@ def test_within_a_bucket_it_is_linear_as_numpys_interpolation(counts: list[int],
     total = reached[-1]
     if not total or np.isclose(q * total, reached).any():  # numpy has no answer, or two
         return
-    # Buckets that are empty make no edge.
+    # Empty buckets add no edge.
     edges, sums = [0.0], [0.0]
     for at, bound in enumerate(SIZES):
         if padded[at]:
@@ -69,7 +69,7 @@ def test_a_histogram_without_values_has_no_percentile() -> None:
 
 
 @given(VALUES, VALUES, VALUES)
-def test_the_difference_of_documents_is_what_happened_between(
+def test_the_difference_of_documents_covers_the_interval(
     first: list[float], then: list[float], other: list[float]
 ) -> None:
     one, two = Stats(), Stats()
@@ -90,7 +90,7 @@ def test_the_difference_of_documents_is_what_happened_between(
     assert happened["latency"]["counts"] == observed(then + other).counts
     assert happened["latency"]["bounds"] == list(SECONDS)
     assert happened["errors"].get("GAP", 0) == sum(value > 1 for value in then + other)
-    assert happened["streams"] == 7  # a gauge: what is so now
+    assert happened["streams"] == 7  # a gauge: the current value
 
 
 def test_after_a_restart_everything_is_new() -> None:
@@ -100,7 +100,7 @@ def test_after_a_restart_everything_is_new() -> None:
     assert since(after, before)["requests"] == {"feed": 7}
 
 
-def test_a_reading_is_rates_of_the_interval() -> None:
+def test_rates_are_those_of_the_interval() -> None:
     stats = Stats()
     before = stats.document() | {"cpu_seconds": 1.0}
     stats.requests.update(feed=8, open=2)
@@ -112,7 +112,7 @@ def test_a_reading_is_rates_of_the_interval() -> None:
     for _ in range(100):
         stats.latency.observe(1e-3)
     after = stats.document() | {"cpu_seconds": 2.0, "streams": 2, "max_streams": 9, "pending": 3}
-    read = reading(since(after, before), 2.0)
+    read = rates_of(since(after, before), 2.0)
     assert (read.steps, read.requests, read.fill, read.cpu) == (4.0, 5.0, 4.0, 0.5)
     assert (read.errors, read.closed) == ({"GAP": 2.0}, {"idle": 0.5})
     assert (read.repeats, read.dropped, read.opened) == (1.0, 3.0, 1.0)
@@ -121,6 +121,6 @@ def test_a_reading_is_rates_of_the_interval() -> None:
     assert read.p50 / 2**0.5 <= 1e-3 <= read.p50 * 2**0.5
 
 
-def test_an_older_daemons_document_reads_as_nothing_done() -> None:
-    read = reading({}, 1.0)
+def test_missing_names_of_an_older_daemon_count_as_zero() -> None:
+    read = rates_of({}, 1.0)
     assert (read.steps, read.fill, read.p99, read.errors) == (0.0, None, None, {})

@@ -1,6 +1,6 @@
-"""Replies on their way: whose they are, which of them go together, and what they say of errors and pipelines.
+"""Outgoing replies, their bundles, and descriptions of errors and pipelines.
 
-Pure. Which reply a request gets is `protocol`'s to decide.
+Pure. `server` decides which reply a request gets.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ... import __version__
 from ...errors import RunnelError
-from ...wire import messages as wire
+from ...wire import messages
 from ...wire.tensors import describe
 
 if TYPE_CHECKING:
     from ...engine import Engine
 
-BUNDLE_BYTES: Final = 1024 * 1024  # of the replies in one message: larger ones gain nothing
+BUNDLE_BYTES: Final = 1024 * 1024  # replies in one message: larger messages gain nothing
 
 Peer = bytes
 
 
 class Outgoing(NamedTuple):
-    """A reply and where it goes."""
+    """A reply and its destination."""
 
     peer: Peer
     frames: list[bytes]
 
 
 class Replies:
-    """The replies of one run; those to what came in a bundle go in a bundle."""
+    """The replies of one run. Replies to bundled requests travel in a bundle."""
 
     def __init__(self) -> None:
         self._loose: list[Outgoing] = []
         self._bundled: dict[Peer, list[list[bytes]]] = {}
 
     def add(self, peer: Peer, bundled: bool, frames: list[bytes]) -> None:
-        """`bundled`: the request was."""
+        """Add a reply; `bundled`: its request came in a bundle."""
         if not bundled:
             self._loose.append(Outgoing(peer, frames))
         elif (together := self._bundled.get(peer)) is not None:
@@ -44,22 +44,22 @@ class Replies:
             self._bundled[peer] = [frames]
 
     def outgoing(self) -> list[Outgoing]:
-        for peer, messages in self._bundled.items():
-            self._loose += bundles(peer, messages)
+        for peer, replies in self._bundled.items():
+            self._loose += bundles(peer, replies)
         return self._loose
 
 
-def bundles(peer: Peer, messages: list[list[bytes]]) -> list[Outgoing]:
-    """Replies to one peer, as few messages as may be; one alone goes as it is."""
-    return [Outgoing(peer, frames) for _, frames in wire.bundles(messages, BUNDLE_BYTES)]
+def bundles(peer: Peer, replies: list[list[bytes]]) -> list[Outgoing]:
+    """Replies to one peer in as few messages as possible. A single reply is sent as it is."""
+    return [Outgoing(peer, frames) for _, frames in messages.bundles(replies, BUNDLE_BYTES)]
 
 
-def told(error: RunnelError) -> wire.ErrorInfo:
-    return wire.ErrorInfo(error.code, error.message, error.retry)
+def error_info(error: RunnelError) -> messages.ErrorInfo:
+    return messages.ErrorInfo(error.code, error.message, error.retry)
 
 
 def description(engine: Engine) -> dict[str, Any]:
-    """What hello says of the pipeline."""
+    """The pipeline's part of the answer to hello."""
     pipeline = engine.pipeline
     return {
         "version": __version__,

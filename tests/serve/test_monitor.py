@@ -1,4 +1,4 @@
-"""Looking at a daemon from outside, over real sockets."""
+"""Monitoring a daemon from outside, over real sockets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from runnel.client.monitor import MAX_WORKERS, UNANSWERED, Watcher
 from runnel.daemon.loop import Daemon
 from runnel.errors import UsageError
-from runnel.wire.placement import Place
+from runnel.wire.placement import Placement
 
 from .peers import ask, dealer
 from .workers import Worker, workers
 
 
-def test_a_daemon_tells_of_its_streams_and_its_process(daemon: Daemon) -> None:
+def test_a_daemon_reports_its_streams_and_its_process(daemon: Daemon) -> None:
     with dealer(daemon.address) as sock, Watcher([daemon.address], 10) as watcher:
         ask(sock, "open", "a")
         ask(sock, "open", "b")
@@ -39,13 +39,13 @@ def test_one_address_leads_to_all_workers(tmp_path: Path) -> None:
         assert [worker.address for worker in watcher.look()] == [worker.address for worker in three]
 
 
-def test_workers_are_found_where_the_one_that_was_asked_is(tmp_path: Path) -> None:
-    """The folder of their sockets, mounted elsewhere, as a container has it."""
+def test_workers_are_found_beside_the_one_that_was_asked(tmp_path: Path) -> None:
+    """The folder of their sockets, mounted elsewhere, as in a container."""
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.symlink_to(inside)
     with workers(inside) as two, Watcher([f"ipc://{outside}/w0.sock"], 10) as watcher:
-        inside.rename(tmp_path / "moved")  # what they call themselves leads nowhere
+        inside.rename(tmp_path / "moved")  # their own addresses lead nowhere
         outside.unlink()
         outside.symlink_to(tmp_path / "moved")
         seen = watcher.look()
@@ -55,7 +55,7 @@ def test_workers_are_found_where_the_one_that_was_asked_is(tmp_path: Path) -> No
         assert all(worker.ready for worker in seen)
 
 
-def test_a_stuck_worker_is_silent_and_the_others_are_not(tmp_path: Path) -> None:
+def test_only_a_stuck_worker_is_silent(tmp_path: Path) -> None:
     with workers(tmp_path) as (one, two), Watcher([one.address], 0.5) as watcher:
         assert all(worker.ready for worker in watcher.look())
         two.turning.clear()
@@ -68,12 +68,12 @@ def test_a_stuck_worker_is_silent_and_the_others_are_not(tmp_path: Path) -> None
         assert all(worker.ready for worker in watcher.look())
 
 
-def test_a_worker_that_came_back_is_found_again(tmp_path: Path) -> None:
+def test_a_restarted_worker_is_found_again(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/d.sock"
     with Watcher([address], 0.2) as watcher:
         assert not watcher.look()[0].alive
         for boot in ("one", "two"):
-            worker = Worker(address, Place(0, [address]), boot)
+            worker = Worker(address, Placement(0, [address]), boot)
             watcher.timeout = 10
             (seen,) = watcher.look()
             assert seen.served
@@ -83,7 +83,7 @@ def test_a_worker_that_came_back_is_found_again(tmp_path: Path) -> None:
             assert not watcher.look()[0].alive
 
 
-def test_a_worker_that_stops_is_alive_and_not_ready(tmp_path: Path) -> None:
+def test_a_stopping_worker_is_alive_and_not_ready(tmp_path: Path) -> None:
     with workers(tmp_path, ("a",)) as (worker,), Watcher([worker.address], 10) as watcher:
         worker.server.stop()
         (seen,) = watcher.look()
@@ -91,12 +91,12 @@ def test_a_worker_that_stops_is_alive_and_not_ready(tmp_path: Path) -> None:
     assert not seen.ready
 
 
-def test_questions_to_nobody_are_bounded(tmp_path: Path) -> None:
+def test_unanswered_questions_are_bounded(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/d.sock"
     with Watcher([address], 0.001) as watcher:
         for _ in range(2 * UNANSWERED):
             assert not watcher.look()[0].alive
-        worker = Worker(address, Place(0, [address]), "a")
+        worker = Worker(address, Placement(0, [address]), "a")
         watcher.timeout = 10
         assert watcher.look()[0].ready
         answered = worker.server.stats.requests.total()
@@ -105,13 +105,13 @@ def test_questions_to_nobody_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [MAX_WORKERS, MAX_WORKERS + 1])
-def test_a_daemon_that_names_too_many_workers_is_not_watched(tmp_path: Path, count: int) -> None:
+def test_a_daemon_with_too_many_workers_is_refused(tmp_path: Path, count: int) -> None:
     addresses = [f"ipc://{tmp_path}/{i}.sock" for i in range(count)]
-    worker = Worker(addresses[0], Place(0, addresses), "a")
+    worker = Worker(addresses[0], Placement(0, addresses), "a")
     try:
         with Watcher(addresses[:1], 10) as watcher:
             if count == MAX_WORKERS:
-                watcher.timeout = 0.5  # for those that are not there
+                watcher.timeout = 0.5  # for the missing ones
                 while len(watcher.look()) < count:
                     pass
             else:
@@ -122,7 +122,7 @@ def test_a_daemon_that_names_too_many_workers_is_not_watched(tmp_path: Path, cou
 
 
 @pytest.mark.parametrize("address", ["somewhere", "tcp://127.0.0.1:*"])
-def test_an_address_that_cannot_be_asked(address: str) -> None:
+def test_an_invalid_address(address: str) -> None:
     with pytest.raises(UsageError, match="address"):
         Watcher([address])
 

@@ -1,10 +1,10 @@
-"""Requests that take long, done a piece at a time: other streams take their turns between two pieces.
+"""Long requests, done piece by piece so that other streams run in between.
 
-Rules of this file: pure; each piece takes a millisecond or two; nothing is committed before the last one.
+Rules of this file: pure; each piece takes a millisecond or two; nothing is committed before the last piece.
 
-Theory: a long request's work is a generator. It yields None where a piece is done, or a `Passage` that it
-wants to be stepped by one more slice: what that makes is sent into it, or its error thrown. It returns the
-reply's body. Whoever runs it closes it where it is not to go on, and it then lets go of what it holds.
+Theory: a long request is a generator. After a piece it yields None, or a `Passage` of which it needs one more
+slice stepped; the scheduler sends the slice's output into the generator, or throws its error. The generator
+returns the reply's body. To abandon a request, close its generator, which then releases what it holds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .admission import Body
 from .transitions import Event
 
 BLOCK: Final = 2**20  # bytes hashed in one piece: a millisecond
-MAX_REPLY_BYTES: Final = 48 * 2**20  # of one reply: three tensors of a request's size; it is kept for repeats
+MAX_REPLY_BYTES: Final = 48 * 2**20  # three tensors of a request's size; the reply is cached too
 
-Work = Generator[Passage | None, Chunk, Body]
+Job = Generator[Passage | None, Chunk, Body]
 
 
 def digest_in_blocks(
     event: Event, inputs: Sequence[TensorInfo], buffers: Sequence[bytes]
 ) -> Generator[None, None, int]:
-    """What `sequences.digest_of` is for a request of a few kilobytes, for one of megabytes."""
+    """Digest of a large request, made piece by piece; see `replycache.digest_of`."""
     parts: list[int] = []
     for buffer in buffers:
         view = memoryview(buffer)
@@ -44,7 +44,7 @@ def digest_in_blocks(
 
 
 def check_in_blocks(buffers: Sequence[bytes]) -> Generator[None, None, None]:
-    """Check the checksum of a large snapshot. Raises SnapshotError."""
+    """Verify the checksum of a large snapshot. Raises SnapshotError."""
     check = Checksum()
     for buffer in buffers:
         view = memoryview(buffer)
@@ -54,8 +54,8 @@ def check_in_blocks(buffers: Sequence[bytes]) -> Generator[None, None, None]:
     check.end()
 
 
-class Made:
-    """The output of a feed, gathered slice by slice: one growing buffer for each tensor."""
+class ReplyBuffer:
+    """Output of a feed, gathered slice by slice in one growing buffer per tensor."""
 
     def __init__(self, outputs: Signal) -> None:
         self._outputs = outputs
@@ -64,13 +64,13 @@ class Made:
         self.nbytes = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Add what one slice made. Raises TooLargeError where the reply would pass MAX_REPLY_BYTES."""
+        """Add the output of one slice. Raises TooLargeError if the reply would exceed MAX_REPLY_BYTES."""
         infos, parts = pack({t.name: chunk[t.name] for t in self._outputs.tensors})
         self.nbytes += sum(map(len, parts))
         if self.nbytes > MAX_REPLY_BYTES:
             raise too_large(self.nbytes)
         for buffer, part in zip(self._buffers, parts, strict=True):
-            buffer += part  # in place, or by the system's moving of pages: never a copy of all of it
+            buffer += part  # grows in place, or by remapping pages: never a copy of everything
         self._rows += infos[0].shape[0]
 
     def body(self) -> Body:
@@ -78,11 +78,11 @@ class Made:
             TensorInfo(t.name, DATATYPES[np.dtype(t.dtype).name], [self._rows, *t.shape])
             for t in self._outputs.tensors
         ]
-        return infos, self._buffers  # type: ignore[return-value]  # nobody writes to them any more
+        return infos, self._buffers  # type: ignore[return-value]  # never written again
 
 
 def too_large(nbytes: int, steps: int = 0, most: int = 0) -> TooLargeError:
-    """The error for a reply of so many bytes. `steps`: of the chunk; `most`: time steps that would do."""
+    """Error for a reply of `nbytes`. `steps`: of the chunk; `most`: time steps that would fit."""
     if steps and most:
         return TooLargeError(
             f"{steps} time steps make {nbytes} bytes, and at most {MAX_REPLY_BYTES} go in a reply: "

@@ -1,6 +1,6 @@
-"""Whose request is run next: each peer in its turn, and of a peer each stream in its turn.
+"""Round-robin over peers, and over each peer's streams.
 
-Pure. A peer that asks for much, or for what takes long, thus waits for itself and not in front of others.
+Pure. A peer with many or long requests therefore delays itself and not others.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")
 
 
-class Rota(Generic[P, T]):
-    """Items that are ready, by peer. An item that was taken is out, until it is added again."""
+class RoundRobin(Generic[P, T]):
+    """Items that are ready, by peer. A taken item is out until it is added again."""
 
     def __init__(self) -> None:
-        self._peers: OrderedDict[P, deque[T]] = OrderedDict()  # whose turn is next comes first
+        self._peers: OrderedDict[P, deque[T]] = OrderedDict()  # the next peer comes first
         self.count = 0  # items that are ready
 
     def add(self, peer: P, item: T) -> None:
-        """The item is ready; it comes behind the peer's others."""
+        """Add an item that is ready, behind the peer's other items."""
         queue = self._peers.get(peer)
         if queue is None:
             self._peers[peer] = deque((item,))
@@ -30,7 +30,7 @@ class Rota(Generic[P, T]):
         self.count += 1
 
     def take(self) -> tuple[P, T]:
-        """The next peer's next item; KeyError where none is ready."""
+        """Take the next peer's next item. Raises KeyError if none is ready."""
         peer, queue = self._peers.popitem(last=False)
         item = queue.popleft()
         if queue:
