@@ -240,6 +240,7 @@ def written(tmp_path_factory):
 
 def run(words, cwd, path=()):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, path), *filter(None, sys.path)])}
+    environment.pop("PYTEST_ADDOPTS", None)  # they are for the run that this test belongs to
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
