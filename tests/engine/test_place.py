@@ -3,7 +3,6 @@ position, nobody's state changed; and the time that each stage takes."""
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 
 import numpy as np
@@ -141,8 +140,10 @@ class Forgets(Odd):
 
 
 class Sleeps(Odd):
+    now = 0.0
+
     def mischief(self, state, chunk):
-        time.sleep(0.12)
+        Sleeps.now += 0.12
         return state, {"x": chunk["x"] * 1}
 
 
@@ -210,6 +211,18 @@ def test_a_stage_that_cannot_begin_is_named_and_no_stream_is_opened(kind, says):
     assert not engine.streams
 
 
+@pytest.fixture
+def _made_up_time(monkeypatch):
+    """Where only `Sleeps` takes long: on a busy machine any stage may take longer than the limit."""
+
+    def now():
+        Sleeps.now += 1e-6
+        return Sleeps.now
+
+    monkeypatch.setattr(place, "perf_counter", now)
+
+
+@pytest.mark.usefixtures("_made_up_time")
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("kind", MISCHIEF)
 def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(kind, batched):
@@ -235,6 +248,7 @@ def test_mischief_is_a_typed_error_with_name_and_position_and_changes_nothing(ki
     np.testing.assert_array_equal(bad.feed(tick(1)), tick(3))  # it goes on as if nothing had been
 
 
+@pytest.mark.usefixtures("_made_up_time")
 @pytest.mark.parametrize("kind", [Raises, WrongShape, NotAPair, Sleeps])
 def test_mischief_in_a_flush_leaves_the_stream_open(kind):
     class AtTheEnd(kind):
@@ -321,6 +335,7 @@ def test_what_comes_out_is_the_callers_own_to_write_to():
     np.testing.assert_array_equal(a.state["sum.sum"], [2, 2])
 
 
+@pytest.mark.usefixtures("_made_up_time")
 def test_the_time_of_each_stage_is_counted():
     engine = Engine(Pipeline([Sum(), Sleeps()], None, {}))
     stream = engine.open()
