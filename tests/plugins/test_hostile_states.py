@@ -33,7 +33,7 @@ from tests import models
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["runnel"]
-SECONDS = 2.0  # that one stream's restoring, three chunks and its flush may take
+SECONDS = 2.0  # of processor time that one stream's restoring, three chunks and its flush may take
 MEMORY = 300 * 2**20  # bytes that they may take at once
 ROWS = 40  # time steps of a chunk
 
@@ -219,7 +219,7 @@ def attack(engine, what, snapshot):
     """Restore what it says, step it alone and beside another, flush it; whether it was taken."""
     pipeline = engine.pipeline
     blob = snapshots.encode(snapshot)
-    began = time.monotonic()
+    began = time.process_time()  # not the clock's: others use the machine too
     with engine.open("witness") as neighbour:
         try:
             stream = engine.restore(blob, "attacked")
@@ -242,7 +242,7 @@ def attack(engine, what, snapshot):
                 assert is_finite(array), f"{what}: {name} is kept"
             with engine.restore(stream.snapshot(), "again"):
                 pass  # what it has come to is a state that it can have come to
-    assert time.monotonic() - began < SECONDS, what
+    assert time.process_time() - began < SECONDS, what
     return True
 
 
