@@ -105,14 +105,14 @@ def served(runnel: Path, work: Path) -> np.ndarray:
     address = "ipc://runnel.sock"
     daemon = subprocess.Popen([runnel, "serve", "model.onnx", "--bind", address], cwd=work, env=ENVIRONMENT)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (work / "runnel.sock").exists():
             assert daemon.poll() is None, "the daemon did not start"
             assert time.monotonic() < deadline, "the daemon did not bind"
             time.sleep(0.05)
         run(runnel, "feed", address, "in.npy", "-o", "served.npy", "--quiet", cwd=work)
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(20) == 0
+        assert daemon.wait(60) == 0
     finally:
         daemon.kill()
         daemon.wait()

@@ -27,7 +27,7 @@ PAGES = {  # page: the heading from which on its blocks are run
     "deploy/pipelines.md": "## Examples",
     "export/insight.md": "# Insight",
 }
-LONGEST = 120  # seconds for one console block: torch is imported and a model exported in it
+LONGEST = 600  # seconds for one console block: torch is imported and a model exported in it
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 

@@ -43,8 +43,8 @@ def test_a_worker_that_is_silent_is_named_beside_the_others(
 ) -> None:
     with workers(tmp_path) as (one, two):
         two.turning.clear()
-        assert main(["inspect", one.address, "--timeout", "1"]) == 0
-        assert f"1  {two.address}  no answer from {two.address} within 1 s" in capsys.readouterr().out
+        assert main(["inspect", one.address, "--timeout", "3"]) == 0
+        assert f"1  {two.address}  no answer from {two.address} within 3 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_live_source_ends_when_what_is_drawn_is_there(here: Path, drawn: list[
             for i in range(12):
                 pipe.write(f"{i},0,1\n")
                 pipe.flush()
-            ended.append(over.wait(5))
+            ended.append(over.wait(60))
 
     thread = threading.Thread(target=write)
     thread.start()

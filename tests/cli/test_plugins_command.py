@@ -240,13 +240,14 @@ def written(tmp_path_factory):
 
 def run(words, cwd, path=()):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, path), *filter(None, sys.path)])}
+    environment.pop("PYTEST_ADDOPTS", None)  # they are for the run that this test belongs to
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
 import zmq
 
+from runnel.daemon import loop
 from runnel.daemon.loop import Daemon
 from runnel.errors import RunnelError, UsageError
 from runnel.wire import messages
@@ -65,17 +67,41 @@ def ask(sock: zmq.Socket[bytes], op: Any, stream: str = "") -> messages.Reply:
     return reply_of(sock)
 
 
+def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition that comes true soon, however busy the machine is."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def as_arrived(patch: pytest.MonkeyPatch, count: int) -> None:
+    """From now on the daemon's loop finds so many messages as if all of them had arrived already.
+
+    If the loop looks for one of them too early, it waits for it. So the speed of libzmq's threads does not
+    decide the outcome.
+    """
+    receive, left = loop._receive, count
+
+    def waiting(router: zmq.Socket[bytes]) -> Any:
+        nonlocal left
+        assert left <= 0 or router.poll(30_000), f"{left} messages of {count} never arrived"
+        left -= 1
+        return receive(router)
+
+    patch.setattr(loop, "_receive", waiting)
+
+
 class Gate:
     """Holds the engine inside its next batch, so that more requests can arrive."""
 
-    def __init__(self, engine: SpyEngine, slow: float = 0.0) -> None:
+    def __init__(self, engine: SpyEngine) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
 
         def gated(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def call(parts: Any) -> Any:
                 self.entered.set()
-                assert self.go.wait(10)
-                time.sleep(slow)
+                assert self.go.wait(60)
                 return inner(parts)
 
             return call

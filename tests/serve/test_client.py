@@ -201,7 +201,7 @@ class SlowDaemon:
         self.description = description
 
     def answer(self, **fields: Any) -> messages.Request:
-        assert self.router.poll(5000)
+        assert self.router.poll(20_000)
         peer, *frames = self.router.recv_multipart()
         [(request, _)] = messages.decode_requests(frames)
         if request.op == "hello":
@@ -220,8 +220,8 @@ def slow(tmp_path: Path) -> Any:
     daemon.router.close()
 
 
-def opened(slow: SlowDaemon, timeout: float) -> tuple[Client, Any]:
-    client = Client(slow.address, timeout=timeout)
+def opened(slow: SlowDaemon) -> tuple[Client, Any]:
+    client = Client(slow.address, timeout=20)
     answers = threading.Thread(target=lambda: (slow.answer(), slow.answer(epoch=1)))
     answers.start()
     stream = client.open("a")
@@ -230,11 +230,13 @@ def opened(slow: SlowDaemon, timeout: float) -> tuple[Client, Any]:
 
 
 def test_a_late_reply_is_not_taken_for_the_next_one(slow: SlowDaemon) -> None:
-    """A chunk fed again after a time-out has the same seq, but a new id."""
-    client, stream = opened(slow, timeout=0.3)
+    """A chunk fed again after a time-out has the same seq, under an id of its own."""
+    client, stream = opened(slow)
     with client:
+        client.timeout = 0.3
         with pytest.raises(errors.TimeoutError):
             stream.feed(rows(1))
+        client.timeout = 20
         first = slow.answer(epoch=1, applied_seq=1, error=messages.ErrorInfo("STAGE_FAILED", "too late"))
         seconds: list[messages.Request] = []
         answers = threading.Thread(target=lambda: seconds.append(slow.answer(epoch=1, applied_seq=1)))
@@ -248,12 +250,13 @@ def test_a_late_reply_is_not_taken_for_the_next_one(slow: SlowDaemon) -> None:
 
 
 def test_feed_many_waits_once_for_a_daemon_that_is_silent(slow: SlowDaemon) -> None:
-    client, stream = opened(slow, timeout=0.3)
+    client, stream = opened(slow)
     with client:
+        client.timeout = 0.3
         start = time.monotonic()
-        results = client.feed_many([(stream, rows(i)) for i in range(30)])
-        assert time.monotonic() - start < 2
-        assert [type(r) for r in results] == [errors.TimeoutError] * 30
+        results = client.feed_many([(stream, rows(i)) for i in range(100)])
+        assert time.monotonic() - start < 15, "a time-out for each would be 30 s"
+        assert [type(r) for r in results] == [errors.TimeoutError] * 100
         assert nothing_kept(client)
 
 

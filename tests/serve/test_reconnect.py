@@ -16,7 +16,7 @@ from runnel.client.client import Client
 from runnel.daemon.loop import Daemon
 from runnel.spec import Array
 
-from .peers import served
+from .peers import served, until
 from .proxy import Proxy
 from .support import plain_engine, rows, tally_engine
 
@@ -149,7 +149,7 @@ def test_a_restarted_daemon_reports_the_stream_as_lost(tmp_path: Path) -> None:
             fed, idle = client.open("fed"), client.open("idle")
             fed.feed(rows(1))
             fed.send(rows(2))
-        del daemon
+            until(lambda: daemon.stats.chunks == 2)
         with running(address):
             fed.receive()  # it was answered before the daemon stopped
             for stream in (fed, idle):

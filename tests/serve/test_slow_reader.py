@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from runnel.daemon.loop import Daemon
 from runnel.daemon.protocol import outbox, scheduler
 from runnel.wire import messages
 
-from .peers import ask, dealer, feed, reply_of, run
+from .peers import ask, dealer, feed, reply_of, run, until
 from .support import SpyEngine, code, rows
 
 
@@ -46,19 +45,12 @@ def hello(id: int) -> list[bytes]:
     return messages.encode_request(messages.Request(v=1, op="hello", id=str(id)))
 
 
-def all_replies(sock: zmq.Socket[bytes], quiet: int = 1000) -> list[messages.Reply]:
-    """All replies, until none has come for `quiet` milliseconds."""
+def all_replies(sock: zmq.Socket[bytes], quiet: int = 2000) -> list[messages.Reply]:
+    """Until none has come for so many milliseconds."""
     replies = []
     while sock.poll(quiet):
         replies.append(messages.decode_reply(sock.recv_multipart())[0])
     return replies
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_peer_that_never_reads_is_dropped_and_slows_no_other(

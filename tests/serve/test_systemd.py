@@ -173,7 +173,7 @@ def test_a_hanging_worker_stops_the_watchdog_messages(
         assert manager.hears("WATCHDOG=1", 20)
         _, stuck = children(process)
         os.kill(stuck, signal.SIGSTOP)
-        time.sleep(1)  # until its last beat is old
+        time.sleep(2)  # its last beat grows old, once the supervisor has read it
         assert not manager.hears("WATCHDOG=1", 1)
         os.kill(stuck, signal.SIGCONT)
         assert manager.hears("WATCHDOG=1", 20)

@@ -188,7 +188,7 @@ def test_a_signal_drains_all_of_them(pipeline: Path, tmp_path: Path, number: sig
             for index, sock in enumerate((zero, one)):
                 for i in range(100):
                     sock.send_multipart(feed(named(index, 2), i))
-            time.sleep(0.2)
+            time.sleep(0.5)
             process.send_signal(number)
             for pid in workers:
                 os.kill(pid, signal.SIGCONT)
@@ -204,7 +204,9 @@ def test_a_second_signal_ends_even_a_worker_that_hangs(pipeline: Path, tmp_path:
         workers = children(process)
         os.kill(workers[0], signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        assert process.stderr
+        while "event=stopping workers=2" not in process.stderr.readline():
+            assert process.poll() is None  # two signals at once are one
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         finished(process, 1)

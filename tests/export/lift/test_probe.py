@@ -70,6 +70,7 @@ class Case:
     takes: bool = False
     written: bool = False
     layers: int = 1
+    atol: float = 2e-5
 
 
 def torchs(kind: type[nn.RNNBase], layers: int = 1, **options: Any) -> Callable[[], nn.Module]:
@@ -98,7 +99,10 @@ CASES = {
         ours(PeepholeLSTM, form="full"), insides.peephole, "PeepholeLSTM", _LSTM, written=True
     ),
     "coupled": Case(ours(CoupledLSTM, bias=False), insides.coupled, "LSTM", _LSTM),
-    "normalised": Case(ours(LayerNormLSTM), insides.layer_normed, "LayerNormLSTM", _LSTM, written=True),
+    # To normalise makes small differences large: up to 4e-5 with onnxruntime 1.24, 2e-5 with 1.32.
+    "normalised": Case(
+        ours(LayerNormLSTM), insides.layer_normed, "LayerNormLSTM", _LSTM, written=True, atol=1e-4
+    ),
     "mingru": Case(ours(MinGRU), insides.min_gru, "MinGRU", "znh"),
     **{
         f"gru, {reset}, {update}": Case(
@@ -174,7 +178,7 @@ def test_gates_are_those_of_the_formula_however_the_sequence_is_cut(name: str) -
             assert list(layer.outputs) == list(case.letters)
             for letter, output in layer.outputs.items():
                 values = of_layer[letter]
-                atol = 2e-5 * max(1, np.abs(values).max())  # (normalised ones make small differences large)
+                atol = case.atol * max(1, np.abs(values).max())
                 np.testing.assert_allclose(shown[output], values, rtol=0, atol=atol, err_msg=output)
 
     check(range(1, TICKS))

@@ -93,9 +93,9 @@ def test_training_does_not_wait_for_every_tick() -> None:
     def seconds(module: nn.Module) -> float:
         best = float("inf")
         for _ in range(4):
-            began = time.perf_counter()
+            began = time.process_time()  # not the clock's: others use the machine too
             module(x)[0].square().mean().backward()
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.process_time() - began)
         return best
 
     assert seconds(MinGRU(32, 32)) < seconds(nn.GRU(32, 32, batch_first=True))  # (a sixth, as seen)

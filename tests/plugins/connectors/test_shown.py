@@ -39,7 +39,7 @@ def scraped(port: int) -> dict[str, float]:
 def test_silent_connections_are_bounded_and_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prometheus, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(prometheus, "REQUEST_SECONDS", 2.0)
     before = threading.active_count()
     sink = Prometheus(Y, port=0)
     silent = [socket.create_connection(("127.0.0.1", sink.port), 10) for _ in range(40)]
@@ -51,7 +51,7 @@ def test_silent_connections_are_bounded_and_closed(
         for given_up in silent[: prometheus.MAX_CONNECTIONS]:
             given_up.settimeout(10)
             assert given_up.recv(1) == b""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while threading.active_count() > before + 1 and time.monotonic() < until:
             time.sleep(0.01)  # their threads end after their connections
         assert math.isnan(scraped(sink.port)["y.0"])
