@@ -192,6 +192,46 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of a model whose rows come later than the ticks, or at another rate.
+
+    A step takes `ticks` ticks and gives `rows` rows. Row 0 of a sequence comes in the step that holds tick
+    `delay`. The first rows of a stream may therefore lie before the sequence, and the last ones after it: the
+    outputs `begun` and `kept` say that the rows from `begun` to below `kept` of a step belong to the stream.
+    At the end of a sequence the last step is filled up with zeros, and `after` more steps are run. The input
+    `present` is the number of ticks of the sequence from a step's first tick on, at most `ticks`; in steps
+    after the end it is 0 or negative.
+    """
+
+    ticks: int
+    rows: int
+    delay: int  # ticks
+    after: int
+    present: str = "present"  # the model's input: int32, one number a step
+    begun: str = "begun"  # the model's outputs: likewise
+    kept: str = "kept"
+    position: str = "position"  # the model's state that counts ticks: int64, one number
+
+    def __post_init__(self) -> None:
+        if min(self.ticks, self.rows) < 1 or min(self.delay, self.after) < 0:
+            raise ModelError(f"steps: a step has at least 1 tick and 1 row, but they are {self}")
+        if max(self.ticks, self.rows, self.delay, self.ticks * self.after) > MAX_WINDOW:
+            raise ModelError(
+                f"steps: at most {MAX_WINDOW} ticks or rows a step, and of delay, but they are {self}"
+            )
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Tensors between the model and the stages around it, never part of a stream."""
+        return self.present, self.begun, self.kept
+
+    @property
+    def latency(self) -> int:
+        """Largest number of ticks between a tick and the row of the same time."""
+        return self.ticks - 1 + self.delay
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A step model: its signal, its states, and its properties."""
 
@@ -206,6 +246,7 @@ class ModelSpec:
     certificate: Mapping[str, Any] | None = None
     graph: Mapping[str, Any] | None = None  # ops, parameters and flops, counted at export
     blocks: Blocks | None = None
+    steps: Steps | None = None
     probe: Probe | None = None  # set if some outputs show the inside of layers
 
     def __repr__(self) -> str:
@@ -219,20 +260,29 @@ class ModelSpec:
     @property
     def hop(self) -> int:
         """Time steps of the stream per step of the model."""
-        return self.framing.hop if self.framing else self.blocks.ticks if self.blocks else 1
+        grouped = self.blocks or self.steps
+        return self.framing.hop if self.framing else grouped.ticks if grouped else 1
 
     @property
     def fed(self) -> tuple[TensorSpec, ...]:
         """One time step of a stream's input: a sample if framed, else a tick."""
-        inner = 1 if self.framing or self.blocks else 0
-        own = self.blocks.present if self.blocks else None
-        return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.inputs if t.name != own)
+        inner = 1 if self.framing or self.blocks or self.steps else 0
+        return self._of_the_stream(self.inputs, inner)
 
     @property
     def given(self) -> tuple[TensorSpec, ...]:
         """One time step of a stream's output."""
-        inner, own = (1, self.blocks.kept) if self.blocks else (0, None)
-        return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in self.outputs if t.name != own)
+        return self._of_the_stream(self.outputs, 1 if self.blocks or self.steps else 0)
+
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """Output rows for input ticks, as (rows, ticks)."""
+        return (self.steps.rows, self.steps.ticks) if self.steps else (1, 1)
+
+    def _of_the_stream(self, tensors: tuple[ModelTensor, ...], inner: int) -> tuple[TensorSpec, ...]:
+        grouped = self.blocks or self.steps
+        own = grouped.own if grouped else ()
+        return tuple(TensorSpec(t.name, t.dtype, t.step_shape[inner:]) for t in tensors if t.name not in own)
 
 
 def brief(text: object, most: int = 60) -> str:
@@ -303,6 +353,8 @@ def to_document(spec: ModelSpec) -> dict[str, Any]:
         document["framing"] = {"window": spec.framing.window, "hop": spec.framing.hop}
     if spec.blocks:
         document["blocks"] = asdict(spec.blocks)
+    if spec.steps:
+        document["steps"] = asdict(spec.steps)
     if spec.rate:
         document["rate"] = spec.rate
     if spec.probe:
@@ -321,6 +373,7 @@ _KEYS = (
     "states",
     "framing",
     "blocks",
+    "steps",
     "rate",
     "latency",
     "ticks",
@@ -359,6 +412,15 @@ def from_document(document: Any, where: str) -> ModelSpec:
             _count(part, "ticks", location), _count(part, "lookahead", location, 0),
             _name(part, "present", location), _name(part, "kept", location),
         )  # fmt: skip
+    steps = None
+    if doc.get("steps") is not None:
+        part, location = _mapping(doc["steps"], f"{where}: steps"), f"{where}: steps"
+        steps = Steps(
+            _count(part, "ticks", location), _count(part, "rows", location),
+            _count(part, "delay", location, 0), _count(part, "after", location, 0),
+            _name(part, "present", location), _name(part, "begun", location),
+            _name(part, "kept", location), _name(part, "position", location),
+        )  # fmt: skip
     latency, rate, ticks = latency_of(doc, where), rate_of(doc, where), doc.get("ticks", "any")
     if ticks not in ("any", 1):
         raise ModelError(f"{where}: ticks must be 'any' or 1, not {ticks!r}")
@@ -367,7 +429,8 @@ def from_document(document: Any, where: str) -> ModelSpec:
             _mapping(doc[key], f"{where}: {key}")
     spec = ModelSpec(
         inputs, outputs, states, framing, rate, latency, ticks == "any",
-        certificate=doc.get("certificate"), graph=doc.get("graph"), blocks=blocks, probe=_probe(doc, where),
+        certificate=doc.get("certificate"), graph=doc.get("graph"), blocks=blocks, steps=steps,
+        probe=_probe(doc, where),
     )  # fmt: skip
     check(spec, where)
     return spec
@@ -400,6 +463,8 @@ def check(spec: ModelSpec, where: str) -> None:
 
     if spec.blocks:
         _check_blocks(spec, spec.blocks, where)
+    if spec.steps:
+        _check_steps(spec, spec.steps, where)
     if spec.probe:
         _check_probe(spec, spec.probe, where)
 
@@ -423,6 +488,36 @@ def _check_blocks(spec: ModelSpec, blocks: Blocks, where: str) -> None:
             if t.name != own and (t.time_axis is not None or t.step_shape[:1] != (rows,)):
                 raise ModelError(
                     f"{where}: {t.name!r} has shape {list(t.shape)}: {rows} ticks first, no 'time'"
+                )
+
+
+def _check_steps(spec: ModelSpec, steps: Steps, where: str) -> None:
+    if spec.framing or spec.blocks or not spec.any_ticks:
+        raise ModelError(
+            f"{where}: a model that takes steps has no framing and no blocks, and any steps a call"
+        )
+    if spec.latency != steps.latency:
+        raise ModelError(
+            f"{where}: latency is {spec.latency}, but steps of {steps.ticks} ticks with a delay of "
+            f"{steps.delay} have {steps.latency}"
+        )
+    counters = {s.input: (s.dtype, s.shape) for s in spec.states if s.input == steps.position}
+    if counters != {steps.position: ("int64", (SLOT,))}:
+        raise ModelError(f"{where}: steps need a state {steps.position!r}, int64 of shape ['slot']")
+    for tensors, own, rows in (
+        (spec.inputs, (steps.present,), steps.ticks),
+        (spec.outputs, (steps.begun, steps.kept), steps.rows),
+    ):
+        counts = {t.name: (t.dtype, t.shape) for t in tensors if t.name in own}
+        if counts != dict.fromkeys(own, ("int32", (TIME, SLOT))) or len(tensors) <= len(own):
+            raise ModelError(
+                f"{where}: steps need {' and '.join(map(repr, own))}, int32 of shape ['time', 'slot'], "
+                "besides another tensor"
+            )
+        for t in tensors:
+            if t.name not in own and t.step_shape[:1] != (rows,):
+                raise ModelError(
+                    f"{where}: {t.name!r} has shape {list(t.shape)}: {rows} rows first in a step"
                 )
 
 

@@ -36,6 +36,9 @@ def model_rows(spec: ModelSpec) -> list[Row]:
     if spec.framing:
         framing = spec.framing
         rows.append(("framing", f"window {framing.window}, hop {framing.hop}, context {framing.context}"))
+    if spec.steps:
+        steps = spec.steps
+        rows.append(("steps", f"of {steps.ticks} ticks, {steps.rows} rows each, delay {steps.delay} ticks"))
     if spec.blocks:
         rows.append(("blocks", f"of {spec.blocks.ticks} ticks, lookahead {spec.blocks.lookahead} ticks"))
     if spec.rate:

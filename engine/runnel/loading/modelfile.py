@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import probe as probes
 from ..errors import CertificateError, ModelError, PipelineError
-from ..model import blocks
+from ..model import blocks, steps
 from ..model.framing import Frame
 from ..spec import ModelSpec, Signal, TensorSpec, from_document
 from ..stage import Stage
@@ -59,8 +59,8 @@ class ModelFile:
         if self.spec.framing:
             [inner] = tensors
             tensors = (TensorSpec(inner.name, inner.dtype, inner.shape[1:]),)
-        if self.spec.blocks:
-            present = self.renamed.get(self.spec.blocks.present, self.spec.blocks.present)
+        if grouped := self.spec.blocks or self.spec.steps:
+            present = self.renamed.get(grouped.present, grouped.present)
             return blocks.outer(Signal(tensors), present, self.spec.rate)
         return Signal(tensors, self.spec.rate)
 
@@ -77,6 +77,8 @@ class ModelFile:
         model.file = self.file
         if spec.blocks:
             return blocks.enclosed(model, spec.blocks, rate, *map(model.chunk_name, spec.blocks.own))
+        if spec.steps:
+            return steps.enclosed(model, spec.steps, rate, *map(model.chunk_name, spec.steps.own))
         if not spec.framing:
             return [model]
         [samples] = self.inputs.tensors
