@@ -28,7 +28,7 @@ def in_users_terms(
 ) -> ExportError:
     """The same error without the exporter's own sizes. `again` repeats what failed at the other sizes."""
     kind = ExportError if isinstance(error, UntraceableError) else type(error)
-    if isinstance(error, UntraceableError):
+    if isinstance(error, UntraceableError) or prepared.lengths[0].least > 1:
         told = _of_one_size(module, prepared)
         if told:
             lacks = "" if prepared.state else without_batch(module, prepared.inputs)

@@ -8,7 +8,9 @@ against the sizes that torch saw.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +23,14 @@ from runnel.errors import ExportError, RunnelError
 from ..nn import marks
 from . import ops
 from .lowering import Lowering
+from .ops import spectra
+from .ops.along_time import aligned, from_the_first
 from .ops.linear import ATTENTION, INSTEAD
-from .values import Carry, Data, Given, Scatter, Span, Stack, Value, axes_of
+from .ops.registry import Handler
+from .timing import Timing
+from .values import Carry, Complex, Data, Given, Scatter, Stack, Value, axes_of
 
-_LAZY = (Value, Stack, Carry, Span, Scatter, Given)
+_LAZY = (Value, Stack, Carry, Complex, Scatter, Given)
 
 
 def run(low: Lowering, nodes: tuple[Node, ...], env: dict[str, Any]) -> None:
@@ -51,7 +57,7 @@ def _locate(low: Lowering, node: Node) -> None:
 def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target = node.target
     if target is operator.getitem:
-        return args[0][args[1]]
+        return _stamped(args[0][args[1]], None, node.name)
     if not isinstance(target, torch._ops.OpOverload):
         raise ExportError(f"{low.where}: it has no translation")
     name = target._schema.name
@@ -64,6 +70,8 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     if not _holds_data((args, kwargs)) and not name.startswith(marks.NAMESPACE):
         return _constant(low, target, args, kwargs, short)
     handler = ops.find(name, target._overloadname)
+    if _has_complex((args, kwargs)):
+        handler = Handler(partial(_on_complex, name, target._overloadname), True, spectra.rows(short))
     if handler is None:
         raise ExportError(
             f"{low.where}: the operation {name.replace('::', '.')}.{target._overloadname} has no "
@@ -73,7 +81,8 @@ def _evaluate(low: Lowering, node: Node, args: tuple[Any, ...], kwargs: dict[str
     if not handler.lazy:
         bound = [_mapped(x, low.value) for x in bound]
     try:
-        return handler.function(low, *bound)
+        bound, timing = _in_time(low, handler, bound)
+        return _stamped(handler.function(low, *bound), timing, node.name)
     except RunnelError:
         raise
     except Exception as error:  # a translation that met arguments it was not written for
@@ -107,6 +116,70 @@ def _bound(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[st
     return bound
 
 
+def _on_complex(name: str, overload: str, low: Lowering, *arguments: Any) -> Any:
+    return spectra.operation(low, name, overload, list(arguments))
+
+
+def _has_complex(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        return any(map(_has_complex, x))
+    return any(map(_has_complex, x.values())) if isinstance(x, dict) else isinstance(x, Complex)
+
+
+def _in_time(low: Lowering, handler: Handler, bound: list[Any]) -> tuple[list[Any], Timing | None]:
+    """The arguments with one timing, as the translation wants them; and that of its results."""
+    values = list(_values(bound))
+    if not low.whole or not values:
+        return bound, None
+    if handler.rows == "own":
+        low.attend(values[0].timing)
+        return bound, None
+    if handler.rows == "all":
+        values = [from_the_first(low, v) for v in values]
+    values = aligned(low, values)
+    low.attend(values[0].timing)
+    changed = iter(values)
+    bound = [_replaced(x, changed) for x in bound]
+    return bound, values[0].timing
+
+
+def _values(x: Any) -> Iterator[Value]:
+    """The values over time among arguments."""
+    if isinstance(x, list | tuple):
+        for y in x:
+            yield from _values(y)
+    elif isinstance(x, Complex):
+        yield x.parts
+    elif isinstance(x, Value):
+        yield x
+
+
+def _replaced(x: Any, values: Iterator[Value]) -> Any:
+    """The same arguments with these values."""
+    if isinstance(x, list | tuple):
+        return type(x)(_replaced(y, values) for y in x)
+    if isinstance(x, Complex):
+        return Complex(next(values))
+    return next(values) if isinstance(x, Value) else x
+
+
+def _stamped(x: Any, timing: Timing | None, node: str) -> Any:
+    """A result with its timing; None: it has one."""
+    if isinstance(x, list | tuple):
+        return type(x)(_stamped(y, timing, node) for y in x)
+    if isinstance(x, Stack):
+        return replace(x, parts=_stamped(x.parts, timing, ""))
+    if isinstance(x, Complex):
+        return Complex(_stamped(x.parts, timing, node))
+    if not isinstance(x, Value):
+        return x
+    if timing is None:
+        return replace(x, node=node, shift=0)
+    if timing.edge is not None:
+        timing = replace(timing, edge=replace(timing.edge, fill=None))
+    return replace(x, timing=timing, node=node, shift=0)
+
+
 def _mapped(x: Any, change: Callable[[Data], Value]) -> Any:
     if isinstance(x, _LAZY):
         return change(x)
@@ -128,6 +201,9 @@ def _check(low: Lowering, node: Node, found: Any) -> None:
     seen = node.meta.get("val")
     if not isinstance(found, _LAZY) or not isinstance(seen, Tensor):
         return
+    inner = next(_values(found.parts if isinstance(found, Stack) else [found]), None)
+    if inner is not None:
+        low.attend(inner.timing)
     shape = low.shape(axes_of(found))
     if shape != tuple(seen.shape):
         raise ExportError(

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from runnel.errors import ExportError, NotStreamableError
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
-from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, initial_row
+from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, Steps, initial_row
 
+from ..lengths import ANY, Lengths
 from . import interpret
 from .diagnosis import in_users_terms
 from .exchanged import check_slots
-from .graph import NUMPY_OF, Port
-from .lowering import Lowering, State
+from .graph import NUMPY_OF, Dims, Port
+from .lowering import Clock, Lowering, State
+from .ops.along_time import aligned, delayed, from_the_first, length
 from .ops.sequence import feature_slice, select
 from .probe import Probed, show
+from .timing import ENDLESS, PLAIN, Timing
 from .trace import Prepared, Trace, prepare, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 
@@ -39,6 +45,7 @@ class Lifted:
     notes: tuple[str, ...]
     remembered: int = 0
     probe: Probed | None = None
+    lengths: Lengths = ANY
 
 
 def lift(
@@ -67,13 +74,22 @@ def lift(
     names = list(output_names) if output_names is not None else None
     prepared = prepare(module, example, time_axis=time_axis, batch_axis=batch_axis, state=state)
 
-    def attempt(order: Sequence[int]) -> Lifted:
-        return _twice(module, prepared, order, names, blocks, probe)
+    first: ExportError | None = None
+    for lengths in prepared.lengths:
+        sized = prepared.of(lengths)
 
-    try:
-        return attempt((0, 1))
-    except ExportError as error:
-        raise in_users_terms(error, module, prepared, lambda: attempt((1, 0))) from error
+        def attempt(order: Sequence[int], sized: Prepared = sized) -> Lifted:
+            return _twice(module, sized, order, names, blocks, probe)
+
+        try:
+            lifted = attempt((0, 1))
+            return replace(lifted, lengths=lengths)
+        except ExportError as error:
+            if first is None:
+                first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
+                first.__cause__ = error
+    assert first is not None
+    raise first
 
 
 def _twice(
@@ -89,9 +105,15 @@ def _twice(
     def traces(one_tick: bool) -> list[Trace]:
         return [trace(module, prepared, one_tick=one_tick, sizes=sizes) for sizes in order]
 
+    def lifted_of(traced: Trace) -> Lifted:
+        try:
+            return _Lift(module, traced, names, blocks=blocks).finish(probe)
+        except _StepsError as needed:
+            return _Lift(module, traced, names, steps=needed.ticks).finish(probe)
+
     over_time = traces(one_tick=False)
     try:
-        lifted, again = (_Lift(module, traced, names, blocks=blocks).finish(probe) for traced in over_time)
+        lifted, again = map(lifted_of, over_time)
     except ExportError as error:
         if not prepared.state or prepared.time_axis is None:
             raise
@@ -109,9 +131,28 @@ def _twice(
     return lifted
 
 
-def _count(name: str) -> tuple[Port, ModelTensor]:
-    """A number of ticks, one a slot."""
-    return Port(name, torch.int32, (SLOT_WORD,)), ModelTensor(name, "int32", (SLOT_WORD,))
+class _StepsError(Exception):
+    """The translation depends on where the sequence begins or ends: it is made again, with a clock."""
+
+    def __init__(self, ticks: int) -> None:
+        super().__init__(ticks)
+        self.ticks = ticks
+
+
+def _count(name: str, *lead: str) -> tuple[Port, ModelTensor]:
+    """A number of ticks or rows, one a slot."""
+    dims = (*lead, SLOT_WORD)
+    return Port(name, torch.int32, dims), ModelTensor(name, "int32", dims)
+
+
+def _steps_after(timing: Timing, ticks: int, rows: int) -> int:
+    """How many steps after a sequence's last tick give all of its rows, whatever its length."""
+    most = 4 * ticks + 4 * math.ceil(timing.latency) + 64
+    after = 0
+    for total in range(1, most):
+        steps = -(-(timing.length(total) + timing.delay) // rows)
+        after = max(after, steps - -(-total // ticks))
+    return after
 
 
 def time_axes(traced: Trace) -> dict[str, int | None]:
@@ -130,8 +171,11 @@ class _Lift:
         output_names: list[str] | None,
         one_tick: Mapping[str, int | None] | None = None,
         blocks: Blocks | None = None,
+        steps: int | None = None,
     ) -> None:
-        """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output."""
+        """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output.
+        `steps`: the ticks of a step, if rows come late or at another rate than ticks.
+        """
         self.trace = traced
         self.one_tick = one_tick
         self.name = type(module).__name__
@@ -139,7 +183,11 @@ class _Lift:
         self.low.layer = self.name
         self.low.any_ticks = traced.ticks is not None and blocks is None
         self.low.blocks = blocks
+        self.low.run = traced.run
+        self.steps = steps
         self.env: dict[str, Any] = dict(traced.constants)
+        if steps:
+            self.own = [self.low.graph.fresh(name) for name in ("present", "begun", "kept")]
         self.inputs = [self._input(node, name) for node, name in traced.inputs.items()]
         for s in traced.states:
             shape = list(s.initial.shape)
@@ -167,9 +215,43 @@ class _Lift:
         dims: tuple[Dim, ...] = (*words, *[int(seen.shape[i]) for i in range(rank) if i not in lead])
         self.low.graph.fresh(name)
         self.env[placeholder] = Value(name, axes, order, seen.dtype)
+        if time is not None and self.steps:
+            dims = (TIME_WORD, self.steps, *dims[1:])
+            flat = self._in_ticks(name, dims)
+            self.env[placeholder] = Value(flat, axes, order, seen.dtype, node=placeholder)
         if time is not None and not self.low.tick_shape_source:
             self.low.tick_shape_source = name
+            if self.steps:
+                self.low.tick_shape_source = flat
+                self.low.clock = self._clock(name)
         return Port(name, seen.dtype, dims), ModelTensor(name, NUMPY_OF[seen.dtype], dims)
+
+    def _in_ticks(self, name: str, dims: Dims) -> str:
+        """An input of steps, (time, ticks, slot, ...), as ticks, (time, slot, ...)."""
+        low = self.low
+        if self.steps == 1:
+            return low.node("Squeeze", name, low.graph.ints(1))
+        return low.lead_reshaped(name, 0, [int(d) for d in dims[3:]])
+
+    def _clock(self, name: str) -> Clock:
+        """Where a call is: a state that counts ticks, and the sequence's length once `present` says it."""
+        low, steps = self.low, int(self.steps or 1)
+        present, position = self.own[0], low.graph.fresh("position")
+
+        def ints(value: int) -> str:
+            return low.constant(value, torch.int64)
+
+        count = low.node("Squeeze", low.node("Shape", name, start=0, end=1), low.graph.ints(0))
+        before = low.node("Mul", low.node("Range", ints(0), count, ints(1)), ints(steps))
+        begins = low.node("Add", low.node("Unsqueeze", before, low.graph.ints(1)), position)  # (time, slot)
+        wide = low.node("Cast", present, to=TensorProto.INT64)
+        ended = low.node("Less", wide, ints(steps))
+        totals = low.node("Where", ended, low.node("Add", begins, wide), ints(ENDLESS))
+        total = low.node("ReduceMin", totals, low.graph.ints(0), keepdims=0)
+        after = low.node("Add", position, low.node("Mul", count, ints(steps)))
+        low.states[position] = State(position, torch.int64, (SLOT_WORD,), np.zeros((), np.int64), after)
+        self.begins = begins
+        return Clock(steps, position, total)
 
     def _meta(self, placeholder: str) -> Tensor:
         graph = self.trace.nodes[0].graph if self.trace.nodes else None
@@ -183,9 +265,10 @@ class _Lift:
     def finish(self, probe: bool = False) -> Lifted:
         low = self.low
         low.path, low.layer, low.op = "", self.name, "the result"
+        found = self._in_time([self.env[node.name] for node in self.trace.outputs.values()])
         results = [
-            self._output(name, own, self.env[node.name])
-            for name, (own, node) in zip(self.names, self.trace.outputs.items(), strict=True)
+            self._output(name, own, data)
+            for name, own, data in zip(self.names, self.trace.outputs, found, strict=True)
         ]
         for s in self.trace.states:
             self._next_state(s.name, self.env[self.trace.next_states[s.name].name])
@@ -196,6 +279,11 @@ class _Lift:
             inputs = [*inputs, _count(low.blocks.present)]
             most = low.constant(low.blocks.ticks, torch.int32)
             results.append((low.node("Min", low.blocks.present, most), *_count(low.blocks.kept)))
+        steps = None
+        if low.clock is not None:
+            steps, more = self._taken()
+            inputs = [*inputs, _count(steps.present, TIME_WORD)]
+            results += more
         states = self._living_states([value for value, _, _ in results])
         ports = [*[port for port, _ in inputs], *[Port(s.name, s.dtype, s.dims) for s in states]]
         ends = [(value, port) for value, port, _ in results]
@@ -216,9 +304,10 @@ class _Lift:
                 )
                 for s in states
             ),
-            latency=low.blocks.latency if low.blocks else 0,
+            latency=low.blocks.latency if low.blocks else steps.latency if steps else 0,
             any_ticks=low.any_ticks,
             blocks=low.blocks,
+            steps=steps,
         )
         remembered = sum(s.past for s in states) + (2 * low.blocks.window if low.blocks else 0)
         return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered, probed)
@@ -245,6 +334,67 @@ class _Lift:
             self.low.graph.fresh(found[i])
         return found
 
+    def _in_time(self, results: list[Any]) -> list[Any]:
+        """The results with one timing, that of a stream's rows: none is known before the first tick."""
+        low = self.low
+        if not low.whole:
+            return results
+        made = [r if isinstance(r, Tensor) else low.value(r) for r in results]
+        at_end = [v for v in made if isinstance(v, Value) and v.tick is not None]
+        over = {
+            i: v for i, v in enumerate(made) if isinstance(v, Value) and v.tick is None and TIME in v.axes
+        }
+        values = aligned(low, [from_the_first(low, v) for v in over.values()])
+        if values:
+            low.attend(values[0].timing)
+        values = [delayed(low, v, v.timing.uncertain(low.step)) for v in values]
+        for i, v in zip(over, values, strict=True):
+            made[i] = v
+        self.timing = values[0].timing if values else PLAIN
+        if at_end and (low.clocked or not all(t.plain for t in [self.timing, *(v.timing for v in at_end)])):
+            raise low.refusal(
+                "it is what the module gives at the sequence's end, and depends on what comes after a tick",
+                "return every tick",
+            )
+        if low.clock is None and (low.clocked or low.step > 1 or not self.timing.plain):
+            if low.blocks:
+                raise low.untranslated("rows that come late or at another rate, together with blocks=")
+            if not low.any_ticks:
+                low.one_tick()
+                raise low.untranslated("rows that come late or at another rate, with one tick a call")
+            raise _StepsError(low.step)
+        low.attend(self.timing)
+        return made
+
+    def _taken(self) -> tuple[Steps, list[tuple[str, Port, ModelTensor]]]:
+        """How the engine takes steps, and the outputs that say which of a step's rows are the stream's."""
+        low, timing = self.low, self.timing
+        assert low.clock is not None
+        ticks = low.clock.ticks
+        rows = int(ticks * timing.rate)
+        present, begun, kept = self.own
+
+        def ints(value: int) -> str:
+            return low.constant(value, torch.int64)
+
+        first = self.begins  # the first row of each step, (time, slot)
+        if rows != ticks:
+            first = low.node(
+                "Div", low.node("Mul", first, ints(timing.rate.numerator)), ints(timing.rate.denominator)
+            )
+        first = low.node("Sub", first, ints(timing.delay))
+
+        def within(rows_from: str, name: str) -> tuple[str, Port, ModelTensor]:
+            value = low.node("Min", low.node("Max", rows_from, ints(0)), ints(rows))
+            return low.node("Cast", value, to=TensorProto.INT32), *_count(name, TIME_WORD)
+
+        more = [
+            within(low.node("Neg", first), begun),
+            within(low.node("Sub", length(low, timing.length), first), kept),
+        ]
+        delay, after = math.ceil(timing.latency), _steps_after(timing, ticks, rows)
+        return Steps(ticks, rows, delay, after, present, begun, kept, low.clock.begin), more
+
     def _output(self, name: str, own: str, data: Any) -> tuple[str, Port, ModelTensor]:
         """(value, port, tensor) of a result; `own` is the module's name for it."""
         low = self.low
@@ -267,6 +417,13 @@ class _Lift:
             words = (low.blocks.ticks, SLOT_WORD)
             v = feature_slice(low, v, lead[0], 0, low.blocks.ticks)
         dims: tuple[Dim, ...] = (*words, *[low.size(v.axes[o]) for o in order if o not in lead])
+        if low.clock is not None:
+            rows = int(low.clock.ticks * self.timing.rate)
+            dims = (TIME_WORD, rows, *dims[1:])
+            if rows == 1:
+                v = replace(v, name=low.node("Unsqueeze", v.name, low.graph.ints(1)))
+            else:
+                v = replace(v, name=low.lead_reshaped(v.name, rows, [int(d) for d in dims[3:]]))
         return v.name, Port(name, v.dtype, dims), ModelTensor(name, NUMPY_OF[v.dtype], dims)
 
     def _streamed(self, v: Value) -> Value:
@@ -279,7 +436,7 @@ class _Lift:
                 "every tick",
                 "return every tick, or leave blocks= out and the bidirectional layer",
             )
-        if v.tick is not None and v.tick != low.ticks - 1:
+        if v.tick is not None and v.tick != low.whole - 1:
             raise low.refusal(
                 f"it is what the module gives at tick {v.tick}, and is fixed from then on",
                 "return the last tick (out[:, -1]) or every tick",

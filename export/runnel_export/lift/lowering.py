@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from runnel.errors import NotStreamableError
 from runnel.spec import Blocks
 
 from .graph import Array, Attribute, Dims
+from .timing import Timing
 from .values import (
     BATCH,
     HIDDEN,
@@ -19,11 +21,11 @@ from .values import (
     TIME,
     Axis,
     Carry,
+    Complex,
     Data,
     Given,
     Operand,
     Scatter,
-    Span,
     Stack,
     Value,
     broadcast,
@@ -83,6 +85,15 @@ class Recurrence:
         return (self.final, *([] if self.final_c is None else [self.final_c]), *self.more)
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Where a call is in the stream: one number a slot."""
+
+    ticks: int  # of a step: what the rates of all values divide
+    begin: str  # ticks before the call
+    total: str  # ticks of the sequence; `timing.ENDLESS` while more may come
+
+
 @dataclass
 class Lowering(Writer):
     """One translation under way."""
@@ -94,6 +105,34 @@ class Lowering(Writer):
     shown: dict[str, dict[str, Data | Tensor]] = field(default_factory=dict)
     any_ticks: bool = True
     blocks: Blocks | None = None  # the time axis is then one window: a block and its lookahead
+    clock: Clock | None = None  # None: nothing depends on where the sequence begins and ends
+    clocked: bool = False  # something would depend on it
+    rates: set[Fraction] = field(default_factory=set)  # of all values
+    delays: dict[object, str] = field(default_factory=dict)  # delay lines: a value is held once
+    run: Callable[[str], Tensor] | None = None  # what an operation of the trace gives on the example
+
+    def __post_init__(self) -> None:
+        self.whole = self.ticks or 0  # of the trace's sequence
+        self.timing = Timing()
+
+    def attend(self, timing: Timing) -> None:
+        """From now on the values at hand have this timing."""
+        if self.whole:
+            self.ticks, self.rate, self.timing = timing.length(self.whole), timing.rate, timing
+            self.rates.add(timing.rate)
+
+    @property
+    def step(self) -> int:
+        """The fewest ticks that every rate so far makes whole rows of."""
+        return math.lcm(*(rate.denominator for rate in self.rates))
+
+    def one_tick(self) -> None:
+        """Called where a call must be one tick: with a delay or another rate it cannot be."""
+        if self.clock is not None or self.timing.delay > 0 or self.timing.rate != 1:
+            raise self.untranslated(
+                "one tick a call (a recurrence written out, or an LSTM's cell state used as data) in a model "
+                "that looks ahead or changes the rate"
+            )
 
     def named(self, kind: str, number: int) -> str:
         """What layer `number` of the module at hand is called in a probe."""
@@ -110,6 +149,8 @@ class Lowering(Writer):
                 return self.join(data)
             case Carry():
                 return self.final_c(data)
+            case Complex():
+                raise self.untranslated("a complex tensor as a result, or in an operation for real ones")
             case Scatter():
                 raise self.refusal(
                     f"a result that is filled tick by tick is used when {len(data.filled)} of {self.ticks} "
@@ -117,8 +158,6 @@ class Lowering(Writer):
                     "write every tick before using it; a tick that reads earlier ones is a recurrence: "
                     + EXPLICIT,
                 )
-            case Span():
-                raise self.span_refusal(data)
             case Given():
                 if self.ticks is not None:
                     raise self.refusal(
@@ -126,29 +165,6 @@ class Lowering(Writer):
                         EXPLICIT,
                     )
                 return self.natural_state(data)
-
-    def span_refusal(self, span: Span) -> NotStreamableError:
-        """A sequence of another length cannot be streamed as it is."""
-        if span.filter:
-            p, where = span.filter.reach, span.filter.where
-            if span.offset > 0:
-                return self.refusal(
-                    f"the convolution sees {span.offset} ticks of the future (symmetric or missing padding "
-                    f"on the left; (kernel - 1) * dilation is {p})",
-                    f"pad {p} ticks on the left only: F.pad(x, ({p}, 0)), or padding={p} and then "
-                    f"[..., :-{p}]",
-                    where,
-                )
-            return self.refusal(
-                f"the convolution's result has {span.length - (self.ticks or 0):+d} ticks against its input",
-                f"cut it to the input's length: [..., :-{p}]",
-                where,
-            )
-        return self.refusal(
-            f"a sequence of another length than the input's ({span.length - (self.ticks or 0):+d} ticks, "
-            f"starting {span.offset:+d} ticks from it) is used",
-            "a stream has one output tick for each input tick: pad on the left what is cut on the right",
-        )
 
     def join(self, stack: Stack) -> Value:
         """A Stack's parts as one value."""
@@ -169,6 +185,7 @@ class Lowering(Writer):
                 "blocks= a call is many ticks",
                 "use the hidden state",
             )
+        self.one_tick()
         if self.any_ticks:
             self.any_ticks = False
             self.note(
@@ -279,7 +296,9 @@ class Lowering(Writer):
         # a constant's own time and batch sizes are not labels: align them with the values' axes
         axes = broadcast(shapes[len(values) :] + shapes[: len(values)])
         self._check_pairs(axes, values)
-        if self.ticks and self.ticks in axes:  # (a size that only a constant made over time can have)
+        own = broadcast([v.axes for v in values])
+        own = (*[1] * (len(axes) - len(own)), *own)
+        if self.ticks and any(a == self.ticks and b == 1 for a, b in zip(axes, own, strict=True)):
             raise self.refusal(
                 "a constant as long as the sequence is combined with a value that has no time axis",
                 "a stream has no length: compute it from the layer's input, or leave it out",

@@ -12,15 +12,16 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
@@ -28,11 +29,11 @@ from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
 from ..arguments import counted_axes
 from ..call import named_leaves, output_names
 from ..dry_run import first_line, rehearse, resample
+from ..lengths import ANY, PRIMES, Lengths, accepted
 from ..nn.marks import lifting
 from ..pairing import pair, parameter_order, positions_note
 from . import ops
 
-PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 DECOMPOSITIONS = 4  # rounds: what an operation is made of may be made of others
 
 
@@ -62,6 +63,7 @@ class Trace:
     time_axis: int | None  # of inputs; in a step trace None, or where the axis of size 1 is
     by_name: bool  # whether forward named the next states
     notes: tuple[str, ...]
+    run: Callable[[str], Tensor]  # what an operation of the graph gives on the example, at these sizes
 
 
 class UntraceableError(ExportError):
@@ -80,6 +82,12 @@ class Prepared:
     axes: Mapping[str, tuple[int, int | None]]  # of each input: batch, time
     states_at: Mapping[str, int]  # the batch axis of each leaf
     sizes: Sequence[tuple[int, int]]  # two pairs for batch and time
+    lengths: Sequence[Lengths]  # that forward runs on; `sizes` are of the first
+    free: tuple[int, ...]  # primes that divide no dimension
+
+    def of(self, lengths: Lengths) -> Prepared:
+        """The same, to be traced at such lengths."""
+        return replace(self, sizes=_sizes(self.free, lengths), lengths=(lengths,))
 
 
 def prepare(
@@ -105,8 +113,12 @@ def prepare(
     _ordered(module, {**inputs, **(state or {})})  # (names that forward has)
     states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
     rehearse(module, inputs, state or {})
-    sizes = _primes(module, inputs, axes, given)
-    return Prepared(inputs, state, given, time_axis, batch_axis, axes, states_at, sizes)
+    free = _primes(module, inputs, axes, given)
+    lengths = [ANY]
+    if time_axis is not None:
+        lengths = accepted(module, inputs, state, {n: t for n, (_, t) in axes.items() if t is not None})
+    sizes = _sizes(free, lengths[0])
+    return Prepared(inputs, state, given, time_axis, batch_axis, axes, states_at, sizes, lengths, free)
 
 
 def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, sizes: int = 0) -> Trace:
@@ -140,7 +152,39 @@ def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, size
         time_axis=prepared.time_axis,
         by_name=not places,
         notes=(note,) if note else (),
+        run=_runner(program, constants, dict(zip(placeholders, pytree.tree_leaves(feed), strict=True))),
     )
+
+
+def _runner(
+    program: torch.export.ExportedProgram, constants: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> Callable[[str], Tensor]:
+    """What an operation gives on random data like the example. Each is computed at most once."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    known: dict[str, Any] = dict(constants)
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in given.items():
+        noise = torch.randn(tensor.shape, generator=draw) if tensor.is_floating_point() else 0
+        known[name] = (
+            tensor + noise
+        )  # (rows of the batch differ, so that what does not depend on them is seen)
+
+    def run(name: str) -> Tensor:
+        todo = [name]
+        while todo:
+            node = nodes[todo[-1]]
+            missing = [n.name for n in node.all_input_nodes if n.name not in known]
+            if missing or todo[-1] in known:
+                todo = [*todo, *missing] if missing else todo[:-1]
+                continue
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n.name])
+            with torch.no_grad():
+                known[node.name] = node.target(*args, **kwargs)
+            todo.pop()
+        found: Tensor = known[name]
+        return found
+
+    return run
 
 
 def _feed(prepared: Prepared, batch: int, ticks: int) -> dict[str, Any]:
@@ -279,14 +323,22 @@ def _primes(
     inputs: Mapping[str, Tensor],
     axes: Mapping[str, tuple[int, int | None]],
     states: Mapping[str, Tensor],
-) -> list[tuple[int, int]]:
-    """Two pairs of sizes for batch and time."""
+) -> tuple[int, ...]:
+    """Sizes for batch and time that divide no dimension of the module or its example."""
     sizes = {d for t in (*module.parameters(), *module.buffers(), *states.values()) for d in t.shape}
     sizes |= {d for n, t in inputs.items() for i, d in enumerate(t.shape) if i not in axes[n]}
-    free = [p for p in PRIMES if all(size % p for size in sizes if size)]
+    free = tuple(p for p in PRIMES if all(size % p for size in sizes if size))
     if len(free) < 4:
         raise ExportError("the module has dimensions divisible by every size that tracing could use")
-    return [(free[0], free[1]), (free[2], free[3])]
+    return free
+
+
+def _sizes(free: tuple[int, ...], lengths: Lengths) -> list[tuple[int, int]]:
+    """Two pairs of sizes for batch and time."""
+    if lengths == ANY:
+        return [(free[0], free[1]), (free[2], free[3])]
+    first, second = lengths.times_a_prime(free[2:])
+    return [(free[0], first), (free[1], second)]
 
 
 def _ordered(module: nn.Module, feed: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ Some tensors are not ONNX values yet. Each such kind says what must happen befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+
+from .timing import PLAIN, Timing
 
 BATCH, TIME = "batch", "time"
 BATCH_TIME, TIME_BATCH = "batch*time", "time*batch"  # a merged axis, by the order in which torch sees it
@@ -36,6 +38,14 @@ class Value:
     order: tuple[int, ...]
     dtype: torch.dtype
     tick: int | None = None
+    timing: Timing = PLAIN
+    node: str = field(default="", compare=False)
+    shift: int = field(default=0, compare=False)
+
+    @property
+    def time(self) -> int:
+        """The time axis of a value over time: a torch axis, or `HIDDEN`."""
+        return HIDDEN if HIDDEN in self.order else self.axes.index(TIME)
 
     def at(self, axis: int) -> int:
         """Where a torch axis is in the ONNX tensor."""
@@ -66,36 +76,10 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """A convolution along time, not written yet: all but its place on the time axis."""
+class Complex:
+    """A complex tensor: `parts` has its real and imaginary parts along one more axis, the last, of size 2."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    axes: tuple[Axis, ...]  # of the result
-    reach: int  # how many ticks before its own it sees: (kernel - 1) * dilation
-    dilation: tuple[int, ...]
-    groups: int
-    strides: tuple[int, ...]
-    pads: tuple[int, ...]  # on the other spatial axes: begins, then ends; 0 on time
-    path: str
-    where: str  # for errors
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a sequence, longer, shorter or later than it: what padding and slicing make.
-
-    Position j stands for tick j + `offset` of `base`, or of what `filter` makes of `base`. Outside of
-    the sequence `base` is `fill`. It becomes a Value as soon as it has the sequence's length again
-    and sees no future.
-    """
-
-    base: Value
-    axis: int  # the torch axis that is time
-    offset: int
-    length: int
-    fill: float | None = None  # None: nothing was padded
-    filter: Filter | None = None
+    parts: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +103,7 @@ class Given:
     layer: int | None = None
 
 
-Lazy = Stack | Carry | Span | Scatter | Given
+Lazy = Stack | Carry | Complex | Scatter | Given
 Data = Value | Lazy
 Operand = Value | torch.Tensor
 
@@ -136,18 +120,17 @@ def broadcast(shapes: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
 
 
 def axes_of(x: Data) -> tuple[Axis, ...]:
-    """The torch axes of any kind of data; a Span's time axis counts as a size."""
+    """The torch axes of any kind of data."""
     match x:
         case Value() | Carry() | Given():
             return x.axes
+        case Complex():
+            return x.parts.axes[:-1]
         case Stack():
             return (len(x.parts), *axes_of(x.parts[0])[1:])
         case Scatter():
             _, value = x.filled[0]
             return (*value.axes[: x.axis], TIME, *value.axes[x.axis :])
-        case Span():
-            axes = x.filter.axes if x.filter else x.base.axes
-            return tuple(x.length if i == x.axis else a for i, a in enumerate(axes))
 
 
 def merged_label(first: Axis, second: Axis) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from runnel.errors import ExportError, NotStreamableError
 
 from .graph import NUMPY_OF, Attribute, Graph
+from .timing import ONE
 from .values import BATCH, HIDDEN, MERGED, TIME, TIME_BATCH, Axis, Value
 
 EXPLICIT = "make it an explicit-state step: export(..., time_axis=None, state={...})"
@@ -25,13 +27,14 @@ class Writer:
     """Writes into `graph`. `path`, `layer` and `op` say where in the module it is."""
 
     batch: int
-    ticks: int | None  # None: no axis is time, each call is one step
+    ticks: int | None  # rows of the values at hand; None: no axis is time, each call is one step
     graph: Graph = field(default_factory=Graph)
     notes: list[str] = field(default_factory=list)
     tick_shape_source: str = ""  # a value that begins (time, slot, ...)
     path: str = ""
     layer: str = ""
     op: str = ""
+    rate: Fraction = ONE  # of the values at hand: rows a tick
 
     # -------------------------------------------------------------- refusals
 
@@ -169,9 +172,29 @@ class Writer:
         axes = (*v.axes[:lead], label or v.axes[lead], *v.axes[lead + 1 :])
         return Value(name, axes, (lead, *rest), v.dtype)
 
+    def rows(self, rate: Fraction) -> str:
+        """How many rows of this rate a call computes, as a tensor of one number."""
+        ticks = self.node("Shape", self.tick_shape_source, start=0, end=1)
+        if rate.numerator != 1:
+            ticks = self.node("Mul", ticks, self.graph.ints(rate.numerator))
+        return ticks if rate.denominator == 1 else self.node("Div", ticks, self.graph.ints(rate.denominator))
+
+    def lead_reshaped(self, name: str, lead: int, sizes: Sequence[int]) -> str:
+        """(n, m, slot, ...) with its first two axes made one; or, if `lead` is a size, the first made two.
+
+        `sizes` are those after the slots'.
+        """
+        slots = self.node("Shape", name, start=1 if lead else 2, end=2 if lead else 3)
+        front = self.graph.ints(-1, lead) if lead else self.graph.ints(-1)
+        rest = [self.graph.ints(*sizes)] if sizes else []
+        return self.node("Reshape", name, self.node("Concat", front, slots, *rest, axis=0))
+
     def time_batch_shape(self, rest: Sequence[int]) -> str:
         """A shape (time, slot, *rest), known when the model runs."""
         lead = self.node("Shape", self.tick_shape_source, start=0, end=2)
+        if self.rate != 1:
+            slots = self.node("Shape", self.tick_shape_source, start=1, end=2)
+            lead = self.node("Concat", self.rows(self.rate), slots, axis=0)
         return self.node("Concat", lead, self.graph.ints(*rest), axis=0) if rest else lead
 
     def unmerge(self, v: Value, tick: int) -> Value:

@@ -14,6 +14,8 @@ from . import (
     scan,
     sequence,
     shape,
+    spectra,
+    upsample,
     window,
 )
 from .registry import IGNORED, SHAPE_ONLY, find
@@ -35,5 +37,7 @@ __all__ = [
     "scan",
     "sequence",
     "shape",
+    "spectra",
+    "upsample",
     "window",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..lowering import Lowering, Recurrence
 from ..values import BATCH, Data
+from . import late
 from .recurrence import Kind, inside, write_layer, write_node
 
 # From sequences, (time, slot, ...), and the states that they begin with, to the output and the last states.
@@ -35,6 +36,14 @@ def over_time(
 
     `number`: which layer of its module it is.
     """
+    if (unreal := late.unreal(low)) is not None:
+        if len(ws) in (3, 5):
+            low.one_tick()
+        y, finals = late.write(low, kind, x, ws, initial, peephole, unreal)
+        c = finals[1] if kind.has_c else None
+        made = Recurrence(kind.op, x, tuple(ws), y, finals[0], c, tuple(initial), low.where)
+        low.recurrences.append(made)
+        return made
     if low.blocks is None:
         return write_layer(low, kind, x, ws, initial, peephole, reverse, number)
     if len(ws) in (3, 5):

@@ -93,7 +93,7 @@ def _cell_in_a_step(
     return tuple(low.drop(low.value(e), 0) for e in ends)
 
 
-@handles("aten::lstm_cell", lazy=True)
+@handles("aten::lstm_cell", lazy=True, rows="all")
 def lstm_cell(
     low: Lowering,
     x: Data,
@@ -121,6 +121,6 @@ def _plain_cell(kind: Kind) -> Any:
     return write
 
 
-handles("aten::gru_cell", lazy=True)(_plain_cell(GRU))
-handles("aten::rnn_tanh_cell", lazy=True)(_plain_cell(TANH))
-handles("aten::rnn_relu_cell", lazy=True)(_plain_cell(RELU))
+handles("aten::gru_cell", lazy=True, rows="all")(_plain_cell(GRU))
+handles("aten::rnn_tanh_cell", lazy=True, rows="all")(_plain_cell(TANH))
+handles("aten::rnn_relu_cell", lazy=True, rows="all")(_plain_cell(RELU))

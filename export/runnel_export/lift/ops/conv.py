@@ -1,16 +1,19 @@
-"""Convolutions: along time as state, within a frame as they are; pooling within a frame."""
+"""Convolutions and pooling: along time with rows kept as state, within a frame as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from ..graph import Attribute
 from ..lowering import Lowering
-from ..values import BATCH, MERGED, TIME, TIME_BATCH, Axis, Data, Filter, Span, Value, axes_of
+from ..timing import Timing, Windows
+from ..values import BATCH, MERGED, TIME, TIME_BATCH, Axis, Data, Value
+from .along_time import END, from_the_first, in_place, widened, windowed
 from .registry import handles
-from .span import conv_node, settle
 
 # ------------------------------------------------------------------ the operations
 
@@ -20,7 +23,7 @@ def _expanded(values: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return listed * rank if len(listed) == 1 else listed
 
 
-@handles("aten::conv1d", "aten::conv2d", "aten::conv3d", lazy=True)
+@handles("aten::conv1d", "aten::conv2d", "aten::conv3d", lazy=True, rows="own")
 def conv(
     low: Lowering,
     x: Data,
@@ -43,88 +46,66 @@ def conv(
         pads = [(0, 0)] * spatial
     else:
         pads = [(p, p) for p in _expanded(padding, spatial)]
-    base = x.base if isinstance(x, Span) else low.value(x)
-    if base.tick is not None or base.axes[0] in MERGED or base.axes[0] == BATCH:
-        pass
-    else:
+    v = low.value(x)
+    if v.tick is None and v.axes[0] not in MERGED and v.axes[0] != BATCH:
         raise low.refusal(
-            f"convolves with the {base.axes[0]} axis where the batch is expected",
+            f"convolves with the {v.axes[0]} axis where the batch is expected",
             "a convolution takes (batch, channels, time)",
         )
-    if TIME not in base.axes:
-        v = low.value(x)
-        sizes = [
-            (low.size(a) + p + q - r - 1) // s + 1
-            for a, (p, q), r, s in zip(v.axes[2:], pads, reaches, stride, strict=True)
-        ]
-        axes: tuple[Axis, ...] = (v.axes[0], weight.shape[0], *sizes)
-        whole = tuple(p for p, _ in pads) + tuple(q for _, q in pads)
-        f = Filter(weight, bias, axes, 0, dilation, groups, stride, whole, low.path, low.where)
-        return per_frame(low, v, lambda name: conv_node(low, f, name), axes)
-    return _along_time(low, x, base, weight, bias, stride, pads, dilation, groups, reaches)
-
-
-def _along_time(
-    low: Lowering,
-    x: Data,
-    base: Value,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    pads: list[tuple[int, int]],
-    dilation: tuple[int, ...],
-    groups: int,
-    reaches: list[int],
-) -> Data:
-    axis = base.axes.index(TIME)
-    if axis < 2:
+    at = v.axes.index(TIME) - 2 if TIME in v.axes else None
+    if at is not None and at < 0:
         raise low.refusal(
             "convolves with time in the place of the channels",
             "a convolution takes (batch, channels, time): x.transpose(1, 2)",
         )
-    at = axis - 2
-    if stride[at] != 1:
-        raise low.refusal(
-            f"stride {stride[at]} along time changes the rate",
-            "use stride 1, or make frames before the model",
-        )
-    span = x if isinstance(x, Span) else Span(base, axis, 0, low.size(TIME))
-    if span.filter:
-        raise low.span_refusal(span)
-    left, right = pads[at]
-    if left or right:
-        if span.fill not in (None, 0.0):
-            raise low.untranslated(f"padding with {span.fill} and then with zeros")
-        if span.offset > 0 or span.offset + span.length < low.size(TIME):
-            raise low.span_refusal(span)
-        span = replace(span, offset=span.offset - left, length=span.length + left + right, fill=0.0)
-    others = [(0, 0) if i == at else p for i, p in enumerate(pads)]
+    within = [(0, 0) if i == at else p for i, p in enumerate(pads)]
     sizes: list[Axis] = [
-        TIME if i == at else (low.size(base.axes[i + 2]) + p + q - reaches[i] - 1) // stride[i] + 1
-        for i, (p, q) in enumerate(others)
+        TIME if i == at else (low.size(a) + sum(p) - r - 1) // s + 1
+        for i, (a, p, r, s) in enumerate(zip(v.axes[2:], within, reaches, stride, strict=True))
     ]
-    axes = (base.axes[0], weight.shape[0], *sizes)
-    whole = tuple(p for p, _ in others) + tuple(q for _, q in others)
-    f = Filter(weight, bias, axes, reaches[at], dilation, groups, stride, whole, low.path, low.where)
-    return settle(
-        low,
-        replace(span, offset=span.offset + reaches[at], length=span.length - reaches[at], filter=f),
-    )
+    axes: tuple[Axis, ...] = (v.axes[0], weight.shape[0], *sizes)
+
+    def write(name: str) -> str:
+        inputs = [name, low.constant(weight)] + ([low.constant(bias)] if bias is not None else [])
+        return low.node(
+            "Conv",
+            *inputs,
+            dilations=dilation,
+            group=groups,
+            kernel_shape=kernel,
+            pads=tuple(p for p, _ in within) + tuple(q for _, q in within),
+            strides=stride,
+        )
+
+    if at is None:
+        return per_frame(low, v, write, axes)
+    return over_windows(low, widened(low, v, *pads[at]), reaches[at], stride[at], write, axes)
 
 
-def per_frame(low: Lowering, v: Value, write: object, axes: tuple[Axis, ...]) -> Value:
+def over_windows(
+    low: Lowering, v: Value, reach: int, stride: int, write: Callable[[str], str], axes: tuple[Axis, ...]
+) -> Value:
+    """An operator on (batch, channels, *sizes) whose windows go along time; `write` makes its node."""
+    windows = Windows.of(v.timing, reach, stride)
+    if low.blocks and windows.timing != Timing():
+        raise low.untranslated("a sequence of another rate, delay or length together with blocks=")
+    v = low.arrange(v, range(len(v.axes)))
+    name = write(windowed(low, v, windows))
+    return Value(name, axes, tuple(range(len(axes))), v.dtype, timing=windows.timing)
+
+
+def per_frame(low: Lowering, v: Value, write: Callable[[str], str], axes: tuple[Axis, ...]) -> Value:
     """An operator on (batch, channels, *sizes), for each tick alone; `write` makes the node."""
-    assert callable(write)
     if v.tick is None:
         v = low.arrange(low.joined(v), range(len(v.axes)))
-        return Value(write(v.name), axes, tuple(range(len(axes))), v.dtype)
+        return Value(write(v.name), axes, tuple(range(len(axes))), v.dtype, timing=in_place(v))
     merged = low.merge(v)
     merged = low.arrange(merged, range(len(merged.axes)))
     out = Value(write(merged.name), (TIME_BATCH, *axes[1:]), tuple(range(len(axes))), v.dtype)
-    return low.unmerge(out, v.tick)
+    return replace(low.unmerge(out, v.tick), timing=in_place(v))
 
 
-@handles("aten::convolution")
+@handles("aten::convolution", rows="own")
 def convolution(
     low: Lowering,
     x: Data,
@@ -142,7 +123,7 @@ def convolution(
     return conv(low, x, weight, bias, stride, padding, dilation, groups)
 
 
-@handles("aten::conv_transpose1d", "aten::conv_transpose2d", lazy=True)
+@handles("aten::conv_transpose1d", "aten::conv_transpose2d", lazy=True, rows="own")
 def transposed_conv(
     low: Lowering,
     x: Data,
@@ -158,21 +139,20 @@ def transposed_conv(
         raise low.untranslated("a convolution whose weights are computed from the data")
     rank, k = weight.dim() - 2, tuple(weight.shape[2:])
     s, p, extra, d = (_expanded(a, rank) for a in (stride, padding, output_padding, dilation))
-    v = _within_a_frame(
-        low,
-        x,
-        rank,
-        lambda i: (k[i], s[i], p[i], extra[i]) == (1, 1, 0, 0),
-        "a transposed convolution spreads a tick over several",
-        "a causal convolution, or a kernel and a stride of 1 along time",
-    )
+    v = _with_channels(low, x, rank)
+    at = v.axes.index(TIME) - 2 if TIME in v.axes else None
+    reach = tuple(a * (b - 1) for a, b in zip(d, k, strict=True))
     sizes: list[Axis] = [
-        a if a == TIME else (low.size(a) - 1) * s[i] - 2 * p[i] + d[i] * (k[i] - 1) + extra[i] + 1
+        a if a == TIME else (low.size(a) - 1) * s[i] - 2 * p[i] + reach[i] + extra[i] + 1
         for i, a in enumerate(v.axes[2:])
     ]
     constants = [low.constant(w) for w in (weight, bias) if w is not None]
+    axes: tuple[Axis, ...] = (v.axes[0], weight.shape[1] * groups, *sizes)
 
     def write(name: str) -> str:
+        # Along time, all rows that have a part of a kernel; what is too much is cut off afterwards.
+        pads = tuple(0 if i == at else n for i, n in enumerate(p))
+        more = tuple(max(0, s[i] - reach[i] - 1) if i == at else n for i, n in enumerate(extra))
         return low.node(
             "ConvTranspose",
             name,
@@ -180,37 +160,60 @@ def transposed_conv(
             dilations=d,
             group=groups,
             kernel_shape=k,
-            output_padding=extra,
-            pads=p + p,
+            output_padding=more,
+            pads=pads + pads,
             strides=s,
         )
 
-    return per_frame(low, v, write, (v.axes[0], weight.shape[1] * groups, *sizes))
+    if at is None:
+        return per_frame(low, v, write, axes)
+    made = overlap_added(low, v, reach[at], s[at], extra[at], write, axes)
+    return replace(made, timing=made.timing.cut(p[at], p[at]))
 
 
-def _within_a_frame(
-    low: Lowering, x: Data, rank: int, alone: Callable[[int], bool], why: str, help: str
+def overlap_added(
+    low: Lowering,
+    v: Value,
+    reach: int,
+    stride: int,
+    more: int,
+    write: Callable[[str], str],
+    axes: tuple[Axis, ...],
 ) -> Value:
-    """The input of an operator over `rank` axes after the channels; `alone`: it leaves the i-th as it is.
+    """An operator that spreads each row over reach + 1 rows, `stride` rows apart, and adds them up."""
+    if low.blocks:
+        raise low.untranslated("a transposed convolution along time together with blocks=")
+    v = from_the_first(low, v)
+    timing, past = v.timing, reach // stride
+    length = timing.length.then(times=stride, plus=reach + 1 - stride + more)
+    made = Timing(timing.rate * stride, timing.delay * stride, length)
+    beyond = max(0, -(-(reach + 1 + more - stride) // stride))  # rows behind the last that results would see
+    v = low.arrange(widened(low, v, past, beyond), range(len(v.axes)))
+    name = write(windowed(low, v, Windows(v.timing, past, 0, 0)))
+    start, spare = past * stride, max(0, reach + 1 - stride)
+    if start or spare:
+        time = axes.index(TIME)
+        ends = (start, -spare if spare else END, time)
+        name = low.node("Slice", name, *map(low.graph.ints, ends))
+    return Value(name, axes, tuple(range(len(axes))), v.dtype, timing=made)
 
-    Refuses what is not (batch, channels, *spatial), and an operator that mixes ticks.
-    """
-    axes = axes_of(x)
-    time = x.axis if isinstance(x, Span) else axes.index(TIME) if TIME in axes else None
-    if len(axes) != rank + 2:
-        raise low.untranslated("a tensor that does not begin with the batch and the channels")
-    if time is not None and time >= 2 and not alone(time - 2):
-        raise low.refusal(why, help)
+
+def _with_channels(low: Lowering, x: Data, rank: int) -> Value:
+    """The input of an operator over `rank` axes after the batch and the channels."""
     v = low.value(x)
+    if len(v.axes) != rank + 2:
+        raise low.untranslated("a tensor that does not begin with the batch and the channels")
     if v.tick is None and v.axes[0] not in (BATCH, *MERGED):
         raise low.untranslated("a tensor that does not begin with the batch")
+    if TIME in v.axes[:2]:
+        raise low.untranslated("an operator with time in the place of the channels")
     return v
 
 
 # ------------------------------------------------------------------ pooling
 
 
-@handles("aten::max_pool1d", "aten::max_pool2d", lazy=True)
+@handles("aten::max_pool1d", "aten::max_pool2d", lazy=True, rows="own")
 def max_pool(
     low: Lowering,
     x: Data,
@@ -223,7 +226,7 @@ def max_pool(
     return _pool(low, "MaxPool", x, kernel, stride, padding, dilation, ceil)
 
 
-@handles("aten::avg_pool1d", "aten::avg_pool2d", lazy=True)
+@handles("aten::avg_pool1d", "aten::avg_pool2d", lazy=True, rows="own")
 def avg_pool(
     low: Lowering,
     x: Data,
@@ -250,27 +253,30 @@ def _pool(
     ceil: bool,
     include: int | None = None,
 ) -> Value:
-    if ceil:
-        raise low.untranslated("ceil_mode=True")
     rank = 1 if low.op.endswith("1d") else 2
     k, p, d = _expanded(kernel, rank), _expanded(padding, rank), _expanded(dilation, rank)
     s = _expanded(stride, rank) if stride else k
-    v = _within_a_frame(
-        low,
-        x,
-        rank,
-        lambda i: (k[i], s[i], p[i]) == (1, 1, 0),
-        "pools along time",
-        "a causal convolution, or pooling within a frame only",
-    )
+    v = _with_channels(low, x, rank)
+    at = v.axes.index(TIME) - 2 if TIME in v.axes else None
+    if ceil and any(size != 1 for size in s):
+        raise low.untranslated("ceil_mode=True")
+    if op == "AveragePool" and at is not None and p[at] and not include:
+        raise low.untranslated("an average along time that leaves its padding out (count_include_pad=False)")
     sizes: list[Axis] = [
         a if a == TIME else (low.size(a) + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1
         for i, a in enumerate(v.axes[2:])
     ]
     axes = (v.axes[0], v.axes[1], *sizes)
-    extra = {} if include is None else {"count_include_pad": include}
+    pads = tuple(0 if i == at else n for i, n in enumerate(p))
+    extra: dict[str, Attribute] = {} if include is None else {"count_include_pad": include}
     if op == "MaxPool":
-        extra["dilations"] = d  # type: ignore[assignment]
-    return per_frame(
-        low, v, lambda name: low.node(op, name, kernel_shape=k, strides=s, pads=p + p, **extra), axes
-    )
+        extra["dilations"] = d
+
+    def write(name: str) -> str:
+        return low.node(op, name, kernel_shape=k, strides=s, pads=pads + pads, **extra)
+
+    if at is None:
+        return per_frame(low, v, write, axes)
+    fill = torch.finfo(v.dtype).min if op == "MaxPool" else 0.0  # (a state must be finite)
+    v = widened(low, v, p[at], p[at], "constant", fill)
+    return over_windows(low, v, d[at] * (k[at] - 1), s[at], write, axes)

@@ -47,7 +47,7 @@ def _sequence(low: Lowering, x: Data | Tensor) -> Value:
     return v
 
 
-@handles("runnel::layer", lazy=True)
+@handles("runnel::layer", lazy=True, rows="all")
 def layer(
     low: Lowering,
     kind: str,
@@ -69,7 +69,7 @@ def tick(low: Lowering, x: Data | Tensor) -> Data | Tensor:
     return select(low, _sequence(low, x), 1, -1)
 
 
-@handles("runnel::before", lazy=True)
+@handles("runnel::before", lazy=True, rows="all")
 def before(low: Lowering, start: Data | Tensor, x: Data | Tensor, name: str) -> Data | Tensor:
     v = _sequence(low, x)
     if v.tick is not None:
@@ -80,6 +80,7 @@ def before(low: Lowering, start: Data | Tensor, x: Data | Tensor, name: str) -> 
         return low.value(start) if isinstance(start, Given) else start
     if low.blocks:
         raise low.untranslated("a recurrence that is written out, one tick a call, together with blocks=")
+    low.one_tick()
     state = initial_state(low, start, name)
     if low.any_ticks:
         low.any_ticks = False
@@ -91,7 +92,7 @@ def before(low: Lowering, start: Data | Tensor, x: Data | Tensor, name: str) -> 
     return Value(state, (BATCH, int(held.dims[-1])), (HIDDEN, 0, 1), held.dtype, low.size(TIME) - 1)
 
 
-@handles("runnel::over", lazy=True)
+@handles("runnel::over", lazy=True, rows="all")
 def over(
     low: Lowering,
     y: Data | Tensor,

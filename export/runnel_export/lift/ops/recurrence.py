@@ -119,6 +119,7 @@ def write_layer(
     `number`: which layer of its module it is, where it runs over the stream's time.
     """
     if len(ws) in (3, 5):  # the last weight is a projection
+        low.one_tick()
         if low.any_ticks:
             low.any_ticks = False
             low.note(

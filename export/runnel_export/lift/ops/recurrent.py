@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..lowering import Lowering
 from ..values import BATCH, MERGED, TIME, Axis, Carry, Data, Given, Stack, Value
+from .along_time import take_tick
 from .blocked import over_time, window_start
 from .cells import cell
 from .recurrence import GRU, LSTM, RELU, TANH, Kind, carry_on, initial_state, width_of, within_a_step
 from .registry import handles
 from .sequence import concatenate, select
-from .span import take_tick
 
 
 def _layer_of(low: Lowering, hx: Data | Tensor, layer: int) -> Data | Tensor:
@@ -174,7 +174,7 @@ def _lifted(low: Lowering, end: Data) -> Value | Carry:
     return replace(end, axes=(1, *end.axes)) if isinstance(end, Carry) else low.insert(low.value(end), 0)
 
 
-@handles("aten::lstm.input", lazy=True)
+@handles("aten::lstm.input", lazy=True, rows="all")
 def lstm(
     low: Lowering,
     x: Data,
@@ -212,9 +212,9 @@ def _plain(kind: Kind) -> Any:
     return layer
 
 
-handles("aten::gru.input", lazy=True)(_plain(GRU))
-handles("aten::rnn_tanh.input", lazy=True)(_plain(TANH))
-handles("aten::rnn_relu.input", lazy=True)(_plain(RELU))
+handles("aten::gru.input", lazy=True, rows="all")(_plain(GRU))
+handles("aten::rnn_tanh.input", lazy=True, rows="all")(_plain(TANH))
+handles("aten::rnn_relu.input", lazy=True, rows="all")(_plain(RELU))
 
 
 @handles("aten::lstm.data", "aten::gru.data", "aten::rnn_tanh.data", "aten::rnn_relu.data", lazy=True)

@@ -26,9 +26,7 @@ def attention(low: Lowering, *_: Any) -> NoReturn:
     "aten::sort",
     "aten::cummax",
     "aten::cumprod",
-    "aten::fft_rfft",
     "aten::fft_fft",
-    "aten::stft",
     "aten::_fft_r2c",
     lazy=True,
 )

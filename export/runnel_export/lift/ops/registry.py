@@ -23,23 +23,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Handler:
     """A translation: called with the Lowering and the operation's arguments in its schema's order.
 
-    Data arguments come as ONNX values, or, where `lazy`, as whatever kind they are.
+    Data arguments come as ONNX values, or, if `lazy`, as whatever kind they are. `rows` says how the
+    operation uses the rows of a sequence: "each" for itself, with the values that are used together of one
+    timing; "all" in their order, from the first; or, "own", as the translation sees to itself.
     """
 
     function: Callable[..., Any]
     lazy: bool
+    rows: str = "each"
 
 
 _TABLE: dict[str, Handler] = {}
 
 
-def handles(*names: str, lazy: bool = False) -> Callable[[Function], Function]:
+def handles(*names: str, lazy: bool = False, rows: str = "each") -> Callable[[Function], Function]:
     """Register for operations, as "name" (all overloads) or "name.overload"."""
 
     def register(function: Function) -> Function:
         for name in names:
             assert name not in _TABLE, name
-            _TABLE[name] = Handler(function, lazy)
+            _TABLE[name] = Handler(function, lazy, rows)
         return function
 
     return register

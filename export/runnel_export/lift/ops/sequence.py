@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..lowering import Lowering
+from ..timing import Length, Windows
 from ..values import (
     BATCH,
     HIDDEN,
@@ -20,21 +21,17 @@ from ..values import (
     Data,
     Given,
     Scatter,
-    Span,
     Stack,
     Value,
     axes_of,
 )
+from .along_time import END, aligned, in_place, take_tick, widened, windowed
 from .registry import handles
-from .span import cut, settle, take_tick, widen_span
-
-END = 2**62  # torch writes "to the end" as a very large index
-
 
 # ------------------------------------------------------------------ apart
 
 
-@handles("aten::select", lazy=True)
+@handles("aten::select", lazy=True, rows="own")
 def select(low: Lowering, x: Data, dim: int, index: int) -> Data | Tensor:
     axes = axes_of(x)
     dim %= len(axes)
@@ -47,9 +44,6 @@ def select(low: Lowering, x: Data, dim: int, index: int) -> Data | Tensor:
             return _without_first(low, x.parts[index])
         case Given() if dim == 0 and x.layer is None and x.axes[0] != BATCH and len(x.axes) == 3:
             return Given(x.name, x.axes[1:], index % low.size(x.axes[0]))
-        case Span() if dim == x.axis:
-            part = slice_(low, x, dim, index, index + 1 if index != -1 else END)
-            return select(low, part, dim, 0)
     v = low.value(x)
     label = v.axes[dim]
     if label == TIME:
@@ -75,7 +69,7 @@ def _no_batch(low: Lowering, label: Axis) -> None:
         )
 
 
-@handles("aten::slice", "aten::narrow_slice", lazy=True)
+@handles("aten::slice", "aten::narrow_slice", lazy=True, rows="own")
 def slice_(
     low: Lowering, x: Data, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Data:
@@ -83,20 +77,34 @@ def slice_(
     dim %= len(axes)
     size = low.size(axes[dim])
     start, end, step = slice(start, end, step).indices(size)
-    length = max(0, end - start)
+    length = len(range(start, end, step))
     if (length, step) == (size, 1):
         return x
     if length == 0:
         raise low.untranslated("an empty slice")
     if isinstance(x, Stack) and dim == 0 and step == 1:
         return Stack(x.parts[start:end])
-    if isinstance(x, Span) and dim == x.axis:
-        return settle(low, cut(low, x, start, length, step))
     v = low.value(x)
     if v.axes[dim] == TIME:
-        return settle(low, cut(low, Span(v, dim, 0, size), start, length, step))
+        if length == 1:
+            return take_tick(v, dim, start, keep=True)
+        return cut(low, v, start, end, step)
     _no_batch(low, v.axes[dim])
     return feature_slice(low, v, dim, start, end, step)
+
+
+def cut(low: Lowering, v: Value, start: int, end: int, step: int) -> Value:
+    """The rows from `start` to `end` of a sequence, each or every `step`-th of them."""
+    timing = v.timing.cut(start, low.size(TIME) - end)
+    if timing.rate == 1 and end - start == low.whole and end < low.size(TIME):
+        timing = replace(timing, length=Length())  # cut to the length of the input, whatever that is
+    v = replace(v, timing=timing, shift=v.shift - start)
+    if step == 1:
+        return v
+    windows = Windows.of(timing, 0, step)
+    name = windowed(low, v, windows)
+    bounds = (0, END, v.at(v.time), step)
+    return replace(v, name=low.node("Slice", name, *map(low.graph.ints, bounds)), timing=windows.timing)
 
 
 def feature_slice(low: Lowering, v: Value, dim: int, start: int, end: int, step: int = 1) -> Value:
@@ -107,7 +115,7 @@ def feature_slice(low: Lowering, v: Value, dim: int, start: int, end: int, step:
     return replace(v, name=name, axes=(*v.axes[:dim], length, *v.axes[dim + 1 :]))
 
 
-@handles("aten::unbind", lazy=True)
+@handles("aten::unbind", lazy=True, rows="own")
 def unbind(low: Lowering, x: Data, dim: int = 0) -> tuple[Data | Tensor, ...]:
     size = low.size(axes_of(x)[dim])
     return tuple(select(low, x, dim, i) for i in range(size))
@@ -131,18 +139,18 @@ def _split(low: Lowering, x: Data, dim: int, sizes: Sequence[int]) -> tuple[Data
     return tuple(slice_(low, x, dim, s, s + n) for s, n in zip(starts, sizes, strict=True))
 
 
-@handles("aten::split.Tensor", lazy=True)
+@handles("aten::split.Tensor", lazy=True, rows="own")
 def split(low: Lowering, x: Data, split_size: int, dim: int = 0) -> tuple[Data, ...]:
     size = low.size(axes_of(x)[dim])
     return _split(low, x, dim, [min(split_size, size - s) for s in range(0, size, split_size)])
 
 
-@handles("aten::split_with_sizes", "aten::split.sizes", lazy=True)
+@handles("aten::split_with_sizes", "aten::split.sizes", lazy=True, rows="own")
 def split_with_sizes(low: Lowering, x: Data, sizes: Sequence[int], dim: int = 0) -> tuple[Data, ...]:
     return _split(low, x, dim, sizes)
 
 
-@handles("aten::chunk", lazy=True)
+@handles("aten::chunk", lazy=True, rows="own")
 def chunk(low: Lowering, x: Data, chunks: int, dim: int = 0) -> tuple[Data, ...]:
     size = low.size(axes_of(x)[dim])
     return split(low, x, -(-size // chunks), dim)
@@ -171,7 +179,7 @@ def _with_first(low: Lowering, part: Any) -> Value | Carry:
     return replace(part, axes=(1, *part.axes)) if isinstance(part, Carry) else low.insert(part, 0)
 
 
-@handles("aten::cat", "aten::concat", "aten::concatenate", lazy=True)
+@handles("aten::cat", "aten::concat", "aten::concatenate", lazy=True, rows="own")
 def cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
     first = next(p for p in parts if not isinstance(p, Tensor))
     if len(parts) == 1:
@@ -191,7 +199,13 @@ def cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int = 0) -> Data:
     padded = _padded_by_cat(low, parts, dim)
     if padded is not None:
         return padded
-    return concatenate(low, [p if isinstance(p, Tensor) else low.value(p) for p in parts], dim)
+    made = [p if isinstance(p, Tensor) else low.value(p) for p in parts]
+    if low.whole:
+        values = iter(aligned(low, [p for p in made if isinstance(p, Value)]))
+        made = [p if isinstance(p, Tensor) else next(values) for p in made]
+    found = next(p for p in made if isinstance(p, Value))
+    low.attend(found.timing)
+    return replace(concatenate(low, made, dim), timing=in_place(found))
 
 
 def _whole_sequence(
@@ -228,7 +242,7 @@ def _ticks(parts: Sequence[Data | Tensor]) -> list[int]:
 
 def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> Data | None:
     """``cat([zeros, x[:, :-1]], time)`` is padding."""
-    spans = [p for p in parts if isinstance(p, Span) or (isinstance(p, Value) and p.axes[dim] == TIME)]
+    spans = [p for p in parts if isinstance(p, Value) and p.axes[dim] == TIME]
     if not spans:
         return None
     if len(spans) != 1 or not all(isinstance(p, Tensor) for p in parts if p is not spans[0]):
@@ -241,7 +255,7 @@ def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> D
     if len(fills) != 1:
         raise low.refusal("prepends values that are not all equal", "prepend one value, as F.pad does")
     sizes = [p.shape[dim] if isinstance(p, Tensor) else 0 for p in parts]
-    return widen_span(low, spans[0], dim, sum(sizes[:at]), sum(sizes[at:]), float(fills.pop()))
+    return widened(low, spans[0], sum(sizes[:at]), sum(sizes[at:]), "constant", float(fills.pop()))
 
 
 def concatenate(low: Lowering, parts: Sequence[Value | Tensor], dim: int) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,15 +20,14 @@ from ..values import (
     Axis,
     Data,
     Given,
-    Span,
     Stack,
     Value,
     axes_of,
     merged_label,
 )
+from .along_time import gathered, in_place, spread, take_tick, widened
 from .registry import handles
 from .sequence import select
-from .span import take_tick, widen_span
 
 
 @handles(
@@ -151,7 +151,7 @@ def repeat(low: Lowering, v: Value, repeats: Sequence[int]) -> Value:
 # ------------------------------------------------------------------ view
 
 
-@handles("aten::view", "aten::_unsafe_view", "aten::reshape", lazy=True)
+@handles("aten::view", "aten::_unsafe_view", "aten::reshape", lazy=True, rows="own")
 def view(low: Lowering, x: Data, sizes: Sequence[int]) -> Data:
     axes = axes_of(x)
     total = 1
@@ -163,10 +163,44 @@ def view(low: Lowering, x: Data, sizes: Sequence[int]) -> Data:
     sizes = [total // known if s == -1 else s for s in sizes]
     if list(sizes) == list(low.shape(axes)):
         return x
-    return as_axes(low, low.value(x), _regroup(low, axes, sizes))
+    v = low.value(x)
+    if TIME in v.axes:
+        v = _other_rows(low, v, sizes)
+    if list(sizes) == list(low.shape(v.axes)):
+        return v
+    return replace(as_axes(low, v, _regroup(low, v.axes, sizes)), timing=in_place(v))
 
 
-@handles("aten::flatten.using_ints", lazy=True)
+def _other_rows(low: Lowering, v: Value, sizes: Sequence[int]) -> Value:
+    """The value with the rows that a view makes of it, if its time axis is merged with features or split."""
+    time = v.axes.index(TIME)
+    before, rows = math.prod(map(low.size, v.axes[:time])), low.size(TIME)
+    place, front = 0, 1  # where time is among the new sizes
+    while place < len(sizes) and front < before:
+        front *= sizes[place]
+        place += 1
+    while place < len(sizes) and sizes[place] == 1 and rows > 1:
+        place += 1
+    if front != before or place == len(sizes) or sizes[place] == rows:
+        return v
+    if sizes[place] < rows and rows % sizes[place] == 0:
+        v = gathered(low, v, rows // sizes[place])
+    else:
+        times = sizes[place] // rows
+        while times > 1 and time + 1 < len(v.axes) and isinstance(v.axes[time + 1], int):
+            size = low.size(v.axes[time + 1])
+            if size > times and size % times == 0:  # of this axis only the first part
+                axes = (*v.axes[: time + 1], times, size // times, *v.axes[time + 2 :])
+                v = replace(as_axes(low, v, axes), timing=in_place(v))
+                size = times
+            if times % size:
+                break
+            v, times = spread(low, v, time + 1), times // size
+    low.attend(v.timing)
+    return v
+
+
+@handles("aten::flatten.using_ints", lazy=True, rows="own")
 def flatten(low: Lowering, x: Data, start: int = 0, end: int = -1) -> Data:
     sizes = low.shape(axes_of(x))
     start, end = start % len(sizes), end % len(sizes)
@@ -176,7 +210,7 @@ def flatten(low: Lowering, x: Data, start: int = 0, end: int = -1) -> Data:
     return view(low, x, [*sizes[:start], merged, *sizes[end + 1 :]])
 
 
-@handles("aten::unflatten.int", lazy=True)
+@handles("aten::unflatten.int", lazy=True, rows="own")
 def unflatten(low: Lowering, x: Data, dim: int, parts: Sequence[int]) -> Data:
     sizes = list(low.shape(axes_of(x)))
     dim %= len(sizes)
@@ -316,7 +350,7 @@ def flip(low: Lowering, v: Value, dims: Sequence[int]) -> Value:
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
-@handles("aten::pad", lazy=True)
+@handles("aten::pad", lazy=True, rows="own")
 def pad(
     low: Lowering, x: Data, widths: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Data:
@@ -326,20 +360,15 @@ def pad(
     by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     if mode not in _MODES:
         raise low.untranslated(f"padding of mode {mode!r}")
-    along_time = axes_of_time(x)
-    for d, (left, right) in by_axis.items():
+    along_time = axes.index(TIME) if TIME in axes else None
+    for d in by_axis:
         if d != along_time and not isinstance(axes[d], int):
             raise low.refusal(f"pads the {axes[d]} axis", "pad features only")
-        if d == along_time and mode != "constant":
-            raise low.refusal(
-                f"{mode} padding along time needs ticks that are not there yet or were long ago",
-                f"constant padding on the left: F.pad(x, ({left + right}, 0))",
-            )
     features = {d: w for d, w in by_axis.items() if d != along_time}
     if features:
         x = _pad_features(low, low.value(x), features, mode, value)
     if along_time in by_axis:
-        x = widen_span(low, x, along_time, *by_axis[along_time], float(value or 0.0))
+        x = widened(low, low.value(x), *by_axis[along_time], mode, float(value or 0.0))
     return x
 
 
@@ -357,24 +386,16 @@ def _pad_features(
     return replace(v, name=name, axes=axes)
 
 
-def axes_of_time(x: Data) -> int | None:
-    """The axis that is time."""
-    if isinstance(x, Span):
-        return x.axis
-    axes = axes_of(x)
-    return axes.index(TIME) if TIME in axes else None
-
-
-@handles("aten::constant_pad_nd", lazy=True)
+@handles("aten::constant_pad_nd", lazy=True, rows="own")
 def constant_pad_nd(low: Lowering, x: Data, widths: Sequence[int], value: float = 0.0) -> Data:
     return pad(low, x, widths, "constant", value)
 
 
-@handles("aten::reflection_pad1d", "aten::reflection_pad2d", lazy=True)
+@handles("aten::reflection_pad1d", "aten::reflection_pad2d", lazy=True, rows="own")
 def reflection_pad(low: Lowering, x: Data, widths: Sequence[int]) -> Data:
     return pad(low, x, widths, "reflect")
 
 
-@handles("aten::replication_pad1d", "aten::replication_pad2d", lazy=True)
+@handles("aten::replication_pad1d", "aten::replication_pad2d", lazy=True, rows="own")
 def replication_pad(low: Lowering, x: Data, widths: Sequence[int]) -> Data:
     return pad(low, x, widths, "replicate")

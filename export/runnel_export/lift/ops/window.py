@@ -1,37 +1,36 @@
-"""``x.unfold(time, size, 1)``: each tick with the ticks before it, as one more axis; those are state."""
+"""``x.unfold(time, size, step)``: rows with the rows that follow them, as one more axis."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..lowering import Lowering
-from ..values import BATCH, TIME, Data, Span, Value, axes_of
+from ..timing import Windows
+from ..values import TIME, Data, Value
+from .along_time import windowed
 from .registry import handles
-from .span import with_past
 
 
-@handles("aten::unfold", lazy=True)
+@handles("aten::unfold", lazy=True, rows="own")
 def unfold(low: Lowering, x: Data, dim: int, size: int, step: int) -> Value:
-    axes = axes_of(x)
-    dim %= len(axes)
-    is_time = dim == x.axis if isinstance(x, Span) else axes[dim] == TIME
-    if not is_time:
+    v = low.value(x)
+    dim %= len(v.axes)
+    if v.axes[dim] != TIME:
         raise low.untranslated("unfold of another axis than time")
-    span = x if isinstance(x, Span) else Span(low.value(x), dim, 0, low.size(TIME))
-    ticks, base = low.size(TIME), span.base
-    if step != 1 or span.length - size + 1 != ticks or span.offset + size - 1 > 0:
-        raise low.refusal(
-            f"windows of {size} ticks, {step} apart, over a sequence of {span.length - ticks:+d} ticks",
-            f"one window a tick, of what was before: F.pad(x, (0, 0, {size - 1}, 0)).unfold(1, {size}, 1)",
-        )
-    if span.filter or BATCH not in base.axes:
-        raise low.untranslated("unfold of a convolution that was not cut yet, or of merged batch and time")
-    past, at = -span.offset, base.at(span.axis)
-    if past == 0:
-        return low.insert(base, len(base.axes))
-    longer = with_past(low, base, span.axis, past, span.fill or 0.0, low.path)
-    # Row t of the index holds t, t + 1 … t + size - 1: the window that ends in tick t.
+    return in_windows(low, v, size, step)
+
+
+def in_windows(low: Lowering, v: Value, size: int, step: int) -> Value:
+    """Windows of `size` rows, `step` apart; a last axis has a window's rows."""
+    at, windows = v.at(v.time), Windows.of(v.timing, size - 1, step)
+    if size == 1 and step == 1:
+        return low.insert(v, len(v.axes))
+    name = windowed(low, v, windows)
+    # Row i of the index holds the places of window i's rows.
     ints = low.graph.ints
-    count = low.node("Squeeze", low.node("Shape", base.name, start=at, end=at + 1), ints(0))
-    starts = low.node("Range", low.constant(0), count, low.constant(1))
+    count = low.node("Squeeze", low.node("Shape", v.name, start=at, end=at + 1), ints(0))
+    starts = low.node("Range", low.constant(0), count, low.constant(step))
     index = low.node("Add", low.node("Unsqueeze", starts, ints(1)), ints(*range(size)))
-    order = (*base.order[: at + 1], len(base.axes), *base.order[at + 1 :])
-    return Value(low.node("Gather", longer, index, axis=at), (*base.axes, size), order, base.dtype)
+    order = (*v.order[: at + 1], len(v.axes), *v.order[at + 1 :])
+    made = low.node("Gather", name, index, axis=at)
+    return replace(v, name=made, axes=(*v.axes, size), order=order, timing=windows.timing)
