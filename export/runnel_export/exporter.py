@@ -289,7 +289,7 @@ def _subject(
     say: stages.Say,
 ) -> _Subject:
     call, data, seed = request.call, request.data, request.options.seed
-    original, single = Original(module, spec, call), Original(module, spec, call, double=False)
+    original, single = (Original(module, spec, call, double, lifted.lengths) for double in (True, False))
     # A one-step module's example has no time axis; data for it has one, after the batch's.
     timed = replace(call, time_axis=call.batch_axis + 1 if call.time_axis is None else call.time_axis)
     chunks = _chunks(request.inputs, call, spec.framing)
@@ -323,7 +323,7 @@ def _prove(
     with Engine.load(scratch, max_streams=64, trust=True) as engine:  # nothing vouches for it yet
         trials = subject.trials
         checks, alive = prove(
-            engine, trials.random, trials.given, trials.long, rng, limits, say, trials.covered
+            engine, trials.random, trials.given, trials.long, rng, limits, say, trials.covered, trials.short
         )
         prover = Prover(engine, rng)
         return _Proof(checks, alive, tuple(prover.final(t) for t in trials.random))
@@ -356,7 +356,9 @@ def _certificate(made: _Made, subject: _Subject, notes: Sequence[str]) -> Certif
         ticks=subject.trials.ticks,
         long=subject.trials.long_ticks,
         sources=tuple(s.to_json() for s in subject.sources),
-        vectors=vectors.to_json(subject.trials.kept, spec.framing.hop if spec.framing else 1),
+        vectors=vectors.to_json(
+            subject.trials.kept, spec.framing.hop if spec.framing else 1, whole=spec.steps is not None
+        ),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quantize=made.account,

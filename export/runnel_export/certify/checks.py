@@ -152,6 +152,7 @@ class Prover:
         changed (a detector that heard nothing), nothing can be told of what a state does to it.
         """
         trials = [t for t in trials if _length(t.chunk) > self.unit]
+        counter = self.model.steps.position if self.model.steps else None
         silent = constant_outputs(trials) == [t.name for t in self.model.given]
         initial = {s.input: s.initial for s in self.model.states}
         middles = [self._middle(t) for t in trials]
@@ -161,8 +162,14 @@ class Prover:
                 self._feed(stream, _slice(trial.chunk, 0, middle), [])
                 blobs.append(stream.snapshot())
                 rows.append(self.states(stream))
-        alive, dead, unknown = [], [], []
+        alive: list[str] = []
+        dead: list[str] = []
+        unknown: list[str] = []
         for name in initial:
+            if name == counter:
+                counted = all(self._counted(r[name], m) for r, m in zip(rows, middles, strict=True))
+                (alive if counted else dead).append(name if counted else f"{name!r} does not count ticks")
+                continue
             moved = any(not np.array_equal(r[name].ravel(), initial[name].ravel()) for r in rows)
             matters = any(
                 self._matters(name, blobs[i], donor[name], _slice(t.chunk, middles[i], _length(t.chunk)))
@@ -239,6 +246,12 @@ class Prover:
             now, then = self.states(own), self.states(other)
             return counted and any(not np.array_equal(now[n], then[n]) for n in now if n != name)
 
+    def _counted(self, position: Array, ticks: int) -> bool:
+        """Whether the counter of a model that takes steps is right after so many ticks."""
+        steps = self.model.steps
+        assert steps is not None
+        return int(position) == ticks // steps.ticks * steps.ticks
+
     def _feed(self, stream: Stream, chunk: Mapping[str, Array], cuts: Sequence[int]) -> dict[str, Array]:
         """The outputs of a chunk fed in pieces, joined."""
         return _joined([stream.feed(piece) for piece in _pieces(chunk, cuts)])
@@ -275,12 +288,13 @@ def prove(
     limits: Limits,
     report: Callable[[str], None],
     covered: Sequence[Trial] = (),
+    short: Sequence[Trial] = (),
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """All checks of a loaded file, judged, and the names of the states that are alive.
 
     `trials` are random, at least two of them without a `start`; `given` is the user's own data; `long`
     is one random sequence far longer than the others; `covered` are sequences that a model sees to their end,
-    with what the original gives for them as it was written.
+    with what the original gives for them as it was written; `short` are sequences of a few ticks.
     """
     prover = Prover(engine, rng)
     fresh, started = [t for t in trials if t.start is None], [t for t in trials if t.start is not None]
@@ -292,6 +306,9 @@ def prove(
         checks.append(prover.stepped(given, "given", "given data against the original's own numbers"))
     if covered:
         checks.append(prover.stepped(covered, "covered", _COVERED))
+    if short:
+        sizes = [_length(t.chunk) for t in short]
+        checks.append(prover.stepped(short, "short", f"sequences of {min(sizes)} to {max(sizes)} ticks"))
     if long:
         report(f"{_length(long.chunk) // prover.unit} ticks")
         checks.append(prover.stepped([long], "long", _LONG.format(_length(long.chunk) // prover.unit)))

@@ -21,9 +21,10 @@ from runnel.spec import Array, ModelSpec, ModelState
 
 from ..call import Call, results
 from ..dry_run import copied
+from ..lengths import ANY, Lengths
 from .bounded import Bounded
 
-_PROBES = (7, 11)  # two lengths: the axis of an output that differs between them is time
+_PROBES = (7, 11)  # two lengths, in units: the axis of an output that differs between them is time
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,28 @@ class _ForwardError(ExportError):
 class Original:
     """A module, and how to run it on one stream's sequence. The user's own module is not changed."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, call: Call, double: bool = True) -> None:
-        """Raises ExportError where the module cannot be copied, or not be run on a batch of one."""
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: ModelSpec,
+        call: Call,
+        double: bool = True,
+        lengths: Lengths = ANY,
+    ) -> None:
+        """`lengths`: the sequences that forward takes.
+
+        Raises ExportError where the module cannot be copied, or not be run on a batch of one.
+        """
+        self.lengths = lengths
+        self._probes = tuple(lengths.up(p * lengths.unit) for p in _PROBES)
         self._spec, self._call, self._name = spec, call, type(module).__name__
         # One tick as forward has it: with framing a window, with blocks one of a window's ticks.
-        shapes = {t.name: t.shape for t in spec.fed} if spec.blocks else {}
+        grouped = spec.blocks or spec.steps
+        shapes = {t.name: t.shape for t in spec.fed} if grouped else {}
         probe = {
-            t.name: np.zeros((max(_PROBES), *shapes.get(t.name, t.step_shape)), t.dtype)
+            t.name: np.zeros((max(self._probes), *shapes.get(t.name, t.step_shape)), t.dtype)
             for t in spec.inputs
-            if not spec.blocks or t.name in shapes
+            if not grouped or t.name in shapes
         }
         failures: list[str] = []
         # Not every module can be doubled: one that makes float32 tensors in forward cannot.
@@ -65,8 +79,8 @@ class Original:
             except _ForwardError as error:
                 failures.append(f"in {self.reference}: {error.message}")
         raise ExportError(
-            f"{type(module).__name__}: cannot be run on a batch of one and {_PROBES[0]} or {_PROBES[1]} "
-            f"ticks, so there is nothing to compare with: {'; '.join(failures)}"
+            f"{type(module).__name__}: cannot be run on a batch of one and {self._probes[0]} or "
+            f"{self._probes[1]} ticks, so there is nothing to compare with: {'; '.join(failures)}"
         )
 
     @property
@@ -234,20 +248,21 @@ class Original:
         if self._call.time_axis is None:
             outputs, _ = self._forward([{n: a[0] for n, a in probe.items()}], None)
             return dict.fromkeys(outputs)
-        short, _ = self._forward([_cut(probe, _PROBES[0])], None)
-        long, _ = self._forward([_cut(probe, _PROBES[1])], None)
+        few, many = self._probes
+        short, _ = self._forward([_cut(probe, few)], None)
+        long, _ = self._forward([_cut(probe, many)], None)
         axes: dict[str, int | None] = {}
         for name, value in short.items():
             sizes = list(zip(value.shape, long[name].shape, strict=True))
             differing = [i for i, (a, b) in enumerate(sizes) if a != b]
             if not differing:
                 axes[name] = None
-            elif len(differing) == 1 and sizes[differing[0]] == _PROBES:
+            elif len(differing) == 1 and (self._spec.steps or sizes[differing[0]] == (few, many)):
                 axes[name] = differing[0]
             else:
                 raise ExportError(
-                    f"output {name!r} has shape {tuple(value.shape)} for {_PROBES[0]} ticks and "
-                    f"{tuple(long[name].shape)} for {_PROBES[1]}: one axis must be as long as the input"
+                    f"output {name!r} has shape {tuple(value.shape)} for {few} ticks and "
+                    f"{tuple(long[name].shape)} for {many}: one axis must be as long as the input"
                 )
         return axes
 
@@ -278,7 +293,8 @@ class Original:
         shaped = {}
         for t in self._spec.given:
             if t.name in outputs:
-                shape = (len(at[t.name]) if t.name in at else ticks, *t.shape)
+                rows = outputs[t.name].shape[0] if self._spec.steps else ticks
+                shape = (len(at[t.name]) if t.name in at else rows, *t.shape)
                 if outputs[t.name].size != int(np.prod(shape)):
                     raise ExportError(
                         f"output {t.name!r}: the step model gives {shape} for {shape[0]} ticks, "

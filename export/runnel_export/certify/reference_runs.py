@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runnel.errors import ExportError, NotStreamableError
-from runnel.spec import Array, Blocks, ModelSpec
+from runnel.spec import Array, Blocks, ModelSpec, Steps
 
 from . import vectors
 from .certificate import Check, Limits
@@ -30,6 +30,7 @@ TICKS = 40  # beyond what the convolutions remember: enough for every state to m
 TICKS_BY_PREFIX = 24  # fewer, where each tick is a run of the original on its prefix
 MAX_TICKS = 4096
 _EXACT = 1e-9  # of the peak, for two float64 runs of the same arithmetic
+_SHORT = 13  # ticks: less may be too few for a module's windows
 _GIVEN_STREAMS, _GIVEN_TICKS, _GIVEN_PREFIXES = 4, 2048, 24  # how much of the user's data is used
 # Beyond the lengths that people write into forward (512 samples of context, 100 ticks a block).
 LONG, LONG_IF_SLOW, LONG_OF_STEPS = 2000, 600, 300
@@ -42,8 +43,8 @@ _LONG_SECONDS = 1.0  # of the original; what would take longer is slow
 class Trials:
     """Random trials, one long one, trials on the user's data, and the checks of the original.
 
-    `covered`: where the model takes blocks, sequences that it sees to their end. `kept`: the one of which
-    the file keeps the first ticks.
+    `covered`: if the model takes blocks, sequences that it sees to their end. `short`: if it takes steps,
+    sequences of a few ticks. `kept`: the one of which the file keeps the first ticks.
     """
 
     random: tuple[Trial, ...]
@@ -54,6 +55,7 @@ class Trials:
     long_ticks: int
     notes: tuple[str, ...]
     covered: tuple[Trial, ...]
+    short: tuple[Trial, ...]
     kept: Trial
 
 
@@ -76,7 +78,12 @@ def make_trials(
     """
     unit = spec.framing.hop if spec.framing else 1
     ticks = min(MAX_TICKS, remembered + (TICKS if original.streams_all else TICKS_BY_PREFIX))
-    chunks = [draw(sources, rng, (ticks - 3 * i) * unit) for i in range(STREAMS)]
+    shorter, up = 3, original.lengths.up
+    if spec.steps:
+        step = spec.steps.ticks
+        ticks = up(min(max(MAX_TICKS, 8 * step), remembered + TICKS * step))
+        shorter = max(3, step // 3 + 1)
+    chunks = [draw(sources, rng, up(ticks - shorter * i) * unit) for i in range(STREAMS)]
     exact = replace(limits, tolerance=_EXACT) if original.doubled else limits
     report(f"on {STREAMS} sequences of about {ticks} ticks")
     random = [_case(original, single, chunks[0], None)]
@@ -88,18 +95,22 @@ def make_trials(
             warm_up = draw(sources, rng, int(rng.integers(4, 12)) * unit)
             start = {n: _shaken(v, rng) for n, v in original.run(warm_up).states.items()}
             random.append(_case(original, single, chunk, start))
-    checks.append(_believed(_unmixed(original, sources, rng, unit), limits))
-    long_ticks = min(MAX_LONG, 2 * remembered + _long(original, spec, chunks[0], ticks))
+    checks.append(_believed(_unmixed(original, sources, rng, unit, spec.steps), limits))
+    long_ticks = up(min(MAX_LONG, 2 * remembered + _long(original, spec, chunks[0], ticks)))
     report(f"on one of {long_ticks} ticks")
     long, notes = _long_case(original, single, draw(sources, rng, long_ticks * unit), unit, limits, rng)
     report("whether its past depends on its future")
-    covered, kept = [], random[-1].trial
+    covered, kept, short = [], random[-1].trial, []
+    if spec.steps:
+        short = _short(original, single, spec.steps, sources, rng, remembered)
+        kept = _covered(original, single, sources, rng, up(max(_SHORT, 4 * spec.steps.ticks)))
     if spec.blocks:
         checks.append(_lookahead(original, random, limits))
         covered = [_covered(original, single, sources, rng, t) for t in _lengths(spec.blocks)]
         kept = _covered(original, single, sources, rng, min(spec.blocks.window, vectors.room(kept)))
     else:
-        checks.append(_believed(_causal(original, [*random, *([long] if long else [])], unit, rng), exact))
+        cases = [*random, *([long] if long else [])]
+        checks.append(_believed(_causal(original, cases, unit, rng, spec.steps), exact))
     known = [_known(original, single, chunk, unit) for chunk in given[:_GIVEN_STREAMS]]
     if original.doubled:
         checks.append(_rounding(random[0], limits))
@@ -118,6 +129,7 @@ def make_trials(
         long_ticks=len(next(iter(long.trial.chunk.values()))) // unit if long else 0,
         notes=tuple(notes),
         covered=tuple(covered),
+        short=tuple(short),
         kept=kept,
     )
 
@@ -155,6 +167,9 @@ def _known(original: Original, single: Original, chunk: Mapping[str, Array], uni
     most = _GIVEN_TICKS if original.at_once else LONG_IF_SLOW
     chunk = {name: array[: most * unit] for name, array in chunk.items()}
     ticks = len(next(iter(chunk.values()))) // unit
+    if original.lengths.unit > 1:
+        ticks -= ticks % original.lengths.unit
+        chunk = {name: array[:ticks] for name, array in chunk.items()}
     at = sorted({round(t) for t in np.linspace(0, ticks - 1, _GIVEN_PREFIXES)})
     return _case(original, single, chunk, None, None if original.streams_all else at)
 
@@ -166,6 +181,9 @@ def _long(original: Original, spec: ModelSpec, chunk: Mapping[str, Array], ticks
     began = time.perf_counter()
     original.run(chunk, at=())
     seconds = time.perf_counter() - began
+    if spec.steps:
+        fast = seconds * LONG / ticks <= _LONG_SECONDS
+        return max(LONG if fast else LONG_IF_SLOW, 20 * spec.steps.ticks)
     if spec.blocks:  # each block runs all of the past again: four times the work for twice the ticks
         return max(ticks, min(LONG_IF_SLOW, int(ticks * math.sqrt(_LONG_SECONDS / seconds))))
     return LONG_IF_SLOW if seconds * LONG / ticks > _LONG_SECONDS or spec.framing else LONG
@@ -184,7 +202,7 @@ def _long_case(
     at = sorted({ticks - 1, *map(int, rng.integers(ticks // 4, ticks, _LONG_PREFIXES - 1))})
     prefixes = None if original.streams_all else at
     exact, rough = (o.run(chunk, at=prefixes) for o in (original, single))
-    end = ticks
+    end = 2**62
     for name, values in exact.outputs.items():
         if values.dtype.kind != "f":
             continue
@@ -195,6 +213,10 @@ def _long_case(
         left = np.flatnonzero(~(near | (rough.outputs[name] == values)).reshape(len(values), -1).all(axis=1))
         if left.size:
             end = min(end, int(exact.at[name][left[0]] if name in exact.at else left[0]))
+    whole = max(
+        (len(values) for name, values in exact.outputs.items() if name not in exact.at), default=ticks
+    )
+    end = ticks if end >= whole else original.lengths.up(end * ticks // whole)
     if end == ticks:
         rows = original.rows_of(exact.states)
         return _Case(Trial(chunk, exact.outputs, None, rows, rough.outputs, exact.at), None), []
@@ -222,26 +244,60 @@ def _repeatable(original: Original, case: _Case) -> Finding:
     return tally.finding("repeatable", "the original run twice")
 
 
-def _causal(original: Original, cases: Sequence[_Case], unit: int, rng: np.random.Generator) -> Finding:
+def _causal(
+    original: Original,
+    cases: Sequence[_Case],
+    unit: int,
+    rng: np.random.Generator,
+    steps: Steps | None = None,
+) -> Finding:
     """The original on a prefix against the original on the whole: outputs must not look ahead.
 
-    Only outputs with a time axis can; what a many-to-one output is compared with is made of prefixes.
+    Only outputs with a time axis can; what a many-to-one output is compared with is made of prefixes. If the
+    model takes `steps`, then no further ahead than its delay: the rows that a stream has given by then.
     """
     tally = Tally()
     for case in cases if original.sequence_outputs else []:
         chunk, expected = case.trial.chunk, case.trial.expected
         size = len(next(iter(chunk.values()))) // unit
-        for ticks in {2, size - 1, *map(int, rng.integers(2, size, 3))}:
+        chosen = {2, size - 1, *map(int, rng.integers(2, size, 3))}
+        if steps:
+            chosen = {min(size, original.lengths.up(max(_SHORT, t))) for t in chosen}
+        for ticks in sorted(chosen):
             prefix = {name: array[: ticks * unit] for name, array in chunk.items()}
             outputs = original.run(prefix, case.start, at=()).outputs
+            rows = ticks
+            if steps:
+                rows = max(0, ticks // steps.ticks * steps.ticks - steps.delay) * steps.rows // steps.ticks
             for name, values in outputs.items():
-                tally.add(name, values, expected[name][:ticks])
+                tally.add(name, values[:rows], expected[name][:rows])
     return tally.finding("causal", "the original on random prefixes")
 
 
 def _lengths(blocks: Blocks) -> list[int]:
     """Sequences that the first window covers: all of it, some of it, a part of a block, one tick."""
     return sorted({blocks.window, blocks.window - blocks.ticks // 2 - 1, blocks.ticks // 2 + 1, 1} - {0, -1})
+
+
+def _short(
+    original: Original,
+    single: Original,
+    steps: Steps,
+    sources: Sequence[Source],
+    rng: np.random.Generator,
+    remembered: int,
+) -> list[Trial]:
+    """Sequences shorter than a step, than the delay, than what the model sees, if forward takes them."""
+    n, unit = steps.ticks, original.lengths.unit
+    wanted = {1, 2, 3, n - 1, n, n + 1, 2 * n + 1, steps.delay, steps.delay + 1, remembered // 2}
+    tried = sorted({-(-max(1, t) // unit) * unit for t in wanted})
+    found = []
+    for ticks in tried:
+        try:
+            found.append(_covered(original, single, sources, rng, ticks))
+        except ExportError:  # too short for the module itself
+            continue
+    return found
 
 
 def _covered(
@@ -260,9 +316,16 @@ def _lookahead(original: Original, cases: Sequence[_Case], limits: Limits) -> Ch
     return informed(tally.finding("lookahead", "for comparison, against a lookahead without end"), limits)
 
 
-def _unmixed(original: Original, sources: Sequence[Source], rng: np.random.Generator, unit: int) -> Finding:
+def _unmixed(
+    original: Original,
+    sources: Sequence[Source],
+    rng: np.random.Generator,
+    unit: int,
+    steps: Steps | None = None,
+) -> Finding:
     """The original on a batch of three against each alone."""
-    chunks = [draw(sources, rng, 6 * unit) for _ in range(3)]
+    ticks = original.lengths.up(_SHORT) if steps else 6
+    chunks = [draw(sources, rng, ticks * unit) for _ in range(3)]
     tally = Tally()
     for name, row, alone in original.rows(chunks):
         tally.add(name, row.ravel(), alone.ravel())

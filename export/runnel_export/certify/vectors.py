@@ -20,9 +20,9 @@ MAX_BYTES = 24 * 1024  # of numbers: small beside any model that is worth export
 _MAX_TICKS = 24
 
 
-def to_json(trial: Trial, unit: int) -> dict[str, Any]:
-    """The trial's first ticks (`unit` time steps of the input each), at least two."""
-    kept = room(trial)
+def to_json(trial: Trial, unit: int, whole: bool = False) -> dict[str, Any]:
+    """The trial's first ticks (`unit` time steps of the input each), at least two; or all of it."""
+    kept = 2**62 if whole else room(trial)
     return {
         "inputs": {name: _packed(a[: kept * unit]) for name, a in trial.chunk.items()},
         "outputs": {name: _packed(a[:kept]) for name, a in trial.expected.items()},
