@@ -319,7 +319,7 @@ def test_what_a_bounded_lookahead_cannot_do_is_refused() -> None:
     )
     refused(Apply(lambda x, m: m.r(x)[0], r=layer("lstm", proj_size=2)), "proj_size")
     ahead = Apply(lambda x, m: m.c(x.transpose(1, 2)).transpose(1, 2), c=nn.Conv1d(3, 3, 3, padding=1))
-    refused(ahead, "sees 1 ticks of the future")
+    refused(ahead, "another rate, delay or length together with blocks=")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-
-from runnel_export.lift.lift import lift
 
 from ..stepping import Apply, assert_streams, op_types
 
@@ -124,12 +121,3 @@ def test_a_convolution_and_a_recurrence() -> None:
     module = Apply(forward, c=nn.Conv1d(5, 7, 3), r=nn.GRU(7, 4, batch_first=True))
     lifted = assert_streams(module, torch.randn(2, 6, 5))
     assert [s.input for s in lifted.spec.states] == ["c.cache", "r.h.0"]
-
-
-@pytest.mark.parametrize("kernel", [2, 5])
-def test_a_convolution_that_would_look_ahead_is_refused(kernel: int) -> None:
-    from runnel.errors import NotStreamableError
-
-    module = nn.Sequential(nn.Conv1d(5, 7, kernel, padding="same"))
-    with pytest.raises(NotStreamableError, match=rf"layer '0' \(Conv1d\).*F\.pad\(x, \({kernel - 1}, 0\)\)"):
-        lift(module, example(), **CHANNELS_FIRST)

@@ -65,14 +65,13 @@ UNTRACEABLE: dict[str, tuple[nn.Module, str, str]] = {
     ),
     "a branch on the data": (Apply(lambda x, _: x * 2 if x.sum() > 0 else x), "branches on the data", ""),
     "the middle": (Apply(lambda x, _: x[:, x.shape[1] // 2]), "at tick T//2", "T: the number of ticks"),
-    "half": (Apply(lambda x, _: x[:, : x.shape[1] // 2]), "another length", ""),
+    "half": (Apply(lambda x, _: x[:, : x.shape[1] // 2]), "the sequence's length, which forward", ""),
 }  # fmt: skip
 
 
 # Of the refusals, those that speak of a tick or of a length.
 COUNTED = (
-    "every other tick", "a part of the sequence", "a difference of neighbours", "the first tick",
-    "a cell that runs backwards", "position in a loop",
+    "the first tick", "a cell that runs backwards", "position in a loop",
 )  # fmt: skip
 
 

@@ -99,26 +99,6 @@ def test_what_has_a_kernel_of_one_along_time_stays_within_a_frame(name: str) -> 
     assert_streams(IN_A_FRAME[name], FRAMES, time_axis=3)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [nn.MaxPool2d((1, 2)), nn.AvgPool2d((1, 3), 1, (0, 1)), nn.MaxPool2d(1, (1, 2))],
-    ids=["kernel", "padded", "stride"],
-)
-def test_pooling_along_time_is_refused(module: nn.Module) -> None:
-    with pytest.raises(ExportError, match="pools along time"):
-        lift(module, FRAMES, time_axis=3)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [nn.ConvTranspose2d(1, 1, (1, 2)), nn.ConvTranspose2d(1, 1, 1, (1, 2))],
-    ids=["kernel", "stride"],
-)
-def test_a_transposed_convolution_over_time_is_refused(module: nn.Module) -> None:
-    with pytest.raises(ExportError, match="spreads a tick"):
-        lift(module, FRAMES, time_axis=3)
-
-
 def test_a_transposed_convolution_of_each_frame() -> None:
     def forward(x: Tensor, m: Any) -> Tensor:
         return torch.stack([m.up(x[:, t].unsqueeze(1)).flatten(1) for t in range(x.shape[1])], 1)

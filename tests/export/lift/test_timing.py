@@ -1,0 +1,290 @@
+"""Rates, delays, beginnings and ends: modules that look ahead, thin out or spread time, against torch.
+
+Each is streamed at lengths shorter than what it sees, and at lengths that are no multiple of its strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, event, given, reject, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from runnel import Engine
+from runnel.errors import ModelError, NotStreamableError
+from runnel.loading import container
+from runnel.spec import to_document
+from runnel_export.lift.lift import lift
+from runnel_export.lift.timing import Edge, Length, Timing, Windows
+
+from ..stepping import Apply
+from ..streaming import assert_equal_to_torch
+from .networks import Network
+
+
+def channels(function: Callable[[Tensor, Any], Tensor], **parts: nn.Module) -> nn.Module:
+    """`function` of (batch, channels, time), for a sequence of (batch, time, channels)."""
+    return Apply(lambda x, m: function(x.transpose(1, 2), m).transpose(1, 2), **parts)
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    """A recurrent layer over (batch, channels, time)."""
+    y: Tensor = layer(x.transpose(1, 2))[0].transpose(1, 2)
+    return y
+
+
+def batch_norm(width: int) -> nn.Module:
+    norm = nn.BatchNorm1d(width)
+    nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def gru(width: int, hidden: int, layers: int = 1) -> nn.Module:
+    return nn.GRU(width, hidden, layers, batch_first=True)
+
+
+def unet(x: Tensor, m: Any) -> Tensor:
+    p = m.a(x).relu()
+    q = m.b(p).relu()
+    u: Tensor = m.d(run(m.l, q) + q).relu() + p
+    return m.e(u) + x  # type: ignore[no-any-return]
+
+
+def residual(x: Tensor, m: Any) -> Tensor:
+    y = m.c(x).relu()
+    return torch.cat([run(m.l, m.d(y) + y), x], 1)
+
+
+def hop_by_hop(x: Tensor, m: Any) -> Tensor:
+    b, t, f = x.shape
+    y: Tensor = m.l(x.reshape(b, t // 2, 2 * f))[0].reshape(b, t, f)
+    return y + x
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    # name: (module of 4 channels, ticks of its delay, ticks of a step)
+    "centred": (lambda: channels(lambda x, m: m.c(x).relu(), c=nn.Conv1d(4, 8, 5, padding=2)), 2, 1),
+    "same, even": (lambda: channels(lambda x, m: m.c(x), c=nn.Conv1d(4, 8, 4, padding="same")), 2, 1),
+    "centred, then a GRU": (
+        lambda: channels(lambda x, m: run(m.l, m.c(x)), c=nn.Conv1d(4, 8, 5, padding=2), l=gru(8, 8, 2)), 2, 1
+    ),
+    "residual": (
+        lambda: channels(
+            residual,
+            c=nn.Conv1d(4, 8, 5, padding=2),
+            d=nn.Conv1d(8, 8, 3, padding=2, dilation=2),
+            l=nn.LSTM(8, 8, batch_first=True),
+        ), 4, 1,
+    ),
+    "valid": (
+        lambda: channels(
+            lambda x, m: run(m.l, m.d(m.c(x).tanh()).relu()),
+            c=nn.Conv1d(4, 8, 3), d=nn.Conv1d(8, 8, 3), l=gru(8, 8),
+        ), 4, 1,
+    ),
+    "padded once in front": (
+        lambda: channels(
+            lambda x, m: m.d(m.c(m.n(F.pad(x, (4, 0)))).tanh()).relu(),
+            n=batch_norm(4), c=nn.Conv1d(4, 8, 3), d=nn.Conv1d(8, 8, 3),
+        ), 0, 1,
+    ),
+    "cut after norm and activation": (
+        lambda: channels(
+            lambda x, m: m.n(m.c(x)).relu()[..., :-2], c=nn.Conv1d(4, 8, 3, padding=2), n=batch_norm(8)
+        ), 0, 1,
+    ),
+    "not cut": (lambda: channels(lambda x, m: m.c(x), c=nn.Conv1d(4, 8, 3, padding=2)), 0, 1),
+    "cut on the wrong side": (
+        lambda: channels(lambda x, m: m.c(x)[..., 2:], c=nn.Conv1d(4, 8, 3, padding=2)), 2, 1
+    ),
+    "lookahead": (lambda: Apply(lambda x, m: m.l(F.pad(x, (0, 0, -2, 2)))[0] + x, l=gru(4, 4)), 2, 1),
+    "deltas": (
+        lambda: Apply(
+            lambda x, m: m.l(torch.cat([x, F.pad(x[:, 1:] - x[:, :-1], (0, 0, 1, 0))], -1))[0], l=gru(8, 8)
+        ), 0, 1,
+    ),
+    "differences": (lambda: Apply(lambda x, _: x[:, 1:] - x[:, :-1]), 1, 1),
+    "without its last ticks": (lambda: Apply(lambda x, _: x[:, :-3] * 2), 3, 1),
+    "every third tick": (lambda: Apply(lambda x, _: x[:, 1::3] * 2), 0, 3),
+    "strided, then a GRU": (
+        lambda: channels(lambda x, m: run(m.l, m.c(F.pad(x, (2, 0)))), c=nn.Conv1d(4, 8, 4, 2), l=gru(8, 8)),
+        0, 2,
+    ),
+    "down and up": (
+        lambda: channels(
+            lambda x, m: m.d(run(m.l, m.c(F.pad(x, (2, 0)))))[..., : x.shape[-1]],
+            c=nn.Conv1d(4, 8, 4, 2), l=gru(8, 8), d=nn.ConvTranspose1d(8, 4, 4, 2),
+        ), 0, 2,
+    ),
+    "U-net": (
+        lambda: channels(
+            unet,
+            a=nn.Conv1d(4, 8, 4, 2, padding=1), b=nn.Conv1d(8, 8, 4, 2, padding=1),
+            l=nn.LSTM(8, 8, batch_first=True),
+            d=nn.ConvTranspose1d(8, 8, 4, 2, padding=1), e=nn.ConvTranspose1d(8, 4, 4, 2, padding=1),
+        ), 7, 4,
+    ),
+    "gaps between transposed rows": (
+        lambda: channels(lambda x, m: m.u(x), u=nn.ConvTranspose1d(4, 4, 1, 3, output_padding=1)), 1, 1
+    ),
+    "pooling": (
+        lambda: channels(lambda x, m: run(m.l, F.avg_pool1d(F.max_pool1d(x, 3, 1, 1), 2)), l=gru(4, 8)), 2, 2
+    ),
+    "reflect": (
+        lambda: channels(lambda x, m: m.c(F.pad(x, (2, 2), mode="reflect")), c=nn.Conv1d(4, 8, 5)), 2, 1
+    ),
+    "replicate": (
+        lambda: channels(
+            lambda x, m: run(m.l, m.c(F.pad(x.tanh(), (3, 1), mode="replicate"))),
+            c=nn.Conv1d(4, 8, 5), l=gru(8, 8),
+        ), 1, 1,
+    ),
+    "nearest": (
+        lambda: channels(
+            lambda x, m: F.interpolate(run(m.l, m.c(x)), scale_factor=2),
+            c=nn.Conv1d(4, 8, 4, 2, padding=1), l=gru(8, 4),
+        ), 2, 2,
+    ),
+    "linear": (lambda: channels(lambda x, _: F.interpolate(x, scale_factor=3, mode="linear")), 1, 1),
+    "repeated": (lambda: Apply(lambda x, _: x.repeat_interleave(2, 1) * 2), 0, 1),
+    "sub-pixel": (
+        lambda: Apply(
+            lambda x, m: m.c(x.mT).mT.reshape(len(x), 2 * x.shape[1], 4).tanh(),
+            c=nn.Conv1d(4, 8, 3, padding=1),
+        ), 1, 1,
+    ),
+    "two ticks at a time": (lambda: Apply(hop_by_hop, l=gru(8, 8)), 0, 2),
+    "windows": (lambda: Apply(lambda x, m: m.l(x.unfold(1, 6, 3).flatten(2))[0], l=gru(24, 8)), 3, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_it_streams_as_torch_computes_it(name: str, tmp_path: Path) -> None:
+    made, delay, ticks = MODULES[name]
+    torch.manual_seed(0)
+    lifted = assert_equal_to_torch(made(), torch.randn(1, 20, 4), tmp_path)
+    steps = lifted.spec.steps
+    assert (steps.delay, steps.ticks) == (delay, ticks) if steps else (delay, ticks) == (0, 1)
+
+
+# ------------------------------------------------------------------ random networks
+
+
+def check_network(number: int, folder: Path) -> bool:
+    """Whether network `number` streams, as torch computes it; False if it is refused for a true reason."""
+    module = Network(number).eval()
+    example = torch.randn(1, 40, module.channels)
+    try:
+        with torch.no_grad():
+            assume(module(example).shape[1] > 1)
+    except RuntimeError:  # a window larger than the rows that are left
+        reject()
+    try:
+        assert_equal_to_torch(module, example, folder)
+    except NotStreamableError as error:
+        if "which fit at one length of the sequence only" not in error.message:
+            raise
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("networks")
+
+
+@settings(max_examples=100, deadline=None)
+@given(number=st.integers(0, 2**32))
+def test_random_networks_stream_as_torch_computes_them(number: int, folder: Path) -> None:
+    event("streams" if check_network(number, folder) else "refused")
+
+
+@pytest.mark.soak
+@settings(max_examples=2000, deadline=None)
+@given(number=st.integers(0, 2**32))
+def test_many_more_random_networks(number: int, folder: Path) -> None:
+    check_network(number, folder)
+
+
+# ------------------------------------------------------------------ the theory
+
+
+@given(
+    ticks=st.integers(0, 60),
+    steps=st.lists(st.tuples(st.integers(1, 3), st.integers(-4, 4), st.integers(1, 3)), max_size=4),
+)
+def test_a_length_is_what_its_operations_make_of_it(ticks: int, steps: list[tuple[int, int, int]]) -> None:
+    length, rows = Length(), ticks
+    for times, plus, over in steps:
+        length, rows = length.then(times, plus, over), (rows * times + plus) // over
+        assume(rows >= 0)  # torch refuses an operation that leaves less
+    assert length(ticks) == rows
+
+
+@given(
+    delay=st.integers(-5, 9),
+    kernel=st.integers(1, 6),
+    dilation=st.integers(1, 3),
+    stride=st.integers(1, 4),
+)
+def test_windows_read_rows_that_are_there_and_no_earlier_row_could_be_given(
+    delay: int, kernel: int, dilation: int, stride: int
+) -> None:
+    """The definition: after k*stride rows of input the rows below k - delay are computed, none more."""
+    reach = (kernel - 1) * dilation
+    windows = Windows.of(Timing(delay=delay), reach, stride)
+    moved = windows.timing
+    for k in range(1, 12):
+        seen = k * stride - delay  # rows below it are there
+        last = k - moved.delay - 1
+        assert last * stride + reach < seen
+        assert (last + 1) * stride + reach >= seen - stride + 1, "it could have come a call earlier"
+        first = (k - 1) - moved.delay
+        assert first * stride == (k - 1) * stride - delay - windows.past
+        assert windows.spare == seen - 1 - (last * stride + reach) >= 0
+
+
+def test_what_is_cut_of_an_edge_need_not_be_filled() -> None:
+    timing = Timing().padded(4, 4, Edge(4, 4))
+    assert timing.cut(0, 4).edge == Edge(4, 0)
+    assert timing.cut(4, 4) == Timing()
+    assert timing.cut(4, 4).plain
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"ticks": 0}, "at least 1"),
+        ({"delay": -1}, "whole number"),
+        ({"delay": 2**20}, "at most 65536"),
+        ({"present": "x"}, "named twice|steps need"),
+        ({"position": "c.cache"}, "int64"),
+        ({"rows": 3}, "3 rows first"),
+        ({"delay": 3}, "latency is 2"),
+    ],
+)
+def test_a_file_whose_steps_make_no_sense_is_refused(
+    change: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    lifted = lift(MODULES["centred"][0](), torch.randn(1, 20, 4))
+    document = to_document(lifted.spec)
+    document["steps"] = {**document["steps"], **change}
+    file = tmp_path / "m.onnx"
+    file.write_bytes(container.seal(lifted.model.SerializeToString(), document))
+    with pytest.raises(ModelError, match=why):
+        Engine.load(file, trust=True)
+
+
+def test_latency_and_rate_are_those_of_the_stage_behind() -> None:
+    lifted = lift(MODULES["U-net"][0]().eval(), torch.randn(1, 20, 4))
+    assert lifted.spec.steps is not None
+    assert lifted.spec.latency == lifted.spec.steps.latency == 4 - 1 + 7
+    assert lifted.spec.ratio == (4, 4)
+    assert lifted.spec.hop == 4
