@@ -12,6 +12,7 @@ HEAD = (
     "model", "package", "wrapper", "result", "parameters", "error", "rate", "latency", "nodes",
     "µs a step ÷ torch eager", "export",
 )  # fmt: skip
+STEP = "µs a step ÷ torch eager"
 LONGEST = 150  # characters of a reason
 NOTES = """\
 Each model has its published sizes, or those of its package's own examples, and random weights. It goes into
@@ -44,9 +45,15 @@ def page(
         names = [name for name in rows if cases[name].needs == group]
         parts.append(f"| {group} | {needs} | {sum(map(certified, map(rows.get, names)))} of {len(names)} |")
     parts += ["", NOTES]
+    shown = [i for i, name in enumerate(HEAD) if name != STEP or any(cells[i] for cells in rows.values())]
     for group, needs in GROUPS.items():
-        parts += [f"## {group}: {needs}", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-        parts += [f"| {' | '.join(row)} |" for name, row in rows.items() if cases[name].needs == group]
+        table = [
+            HEAD,
+            ["---"] * len(HEAD),
+            *(cells for name, cells in rows.items() if cases[name].needs == group),
+        ]
+        parts += [f"## {group}: {needs}", ""]
+        parts += ["| " + " | ".join(cells[i] for i in shown) + " |" for cells in table]
         parts.append("")
     parts += ["## Packages left out", "", "| package | reason |", "|---|---|"]
     parts += [f"| {package} | {reason} |" for package, reason in missing.items()]
@@ -79,10 +86,14 @@ def row(case: Case, outcome: Outcome) -> tuple[str, ...]:
 
 
 def rows_of(text: str) -> dict[str, tuple[str, ...]]:
-    """The rows of a page, by model."""
-    found = {}
+    """The rows of a page, by model. A column that the page leaves out is empty."""
+    found: dict[str, tuple[str, ...]] = {}
+    head: tuple[str, ...] = ()
     for line in text.splitlines():
         cells = tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
-        if len(cells) == len(HEAD) and cells != HEAD and set(cells[0]) != {"-"}:
-            found[cells[0]] = cells
+        if cells[:1] == HEAD[:1]:
+            head = cells
+        elif head and len(cells) == len(head) and set(cells[0]) != {"-"}:
+            at = dict(zip(head, cells, strict=True))
+            found[cells[0]] = tuple(at.get(name, "") for name in HEAD)
     return found

@@ -19,7 +19,7 @@ from .checking import WrongError, check, rows_due
 from .families import CASES, FAMILIES
 from .left_out import LEFT_OUT
 from .outcome import Outcome
-from .report import HEAD, page, row, rows_of
+from .report import HEAD, NOTES, STEP, page, row, rows_of
 
 HERE = Path(__file__).parent
 RESULTS = ("certified", "refused", "fault", "absent")
@@ -49,6 +49,15 @@ def test_the_page_has_the_rows_that_it_was_made_of() -> None:
     made = {case.name: row(case, outcome)}
     assert rows_of(page([("date", "today")], CASES, made, LEFT_OUT)) == made
     assert len(made[case.name]) == len(HEAD)
+
+
+def test_a_page_without_times_has_no_column_for_them() -> None:
+    case = next(iter(CASES.values()))
+    outcome = Outcome(case.name, "1.0", "certified", error=1e-7, rate="1", latency=0, nodes=3)
+    timed = replace(outcome, ratio=0.5, step_us=10.0)
+    pages = [page([], CASES, {case.name: row(case, made)}, {}) for made in (outcome, timed)]
+    assert [STEP in text.replace(NOTES, "") for text in pages] == [False, True]
+    assert rows_of(pages[0]) == {case.name: row(case, outcome)}
 
 
 def test_the_committed_table_fits_the_registry() -> None:

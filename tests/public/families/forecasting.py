@@ -112,16 +112,6 @@ def darts_block_rnn(horizon: int) -> Built:
     return Built(Past(model, _module_input()), torch.randn(1, 48, 1), last=True)
 
 
-def darts_tcn() -> Built:
-    module = bare("darts.models.forecasting.tcn_model", below="darts")
-    model = module._TCNModule(
-        input_size=1, kernel_size=3, num_filters=8, num_layers=None, dilation_base=2, weight_norm=False,
-        target_size=1, nr_params=1, target_length=12, dropout=0.2, input_chunk_length=48,
-        output_chunk_length=12,
-    )  # fmt: skip
-    return Built(Past(model, _module_input()), torch.randn(1, 48, 1), last=True)
-
-
 def _module_input() -> Any:
     return bare("darts.utils.data.torch_datasets.utils").PLModuleInput
 
@@ -179,5 +169,4 @@ CASES = (
     ),
     Case("darts BlockRNN, 12 ahead", "darts", lambda: darts_block_rnn(12), "first", "named tuple of inputs"),
     Case("tsai LSTM_FCN", "tsai", tsai_lstm_fcn, "never"),
-    Case("darts TCN", "darts", darts_tcn, "first", "named tuple of inputs"),
 )
