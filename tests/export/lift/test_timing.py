@@ -161,6 +161,12 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
         ), 1, 1,
     ),
     "two ticks at a time": (lambda: Apply(hop_by_hop, l=gru(8, 8)), 0, 2),
+    "rows of its own in front": (
+        lambda: Apply(
+            lambda x, m: m.c(torch.cat([m.p.expand(len(x), -1, -1), x], 1).mT).mT,
+            p=nn.Parameter(torch.randn(1, 2, 4)), c=nn.Conv1d(4, 8, 3),
+        ), 0, 1,
+    ),
     "windows": (lambda: Apply(lambda x, m: m.l(x.unfold(1, 6, 3).flatten(2))[0], l=gru(24, 8)), 3, 3),
 }  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from runnel.errors import ExportError, NotStreamableError
 from runnel_export.lift.lift import lift
 from runnel_export.nn import WindowAttention
 from tests.export.stepping import Apply, assert_streams, op_types
+from tests.export.streaming import assert_equal_to_torch
 
 
 def made(width: int = 6, heads: int = 2, window: int = 4, bias: bool = True) -> WindowAttention:
@@ -111,9 +115,11 @@ def test_windows_of_a_sequence_in_general() -> None:
         lambda x, m: F.pad(x, (0, 0, 3, 0)).unfold(1, 4, 2).mean(-1),
     ],
 )
-def test_windows_that_no_stream_has_are_refused(function: object) -> None:
-    with pytest.raises(NotStreamableError, match=r"unfold|another length"):
-        lift(Apply(function), torch.randn(2, 9, 3))  # type: ignore[arg-type]
+def test_windows_with_a_delay_or_a_hop(function: Callable[..., Tensor], tmp_path: Path) -> None:
+    assert_equal_to_torch(Apply(function), torch.randn(1, 9, 3), tmp_path)
+
+
+def test_windows_of_features_are_refused() -> None:
     with pytest.raises(ExportError, match="another axis than time"):
         lift(Apply(lambda x, m: x.unfold(2, 2, 1).mean(-1)), torch.randn(2, 9, 3))
 

@@ -83,7 +83,7 @@ def _row(low: Lowering, v: Value, number: int) -> str:
     edge = v.timing.edge
     if edge is not None and edge.fill is not None:
         return low.constant(edge.fill, v.dtype)
-    row = _laid_out(low, v, _known(low, v, number))
+    row = _known(low, v, number, number + 1).squeeze(0)
     sizes = iter(row.shape)
     return low.constant(row.reshape([next(sizes) if o in _features(v) else 1 for o in v.order]))
 
@@ -93,32 +93,31 @@ def _features(v: Value) -> list[int]:
     return [i for i, a in enumerate(v.axes) if isinstance(a, int)]
 
 
-def _laid_out(low: Lowering, v: Value, row: Tensor) -> Tensor:
-    """A row's features, given in torch's order, in the order of the ONNX tensor."""
-    features = _features(v)
+def _known(low: Lowering, v: Value, start: int, stop: int) -> Tensor:
+    """Rows that are the same whatever the stream is: what the module gives for them.
+
+    Time first, then the features in the order of the ONNX tensor.
+    """
+    edge, features = v.timing.edge, _features(v)
     present = [o for o in v.order if o in features]
-    absent = [i for i in features if i not in present]  # of size 1
-    row = row.reshape([low.size(v.axes[i]) for i in features])
-    row = row.permute([features.index(i) for i in (*present, *absent)])
-    return row.reshape([low.size(v.axes[o]) for o in present])
-
-
-def _known(low: Lowering, v: Value, number: int) -> Tensor:
-    """A row that is the same whatever the stream is: what the module gives for it, without time and batch."""
-    edge, time = v.timing.edge, v.time
+    sizes = [low.size(v.axes[o]) for o in present]
+    filled = 0  # rows of the edge that its constant is known of
+    if edge is not None and edge.mode == "constant" and edge.fill is not None:
+        filled = max(0, min(stop, edge.front) - start)
+    rows = torch.full((filled, *sizes), edge.fill if edge and edge.fill else 0.0, dtype=v.dtype)
+    if filled == stop - start:
+        return rows
     batch = next((i for i, a in enumerate(v.axes) if a == BATCH), None)
-    if edge is not None and edge.mode == "constant" and number < edge.front and edge.fill is not None:
-        sizes = [low.size(a) for i, a in enumerate(v.axes) if i not in (time, batch)]
-        return torch.full(sizes, edge.fill, dtype=v.dtype)
-    if time == HIDDEN or batch is None or low.run is None or not v.node:
+    if v.time == HIDDEN or batch is None or low.run is None or not v.node:
         raise low.untranslated("a beginning that is padded, of merged batch and time or of single ticks")
     whole = low.run(v.node)
     whole = torch.view_as_real(whole) if whole.is_complex() else whole
-    rows = whole.select(time, number - v.shift)
-    first = rows.select(batch - (time < batch), 0)
-    if not torch.equal(rows, first.unsqueeze(batch - (time < batch)).expand_as(rows)):
+    absent = [i for i in features if i not in present]  # of size 1
+    whole = whole.permute(v.time, batch, *present, *absent)
+    part = whole[start + filled - v.shift : stop - v.shift].reshape(stop - start - filled, -1, *sizes)
+    if not torch.equal(part, part[:, :1].expand_as(part)):
         raise low.untranslated("a beginning that is padded, and that depends on the input")
-    return first.to(v.dtype)
+    return torch.cat([rows, part[:, 0].to(v.dtype)])
 
 
 # ------------------------------------------------------------------ where a call is
@@ -191,17 +190,16 @@ def with_past(low: Lowering, v: Value, past: int, hint: str = "cache") -> str:
 
 def _before(low: Lowering, v: Value, past: int) -> Tensor:
     """The rows before the first call's, in the layout of `v` without the slots."""
-    edge, delay = v.timing.edge, v.timing.delay
-    kept = [o for o in v.order if o == v.time or o in _features(v)]
+    edge, stop = v.timing.edge, -v.timing.delay
+    features = [o for o in v.order if o in _features(v)]
     fill = edge.fill if edge is not None and edge.mode == "constant" and edge.fill is not None else 0.0
-    shape = [past if o == v.time else low.size(v.axes[o]) for o in kept]
-    rows = torch.full(shape, fill, dtype=v.dtype)
+    rows = torch.full((past, *[low.size(v.axes[o]) for o in features]), fill, dtype=v.dtype)
     repeated = edge.front if edge is not None and edge.mode != "constant" else 0  # from rows that come later
-    for place, number in enumerate(range(-delay - past, -delay)):
-        if number >= repeated:
-            row = _laid_out(low, v, _known(low, v, number))
-            rows.select(kept.index(v.time), place).copy_(row)
-    return rows
+    start = max(stop - past, repeated)
+    if start < stop:
+        rows[start - stop :] = _known(low, v, start, stop)
+    kept = [o for o in v.order if o == v.time or o in features]
+    return rows.movedim(0, kept.index(v.time)).contiguous()
 
 
 def delayed(low: Lowering, v: Value, rows: int, like: Value | None = None) -> Value:

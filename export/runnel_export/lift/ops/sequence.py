@@ -252,9 +252,15 @@ def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> D
     at = next(i for i, p in enumerate(parts) if p is spans[0])
     constants = [p for p in parts if isinstance(p, Tensor)]
     fills = set(torch.cat([c.reshape(-1) for c in constants]).tolist())
-    if len(fills) != 1:
-        raise low.refusal("prepends values that are not all equal", "prepend one value, as F.pad does")
     sizes = [p.shape[dim] if isinstance(p, Tensor) else 0 for p in parts]
+    if len(fills) != 1:
+        timing = spans[0].timing
+        if at < len(parts) - 1 or timing.edge is not None or timing.delay > 0 or low.blocks:
+            raise low.refusal(
+                "adds rows that are not all equal behind the sequence, or before one that comes late",
+                "add one value, as F.pad does",
+            )
+        return replace(spans[0], timing=timing.padded(sum(sizes), 0, None))  # known before the first tick
     return widened(low, spans[0], sum(sizes[:at]), sum(sizes[at:]), "constant", float(fills.pop()))
 
 
