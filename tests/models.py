@@ -10,9 +10,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from runnel.grouping import Framing
 from runnel.loading import container
 from runnel.probe import Probe
-from runnel.spec import Framing, ModelSpec, ModelState, ModelTensor, initial_row, to_document
+from runnel.spec import ModelSpec, ModelState, ModelTensor, initial_row, to_document
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 

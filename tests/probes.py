@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
+from runnel.grouping import Framing
 from runnel.loading import container
 from runnel.probe import Probe, ProbeLayer, beside
-from runnel.spec import Framing
 
 from .models import Hand, state, tensor, write
 

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from .connectors import Sink, Source
     from .engine import Engine
     from .errors import RunnelError
+    from .grouping import Blocks, Framing
     from .loading.registry import hookimpl
     from .notices import Notice
-    from .spec import Blocks, Framing, Signal, TensorSpec
+    from .spec import Signal, TensorSpec
     from .stage import Stage
     from .stream import Stream
 

@@ -40,7 +40,7 @@ class ProbeLayer:
     outputs: Mapping[str, str]  # letter: the model's output, (time, hidden) in a stream
     # Letter: the model's state that holds the same value before and after each tick.
     states: Mapping[str, str] = field(default_factory=dict)
-    backward: bool = False  # the layer runs from the end of each window; see `runnel.spec.Blocks`
+    backward: bool = False  # the layer runs from the end of each window; see `runnel.grouping.Blocks`
     takes: bool = False  # for a GRU: z weighs the candidate, not the previous h
 
 

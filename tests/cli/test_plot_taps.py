@@ -11,12 +11,12 @@ import pytest
 
 from runnel import Engine, Stream
 from runnel.errors import CertificateError, ModelError, NonFiniteError
+from runnel.grouping import Framing
 from runnel.insight import picture
 from runnel.insight.captions import axis_texts
 from runnel.insight.recorder import MAX_MAPS, MAX_UNITS, Record, Recorder
 from runnel.loading.loader import load_pipeline
 from runnel.probe import beside
-from runnel.spec import Framing
 from tests import models
 from tests.probes import LETTERS, lstm
 

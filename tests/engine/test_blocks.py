@@ -15,18 +15,10 @@ from onnx import TensorProto, helper
 from runnel import Engine
 from runnel.checks import LAWS, check_stage
 from runnel.errors import ModelError, NonFiniteError, SnapshotError
+from runnel.grouping import Blocks
 from runnel.loading import container
 from runnel.model.blocks import Gather, Spread, outer
-from runnel.spec import (
-    Blocks,
-    ModelSpec,
-    ModelState,
-    ModelTensor,
-    Signal,
-    TensorSpec,
-    from_document,
-    to_document,
-)
+from runnel.spec import ModelSpec, ModelState, ModelTensor, Signal, TensorSpec, from_document, to_document
 from tests import laws
 
 

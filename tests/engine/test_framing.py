@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import ModelError, NonFiniteError, SnapshotError
+from runnel.grouping import Framing
 from runnel.model.framing import Frame
-from runnel.spec import Framing, TensorSpec
+from runnel.spec import TensorSpec
 
 
 def make(window: int, hop: int, shape: tuple[int, ...] = ()) -> Frame:

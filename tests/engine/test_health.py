@@ -14,11 +14,11 @@ from onnx import helper
 
 from runnel import Engine, Notice, Stream
 from runnel.errors import NonFiniteError
+from runnel.grouping import Framing
 from runnel.insight import health, statistics
 from runnel.insight.health import PATIENCE, Settings
 from runnel.notices import Notices
 from runnel.probe import Probe, ProbeLayer
-from runnel.spec import Framing
 from tests import models
 from tests.models import Hand, state, tensor
 

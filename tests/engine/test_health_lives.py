@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from runnel import Engine, Notice
 from runnel.errors import ChunkError, NonFiniteError, PipelineError, RunnelError
+from runnel.grouping import Framing
 from runnel.insight import health
 from runnel.insight.health import PATIENCE, VARIED
-from runnel.spec import Framing
 
 from .test_health import WELL, CheckedEngine, net, noise, relu_sum
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.errors import ModelError
+from runnel.grouping import Framing
 from runnel.probe import Probe, ProbeLayer, beside
-from runnel.spec import Framing, ModelSpec, from_document, to_document
+from runnel.spec import ModelSpec, from_document, to_document
 from tests.models import state, tensor
 
 SPEC = ModelSpec(

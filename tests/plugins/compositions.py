@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from runnel.spec import Framing, Signal, TensorSpec
+from runnel.grouping import Framing
+from runnel.spec import Signal, TensorSpec
 from tests import models
 from tests.plugins.stage_options import MAX_NUMBERS, STAGES, Flow, Options, floats, put, single
 

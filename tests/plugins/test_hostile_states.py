@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from runnel import Engine, Signal, TensorSpec
 from runnel import snapshot as snapshots
 from runnel.errors import RunnelError, SnapshotError, StageError
+from runnel.grouping import Framing
 from runnel.loading.loader import load_pipeline
 from runnel.loading.registry import make_stage
 from runnel.model.framing import Frame
 from runnel.pipeline.feedback import Feedback, LoopInput
 from runnel.pipeline.pipeline import Pipeline
-from runnel.spec import Framing
 from tests import models
 
 ROOT = Path(__file__).parents[2]

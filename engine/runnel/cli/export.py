@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..grouping import Blocks, Framing
 from ..loading import container
 from ..probe import beside
-from ..spec import Blocks, Framing, ModelSpec, from_document
+from ..spec import ModelSpec, from_document
 from .text import Row, aligned, model_rows, probe_rows, quantize_rows
 
 HELP = "turn a PyTorch module into a certified step model"

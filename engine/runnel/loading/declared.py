@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import PipelineError
+from ..grouping import Framing
 from ..spec import (
     SLOT,
     TIME,
-    Framing,
     ModelSpec,
     ModelState,
     ModelTensor,
@@ -23,7 +23,7 @@ from ..spec import (
     latency_of,
     rate_of,
     shape_of,
-)  # fmt: skip
+)
 from . import recurrence, toml
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Ticks to blocks and back: the stages around a model with lookahead.
 
 `Gather` buffers the ticks of a block until its lookahead has arrived. `Spread` splits the model's rows for a
-block into ticks. Between the two stages, a time step is a block. See `spec.Blocks`.
+block into ticks. Between the two stages, a time step is a block. See `grouping.Blocks`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import SnapshotError
-from ..spec import Array, Blocks, Signal, TensorSpec
+from ..grouping import Blocks
+from ..spec import Array, Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State, require_finite
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import SnapshotError
-from ..spec import Array, Framing, Signal, TensorSpec
+from ..grouping import Framing
+from ..spec import Array, Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State, require_finite
 
 

@@ -1,7 +1,7 @@
 """Stages around a model that takes steps of ticks: `Collect` before it, `Deliver` after it.
 
 `Collect` holds ticks until a step of them is complete. `Deliver` gives the rows of each step, without those
-that lie before or after the sequence. Between the two stages a time step is a step. See `spec.Steps`.
+that lie before or after the sequence. Between the two stages a time step is a step. See `grouping.Steps`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import SnapshotError
-from ..spec import Array, Signal, Steps, TensorSpec
+from ..grouping import Steps
+from ..spec import Array, Signal, TensorSpec
 from ..stage import Arrays, Chunk, Stage, State, require_finite
 from .blocks import outer
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runnel.spec import Blocks
+from runnel.grouping import Blocks
 
 from ..dry_run import copied
 

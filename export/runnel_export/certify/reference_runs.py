@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from runnel.errors import ExportError, NotStreamableError
-from runnel.spec import Array, Blocks, ModelSpec, Steps
+from runnel.grouping import Blocks, Steps
+from runnel.spec import Array, ModelSpec
 
 from . import vectors
 from .certificate import Check, Limits

@@ -14,9 +14,10 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from runnel.errors import ExportError, NotStreamableError
+from runnel.grouping import Blocks, Steps
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
-from runnel.spec import Blocks, Dim, ModelSpec, ModelState, ModelTensor, Steps, initial_row
+from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
 
 from ..lengths import ANY, Lengths
 from . import interpret

@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from runnel.spec import Blocks
+from runnel.grouping import Blocks
 
 from .graph import Array, Attribute, Dims
 from .timing import Timing

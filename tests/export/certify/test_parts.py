@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from runnel.errors import ModelError
-from runnel.spec import Framing, ModelSpec, ModelTensor, TensorSpec
+from runnel.grouping import Framing
+from runnel.spec import ModelSpec, ModelTensor, TensorSpec
 from runnel_export.certify import vectors
 from runnel_export.certify.certificate import FLOAT32, INT8, Error
 from runnel_export.certify.checks import Trial
