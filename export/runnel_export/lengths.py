@@ -105,6 +105,8 @@ def accepted(
         return [ANY]
     if stride > found[0].unit and fits(whole := Lengths(stride, found[0].least)):
         found.append(whole)
+    if fits(longer := Lengths(found[0].unit, given)) and longer not in found:
+        found.append(longer)  # short sequences may be thinned out to a single row
     return found
 
 

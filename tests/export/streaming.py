@@ -17,7 +17,7 @@ from runnel_export.lift.lift import Lifted, lift
 
 from .stepping import Array
 
-LENGTHS = (1, 2, 3, 5, 8, 9, 13, 17, 24, 31)
+LENGTHS = (1, 2, 3, 5, 8, 9, 13, 17, 24, 31, 40)
 
 
 def fed(stream: Stream, x: Array, cuts: Iterable[int]) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from runnel.errors import ExportError
+from runnel.errors import ExportError, NotStreamableError
 
 from ..dry_run import described, failure, resample, without_batch
 from .trace import Prepared, UntraceableError
@@ -27,8 +27,11 @@ def in_users_terms(
     error: ExportError, module: nn.Module, prepared: Prepared, again: Callable[[], object]
 ) -> ExportError:
     """The same error without the exporter's own sizes. `again` repeats what failed at the other sizes."""
-    kind = ExportError if isinstance(error, UntraceableError) else type(error)
-    if isinstance(error, UntraceableError) or prepared.lengths[0].least > 1:
+    refused = isinstance(error, NotStreamableError)
+    kind: type[ExportError] = NotStreamableError if refused else ExportError
+    # A loop over a fixed number of ticks runs on longer sequences too, and is no recurrence.
+    fixed = prepared.lengths[0].least > 1 and "hand-written recurrence" in error.message
+    if isinstance(error, UntraceableError) or fixed:
         told = _of_one_size(module, prepared)
         if told:
             lacks = "" if prepared.state else without_batch(module, prepared.inputs)

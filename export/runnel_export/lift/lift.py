@@ -28,8 +28,8 @@ from .lowering import Clock, Lowering, State
 from .ops.along_time import aligned, delayed, from_the_first, length
 from .ops.sequence import feature_slice, select
 from .probe import Probed, show
-from .timing import ENDLESS, PLAIN, Timing
-from .trace import Prepared, Trace, prepare, trace
+from .timing import ENDLESS, PLAIN, TICKS, Length, Timing
+from .trace import Prepared, Trace, UntraceableError, prepare, rows_given, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 
 
@@ -47,6 +47,7 @@ class Lifted:
     remembered: int = 0
     probe: Probed | None = None
     lengths: Lengths = ANY
+    rows: Length = TICKS
 
 
 def lift(
@@ -84,11 +85,14 @@ def lift(
 
         try:
             lifted = attempt((0, 1))
+            _check_rows(module, sized, lifted)
             return replace(lifted, lengths=lengths)
         except ExportError as error:
             if first is None:
                 first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
                 first.__cause__ = error
+            if not isinstance(error, _LengthError | UntraceableError):
+                break
     assert first is not None
     raise first
 
@@ -124,12 +128,19 @@ def _twice(
         note = f"the step model takes exactly one tick a call, because over several: {error.message}"
         lifted = replace(lifted, notes=(note, *lifted.notes))
     if (lifted.model, lifted.probe) != (again.model, again.probe):
-        raise NotStreamableError(
+        raise _LengthError(
             f"{type(module).__name__}: what it computes changes with the batch size or with the sequence's "
             "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
             "has no length; use constants, or state that counts"
         )
     return lifted
+
+
+_LENGTHS = 6  # that follow each other, on which forward is run: strides of 2 and 3, and both
+
+
+class _LengthError(NotStreamableError):
+    """A refusal that may be due to the length that was traced: another one is tried."""
 
 
 class _StepsError(Exception):
@@ -154,6 +165,25 @@ def _steps_after(timing: Timing, ticks: int, rows: int) -> int:
         steps = -(-(timing.length(total) + timing.delay) // rows)
         after = max(after, steps - -(-total // ticks))
     return after
+
+
+def _check_rows(module: nn.Module, prepared: Prepared, lifted: Lifted) -> None:
+    """Raise if forward gives another number of rows than the step model at some length.
+
+    Two traced lengths do not show all: of two branches, the shorter one may be another at another length.
+    """
+    if lifted.spec.steps is None:
+        return
+    unit, first = prepared.lengths[0].unit, max(t for _, t in prepared.sizes)
+    lengths = [first + i * unit for i in range(_LENGTHS)]
+    for ticks, given in zip(lengths, rows_given(module, prepared, lengths), strict=True):
+        if given and lifted.rows(ticks) not in given:
+            raise _LengthError(
+                f"{type(module).__name__}: the number of rows that it makes does not follow from strides and "
+                f"paddings (of {ticks} ticks, {lifted.rows(ticks)} rows were expected). Are branches cut to "
+                "the shorter one, and which one that is changes with the length? What would help: cut to "
+                "x.shape[1], or by constants"
+            )
 
 
 def time_axes(traced: Trace) -> dict[str, int | None]:
@@ -311,7 +341,8 @@ class _Lift:
             steps=steps,
         )
         remembered = sum(s.past for s in states) + (2 * low.blocks.window if low.blocks else 0)
-        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered, probed)
+        rows = self.timing.length if steps else TICKS
+        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered, probed, rows=rows)
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)
@@ -353,10 +384,11 @@ class _Lift:
             made[i] = v
         self.timing = values[0].timing if values else PLAIN
         if at_end and (low.clocked or not all(t.plain for t in [self.timing, *(v.timing for v in at_end)])):
-            raise low.refusal(
+            refused = low.refusal(
                 "it is what the module gives at the sequence's end, and depends on what comes after a tick",
                 "return every tick",
             )
+            raise _LengthError(refused.message)
         if low.clock is None and (low.clocked or low.step > 1 or not self.timing.plain):
             if low.blocks:
                 raise low.untranslated("rows that come late or at another rate, together with blocks=")

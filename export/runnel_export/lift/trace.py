@@ -28,7 +28,7 @@ from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
 
 from ..arguments import counted_axes
 from ..call import named_leaves, output_names
-from ..dry_run import first_line, rehearse, resample
+from ..dry_run import copied, first_line, rehearse, resample
 from ..lengths import ANY, PRIMES, Lengths, accepted
 from ..nn.marks import lifting
 from ..pairing import pair, parameter_order, positions_note
@@ -200,6 +200,21 @@ def _feed(prepared: Prepared, batch: int, ticks: int) -> dict[str, Any]:
         spec = pytree.tree_flatten(dict(prepared.state))[1]
         feed.update(pytree.tree_unflatten(leaves, spec))
     return feed
+
+
+def rows_given(module: nn.Module, prepared: Prepared, lengths: Sequence[int]) -> Iterator[set[int]]:
+    """The sizes of all axes of what forward returns for a sequence of each length; none if it fails."""
+    other = copied(module)
+    for ticks in lengths:
+        feed = _ordered(module, _feed(prepared, prepared.sizes[0][0], ticks))
+        try:
+            with torch.no_grad():
+                returned = other(**feed)
+        except Exception:  # the user's code raises of every kind
+            yield set()
+            continue
+        leaves = pytree.tree_leaves(returned)
+        yield {size for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape}
 
 
 def _placeholders(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor], list[str]]:

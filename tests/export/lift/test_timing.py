@@ -183,6 +183,13 @@ def test_it_streams_as_torch_computes_it(name: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ random networks
 
 
+TRUE_REASONS = (
+    "which fit at one length of the sequence only",
+    "the number of rows that it makes does not follow from strides and paddings",
+    "what it computes changes with the batch size or with the sequence's length",
+)
+
+
 def check_network(number: int, folder: Path) -> bool:
     """Whether network `number` streams, as torch computes it; False if it is refused for a true reason."""
     module = Network(number).eval()
@@ -195,7 +202,7 @@ def check_network(number: int, folder: Path) -> bool:
     try:
         assert_equal_to_torch(module, example, folder)
     except NotStreamableError as error:
-        if "which fit at one length of the sequence only" not in error.message:
+        if not any(why in error.message for why in TRUE_REASONS):
             raise
         return False
     return True

@@ -12,7 +12,7 @@ from ..graph import Attribute
 from ..lowering import Lowering
 from ..timing import Timing, Windows
 from ..values import BATCH, MERGED, TIME, TIME_BATCH, Axis, Data, Value
-from .along_time import END, from_the_first, in_place, widened, windowed
+from .along_time import END, delayed, from_the_first, in_place, widened, windowed
 from .registry import handles
 
 # ------------------------------------------------------------------ the operations
@@ -183,11 +183,14 @@ def overlap_added(
     """An operator that spreads each row over reach + 1 rows, `stride` rows apart, and adds them up."""
     if low.blocks:
         raise low.untranslated("a transposed convolution along time together with blocks=")
+    past = reach // stride
+    beyond = max(0, -(-(reach + 1 + more - stride) // stride))  # rows behind the last that results would see
     v = from_the_first(low, v)
-    timing, past = v.timing, reach // stride
+    if beyond:  # where the rows end must be known when they are read
+        v = delayed(low, v, v.timing.uncertain(low.step))
+    timing = v.timing
     length = timing.length.then(times=stride, plus=reach + 1 - stride + more)
     made = Timing(timing.rate * stride, timing.delay * stride, length)
-    beyond = max(0, -(-(reach + 1 + more - stride) // stride))  # rows behind the last that results would see
     v = low.arrange(widened(low, v, past, beyond), range(len(v.axes)))
     name = write(windowed(low, v, Windows(v.timing, past, 0, 0)))
     start, spare = past * stride, max(0, reach + 1 - stride)
