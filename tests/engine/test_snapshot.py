@@ -88,7 +88,7 @@ def test_unchanged_base_snapshot_is_accepted() -> None:
     [
         (made_up(b"[" * 100_000), "makes no sense"),
         (made_up(b'{"a":' * 50_000), "makes no sense"),
-        (made_up(b" " * (MAX_HEADER + 1)), "header has 262145 bytes"),
+        (made_up(b" " * (MAX_HEADER + 1)), "the snapshot's header has 262145 bytes; at most 262144"),
         (made_up(b"9" * 5000), "makes no sense"),
         (made_up(b"\xff"), "makes no sense"),
         (made_up([]), "makes no sense"),

@@ -17,6 +17,7 @@ from runnel.client import common as remote
 from runnel.client.client import Client
 from runnel.client.protocol import failure
 from runnel.daemon.loop import Daemon
+from runnel.daemon.protocol import intake
 from runnel.daemon.protocol import server as protocol
 from runnel.wire import messages
 
@@ -103,7 +104,8 @@ def test_errors_come_as_the_engines_classes(client: Client) -> None:
 def test_requests_in_flight_stay_within_the_daemons_limit(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)
+    monkeypatch.setattr(protocol, "MAX_PENDING_PER_PEER", 4)  # what it tells
+    monkeypatch.setattr(intake, "MAX_PENDING_PER_PEER", 4)  # what it refuses more than
     with Client(daemon.address, timeout=10.0) as client:
         streams = [client.open() for _ in range(40)]
         for made in client.feed_many([(stream, rows(1, 2)) for stream in streams]):

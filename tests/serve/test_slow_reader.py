@@ -148,6 +148,23 @@ def test_large_replies_are_made_as_they_are_read(
         assert (daemon.stats.dropped_peers, daemon.stats.dropped_replies) == (0, 0)
 
 
+def test_libzmq_holds_a_bounded_number_of_bytes_of_large_replies(
+    engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 2**20
+    monkeypatch.setattr(sender, "MAX_HELD", 2 * mib)
+    with served(engine, address) as daemon, dealer(daemon.address, queued=1) as deaf:
+        assert code(ask(deaf, "open", "a")) == "ok"
+        for seq in range(1, 31):
+            deaf.send_multipart(feed("a", *[1.0] * (mib // 8), seq=seq))
+        until(lambda: daemon._outbox.waiting)
+        replies = [reply_of(deaf) for _ in range(30)]
+        good = [reply.applied_seq for reply in replies if code(reply) == "ok"]
+        assert good == list(range(1, len(good) + 1))
+        assert {code(reply) for reply in replies} <= {"ok", "LIMIT", "GAP"}, "refused while it waits"
+        assert daemon.stats.dropped_replies == 0
+
+
 def test_large_replies_to_a_reading_peer_all_arrive(
     engine: SpyEngine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
