@@ -31,6 +31,7 @@ from .probe import Probed, show
 from .timing import ENDLESS, PLAIN, TICKS, Length, Timing
 from .trace import Prepared, Trace, UntraceableError, prepare, rows_given, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
+from .writer import ShortTraceError
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def lift(
             if first is None:
                 first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
                 first.__cause__ = error
-            if not isinstance(error, _LengthError | UntraceableError):
+            if not isinstance(error, _LengthError | ShortTraceError | UntraceableError):
                 break
     assert first is not None
     raise first

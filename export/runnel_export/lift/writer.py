@@ -22,6 +22,10 @@ EXPLICIT = "make it an explicit-state step: export(..., time_axis=None, state={.
 HAND_WRITTEN = "write its tick as a runnel_export.nn.Recurrent, or " + EXPLICIT
 
 
+class ShortTraceError(ExportError):
+    """The traced sequence is too short to show what is needed: a longer one is tried."""
+
+
 @dataclass
 class Writer:
     """Writes into `graph`. `path`, `layer` and `op` say where in the module it is."""

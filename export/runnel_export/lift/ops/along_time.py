@@ -15,6 +15,7 @@ from torch import Tensor
 from ..lowering import Lowering, State
 from ..timing import Edge, Length, Timing, Windows
 from ..values import BATCH, HIDDEN, MERGED, Value
+from ..writer import ShortTraceError
 
 END = 2**62  # torch writes "to the end" as a very large index
 
@@ -114,6 +115,8 @@ def _known(low: Lowering, v: Value, start: int, stop: int) -> Tensor:
     whole = torch.view_as_real(whole) if whole.is_complex() else whole
     absent = [i for i in features if i not in present]  # of size 1
     whole = whole.permute(v.time, batch, *present, *absent)
+    if len(whole) < stop - v.shift:
+        raise ShortTraceError(f"{low.where}: the sequence that was traced is shorter than its padding")
     part = whole[start + filled - v.shift : stop - v.shift].reshape(stop - start - filled, -1, *sizes)
     if not torch.equal(part, part[:, :1].expand_as(part)):
         raise low.untranslated("a beginning that is padded, and that depends on the input")
