@@ -89,9 +89,10 @@ def lift(
             _check_rows(module, sized, lifted)
             return replace(lifted, lengths=lengths)
         except ExportError as error:
-            if first is None:
-                first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
-                first.__cause__ = error
+            if first is not None:
+                continue
+            first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
+            first.__cause__ = error
             if not isinstance(error, _LengthError | ShortTraceError | UntraceableError):
                 break
     assert first is not None

@@ -213,7 +213,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)  # the same ones each time; soak draws others
 @given(number=st.integers(0, 2**32))
 def test_random_networks_stream_as_torch_computes_them(number: int, folder: Path) -> None:
     event("streams" if check_network(number, folder) else "refused")
