@@ -115,7 +115,7 @@ def export(
 
     Returns the certificate, which is also in the file.
 
-    Raises NotStreamableError for a module whose outputs depend on the future; ExportError for one that
+    Raises NotStreamableError for a module that needs all of the sequence, or absolute time; ExportError for one that
     cannot be lifted, or whose step model differs by more than the tolerance, or for arguments that do
     not fit. Then no file is left behind, and one that was at `path` is untouched.
     """

@@ -5,8 +5,9 @@ A module with strides may want a multiple of them, one without padding as many t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Lengths:
         """Two lengths that are a prime number of units. `free`: primes to choose from."""
         more = (p for p in range(free[-1] + 2, 2 * MOST) if all(p % d for d in range(2, math.isqrt(p) + 1)))
         found: list[int] = []
-        for prime in _joined(free, more):
+        for prime in itertools.chain(free, more):
             if prime * self.unit >= self.least:
                 found.append(prime * self.unit)
                 if len(found) == 2:
@@ -48,18 +49,13 @@ class Lengths:
 ANY = Lengths()
 
 
-def _joined(first: tuple[int, ...], more: Iterator[int]) -> Iterator[int]:
-    yield from first
-    yield from more
-
-
 def accepted(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
     state: Mapping[str, Any] | None,
     time_axes: Mapping[str, int],
 ) -> list[Lengths]:
-    """What lengths to try, the best first: those of any number of ticks, if forward runs on them.
+    """The lengths to trace at, best first: any number of ticks, if forward runs on it.
 
     Never empty. If forward runs on the example's length only, the list is [ANY].
     """
@@ -111,10 +107,10 @@ def accepted(
 
 
 def _strides(module: nn.Module) -> int:
-    """The product of all strides: rows that a module of one path thins out to one."""
+    """The product of all strides, of the first axis: as many ticks become one row in a module of one path."""
     product = 1
     for part in module.modules():
         if isinstance(part, _STRIDED):
-            stride = part.stride if isinstance(part.stride, tuple) else (part.stride,)
-            product *= max(1, int(stride[0] or 1), int(stride[-1] or 1) if len(stride) == 1 else 1)
+            stride = part.stride[0] if isinstance(part.stride, tuple) else part.stride
+            product *= max(1, int(stride or 1))
     return product
