@@ -115,9 +115,9 @@ def export(
 
     Returns the certificate, which is also in the file.
 
-    Raises NotStreamableError for a module that needs all of the sequence, or absolute time; ExportError for one that
-    cannot be lifted, or whose step model differs by more than the tolerance, or for arguments that do
-    not fit. Then no file is left behind, and one that was at `path` is untouched.
+    Raises NotStreamableError for a module that needs all of the sequence, or absolute time; ExportError
+    for one that cannot be lifted, or whose step model differs by more than the tolerance, or for arguments
+    that do not fit. Then no file is left behind, and one that was at `path` is untouched.
     """
     options = Options(
         time_axis=time_axis,
