@@ -4,9 +4,9 @@ Rules of this file: pure; the times are arguments.
 
 Theory: a process can be stopped, its container frozen, its machine moved. Its clock runs on, so that every
 peer seems to have been silent, though its messages lie in the kernel, not yet read by libzmq. So the loop
-states how long it is going to wait, and reports when it continues. The time in between that was neither
-waited for nor spent on work was a pause. A pause, and a moment after it for reading what has arrived, extends
-all deadlines.
+says until when it is going to wait, and reports when it continues. Of the time between two such reports it
+has waited a part, as it said, and the processor was at work for another part. The rest was a pause, wherever
+in the turn it fell. A pause, and a moment after it for reading what has arrived, extends all deadlines.
 
 A pause that ends before the wait does cannot be seen. So the loop wakes `SHORTLY` before each deadline, which
 leaves time to read what had arrived by then.
@@ -25,11 +25,12 @@ class PauseDetector:
     """The pauses of one loop. `now`: a monotonic clock; `ran`: the thread's processor time; seconds."""
 
     def __init__(self, now: float, ran: float = 0.0) -> None:
-        self._woke = self._planned = now
+        self._woke = self._asked = self._planned = now
         self._ran = ran
 
     def wake_at(self, due: float | None, now: float) -> float | None:
         """When to wake next, for a deadline at `due`; None if there is no deadline."""
+        self._asked = now
         if due is None:
             self._planned = math.inf
             return None
@@ -39,10 +40,11 @@ class PauseDetector:
 
     def paused_for(self, now: float, ran: float) -> float:
         """Return the seconds by which to extend all deadlines, 0.0 without a pause."""
+        waited = max(0.0, min(now, self._planned) - self._asked)
         woke, self._woke = self._woke, now
         worked, self._ran = ran - self._ran, ran
-        planned, self._planned = self._planned, now
-        return now - woke + SHORTLY if now - planned - worked > LATE else 0.0
+        self._asked = self._planned = now
+        return now - woke + SHORTLY if now - woke - waited - worked > LATE else 0.0
 
 
 def extended(deadline: float, now: float) -> float:
