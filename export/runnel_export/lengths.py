@@ -61,7 +61,7 @@ def accepted(
     """
     other = copied(module)
     given = max(inputs[name].shape[axis] for name, axis in time_axes.items())
-    stride = min(_strides(module), MOST)
+    stride = min(stride_of(module), MOST)
 
     def runs(ticks: int) -> bool:
         feed: dict[str, Any] = {
@@ -95,7 +95,12 @@ def accepted(
     wanted += [Lengths(unit, least) for least in (1, given) for unit in units if unit > 1]
     for lengths in wanted[:_TRIALS]:
         if fits(lengths):
-            found.append(lengths)
+            # (the shortest is not among those tried)
+            shorter = range(lengths.unit, lengths.times_a_prime(PRIMES)[0], lengths.unit)
+            least = (
+                next((t for t in shorter if runs(t)), lengths.least) if lengths.least == 1 else lengths.least
+            )
+            found.append(Lengths(lengths.unit, 1 if least == lengths.unit else least))
             break
     else:
         return [ANY]
@@ -106,7 +111,7 @@ def accepted(
     return found
 
 
-def _strides(module: nn.Module) -> int:
+def stride_of(module: nn.Module) -> int:
     """The product of all strides, of the first axis: as many ticks become one row in a module of one path."""
     product = 1
     for part in module.modules():

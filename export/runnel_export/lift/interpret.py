@@ -47,6 +47,7 @@ def _locate(low: Lowering, node: Node) -> None:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     types = [t if isinstance(t, str) else t.__qualname__ for _, t in stack]
     # the root's own operations are named by its type alone
+    low.at = node.name
     low.path, low.layer = (stack[-1][0], types[-1].rsplit(".", 1)[-1]) if stack else ("", low.layer)
     if node.target is not operator.getitem:
         low.op = str(node.target).rsplit(".", 1)[0]

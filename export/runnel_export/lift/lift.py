@@ -19,7 +19,7 @@ from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
 from runnel.spec import Dim, ModelSpec, ModelState, ModelTensor, initial_row
 
-from ..lengths import ANY, Lengths
+from ..lengths import ANY, Lengths, stride_of
 from . import interpret
 from .diagnosis import in_users_terms
 from .exchanged import check_slots
@@ -27,6 +27,7 @@ from .graph import NUMPY_OF, Dims, Port
 from .lowering import Clock, Lowering, State
 from .ops.along_time import aligned, delayed, from_the_first, length
 from .ops.sequence import feature_slice, select
+from .paddings import Padded, paddings
 from .probe import Probed, show
 from .timing import ENDLESS, PLAIN, TICKS, Length, Timing
 from .trace import Prepared, Trace, UntraceableError, prepare, rows_given, trace
@@ -87,7 +88,7 @@ def lift(
         try:
             lifted = attempt((0, 1))
             _check_rows(module, sized, lifted)
-            return replace(lifted, lengths=lengths)
+            return lifted
         except ExportError as error:
             if first is not None:
                 continue
@@ -112,15 +113,18 @@ def _twice(
     def traces(one_tick: bool) -> list[Trace]:
         return [trace(module, prepared, one_tick=one_tick, sizes=sizes) for sizes in order]
 
-    def lifted_of(traced: Trace) -> Lifted:
+    def lifted_of(traced: Trace, padded: Padded) -> Lifted:
         try:
-            return _Lift(module, traced, names, blocks=blocks).finish(probe)
+            return _Lift(module, traced, names, blocks=blocks, padded=padded).finish(probe)
         except _StepsError as needed:
-            return _Lift(module, traced, names, steps=needed.ticks).finish(probe)
+            return _Lift(module, traced, names, steps=needed.ticks, padded=padded).finish(probe)
 
     over_time = traces(one_tick=False)
+    padded = [Padded({})] * 2
+    if prepared.time_axis is not None:
+        padded = paddings(module, prepared, over_time, stride_of(module))
     try:
-        lifted, again = map(lifted_of, over_time)
+        lifted, again = map(lifted_of, over_time, padded)
     except ExportError as error:
         if not prepared.state or prepared.time_axis is None:
             raise
@@ -135,7 +139,12 @@ def _twice(
             "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
             "has no length; use constants, or state that counts"
         )
-    return lifted
+    # A certificate is about every length that forward takes, whatever was traced.
+    takes, least = prepared.lengths[0], padded[0].least
+    if lifted.spec.steps is None or least <= takes.least:
+        return replace(lifted, lengths=takes)
+    note = f"forward pads sequences of fewer than {least} ticks in another way; here they are as longer ones"
+    return replace(lifted, lengths=replace(takes, least=least), notes=(*lifted.notes, note))
 
 
 _LENGTHS = 6  # that follow each other, on which forward is run: strides of 2 and 3, and both
@@ -205,6 +214,7 @@ class _Lift:
         one_tick: Mapping[str, int | None] | None = None,
         blocks: Blocks | None = None,
         steps: int | None = None,
+        padded: Padded | None = None,
     ) -> None:
         """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output.
         `steps`: the ticks of a step, if rows come late or at another rate than ticks.
@@ -217,6 +227,7 @@ class _Lift:
         self.low.any_ticks = traced.ticks is not None and blocks is None
         self.low.blocks = blocks
         self.low.run = traced.run
+        self.low.paddings = padded.widths if padded else {}
         self.steps = steps
         self.env: dict[str, Any] = dict(traced.constants)
         if steps:

@@ -110,6 +110,9 @@ class Lowering(Writer):
     rates: set[Fraction] = field(default_factory=set)  # of all values
     delays: dict[object, str] = field(default_factory=dict)  # delay lines: a value is held once
     run: Callable[[str], Tensor] | None = None  # what an operation of the trace gives on the example
+    at: str = ""  # the trace's operation at hand
+    # Of each padding in the trace: its widths, as forward gives them, by the number of ticks.
+    paddings: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.whole = self.ticks or 0  # of the trace's sequence

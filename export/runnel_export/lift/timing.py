@@ -11,6 +11,7 @@ Pure: nothing here writes a node.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -44,18 +45,45 @@ class Length:
 TICKS = Length()  # a row for each tick
 
 
+def padded_to(length: Length, given: Mapping[int, int]) -> tuple[Length, int] | None:
+    """The length of what is padded behind by so many rows: (as a function of the ticks, the most rows).
+
+    `given`: rows that the module puts behind a value of this length, by the number of ticks. They are always
+    the same, or make the length that of the input, or a multiple of some size and a rest, perhaps of some
+    least size. None if they are neither.
+    """
+    rows = {ticks: length(ticks) + more for ticks, more in given.items()}
+    least, most = min(given.values()), max(given.values())
+    if least == most:
+        return length.then(plus=least), least
+    if all(ticks == total for ticks, total in rows.items()):
+        return TICKS, max(0, *(ticks - length(ticks) for ticks in range(1, max(rows) + 1)))
+    shortest = min(rows.values())
+    size = math.gcd(*(total - shortest for total in rows.values()))
+    longer = [more for ticks, more in given.items() if rows[ticks] > shortest]
+    if not longer or max(longer) - min(longer) >= size:
+        return None
+    fixed = 0 if max(longer) < size else min(longer)
+    if all(length(ticks) + fixed > shortest - size for ticks in given):  # nothing shows that there is a least
+        shortest = shortest % size or size
+    steps = length.then(plus=fixed - shortest + size - 1, over=size)
+    return steps.then(times=size, plus=shortest), max(most, fixed + size - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """Padding that is not written yet: the first and the last rows, which whoever reads the value fills in.
 
-    `mode`: "constant", or "reflect" and "replicate", which repeat the rows between. `fill`: the constant;
-    None if the rows went through operations since, so that what they became is taken from the module's run.
+    `back`: the most rows behind; `end`: the number of the first of them, if there are any. `mode`:
+    "constant", or "reflect" and "replicate", which repeat the rows between. `fill`: the constant; None if the
+    rows went through operations since, so that what they became is taken from the module's run.
     """
 
     front: int = 0
     back: int = 0
     mode: str = "constant"
     fill: float | None = field(default=0.0, compare=False)
+    end: Length = TICKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +118,17 @@ class Timing:
         steps = range(1, 64 + 4 * abs(math.ceil(self.latency)) // ticks)
         return max(0, *(n * rows - self.delay - self.length(n * ticks) for n in steps))
 
-    def padded(self, front: int, back: int, edge: Edge | None) -> Timing:
-        """With rows put before and behind."""
-        length = self.length.then(plus=front + back)
+    def padded(self, front: int, length: Length, edge: Edge | None) -> Timing:
+        """With rows put before, and behind up to a length."""
         return replace(self, delay=self.delay - front, length=length, edge=edge)
 
     def cut(self, front: int, back: int) -> Timing:
         """Without its first and its last rows. What is cut of an edge never has to be filled."""
         edge = self.edge
         if edge is not None:
-            edge = replace(edge, front=max(0, edge.front - front), back=max(0, edge.back - back))
+            left, behind = max(0, edge.front - front), max(0, edge.back - back)
+            end = edge.end.then(plus=-front) if behind else TICKS
+            edge = replace(edge, front=left, back=behind, end=end)
             edge = edge if edge.front or edge.back else None
         length = self.length.then(plus=-front - back)
         return replace(self, delay=self.delay + front, length=length, edge=edge)

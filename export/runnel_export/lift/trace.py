@@ -82,12 +82,12 @@ class Prepared:
     axes: Mapping[str, tuple[int, int | None]]  # of each input: batch, time
     states_at: Mapping[str, int]  # the batch axis of each leaf
     sizes: Sequence[tuple[int, int]]  # two pairs for batch and time
-    lengths: Sequence[Lengths]  # that forward runs on; `sizes` are of the first
+    lengths: Sequence[Lengths]  # to trace at, best first; the first has all lengths that forward takes
     free: tuple[int, ...]  # primes that divide no dimension
 
     def of(self, lengths: Lengths) -> Prepared:
         """The same, to be traced at such lengths."""
-        return replace(self, sizes=_sizes(self.free, lengths), lengths=(lengths,))
+        return replace(self, sizes=_sizes(self.free, lengths))
 
 
 def prepare(
@@ -202,14 +202,18 @@ def _feed(prepared: Prepared, batch: int, ticks: int) -> dict[str, Any]:
     return feed
 
 
+def feed_at(module: nn.Module, prepared: Prepared, ticks: int, batch: int) -> dict[str, Any]:
+    """Arguments of forward for `batch` sequences of so many ticks."""
+    return _ordered(module, _feed(prepared, batch, ticks))
+
+
 def rows_given(module: nn.Module, prepared: Prepared, lengths: Sequence[int]) -> Iterator[set[int]]:
     """The sizes of all axes of what forward returns for a sequence of each length; none if it fails."""
     other = copied(module)
     for ticks in lengths:
-        feed = _ordered(module, _feed(prepared, prepared.sizes[0][0], ticks))
         try:
             with torch.no_grad():
-                returned = other(**feed)
+                returned = other(**feed_at(module, prepared, ticks, prepared.sizes[0][0]))
         except Exception:  # the user's code raises of every kind
             yield set()
             continue

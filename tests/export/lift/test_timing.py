@@ -5,6 +5,8 @@ Each is streamed at lengths shorter than what it sees, and at lengths that are n
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from runnel.errors import ModelError, NotStreamableError
 from runnel.loading import container
 from runnel.spec import to_document
 from runnel_export.lift.lift import lift
-from runnel_export.lift.timing import Edge, Length, Timing, Windows
+from runnel_export.lift.timing import TICKS, Edge, Length, Timing, Windows, padded_to
 
 from ..stepping import Apply
 from ..streaming import assert_equal_to_torch
@@ -66,6 +68,25 @@ def hop_by_hop(x: Tensor, m: Any) -> Tensor:
     b, t, f = x.shape
     y: Tensor = m.l(x.reshape(b, t // 2, 2 * f))[0].reshape(b, t, f)
     return y + x
+
+
+def whole_windows(x: Tensor, kernel: int, stride: int, mode: str = "constant") -> Tensor:
+    """As codecs pad: the last window is completed."""
+    extra = -x.shape[-1] % stride
+    return F.pad(x, (kernel - stride, extra), mode=mode)
+
+
+def twice_whole(x: Tensor, m: Any) -> Tensor:
+    return m.d(whole_windows(m.c(whole_windows(x, 4, 2)).relu(), 3, 3)).tanh()
+
+
+def up_to_all_strides(x: Tensor, m: Any) -> Tensor:
+    """As Demucs pads: once, so that every stride of the way down and up fits, then cut."""
+    ticks = x.shape[-1]
+    rows = max(1, math.ceil((max(1, math.ceil((ticks - 8) / 4) + 1) - 4) / 2) + 1)
+    x = F.pad(x, (0, ((rows - 1) * 2 + 4 - 1) * 4 + 8 - ticks))
+    a = m.a(x).relu()
+    return m.e(m.d(run(m.l, m.b(a).relu())).relu() + a)[..., :ticks]
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
@@ -167,6 +188,24 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
             p=nn.Parameter(torch.randn(1, 2, 4)), c=nn.Conv1d(4, 8, 3),
         ), 0, 1,
     ),
+    "padded to whole windows": (
+        lambda: channels(twice_whole, c=nn.Conv1d(4, 8, 4, 2), d=nn.Conv1d(8, 4, 3, 3)), 0, 6
+    ),
+    "padded to whole windows by reflection": (
+        lambda: channels(lambda x, m: m.c(whole_windows(x, 7, 4, "reflect")), c=nn.Conv1d(4, 8, 7, 4)), 0, 4
+    ),
+    "padded once for all strides": (
+        lambda: channels(
+            up_to_all_strides, a=nn.Conv1d(4, 8, 8, 4), b=nn.Conv1d(8, 8, 4, 2), l=gru(8, 8),
+            d=nn.ConvTranspose1d(8, 8, 4, 2), e=nn.ConvTranspose1d(8, 4, 8, 4),
+        ), 16, 8,
+    ),
+    "padded back to its length": (
+        lambda: channels(
+            lambda x, m: F.pad(y := m.d(m.c(x)), (0, x.shape[-1] - y.shape[-1])).tanh() + x,
+            c=nn.Conv1d(4, 8, 8, 4), d=nn.ConvTranspose1d(8, 4, 8, 4),
+        ), 4, 4,
+    ),
     "windows": (lambda: Apply(lambda x, m: m.l(x.unfold(1, 6, 3).flatten(2))[0], l=gru(24, 8)), 3, 3),
 }  # fmt: skip
 
@@ -265,10 +304,52 @@ def test_windows_read_rows_that_are_there_and_no_earlier_row_could_be_given(
 
 
 def test_what_is_cut_of_an_edge_need_not_be_filled() -> None:
-    timing = Timing().padded(4, 4, Edge(4, 4))
+    end = TICKS.then(plus=4)
+    timing = Timing().padded(4, TICKS.then(plus=8), Edge(4, 4, end=end))
     assert timing.cut(0, 4).edge == Edge(4, 0)
+    assert timing.cut(4, 0).edge == Edge(0, 4, end=TICKS)
     assert timing.cut(4, 4) == Timing()
     assert timing.cut(4, 4).plain
+
+
+@given(
+    size=st.integers(2, 40),
+    fixed=st.integers(0, 3),
+    shortest=st.integers(1, 50),
+    shorter=st.integers(0, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_padding_up_to_a_multiple_is_understood(
+    size: int, fixed: int, shortest: int, shorter: int, seed: int
+) -> None:
+    """What forward pads at some lengths tells what it pads at all."""
+    length = TICKS.then(plus=-shorter)
+
+    def padded(ticks: int) -> int:
+        rows = length(ticks) + fixed
+        return shortest + max(0, -(-(rows - shortest) // size)) * size
+
+    draw = random.Random(seed)
+    first = draw.randrange(shorter + 1, shorter + 60)
+    seen = [shorter + 1, *range(first, first + 6), *(first + i * (2 * size + 1) for i in range(1, 5))]
+    given = {ticks: padded(ticks) - length(ticks) for ticks in seen}
+    assume(len({padded(t) for t in seen}) > 2)
+    found = padded_to(length, given)
+    if found is None:
+        return  # a refusal: the certificate would not have held
+    rows, most = found
+    assert [rows(ticks) for ticks in seen] == [padded(ticks) for ticks in seen]
+    if math.gcd(*(padded(t) - shortest for t in seen)) == size and not fixed:
+        assert all(rows(t) == padded(t) and padded(t) - length(t) <= most for t in range(shorter + 1, 300))
+
+
+def test_padding_that_is_always_the_same_or_up_to_the_input_is_understood() -> None:
+    length = TICKS.then(plus=-7, over=4).then(times=4, plus=7)
+    assert padded_to(length, {10: 3, 11: 3, 30: 3}) == (length.then(plus=3), 3)
+    found = padded_to(length, {ticks: ticks - length(ticks) for ticks in (9, 20, 21, 22, 23, 40)})
+    assert found is not None
+    assert found[0] == TICKS
+    assert padded_to(length, {10: 3, 11: 5, 12: 4}) is None
 
 
 @pytest.mark.parametrize(

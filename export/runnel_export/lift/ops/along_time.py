@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..lowering import Lowering, State
-from ..timing import Edge, Length, Timing, Windows
+from ..timing import TICKS, Edge, Length, Timing, Windows
 from ..values import BATCH, HIDDEN, MERGED, Value
 from ..writer import ShortTraceError
 
@@ -32,9 +32,18 @@ def take_tick(v: Value, axis: int, tick: int, keep: bool) -> Value:
 
 
 def widened(
-    low: Lowering, v: Value, left: int, right: int, mode: str = "constant", fill: float = 0.0
+    low: Lowering,
+    v: Value,
+    left: int,
+    right: int,
+    mode: str = "constant",
+    fill: float = 0.0,
+    length: Length | None = None,
 ) -> Value:
-    """With rows put before and behind, or cut off if negative. Nothing is written: see `timing.Edge`."""
+    """With rows put before and behind, or cut off if negative. Nothing is written: see `timing.Edge`.
+
+    `length`: of the result, if the number of rows behind depends on the number of ticks; `right` is the most.
+    """
     if left < 0 or right < 0:
         v = replace(v, timing=v.timing.cut(max(0, -left), max(0, -right)), shift=v.shift + min(0, left))
         left, right = max(0, left), max(0, right)
@@ -46,8 +55,11 @@ def widened(
     if right and (before is None or not before.back):  # where the rows end must be known when they are read
         v = delayed(low, v, v.timing.uncertain(low.step))
     before = before or Edge()
-    edge = Edge(before.front + left, before.back + right, mode, fill)
-    return replace(v, timing=v.timing.padded(left, right, edge), shift=v.shift + left)
+    end = (before.end if before.back else v.timing.length).then(plus=left)
+    length = length or v.timing.length.then(plus=left + right)
+    back = before.back + right
+    edge = Edge(before.front + left, back, mode, fill, end if back else TICKS)
+    return replace(v, timing=v.timing.padded(left, length, edge), shift=v.shift + left)
 
 
 def settled(low: Lowering, v: Value) -> Value:
@@ -72,8 +84,7 @@ def _filled(low: Lowering, v: Value) -> Value:
         outside = low.node("Less", _numbers(low, timing), low.constant(front, torch.int64))
         name = low.node("Where", _like(low, v, outside), _row(low, v, 0), name)
     if edge.back:
-        end = low.node("Sub", length(low, timing.length), low.constant(edge.back, torch.int64))
-        outside = low.node("GreaterOrEqual", _numbers(low, timing), end)
+        outside = low.node("GreaterOrEqual", _numbers(low, timing), length(low, edge.end))
         last = timing.length(low.whole) - 1
         name = low.node("Where", _like(low, v, outside), _row(low, v, last), name)
     return replace(v, name=name)
@@ -253,7 +264,7 @@ def _repeated(low: Lowering, v: Value, name: str, past: int) -> str:
         inner = twice(ints(edge.front), number)
         number = low.node("Where", low.node("Less", number, ints(edge.front)), inner, number)
     if edge.back:
-        last = low.node("Sub", length(low, timing.length), ints(edge.back + 1))
+        last = low.node("Sub", length(low, edge.end), ints(1))
         inner = twice(last, number)
         number = low.node("Where", low.node("Greater", number, last), inner, number)
     place = low.node("Max", low.node("Sub", number, first), ints(0))

@@ -260,7 +260,8 @@ def _padded_by_cat(low: Lowering, parts: Sequence[Data | Tensor], dim: int) -> D
                 "adds rows that are not all equal behind the sequence, or before one that comes late",
                 "add one value, as F.pad does",
             )
-        return replace(spans[0], timing=timing.padded(sum(sizes), 0, None))  # known before the first tick
+        longer = timing.length.then(plus=sum(sizes))  # by rows that are known before the first tick
+        return replace(spans[0], timing=timing.padded(sum(sizes), longer, None))
     return widened(low, spans[0], sum(sizes[:at]), sum(sizes[at:]), "constant", float(fills.pop()))
 
 

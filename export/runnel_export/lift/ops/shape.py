@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..lowering import Lowering
+from ..timing import padded_to
 from ..values import (
     BATCH,
     HIDDEN,
@@ -25,6 +26,7 @@ from ..values import (
     axes_of,
     merged_label,
 )
+from ..writer import ShortTraceError
 from .along_time import gathered, in_place, spread, take_tick, widened
 from .registry import handles
 from .sequence import select
@@ -357,19 +359,40 @@ def pad(
     axes = axes_of(x)
     rank = len(axes)
     by_axis = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
-    by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     if mode not in _MODES:
         raise low.untranslated(f"padding of mode {mode!r}")
     along_time = axes.index(TIME) if TIME in axes else None
+    over_time = by_axis.pop(along_time, None) if along_time is not None else None
+    by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     for d in by_axis:
-        if d != along_time and not isinstance(axes[d], int):
+        if not isinstance(axes[d], int):
             raise low.refusal(f"pads the {axes[d]} axis", "pad features only")
-    features = {d: w for d, w in by_axis.items() if d != along_time}
-    if features:
-        x = _pad_features(low, low.value(x), features, mode, value)
-    if along_time in by_axis:
-        x = widened(low, low.value(x), *by_axis[along_time], mode, float(value or 0.0))
+    if by_axis:
+        x = _pad_features(low, low.value(x), by_axis, mode, value)
+    if over_time is not None:
+        assert along_time is not None
+        x = _pad_time(low, low.value(x), over_time, rank - 1 - along_time, mode, float(value or 0.0))
     return x
+
+
+def _pad_time(low: Lowering, v: Value, widths: tuple[int, int], place: int, mode: str, fill: float) -> Value:
+    """`place`: of the time axis in the widths of forward's call, counted from the last axis."""
+    calls = low.paddings.get(low.at, {})
+    given = {ticks: (w[2 * place], w[2 * place + 1]) for ticks, w in calls.items()} or {low.whole: widths}
+    if len({left for left, _ in given.values()}) > 1:
+        raise low.untranslated("padding in front whose size depends on the sequence's length")
+    left = widths[0]
+    cut = v.timing.length.then(plus=left)
+    found = padded_to(cut, {ticks: right for ticks, (_, right) in given.items()})
+    if found is None:
+        raise ShortTraceError(
+            f"{low.where}: the padding behind depends on the sequence's length, and not as one up to a "
+            "multiple of some size does. The exporter has no translation for it"
+        )
+    length, most = found
+    if len({right for _, right in given.values()}) == 1:
+        return widened(low, v, left, most, mode, fill)
+    return widened(low, v, left, most, mode, fill, length)
 
 
 def _pad_features(
