@@ -24,7 +24,7 @@ from ..dry_run import copied
 from ..lengths import ANY, Lengths
 from .bounded import Bounded
 
-_PROBES = (7, 11)  # two lengths, in units: the axis of an output that differs between them is time
+_PROBES = (7, 11)  # two lengths, in steps: the axis of an output that differs between them is time
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Original:
         Raises ExportError where the module cannot be copied, or not be run on a batch of one.
         """
         self.lengths = lengths
-        self._probes = tuple(lengths.up(p * lengths.unit) for p in _PROBES)
+        step = max(lengths.unit, spec.steps.ticks if spec.steps else 1)
+        self._probes = tuple(lengths.up(lengths.least - 1 + p * step) for p in _PROBES)
         self._spec, self._call, self._name = spec, call, type(module).__name__
         # One tick as forward has it: with framing a window, with blocks one of a window's ticks.
         grouped = spec.blocks or spec.steps
