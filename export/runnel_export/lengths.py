@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,15 @@ class Lengths:
         return -(-max(ticks, self.least) // self.unit) * self.unit
 
     def times_a_prime(self, free: tuple[int, ...]) -> list[int]:
-        """Two lengths that are a prime number of units. `free`: primes to choose from."""
+        """Two lengths that are a prime number of units. `free`: primes to choose from.
+
+        Divided by 3 and by 4 they leave different rests, so that what depends on a rest differs too.
+        """
         more = (p for p in range(free[-1] + 2, 2 * MOST) if all(p % d for d in range(2, math.isqrt(p) + 1)))
-        found: list[int] = []
-        for prime in itertools.chain(free, more):
-            if prime * self.unit >= self.least:
-                found.append(prime * self.unit)
-                if len(found) == 2:
-                    break
-        return found
+        primes = (p for p in itertools.chain(free, more) if p * self.unit >= self.least)
+        first = next(primes)
+        second = next(p for p in primes if p % 3 != first % 3 and p % 4 != first % 4)
+        return [first * self.unit, second * self.unit]
 
 
 ANY = Lengths()
@@ -54,10 +54,10 @@ def accepted(
     inputs: Mapping[str, Tensor],
     state: Mapping[str, Any] | None,
     time_axes: Mapping[str, int],
-) -> list[Lengths]:
-    """The lengths to trace at, best first: any number of ticks, if forward runs on it.
+) -> tuple[Lengths, list[Lengths]]:
+    """(the lengths that forward runs on, those to trace at, best first).
 
-    Never empty. If forward runs on the example's length only, the list is [ANY].
+    If forward runs on the example's length only, they are ANY and [ANY].
     """
     other = copied(module)
     given = max(inputs[name].shape[axis] for name, axis in time_axes.items())
@@ -95,20 +95,29 @@ def accepted(
     wanted += [Lengths(unit, least) for least in (1, given) for unit in units if unit > 1]
     for lengths in wanted[:_TRIALS]:
         if fits(lengths):
-            # (the shortest is not among those tried)
-            shorter = range(lengths.unit, lengths.times_a_prime(PRIMES)[0], lengths.unit)
-            least = (
-                next((t for t in shorter if runs(t)), lengths.least) if lengths.least == 1 else lengths.least
-            )
-            found.append(Lengths(lengths.unit, 1 if least == lengths.unit else least))
+            found.append(lengths)
             break
     else:
-        return [ANY]
+        return ANY, [ANY]
+    unit = found[0].unit
+    shortest = _first(runs, found[0].times_a_prime(PRIMES)[0], unit)
+    takes = Lengths(unit, 1 if shortest == unit else shortest)
     if stride > found[0].unit and fits(whole := Lengths(stride, found[0].least)):
         found.append(whole)
     if fits(longer := Lengths(found[0].unit, given)) and longer not in found:
         found.append(longer)  # short sequences may be thinned out to a single row
-    return found
+    return takes, found
+
+
+def _first(true: Callable[[int], bool], end: int, unit: int) -> int:
+    """The first multiple of `unit` of which it is true, if it is true from there on; it is of `end`."""
+    low, high = 0, end // unit
+    while high - low > 1:
+        if true((middle := (low + high) // 2) * unit):
+            high = middle
+        else:
+            low = middle
+    return high * unit
 
 
 def stride_of(module: nn.Module) -> int:

@@ -30,6 +30,8 @@ STREAMS = 5
 TICKS = 40  # beyond what the convolutions remember: enough for every state to matter
 TICKS_BY_PREFIX = 24  # fewer, where each tick is a run of the original on its prefix
 MAX_TICKS = 4096
+FULL = 2  # sequences longer than what is remembered, where that is much
+MUCH = 256  # ticks
 _EXACT = 1e-9  # of the peak, for two float64 runs of the same arithmetic
 _SHORT = 13  # ticks: less may be too few for a module's windows
 _GIVEN_STREAMS, _GIVEN_TICKS, _GIVEN_PREFIXES = 4, 2048, 24  # how much of the user's data is used
@@ -84,7 +86,9 @@ def make_trials(
         step = spec.steps.ticks
         ticks = up(min(max(MAX_TICKS, 8 * step), remembered + TICKS * step))
         shorter = max(3, step // 3 + 1)
-    chunks = [draw(sources, rng, up(ticks - shorter * i) * unit) for i in range(STREAMS)]
+    wanted = [ticks - shorter * i for i in range(STREAMS)]
+    wanted[FULL:] = [min(t, max(MUCH, ticks - remembered) - shorter * i) for i, t in enumerate(wanted[FULL:])]
+    chunks = [draw(sources, rng, up(t) * unit) for t in wanted]
     exact = replace(limits, tolerance=_EXACT) if original.doubled else limits
     report(f"on {STREAMS} sequences of about {ticks} ticks")
     random = [_case(original, single, chunks[0], None)]
@@ -289,9 +293,9 @@ def _short(
     remembered: int,
 ) -> list[Trial]:
     """Sequences shorter than a step, than the delay, than what the model sees, if forward takes them."""
-    n, unit = steps.ticks, original.lengths.unit
-    wanted = {1, 2, 3, n - 1, n, n + 1, 2 * n + 1, steps.delay, steps.delay + 1, remembered // 2}
-    tried = sorted({-(-max(1, t) // unit) * unit for t in wanted})
+    n, least = steps.ticks, original.lengths.least
+    wanted = {1, 2, 3, n - 1, n, n + 1, 2 * n + 1, steps.delay, steps.delay + 1, remembered // 2, least + 1}
+    tried = sorted({original.lengths.up(t) for t in wanted})
     found = []
     for ticks in tried:
         try:

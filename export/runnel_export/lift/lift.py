@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from runnel.errors import ExportError, NotStreamableError
+from runnel.errors import ExportError
 from runnel.grouping import Blocks, Steps
 from runnel.spec import SLOT as SLOT_WORD
 from runnel.spec import TIME as TIME_WORD
@@ -26,13 +26,13 @@ from .exchanged import check_slots
 from .graph import NUMPY_OF, Dims, Port
 from .lowering import Clock, Lowering, State
 from .ops.along_time import aligned, delayed, from_the_first, length
-from .ops.sequence import feature_slice, select
+from .ops.sequence import feature_slice, rounded, select
 from .paddings import Padded, paddings
 from .probe import Probed, show
 from .timing import ENDLESS, PLAIN, TICKS, Length, Timing
 from .trace import Prepared, Trace, UntraceableError, prepare, rows_given, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
-from .writer import ShortTraceError
+from .writer import LengthError, ShortTraceError
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,24 @@ def lift(
     for lengths in prepared.lengths:
         sized = prepared.of(lengths)
 
-        def attempt(order: Sequence[int], sized: Prepared = sized) -> Lifted:
-            return _twice(module, sized, order, names, blocks, probe)
+        def attempt(order: Sequence[int], sized: Prepared = sized, rows: Rows | None = None) -> Lifted:
+            return _twice(module, sized, order, names, blocks, probe, rows)
 
         try:
             lifted = attempt((0, 1))
-            _check_rows(module, sized, lifted)
+            rows = _rows_seen(module, sized) if lifted.spec.steps else {}
+            try:
+                _check_rows(module, rows, lifted)
+            except LengthError:  # perhaps what looked like a constant is not one
+                lifted = attempt((0, 1), rows=rows)
+                _check_rows(module, rows, lifted)
             return lifted
         except ExportError as error:
             if first is not None:
                 continue
             first = in_users_terms(error, module, sized, lambda: attempt((1, 0)))
             first.__cause__ = error
-            if not isinstance(error, _LengthError | ShortTraceError | UntraceableError):
+            if not isinstance(error, LengthError | ShortTraceError | UntraceableError):
                 break
     assert first is not None
     raise first
@@ -107,24 +112,31 @@ def _twice(
     names: list[str] | None,
     blocks: Blocks | None,
     probe: bool,
+    rows: Rows | None,
 ) -> Lifted:
-    """The step model, made at two pairs of sizes: none of them may stay in it. `order`: of the pairs."""
+    """The step model, made at two pairs of sizes: none of them may stay in it. `order`: of the pairs.
+
+    `rows`: what forward returns at other lengths, if it is to be seen from these what a sequence is cut to.
+    """
 
     def traces(one_tick: bool) -> list[Trace]:
         return [trace(module, prepared, one_tick=one_tick, sizes=sizes) for sizes in order]
 
-    def lifted_of(traced: Trace, padded: Padded) -> Lifted:
+    def lifted_of(traced: Trace, padded: Padded, twin: Trace) -> Lifted:
+        known: dict[str, Any] = {"paddings": padded.widths, "rows_seen": rows}
+        if twin.ticks is not None:
+            known |= {"twin": {n.name: n for n in twin.nodes}, "twin_ticks": twin.ticks}
         try:
-            return _Lift(module, traced, names, blocks=blocks, padded=padded).finish(probe)
+            return _Lift(module, traced, names, blocks=blocks, known=known).finish(probe)
         except _StepsError as needed:
-            return _Lift(module, traced, names, steps=needed.ticks, padded=padded).finish(probe)
+            return _Lift(module, traced, names, steps=needed.ticks, known=known).finish(probe)
 
     over_time = traces(one_tick=False)
     padded = [Padded({})] * 2
     if prepared.time_axis is not None:
         padded = paddings(module, prepared, over_time, stride_of(module))
     try:
-        lifted, again = map(lifted_of, over_time, padded)
+        lifted, again = map(lifted_of, over_time, padded, over_time[::-1])
     except ExportError as error:
         if not prepared.state or prepared.time_axis is None:
             raise
@@ -134,24 +146,21 @@ def _twice(
         note = f"the step model takes exactly one tick a call, because over several: {error.message}"
         lifted = replace(lifted, notes=(note, *lifted.notes))
     if (lifted.model, lifted.probe) != (again.model, again.probe):
-        raise _LengthError(
+        raise LengthError(
             f"{type(module).__name__}: what it computes changes with the batch size or with the sequence's "
             "length, which forward uses as a number (x.shape[1] in arithmetic). What would help: a stream "
             "has no length; use constants, or state that counts"
         )
     # A certificate is about every length that forward takes, whatever was traced.
-    takes, least = prepared.lengths[0], padded[0].least
+    takes, least = prepared.takes, padded[0].least
     if lifted.spec.steps is None or least <= takes.least:
         return replace(lifted, lengths=takes)
     note = f"forward pads sequences of fewer than {least} ticks in another way; here they are as longer ones"
     return replace(lifted, lengths=replace(takes, least=least), notes=(*lifted.notes, note))
 
 
+Rows = Mapping[int, set[int]]
 _LENGTHS = 6  # that follow each other, on which forward is run: strides of 2 and 3, and both
-
-
-class _LengthError(NotStreamableError):
-    """A refusal that may be due to the length that was traced: another one is tried."""
 
 
 class _StepsError(Exception):
@@ -178,18 +187,21 @@ def _steps_after(timing: Timing, ticks: int, rows: int) -> int:
     return after
 
 
-def _check_rows(module: nn.Module, prepared: Prepared, lifted: Lifted) -> None:
+def _rows_seen(module: nn.Module, prepared: Prepared) -> Rows:
+    """The sizes of the axes of what forward returns, by the number of ticks; none if it fails."""
+    unit, first = prepared.takes.unit, max(t for _, t in prepared.sizes)
+    lengths = [first + i * unit for i in range(_LENGTHS)]
+    return dict(zip(lengths, rows_given(module, prepared, lengths), strict=True))
+
+
+def _check_rows(module: nn.Module, seen: Rows, lifted: Lifted) -> None:
     """Raise if forward gives another number of rows than the step model at some length.
 
     Two traced lengths do not show all: of two branches, the shorter one may be another at another length.
     """
-    if lifted.spec.steps is None:
-        return
-    unit, first = prepared.lengths[0].unit, max(t for _, t in prepared.sizes)
-    lengths = [first + i * unit for i in range(_LENGTHS)]
-    for ticks, given in zip(lengths, rows_given(module, prepared, lengths), strict=True):
+    for ticks, given in seen.items():
         if given and lifted.rows(ticks) not in given:
-            raise _LengthError(
+            raise LengthError(
                 f"{type(module).__name__}: the number of rows that it makes does not follow from strides and "
                 f"paddings (of {ticks} ticks, {lifted.rows(ticks)} rows were expected). Are branches cut to "
                 "the shorter one, and which one that is changes with the length? What would help: cut to "
@@ -214,20 +226,21 @@ class _Lift:
         one_tick: Mapping[str, int | None] | None = None,
         blocks: Blocks | None = None,
         steps: int | None = None,
-        padded: Padded | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
-        """`one_tick`: of a trace with a time axis of size 1, where that axis is in each output.
+        """`known`: what else the translation knows of the module's lengths: see `Lowering`.
+        `one_tick`: of a trace with a time axis of size 1, where that axis is in each output.
         `steps`: the ticks of a step, if rows come late or at another rate than ticks.
         """
         self.trace = traced
         self.one_tick = one_tick
         self.name = type(module).__name__
-        self.low = Lowering(traced.batch, traced.ticks, givens={s.name: s.initial for s in traced.states})
+        givens = {s.name: s.initial for s in traced.states}
+        self.low = Lowering(traced.batch, traced.ticks, givens=givens, **(known or {}))
         self.low.layer = self.name
         self.low.any_ticks = traced.ticks is not None and blocks is None
         self.low.blocks = blocks
         self.low.run = traced.run
-        self.low.paddings = padded.widths if padded else {}
         self.steps = steps
         self.env: dict[str, Any] = dict(traced.constants)
         if steps:
@@ -396,12 +409,17 @@ class _Lift:
         for i, v in zip(over, values, strict=True):
             made[i] = v
         self.timing = values[0].timing if values else PLAIN
+        if low.rows_seen:  # what is cut off in the end may be nothing at the traced length
+            known = (n for n in [self.timing.length, *rounded(self.timing.rate)] if n(low.whole) == low.ticks)
+            seen = {t: sizes for t, sizes in low.rows_seen.items() if sizes}
+            length_seen = next((n for n in known if all(n(t) in sizes for t, sizes in seen.items())), None)
+            self.timing = replace(self.timing, length=length_seen or self.timing.length)
         if at_end and (low.clocked or not all(t.plain for t in [self.timing, *(v.timing for v in at_end)])):
             refused = low.refusal(
                 "it is what the module gives at the sequence's end, and depends on what comes after a tick",
                 "return every tick",
             )
-            raise _LengthError(refused.message)
+            raise LengthError(refused.message)
         if low.clock is None and (low.clocked or low.step > 1 or not self.timing.plain):
             if low.blocks:
                 raise low.untranslated("rows that come late or at another rate, together with blocks=")

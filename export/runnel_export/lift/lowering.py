@@ -9,11 +9,12 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from runnel.grouping import Blocks
 
 from .graph import Array, Attribute, Dims
-from .timing import Timing
+from .timing import Length, Timing
 from .values import (
     BATCH,
     HIDDEN,
@@ -113,6 +114,12 @@ class Lowering(Writer):
     at: str = ""  # the trace's operation at hand
     # Of each padding in the trace: its widths, as forward gives them, by the number of ticks.
     paddings: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
+    twin: Mapping[str, Node] = field(default_factory=dict)  # the operations of the trace at the other length
+    twin_ticks: int = 0  # its length
+    # What forward returns at other lengths. If given, a slice that may leave as many rows as another value
+    # has leaves as many as that.
+    rows_seen: Mapping[int, set[int]] | None = None
+    lengths: list[tuple[Fraction, Length]] = field(default_factory=list)  # of all values, with their rates
 
     def __post_init__(self) -> None:
         self.whole = self.ticks or 0  # of the trace's sequence
@@ -123,6 +130,8 @@ class Lowering(Writer):
         if self.whole:
             self.ticks, self.rate, self.timing = timing.length(self.whole), timing.rate, timing
             self.rates.add(timing.rate)
+            if (timing.rate, timing.length) not in self.lengths:
+                self.lengths.append((timing.rate, timing.length))
 
     @property
     def step(self) -> int:

@@ -82,7 +82,7 @@ def _calls(nodes: Sequence[Node]) -> list[str]:
 
 
 def _lengths(prepared: Prepared, stride: int) -> list[int]:
-    lengths = prepared.lengths[0]
+    lengths = prepared.takes
     traced = [ticks for _, ticks in prepared.sizes]
     first = max(traced)
     wanted = [lengths.least * 2**i for i in range((min(traced) // lengths.least).bit_length())]

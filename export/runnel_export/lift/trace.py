@@ -82,7 +82,8 @@ class Prepared:
     axes: Mapping[str, tuple[int, int | None]]  # of each input: batch, time
     states_at: Mapping[str, int]  # the batch axis of each leaf
     sizes: Sequence[tuple[int, int]]  # two pairs for batch and time
-    lengths: Sequence[Lengths]  # to trace at, best first; the first has all lengths that forward takes
+    lengths: Sequence[Lengths]  # to trace at, best first
+    takes: Lengths  # all that forward runs on
     free: tuple[int, ...]  # primes that divide no dimension
 
     def of(self, lengths: Lengths) -> Prepared:
@@ -114,11 +115,13 @@ def prepare(
     states_at = {name: _state_batch_axis(name, h, next(iter(rows_given))) for name, h in given.items()}
     rehearse(module, inputs, state or {})
     free = _primes(module, inputs, axes, given)
-    lengths = [ANY]
+    takes, lengths = ANY, [ANY]
     if time_axis is not None:
-        lengths = accepted(module, inputs, state, {n: t for n, (_, t) in axes.items() if t is not None})
+        takes, lengths = accepted(
+            module, inputs, state, {n: t for n, (_, t) in axes.items() if t is not None}
+        )
     sizes = _sizes(free, lengths[0])
-    return Prepared(inputs, state, given, time_axis, batch_axis, axes, states_at, sizes, lengths, free)
+    return Prepared(inputs, state, given, time_axis, batch_axis, axes, states_at, sizes, lengths, takes, free)
 
 
 def trace(module: nn.Module, prepared: Prepared, *, one_tick: bool = False, sizes: int = 0) -> Trace:
@@ -354,8 +357,6 @@ def _primes(
 
 def _sizes(free: tuple[int, ...], lengths: Lengths) -> list[tuple[int, int]]:
     """Two pairs of sizes for batch and time."""
-    if lengths == ANY:
-        return [(free[0], free[1]), (free[2], free[3])]
     first, second = lengths.times_a_prime(free[2:])
     return [(free[0], first), (free[1], second)]
 

@@ -22,6 +22,10 @@ EXPLICIT = "make it an explicit-state step: export(..., time_axis=None, state={.
 HAND_WRITTEN = "write its tick as a runnel_export.nn.Recurrent, or " + EXPLICIT
 
 
+class LengthError(NotStreamableError):
+    """A refusal that may be due to the length that was traced: another one is tried."""
+
+
 class ShortTraceError(ExportError):
     """The traced sequence is too short to show what is needed: a longer one is tried."""
 

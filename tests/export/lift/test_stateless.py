@@ -19,6 +19,13 @@ def weights(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
 
 
+def written(x: Tensor, _: Any) -> Tensor:
+    y = x.clone()
+    y[:, :, 1:4] = x[:, :, 2:5].tanh()
+    y[..., 5] = 0.5
+    return y
+
+
 def batch_norm(features: int) -> nn.BatchNorm1d:
     norm = nn.BatchNorm1d(features)
     norm.running_mean = torch.randn(features)
@@ -175,6 +182,30 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "constant matmul": lambda: Apply(lambda x, m: (m.w @ x.transpose(1, 2)).transpose(1, 2), w=weights(3, 6)),
     "einsum": lambda: Apply(lambda x, m: torch.einsum("btf,gf->btg", x, m.w), w=weights(3, 6)),
     "einsum two": lambda: Apply(lambda x, m: torch.einsum("btf,fgh->bthg", x, m.w), w=weights(6, 3, 2)),
+    "einsum of groups": lambda: Apply(
+        lambda x, m: torch.einsum("btgi,gih->btgh", x.unflatten(2, (2, 3)), m.w).flatten(2),
+        w=weights(2, 3, 4),
+    ),
+    "einsum of heads": lambda: Apply(
+        lambda x, m: torch.einsum("...hd,hod->...ho", x.unflatten(-1, (2, 3)), m.w).flatten(-2),
+        w=weights(2, 4, 3),
+    ),
+    "einsum of data": lambda: Apply(lambda x, _: torch.einsum("bti,btj->btij", x, x.tanh()).flatten(2)),
+    "einsum of three": lambda: Apply(
+        lambda x, m: torch.einsum("bti,btj,ijk->btk", x, x.sigmoid(), m.w), w=weights(6, 6, 2)
+    ),
+    "einsum that sums": lambda: Apply(lambda x, _: torch.einsum("btgi->btg", x.unflatten(2, (2, 3)))),
+    "einsum that broadcasts": lambda: Apply(
+        lambda x, m: torch.einsum("...i,...ij->...j", x, m.w), w=weights(1, 1, 6, 3)
+    ),
+    "matrices for groups": lambda: Apply(
+        lambda x, m: (x.unflatten(2, (2, 1, 3)) @ m.w).flatten(2), w=weights(2, 3, 4)
+    ),
+    "matrices for groups, from the left": lambda: Apply(
+        lambda x, m: (m.w @ x.unflatten(2, (2, 3, 1))).flatten(2), w=weights(2, 4, 3)
+    ),
+    "pooled features": lambda: Apply(lambda x, _: F.max_pool2d(x.unflatten(2, (2, 3)), (1, 2)).flatten(2)),
+    "written features": lambda: Apply(written),
     "weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)),
     "addmm": lambda: Apply(
         lambda x, m: torch.addmm(m.b, x.reshape(-1, 6), m.w).view(x.shape[0], -1, 3),

@@ -22,6 +22,7 @@ from runnel import Engine
 from runnel.errors import ModelError, NotStreamableError
 from runnel.loading import container
 from runnel.spec import to_document
+from runnel_export.lengths import Lengths
 from runnel_export.lift.lift import lift
 from runnel_export.lift.timing import TICKS, Edge, Length, Timing, Windows, padded_to
 
@@ -206,6 +207,23 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
             c=nn.Conv1d(4, 8, 8, 4), d=nn.ConvTranspose1d(8, 4, 8, 4),
         ), 4, 4,
     ),
+    "resampled, rounded up": (
+        lambda: channels(
+            lambda x, m: m.c(F.pad(x, (2, 5)))[..., : math.ceil(x.shape[-1] / 3)], c=nn.Conv1d(4, 4, 7, 3)
+        ), 3, 3,
+    ),
+    "resampled, rounded down": (
+        lambda: channels(
+            lambda x, m: m.c(F.pad(x, (2, 5), mode="replicate"))[..., : x.shape[-1] // 3],
+            c=nn.Conv1d(4, 4, 7, 3),
+        ), 3, 3,
+    ),
+    "cut to another's length": (
+        lambda: channels(
+            lambda x, m: m.c(F.pad(x, (1, 2)))[..., : (y := m.d(x)).shape[-1]] + y,
+            c=nn.Conv1d(4, 4, 4, 2), d=nn.Conv1d(4, 4, 3, 2),
+        ), 2, 2,
+    ),
     "windows": (lambda: Apply(lambda x, m: m.l(x.unfold(1, 6, 3).flatten(2))[0], l=gru(24, 8)), 3, 3),
 }  # fmt: skip
 
@@ -226,6 +244,7 @@ TRUE_REASONS = (
     "which fit at one length of the sequence only",
     "the number of rows that it makes does not follow from strides and paddings",
     "what it computes changes with the batch size or with the sequence's length",
+    "how many rows are cut off depends on the sequence's length",
 )
 
 
@@ -263,6 +282,32 @@ def test_random_networks_stream_as_torch_computes_them(number: int, folder: Path
 @given(number=st.integers(0, 2**32))
 def test_many_more_random_networks(number: int, folder: Path) -> None:
     check_network(number, folder)
+
+
+@pytest.mark.parametrize(
+    ("module", "unit", "least"),
+    [
+        (channels(lambda x, m: m.c(x), c=nn.Conv1d(4, 4, 3, padding=1)), 1, 1),
+        (channels(lambda x, m: m.c(x), c=nn.Conv1d(4, 4, 23)), 1, 23),
+        (channels(lambda x, m: m.d(m.c(x)), c=nn.Conv1d(4, 4, 8, 4), d=nn.Conv1d(4, 4, 5)), 1, 24),
+        (Apply(hop_by_hop, l=gru(8, 8)), 2, 1),
+    ],
+)
+def test_the_shortest_sequence_is_found(module: nn.Module, unit: int, least: int) -> None:
+    """A certificate is about every length that forward takes, from the shortest on."""
+    assert lift(module.eval(), torch.randn(1, 60, 4)).lengths == Lengths(unit, least)
+
+
+def test_sequences_that_are_padded_in_another_way_are_not_promised() -> None:
+    """As codecs do it: reflection of a short sequence needs more rows first."""
+
+    def reflected(x: Tensor, m: Any) -> Tensor:
+        missing = max(0, 7 - x.shape[-1])
+        return m.c(F.pad(F.pad(x, (0, missing)) if missing else x, (6, 0), mode="reflect"))
+
+    lifted = lift(channels(reflected, c=nn.Conv1d(4, 4, 7)).eval(), torch.randn(1, 60, 4))
+    assert 7 <= lifted.lengths.least <= 14
+    assert any("in another way" in note for note in lifted.notes)
 
 
 # ------------------------------------------------------------------ the theory

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..lowering import Lowering, State
 from ..timing import TICKS, Edge, Length, Timing, Windows
-from ..values import BATCH, HIDDEN, MERGED, Value
+from ..values import BATCH, HIDDEN, MERGED, TIME, Value
 from ..writer import ShortTraceError
 
 END = 2**62  # torch writes "to the end" as a very large index
@@ -124,6 +124,8 @@ def _known(low: Lowering, v: Value, start: int, stop: int) -> Tensor:
         raise low.untranslated("a beginning that is padded, of merged batch and time or of single ticks")
     whole = low.run(v.node)
     whole = torch.view_as_real(whole) if whole.is_complex() else whole
+    if whole.dim() != len(v.axes):  # axes of size 1 came or went since
+        whole = whole.reshape([-1 if a == TIME else low.size(a) for a in v.axes])
     absent = [i for i in features if i not in present]  # of size 1
     whole = whole.permute(v.time, batch, *present, *absent)
     if len(whole) < stop - v.shift:

@@ -201,14 +201,17 @@ def overlap_added(
     return Value(name, axes, tuple(range(len(axes))), v.dtype, timing=made)
 
 
-def _with_channels(low: Lowering, x: Data, rank: int) -> Value:
-    """The input of an operator over `rank` axes after the batch and the channels."""
+def _with_channels(low: Lowering, x: Data, rank: int, mixed: bool = True) -> Value:
+    """The input of an operator over `rank` axes after the batch and the channels.
+
+    `mixed`: whether it mixes the channels, so that time cannot be in their place.
+    """
     v = low.value(x)
     if len(v.axes) != rank + 2:
         raise low.untranslated("a tensor that does not begin with the batch and the channels")
     if v.tick is None and v.axes[0] not in (BATCH, *MERGED):
         raise low.untranslated("a tensor that does not begin with the batch")
-    if TIME in v.axes[:2]:
+    if TIME in v.axes[: 2 if mixed else 1]:
         raise low.untranslated("an operator with time in the place of the channels")
     return v
 
@@ -259,8 +262,8 @@ def _pool(
     rank = 1 if low.op.endswith("1d") else 2
     k, p, d = _expanded(kernel, rank), _expanded(padding, rank), _expanded(dilation, rank)
     s = _expanded(stride, rank) if stride else k
-    v = _with_channels(low, x, rank)
-    at = v.axes.index(TIME) - 2 if TIME in v.axes else None
+    v = _with_channels(low, x, rank, mixed=False)
+    at = v.axes.index(TIME) - 2 if TIME in v.axes[2:] else None
     if ceil and any(size != 1 for size in s):
         raise low.untranslated("ceil_mode=True")
     if op == "AveragePool" and at is not None and p[at] and not include:

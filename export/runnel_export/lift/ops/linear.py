@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..lowering import Lowering
-from ..values import BATCH, HIDDEN, MERGED, TIME, Operand, Value
+from ..values import BATCH, HIDDEN, MERGED, TIME, Axis, Operand, Value
 from .pointwise import add, mul
 from .registry import handles
 from .shape import as_axes
@@ -70,7 +71,7 @@ def _by_constant(low: Lowering, v: Value, w: Tensor) -> Value:
     while w.dim() > 2 and all(low.size(n) == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
         w = w[0]  # the same matrix for every row of the batch
     if w.dim() > 2:
-        raise low.untranslated("a product with a constant of more than two axes")
+        return einsum(low, "...ij,...jk->...ik", [v, w])
     if w.dim() == 1:
         out = product(low, v, len(v.axes) - 1, w.unsqueeze(-1))
         return low.drop(out, len(out.axes) - 1)
@@ -81,6 +82,8 @@ def _constant_by(low: Lowering, w: Tensor, v: Value) -> Value:
     """W @ x contracts x's last axis but one."""
     if w.dim() > 2 and all(n == 1 or torch.equal(w, w[:1].expand_as(w)) for n in w.shape[:1]):
         return _constant_by(low, w[0], v)
+    if w.dim() > 2 and len(v.axes) >= 2:
+        return einsum(low, "...ij,...jk->...ik", [w, v])
     if w.dim() > 2 or len(v.axes) < 2:
         raise low.untranslated("a product with a constant of this shape")
     out = product(low, v, len(v.axes) - 2, (w if w.dim() == 2 else w.unsqueeze(0)).T)
@@ -128,44 +131,102 @@ def addmm(low: Lowering, bias: Operand, a: Operand, b: Operand, beta: float = 1,
 
 @handles("aten::einsum")
 def einsum(low: Lowering, equation: str, operands: list[Operand], path: object = None) -> Value:
-    """One data operand and at most one constant, of which at most one index is summed."""
+    """One data operand times a matrix where it can be, else ONNX's operator of that name."""
+    terms, result = _spelled(low, equation, operands)
+    found = _as_product(low, terms, operands, result)
+    return found if found is not None else _general(low, terms, operands, result)
+
+
+def _spelled(low: Lowering, equation: str, operands: list[Operand]) -> tuple[list[str], str]:
+    """(a letter for each operand's axes, those of the result), without an ellipsis."""
     sides = equation.replace(" ", "").split("->")
-    if len(sides) != 2 or "." in equation or len(operands) > 2:
-        raise low.untranslated(f"einsum {equation!r}")
     terms = sides[0].split(",")
-    data = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Value)]
-    constants = [(t, o) for t, o in zip(terms, operands, strict=True) if isinstance(o, Tensor)]
-    if len(data) != 1:
-        (ta, a), (tb, b) = data
-        shared = (set(ta) & set(tb)) - set(sides[1])
-        if any(a.axes[ta.index(s)] == TIME for s in shared) or (
-            {x.axes.index(TIME) for x in (a, b) if TIME in x.axes} and _times(ta, a) != _times(tb, b)
-        ):
-            raise low.refusal(ATTENTION, INSTEAD)
-        raise low.untranslated(f"einsum {equation!r} of two data tensors; write it with matmul")
-    term, v = data[0]
-    if len(set(term)) != len(term) or not constants:
+    used = {c for c in sides[0] if c.isalpha()}
+    result = (
+        sides[1]
+        if len(sides) == 2
+        else "..." * ("." in equation) + "".join(sorted(c for c in used if sides[0].count(c) == 1))
+    )
+    ranks = [x.dim() if isinstance(x, Tensor) else len(x.axes) for x in operands]
+    hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    free = [c for c in string.ascii_letters if c not in used]
+    if max(hidden) > len(free) - 1:
         raise low.untranslated(f"einsum {equation!r}")
-    other, w = constants[0]
-    summed = [c for c in term if c in other and c not in sides[1]]
+    letters = "".join(free[: max(hidden)])
+    spelled = [t.replace("...", letters[len(letters) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return spelled, result.replace("...", letters)
+
+
+def _as_product(low: Lowering, terms: list[str], operands: list[Operand], result: str) -> Value | None:
+    """One data operand and one constant, of which one index is summed; None for anything else."""
+    if sorted(isinstance(x, Value) for x in operands) != [False, True]:
+        return None
+    (term, v), (other, w) = sorted(zip(terms, operands, strict=True), key=lambda x: isinstance(x[1], Tensor))
+    assert isinstance(v, Value)
+    assert isinstance(w, Tensor)
+    summed = [c for c in term if c in other and c not in result]
     new = [c for c in other if c not in term]
     if (
         len(summed) != 1
+        or len(set(term)) != len(term)
         or sorted(other) != sorted(summed + new)
-        or len(set(term + "".join(new))) != len(sides[1]) + 1
+        or len(set(term + "".join(new))) != len(result) + 1
     ):
-        raise low.untranslated(f"einsum {equation!r}")
+        return None
     matrix = w.permute([other.index(c) for c in (*summed, *new)]).reshape(w.shape[other.index(summed[0])], -1)
     out = product(low, v, term.index(summed[0]), matrix)
     letters = [c for c in term if c not in summed]
     if len(new) != 1:
         out = as_axes(low, out, (*out.axes[:-1], *[w.shape[other.index(c)] for c in new]))
     letters += new
-    return low.permute(out, [letters.index(c) for c in sides[1]])
+    return low.permute(out, [letters.index(c) for c in result])
 
 
-def _times(term: str, v: Value) -> str:
-    return term[v.axes.index(TIME)] if TIME in v.axes else ""
+def _general(low: Lowering, terms: list[str], operands: list[Operand], result: str) -> Value:
+    """Every operand's axes by letters; those of batch and time are kept, each by one letter of its own."""
+    made = low.alike(operands)
+    values = [(t, x) for t, x in zip(terms, made, strict=True) if isinstance(x, Value)]
+    tick = low.same_tick([v for _, v in values])
+    dtype = values[0][1].dtype
+    labels: dict[str, Axis] = {}
+    for term, v in values:
+        for letter, label in zip(term, v.axes, strict=True):
+            if isinstance(label, int):
+                continue
+            if letter not in result or term.count(letter) > 1:
+                raise low.refusal(*_MIXED[label == TIME])
+            if label in labels.values() and labels.get(letter) != label:
+                raise low.refusal(*_MIXED[label == TIME])
+            labels[letter] = label
+    over_time = next(c for c in string.ascii_letters if c not in "".join(terms))
+    names, written, sizes = [], [], dict(labels)
+    for term, x in zip(terms, made, strict=True):
+        if isinstance(x, Value):
+            v = x
+            for axis in [i for i, n in enumerate(v.axes) if n == 1 and i in v.order]:  # it may broadcast
+                squeezed = low.node("Squeeze", v.name, low.graph.ints(v.at(axis)))
+                v = replace(v, name=squeezed, order=tuple(o for o in v.order if o != axis))
+            names.append(low.cast(v, dtype).name)
+            written.append("".join(over_time if o == HIDDEN else term[o] for o in v.order))
+            sizes |= {c: n for c, n in zip(term, v.axes, strict=True) if isinstance(n, int) and n != 1}
+        else:
+            assert isinstance(x, Tensor)
+            constant = low.invariant(x.to(dtype), [labels.get(c, 0) for c in term])
+            kept = [i for i, n in enumerate(constant.shape) if n != 1]
+            names.append(low.constant(constant.reshape([constant.shape[i] for i in kept])))
+            written.append("".join(term[i] for i in kept))
+            sizes |= {term[i]: int(constant.shape[i]) for i in kept}
+    if any(len(set(term)) != len(term) for term in written):
+        raise low.untranslated("an einsum over a diagonal")
+    present = "".join(written)
+    lead = [c for c in (over_time, *sorted(labels, key=lambda c: labels[c] != TIME)) if c in present]
+    order = [*lead, *(c for c in result if c in present and c not in lead)]
+    name = low.node("Einsum", *names, equation=f"{','.join(written)}->{''.join(order)}")
+    axes = tuple(sizes.get(c, 1) for c in result)
+    return Value(name, axes, tuple(HIDDEN if c == over_time else result.index(c) for c in order), dtype, tick)
+
+
+_MIXED = (("a product over the batch axis mixes streams", "contract features"), (ATTENTION, INSTEAD))
 
 
 @handles("aten::embedding")

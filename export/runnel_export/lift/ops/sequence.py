@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..lowering import Lowering
-from ..timing import Length, Windows
+from ..timing import TICKS, Length, Timing, Windows
 from ..values import (
     BATCH,
     HIDDEN,
@@ -25,6 +27,7 @@ from ..values import (
     Value,
     axes_of,
 )
+from ..writer import LengthError
 from .along_time import END, aligned, in_place, take_tick, widened, windowed
 from .registry import handles
 
@@ -78,7 +81,7 @@ def slice_(
     size = low.size(axes[dim])
     start, end, step = slice(start, end, step).indices(size)
     length = len(range(start, end, step))
-    if (length, step) == (size, 1):
+    if (length, step) == (size, 1) and not (low.rows_seen and axes[dim] == TIME):
         return x
     if length == 0:
         raise low.untranslated("an empty slice")
@@ -88,15 +91,21 @@ def slice_(
     if v.axes[dim] == TIME:
         if length == 1:
             return take_tick(v, dim, start, keep=True)
-        return cut(low, v, start, end, step)
+        return cut(low, v, start, end, step, dim)
     _no_batch(low, v.axes[dim])
     return feature_slice(low, v, dim, start, end, step)
 
 
-def cut(low: Lowering, v: Value, start: int, end: int, step: int) -> Value:
-    """The rows from `start` to `end` of a sequence, each or every `step`-th of them."""
+def cut(low: Lowering, v: Value, start: int, end: int, step: int, dim: int | None = None) -> Value:
+    """The rows from `start` to `end` of a sequence, all or every `step`-th of them.
+
+    `dim`: the axis that the operation at hand slices, if it is a slice.
+    """
     timing = v.timing.cut(start, low.size(TIME) - end)
-    if timing.rate == 1 and end - start == low.whole and end < low.size(TIME):
+    length = _length_of(low, timing, end - start, dim) if step == 1 else None
+    if length is not None:
+        timing = replace(timing, length=length)
+    elif timing.rate == 1 and end - start == low.whole and end < low.size(TIME):
         timing = replace(timing, length=Length())  # cut to the length of the input, whatever that is
     v = replace(v, timing=timing, shift=v.shift - start)
     if step == 1:
@@ -105,6 +114,37 @@ def cut(low: Lowering, v: Value, start: int, end: int, step: int) -> Value:
     name = windowed(low, v, windows)
     bounds = (0, END, v.at(v.time), step)
     return replace(v, name=low.node("Slice", name, *map(low.graph.ints, bounds)), timing=windows.timing)
+
+
+def _length_of(low: Lowering, timing: Timing, rows: int, dim: int | None) -> Length | None:
+    """The length that a sequence is cut to; None if a constant number of rows is cut off.
+
+    The trace at the other length shows which. It is the length of another value, or that of the input at
+    this rate, rounded up or down.
+    """
+    node = low.twin.get(low.at)
+    if dim is None or node is None or not isinstance(node.args[0], Node):
+        return None
+    before, after = node.args[0].meta["val"].shape[dim], node.meta["val"].shape[dim]
+    constant = low.size(TIME) - rows == before - after  # as many rows are cut off at both lengths
+    if constant and not low.rows_seen:
+        return None
+    known = [n for rate, n in low.lengths if rate == timing.rate and n != timing.length]
+    known += rounded(timing.rate)
+    fit = (length for length in known if length(low.whole) == rows and length(low.twin_ticks) == after)
+    found = min(fit, key=lambda length: len(length.chain), default=None)
+    if found is None and not constant:
+        raise LengthError(
+            f"{low.where}: how many rows are cut off depends on the sequence's length, which forward uses "
+            "as a number, and what is left is as long as no other value. What would help: a stream has no length; "
+            "cut to the length of another value, or by constants"
+        )
+    return found
+
+
+def rounded(rate: Fraction) -> list[Length]:
+    """The length of the input at this rate, rounded down and up."""
+    return [TICKS.then(rate.numerator, more, rate.denominator) for more in (0, rate.denominator - 1)]
 
 
 def feature_slice(low: Lowering, v: Value, dim: int, start: int, end: int, step: int = 1) -> Value:
@@ -320,6 +360,13 @@ def select_scatter(low: Lowering, base: Any, source: Any, dim: int, index: int) 
     dim %= rank
     source = low.value(source) if not isinstance(source, Tensor) else source
     size = base.shape[dim] if isinstance(base, Tensor) else low.size(axes_of(base)[dim])
+    if isinstance(base, Value) and isinstance(base.axes[dim], int):
+        if isinstance(source, Tensor):
+            rest = [low.size(a) for i, a in enumerate(base.axes) if i != dim]
+            one: Value | Tensor = source.expand(rest).unsqueeze(dim)
+        else:
+            one = low.insert(source, dim)
+        return _written(low, base, one, dim, range(index % size, index % size + 1))
     if low.ticks is None or size != low.ticks or not isinstance(source, Value):
         raise low.untranslated("writes into a part of a tensor; build it with cat or stack")
     if isinstance(base, Tensor):
@@ -350,10 +397,20 @@ def slice_scatter(
     covered = range(*slice(start, end, step).indices(size))
     if len(covered) == size:
         return source
+    if isinstance(base, Value) and isinstance(base.axes[dim], int) and step == 1 and covered:
+        return _written(low, base, source if isinstance(source, Tensor) else low.value(source), dim, covered)
     if len(covered) != 1:
         raise low.untranslated("writes several ticks at once into a part of a tensor")
     inner = source.select(dim, 0) if isinstance(source, Tensor) else select(low, source, dim, 0)
     return select_scatter(low, base, inner, dim, covered[0])
+
+
+def _written(low: Lowering, v: Value, source: Value | Tensor, dim: int, places: range) -> Value:
+    """With these features in the place of others."""
+    size = low.size(v.axes[dim])
+    left = [feature_slice(low, v, dim, 0, places[0])] if places[0] else []
+    right = [feature_slice(low, v, dim, places[-1] + 1, size)] if places[-1] + 1 < size else []
+    return concatenate(low, [*left, source, *right], dim)
 
 
 @handles("aten::copy", lazy=True)

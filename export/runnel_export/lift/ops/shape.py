@@ -362,7 +362,7 @@ def pad(
     if mode not in _MODES:
         raise low.untranslated(f"padding of mode {mode!r}")
     along_time = axes.index(TIME) if TIME in axes else None
-    over_time = by_axis.pop(along_time, None) if along_time is not None else None
+    over_time = by_axis.pop(-1 if along_time is None else along_time, None)
     by_axis = {d: w for d, w in by_axis.items() if w != (0, 0)}
     for d in by_axis:
         if not isinstance(axes[d], int):
@@ -371,17 +371,18 @@ def pad(
         x = _pad_features(low, low.value(x), by_axis, mode, value)
     if over_time is not None:
         assert along_time is not None
-        x = _pad_time(low, low.value(x), over_time, rank - 1 - along_time, mode, float(value or 0.0))
+        x = _pad_time(low, low.value(x), widths, 2 * (rank - 1 - along_time), mode, float(value or 0.0))
     return x
 
 
-def _pad_time(low: Lowering, v: Value, widths: tuple[int, int], place: int, mode: str, fill: float) -> Value:
-    """`place`: of the time axis in the widths of forward's call, counted from the last axis."""
-    calls = low.paddings.get(low.at, {})
-    given = {ticks: (w[2 * place], w[2 * place + 1]) for ticks, w in calls.items()} or {low.whole: widths}
+def _pad_time(low: Lowering, v: Value, widths: Sequence[int], at: int, mode: str, fill: float) -> Value:
+    """`at`: where in the widths those of the time axis are."""
+    # (of a complex tensor, forward's call lacks the widths of the axis of its parts)
+    calls = {t: (*[0] * (len(widths) - len(w)), *w) for t, w in low.paddings.get(low.at, {}).items()}
+    given = {ticks: w[at : at + 2] for ticks, w in (calls or {low.whole: tuple(widths)}).items()}
     if len({left for left, _ in given.values()}) > 1:
         raise low.untranslated("padding in front whose size depends on the sequence's length")
-    left = widths[0]
+    left = widths[at]
     cut = v.timing.length.then(plus=left)
     found = padded_to(cut, {ticks: right for ticks, (_, right) in given.items()})
     if found is None:

@@ -19,9 +19,10 @@ from ..lowering import Lowering
 from ..values import BATCH, TIME, Complex, Data, Value
 from .along_time import widened
 from .conv import over_windows, overlap_added
-from .linear import matmul
+from .linear import einsum, matmul
 from .registry import find, handles
 from .sequence import concatenate, cut, feature_slice
+from .window import unfold
 
 _LEAST = 1e-11  # of the squared windows' sum, for torch too
 
@@ -37,6 +38,8 @@ def operation(low: Lowering, name: str, overload: str, arguments: list[Any]) -> 
     if short not in _SHAPES or handler is None:
         raise low.untranslated("this operation on complex numbers")
     rank = next(len(x.parts.axes) - 1 for x in _complex(arguments))
+    if short in ("pad", "constant_pad_nd") and arguments[-1]:
+        raise low.untranslated("padding of complex numbers by another one than 0")
     arguments = _SHAPES[short](arguments, rank)
     arguments = [_inner(x) for x in arguments]
     made = handler.function(low, *arguments)
@@ -79,6 +82,7 @@ _SHAPES: dict[str, Callable[[list[Any], int], list[Any]]] = {
     **dict.fromkeys(("select", "slice", "unbind", "squeeze", "split", "split_with_sizes", "narrow"), _dim(1)),
     "chunk": _dim(2),
     "cat": _dim(1),
+    "unflatten": _dim(1),
     "stack": lambda a, rank: [a[0], a[1] % (rank + 1)],
     "unsqueeze": lambda a, rank: [a[0], a[1] % (rank + 1)],
     "transpose": _dims,
@@ -87,6 +91,9 @@ _SHAPES: dict[str, Callable[[list[Any], int], list[Any]]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), lambda a, _: [a[0], [*a[1], 2]]),
     "sum": _dim(1),
     "mean": _dim(1),
+    # (a fill that is not zero is a real number)
+    "pad": lambda a, _: [a[0], [0, 0, *a[1]], *a[2:]],
+    "constant_pad_nd": lambda a, _: [a[0], [0, 0, *a[1]], *a[2:]],
 }
 _SHAPES["split"] = _SHAPES["split_with_sizes"] = _dim(2)
 
@@ -207,6 +214,33 @@ def _sum(op: str) -> Callable[..., Complex]:
     return write
 
 
+def _unfold(low: Lowering, x: Complex, dim: int, size: int, step: int) -> Complex:
+    rank = len(x.parts.axes) - 1
+    made = unfold(low, x.parts, dim % rank, size, step)
+    return Complex(low.permute(made, [*range(rank), rank + 1, rank]))
+
+
+def _einsum(low: Lowering, equation: str, operands: list[Any], path: object = None) -> Complex:
+    """One or two operands, of which at least one is complex."""
+    if len(operands) > 2:
+        raise low.untranslated("an einsum of more than two complex tensors")
+    pairs = [_pair(low, x) for x in operands]
+
+    def made(*numbers: int) -> Value | None:
+        parts = [pair[number] for pair, number in zip(pairs, numbers, strict=True)]
+        return None if any(p is None for p in parts) else einsum(low, equation, parts)
+
+    if len(pairs) == 1:
+        return _joined(low, *(v for v in (made(0), made(1)) if v is not None))
+    (a, b), (c, d) = (made(0, 0), made(1, 1)), (made(0, 1), made(1, 0))
+    assert a is not None
+    real_part = a if b is None else low.pointwise("Sub", [a, b])
+    imaginary = [v for v in (c, d) if v is not None]
+    return _joined(
+        low, real_part, imaginary[0] if len(imaginary) == 1 else low.pointwise("Add", [*imaginary])
+    )
+
+
 def _view_as_real(low: Lowering, x: Complex) -> Value:
     return x.parts
 
@@ -225,6 +259,8 @@ _OF_COMPLEX: dict[str, Callable[..., Any]] = {
     "conj_physical": conjugate,
     "resolve_conj": lambda low, x: x,
     "view_as_real": _view_as_real,
+    "unfold": _unfold,
+    "einsum": _einsum,
 }
 
 
@@ -265,9 +301,14 @@ def _scale(size: int, norm: str | None, inverse: bool) -> float:
     return 1.0
 
 
-def _last(low: Lowering, v: Value, dim: int, rank: int) -> None:
-    if dim % rank != rank - 1 or not isinstance(v.axes[rank - 1], int):
-        raise low.untranslated("a Fourier transform of another axis than the last, or of time or batch")
+def _last(low: Lowering, v: Value, dim: int, rank: int) -> tuple[Value, list[int]]:
+    """(with the axis as the last of `rank`, where each axis was before)."""
+    dim %= rank
+    if not isinstance(v.axes[dim], int):
+        raise low.refusal("a Fourier transform along time or batch", "frames first: torch.stft, x.unfold")
+    dims = [i for i in range(rank) if i != dim] + [dim]
+    v = low.permute(v, [*dims, *range(rank, len(v.axes))])
+    return v, [dims.index(i) for i in range(rank)]
 
 
 @handles("aten::fft_rfft")
@@ -277,7 +318,7 @@ def rfft(low: Lowering, v: Value, n: int | None = None, dim: int = -1, norm: str
 
 def _forward(low: Lowering, v: Value, n: int | None, dim: int, norm: str | None, onesided: bool) -> Complex:
     rank = len(v.axes)
-    _last(low, v, dim, rank)
+    v, before = _last(low, v, dim, rank)
     width = low.size(v.axes[-1])
     size = n or width
     if size < width:
@@ -286,7 +327,7 @@ def _forward(low: Lowering, v: Value, n: int | None, dim: int, norm: str | None,
     bins = basis.shape[1]
     # One product for both parts, that are then parted.
     made = matmul(low, v, basis.permute(2, 1, 0).reshape(-1, 2 * bins).float())
-    return Complex(_unflat(low, made, bins))
+    return Complex(low.permute(_unflat(low, made, bins), [*before, rank]))
 
 
 def _unflat(low: Lowering, v: Value, bins: int) -> Value:
@@ -300,8 +341,8 @@ def _unflat(low: Lowering, v: Value, bins: int) -> Value:
 
 
 def irfft(low: Lowering, x: Complex, n: int | None = None, dim: int = -1, norm: str | None = None) -> Value:
-    v, rank = x.parts, len(x.parts.axes) - 1
-    _last(low, v, dim, rank)
+    rank = len(x.parts.axes) - 1
+    v, before = _last(low, x.parts, dim, rank)
     bins = low.size(v.axes[rank - 1])
     size = n or 2 * (bins - 1)
     wanted = size // 2 + 1
@@ -321,7 +362,8 @@ def irfft(low: Lowering, x: Complex, n: int | None = None, dim: int = -1, norm: 
         v.dtype,
         v.tick,
     )
-    return matmul(low, flat, basis.permute(1, 0, 2).reshape(2 * wanted, size).float())
+    made = matmul(low, flat, basis.permute(1, 0, 2).reshape(2 * wanted, size).float())
+    return low.permute(made, before)
 
 
 _OF_COMPLEX["fft_irfft"] = irfft
@@ -420,7 +462,18 @@ def istft(
 
 
 _OF_COMPLEX["istft"] = istft
-_OWN = {"istft", "view", "reshape", "_unsafe_view", "slice", "select", "cat"}
+_OWN = {
+    "istft",
+    "pad",
+    "constant_pad_nd",
+    "unfold",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "slice",
+    "select",
+    "cat",
+}
 
 
 def rows(short: str) -> str:
