@@ -144,7 +144,9 @@ class Original:
         for name, axis in self._axes.items():
             if axis is not None:
                 outputs[name] = _numpy(whole[name].movedim(axis, 0))
-        wanted = range(ticks) if at is None else at
+        # (of fewer ticks than a model of steps begins with, forward gives something of another shape)
+        first = self.lengths.least - 1 if self._spec.steps else 0
+        wanted = range(first, ticks) if at is None else [t for t in at if t >= first]
         known: dict[str, Array] = {}
         if len(outputs) < len(self._axes) and len(wanted):
             prefixes = [self._forward([_cut(frames, t + 1)], start)[0] for t in wanted]
@@ -152,7 +154,7 @@ class Original:
                 if axis is None:
                     outputs[name] = np.stack([_numpy(p[name]) for p in prefixes])
                     if at is not None:
-                        known[name] = np.asarray(at)
+                        known[name] = np.asarray(wanted) - first
         return Run(self._shaped(outputs, ticks, known), states, known)
 
     def _blocks(self, bounded: Bounded, chunk: Mapping[str, Array]) -> Run:

@@ -40,7 +40,9 @@ class Lifted:
     """A step graph, what it takes and gives, and what its user should know.
 
     `remembered`: how many ticks its caches hold together; a change may take so long to come out. `probe`: the
-    same with its layers' inside among its outputs, where that was asked for and there are layers.
+    same with its layers' inside among its outputs, where that was asked for and there are layers. `lengths`:
+    the sequences that forward takes. `rows`: how many rows the module gives for a sequence; `at_end`: each is
+    what it gives at the end of the sequence so far.
     """
 
     model: onnx.ModelProto
@@ -50,6 +52,7 @@ class Lifted:
     probe: Probed | None = None
     lengths: Lengths = ANY
     rows: Length = TICKS
+    at_end: bool = False
 
 
 def lift(
@@ -87,7 +90,7 @@ def lift(
 
         try:
             lifted = attempt((0, 1))
-            rows = _rows_seen(module, sized) if lifted.spec.steps else {}
+            rows = _rows_seen(module, sized) if lifted.spec.steps and not lifted.at_end else {}
             try:
                 _check_rows(module, rows, lifted)
             except LengthError:  # perhaps what looked like a constant is not one
@@ -153,6 +156,8 @@ def _twice(
         )
     # A certificate is about every length that forward takes, whatever was traced.
     takes, least = prepared.takes, padded[0].least
+    if lifted.at_end and lifted.spec.steps is not None:  # before, forward gives something of another shape
+        takes = replace(takes, least=max(takes.least, lifted.spec.steps.delay + 1))
     if lifted.spec.steps is None or least <= takes.least:
         return replace(lifted, lengths=takes)
     note = f"forward pads sequences of fewer than {least} ticks in another way; here they are as longer ones"
@@ -242,6 +247,7 @@ class _Lift:
         self.low.blocks = blocks
         self.low.run = traced.run
         self.steps = steps
+        self.at_end = False
         self.env: dict[str, Any] = dict(traced.constants)
         if steps:
             self.own = [self.low.graph.fresh(name) for name in ("present", "begun", "kept")]
@@ -368,7 +374,9 @@ class _Lift:
         )
         remembered = sum(s.past for s in states) + (2 * low.blocks.window if low.blocks else 0)
         rows = self.timing.length if steps else TICKS
-        return Lifted(model, spec, (*self.trace.notes, *low.notes), remembered, probed, rows=rows)
+        return Lifted(
+            model, spec, (*self.trace.notes, *low.notes), remembered, probed, rows=rows, at_end=self.at_end
+        )
 
     def _output_names(self, wanted: Sequence[str] | None) -> list[str]:
         found = list(self.trace.outputs)
@@ -414,12 +422,8 @@ class _Lift:
             seen = {t: sizes for t, sizes in low.rows_seen.items() if sizes}
             length_seen = next((n for n in known if all(n(t) in sizes for t, sizes in seen.items())), None)
             self.timing = replace(self.timing, length=length_seen or self.timing.length)
-        if at_end and (low.clocked or not all(t.plain for t in [self.timing, *(v.timing for v in at_end)])):
-            refused = low.refusal(
-                "it is what the module gives at the sequence's end, and depends on what comes after a tick",
-                "return every tick",
-            )
-            raise LengthError(refused.message)
+        if at_end:
+            self._end_in_time(at_end, alone=not over)
         if low.clock is None and (low.clocked or low.step > 1 or not self.timing.plain):
             if low.blocks:
                 raise low.untranslated("rows that come late or at another rate, together with blocks=")
@@ -429,6 +433,22 @@ class _Lift:
             raise _StepsError(low.step)
         low.attend(self.timing)
         return made
+
+    def _end_in_time(self, at_end: list[Value], alone: bool) -> None:
+        """What the module gives at a sequence's end is a stream's row if it depends on no tick behind it.
+
+        It may begin late, as what is made of the last few rows does.
+        """
+        low, timing = self.low, at_end[0].timing
+        begins = Timing(delay=timing.delay, length=TICKS.then(plus=-timing.delay))
+        alike = all(v.timing == timing for v in at_end) and (alone or self.timing == timing)
+        if low.clocked or not alike or timing != begins:
+            refused = low.refusal(
+                "it is what the module gives at the sequence's end, and depends on what comes after a tick",
+                "return every tick",
+            )
+            raise LengthError(refused.message)
+        self.timing, self.at_end = timing, True
 
     def _taken(self) -> tuple[Steps, list[tuple[str, Port, ModelTensor]]]:
         """How the engine takes steps, and the outputs that say which of a step's rows are the stream's."""
@@ -500,7 +520,7 @@ class _Lift:
                 "every tick",
                 "return every tick, or leave blocks= out and the bidirectional layer",
             )
-        if v.tick is not None and v.tick != low.whole - 1:
+        if v.tick is not None and v.tick != self.timing.length(low.whole) - 1:
             raise low.refusal(
                 f"it is what the module gives at tick {v.tick}, and is fixed from then on",
                 "return the last tick (out[:, -1]) or every tick",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from hypothesis import assume, event, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import runnel_export
 from runnel import Engine
 from runnel.errors import ModelError, NotStreamableError
 from runnel.loading import container
@@ -27,7 +29,7 @@ from runnel_export.lift.lift import lift
 from runnel_export.lift.timing import TICKS, Edge, Length, Timing, Windows, padded_to
 
 from ..stepping import Apply
-from ..streaming import assert_equal_to_torch
+from ..streaming import assert_equal_to_torch, fed
 from .networks import Network
 
 
@@ -282,6 +284,36 @@ def test_random_networks_stream_as_torch_computes_them(number: int, folder: Path
 @given(number=st.integers(0, 2**32))
 def test_many_more_random_networks(number: int, folder: Path) -> None:
     check_network(number, folder)
+
+
+LAST: dict[str, tuple[Callable[[Tensor, Any], Tensor], int]] = {
+    # name: (of 4 channels, how many of the last rows it sees)
+    "as rows": (lambda x, m: m.f(m.l(x)[0][:, -5:]), 5),
+    "as features": (lambda x, m: m.g(m.l(x)[0][:, -3:].flatten(1)), 3),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_rows_are_features_of_the_last_tick(name: str, tmp_path: Path) -> None:
+    """As forecasters have it. The stream gives its first row once it has seen as many ticks."""
+    torch.manual_seed(0)
+    function, rows = LAST[name]
+    parts = {"l": gru(4, 8), "f": nn.Linear(8, 2), "g": nn.Linear(24, 2)}
+    module, file = Apply(function, **parts).eval(), tmp_path / "m.onnx"
+    runnel_export.export(module, torch.randn(2, 30, 4), file, progress=False)
+    x = torch.randn(1, 17, 4)
+    with Engine.load(file) as engine, torch.no_grad():
+        assert engine.pipeline.latency == rows - 1
+        for cuts in (range(1, 17), [2, 9], []):
+            with engine.open() as stream:
+                found = fed(stream, x[0].numpy(), cuts)
+            expected = torch.stack([module(x[:, :t])[0] for t in range(rows, 18)])
+            np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_last_rows_beside_the_last_tick_are_refused() -> None:
+    with pytest.raises(NotStreamableError, match="at the sequence's end"):
+        lift(Apply(lambda x, _: (x[:, -1], x[:, -6:])), torch.randn(1, 20, 4))
 
 
 @pytest.mark.parametrize(

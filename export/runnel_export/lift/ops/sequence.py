@@ -30,6 +30,7 @@ from ..values import (
 from ..writer import LengthError
 from .along_time import END, aligned, in_place, take_tick, widened, windowed
 from .registry import handles
+from .window import in_windows
 
 # ------------------------------------------------------------------ apart
 
@@ -91,9 +92,29 @@ def slice_(
     if v.axes[dim] == TIME:
         if length == 1:
             return take_tick(v, dim, start, keep=True)
+        if step == 1 and end == size and _rows_in_twin(low, dim) == (length, False):
+            return _last_rows(low, v, dim, length)
         return cut(low, v, start, end, step, dim)
     _no_batch(low, v.axes[dim])
     return feature_slice(low, v, dim, start, end, step)
+
+
+def _rows_in_twin(low: Lowering, dim: int) -> tuple[int, bool] | None:
+    """At the other length: (the rows that the slice at hand leaves, whether these are all)."""
+    node = low.twin.get(low.at)
+    if node is None or not isinstance(node.args[0], Node):
+        return None
+    before, after = node.args[0].meta["val"].shape[dim], node.meta["val"].shape[dim]
+    return after, before == after
+
+
+def _last_rows(low: Lowering, v: Value, dim: int, rows: int) -> Value:
+    """The last rows of a sequence, whatever its length: features of its last tick."""
+    windows = in_windows(low, v, rows, 1)
+    low.attend(windows.timing)
+    taken = take_tick(windows, dim, low.size(TIME) - 1, keep=False)
+    axes = list(range(len(taken.axes) - 1))
+    return low.permute(taken, [*axes[:dim], len(axes), *axes[dim:]])
 
 
 def cut(low: Lowering, v: Value, start: int, end: int, step: int, dim: int | None = None) -> Value:
@@ -136,8 +157,8 @@ def _length_of(low: Lowering, timing: Timing, rows: int, dim: int | None) -> Len
     if found is None and not constant:
         raise LengthError(
             f"{low.where}: how many rows are cut off depends on the sequence's length, which forward uses "
-            "as a number, and what is left is as long as no other value. What would help: a stream has no length; "
-            "cut to the length of another value, or by constants"
+            "as a number, and what is left is as long as no other value. What would help: cut to the length "
+            "of another value, or by constants; a stream has no length"
         )
     return found
 
