@@ -106,10 +106,13 @@ def _torch_rows(built: Built, sequence: Mapping[str, Tensor], ticks: int) -> lis
 
 def _last_rows(built: Built, sequence: Mapping[str, Tensor], axis: int, ticks: int) -> Array:
     """What the module gives after each tick. Rows that it does not give in full are not finite."""
-    rows = [
-        _tensors(call(built, {name: x.narrow(axis, 0, t) for name, x in sequence.items()}))[0].reshape(-1)
-        for t in range(1, ticks + 1)
-    ]
+    rows = []
+    for t in range(1, ticks + 1):
+        try:
+            found = _tensors(call(built, {name: x.narrow(axis, 0, t) for name, x in sequence.items()}))
+        except RuntimeError:  # too short for the module
+            found = [torch.empty(0)]
+        rows.append(found[0].reshape(-1))
     size = len(rows[-1])
     return torch.stack([row if len(row) == size else torch.full((size,), math.inf) for row in rows]).numpy()
 

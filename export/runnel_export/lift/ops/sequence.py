@@ -92,20 +92,19 @@ def slice_(
     if v.axes[dim] == TIME:
         if length == 1:
             return take_tick(v, dim, start, keep=True)
-        if step == 1 and end == size and _rows_in_twin(low, dim) == (length, False):
+        if step == 1 and end == size and _always(low, dim, size, length):
             return _last_rows(low, v, dim, length)
         return cut(low, v, start, end, step, dim)
     _no_batch(low, v.axes[dim])
     return feature_slice(low, v, dim, start, end, step)
 
 
-def _rows_in_twin(low: Lowering, dim: int) -> tuple[int, bool] | None:
-    """At the other length: (the rows that the slice at hand leaves, whether these are all)."""
+def _always(low: Lowering, dim: int, size: int, rows: int) -> bool:
+    """Whether the slice at hand leaves so many rows of a longer or shorter sequence too."""
     node = low.twin.get(low.at)
     if node is None or not isinstance(node.args[0], Node):
-        return None
-    before, after = node.args[0].meta["val"].shape[dim], node.meta["val"].shape[dim]
-    return after, before == after
+        return False
+    return node.meta["val"].shape[dim] == rows and node.args[0].meta["val"].shape[dim] != size
 
 
 def _last_rows(low: Lowering, v: Value, dim: int, rows: int) -> Value:
