@@ -14,7 +14,7 @@ import measured
 
 from runnel.errors import RunnelError, UsageError
 
-RECIPES = ("long_memory", "text_generation", "forecast", "speech_activity", "intent")
+RECIPES = ("long_memory", "text_generation", "forecast", "speech_activity", "noise_suppression", "intent")
 HERE = Path(__file__).parent
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python export/recipes",
         description="Train a model, certify it, stream it, and measure what comes of it.",
-        epilog="recipes:\n" + "\n".join(f"  {name:<16}{about(name)}" for name in RECIPES),
+        epilog="recipes:\n" + "\n".join(f"  {name:<18}{about(name)}" for name in RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
