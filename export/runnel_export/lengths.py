@@ -1,6 +1,7 @@
-"""The lengths of sequences that a module takes: not every forward runs on any number of ticks.
+"""Find the sequence lengths that a module accepts, since not every forward runs on any number of ticks.
 
-A module with strides may want a multiple of them, one without padding as many ticks as its windows see.
+A module with strides may need a multiple of their product. A module without padding needs at least the
+ticks that its windows see.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch.utils import _pytree as pytree
 from .dry_run import copied, resample
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
-MOST = 2**18  # ticks that forward is tried on: 16 s of 16 kHz
-_TRIALS = 24  # runs of forward that fail, at most
+MOST = 2**18  # most ticks that forward is tried on: 16 s of 16 kHz
+_TRIALS = 24  # most candidates that are tried
 _STRIDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 
 
@@ -31,11 +32,11 @@ class Lengths:
     least: int = 1
 
     def up(self, ticks: int) -> int:
-        """The shortest such length of at least `ticks`."""
+        """Return the shortest accepted length of at least `ticks`."""
         return -(-max(ticks, self.least) // self.unit) * self.unit
 
     def times_a_prime(self, free: tuple[int, ...]) -> list[int]:
-        """Two lengths that are a prime number of units. `free`: primes to choose from."""
+        """Return two lengths that are a prime number of units. `free`: primes to choose from."""
         more = (p for p in range(free[-1] + 2, 2 * MOST) if all(p % d for d in range(2, math.isqrt(p) + 1)))
         found: list[int] = []
         for prime in itertools.chain(free, more):
@@ -55,9 +56,9 @@ def accepted(
     state: Mapping[str, Any] | None,
     time_axes: Mapping[str, int],
 ) -> list[Lengths]:
-    """The lengths to trace at, best first: any number of ticks, if forward runs on it.
+    """Return the lengths to trace at, best first. "Any number of ticks" is preferred if forward runs on it.
 
-    Never empty. If forward runs on the example's length only, the list is [ANY].
+    The list is never empty. If forward runs on the example's length only, the list is [ANY].
     """
     other = copied(module)
     given = max(inputs[name].shape[axis] for name, axis in time_axes.items())
@@ -79,7 +80,7 @@ def accepted(
         return True
 
     def fits(lengths: Lengths) -> bool:
-        # Neighbours too: lengths that are all prime could hide a condition on parity.
+        # Also try a length that is not prime: prime lengths alone could hide a condition on parity.
         ticks = [*lengths.times_a_prime(PRIMES), lengths.up(12 * lengths.unit)]
         return max(ticks) <= MOST and all(map(runs, ticks))
 
@@ -90,7 +91,7 @@ def accepted(
         *(u for u in (2, 4, 8, 16, 32, 64, 128, 256, 512) if u <= given),
     ]
     units += [u for u in range(3, min(given, 4096) + 1) if given % u == 0 and u not in units]
-    # First any number, then any from the example's on: a condition on multiples is the rarer one.
+    # Try any length first, then any length from the example's on. Modules that need multiples are rarer.
     wanted = [Lengths(), Lengths(1, given)]
     wanted += [Lengths(unit, least) for least in (1, given) for unit in units if unit > 1]
     for lengths in wanted[:_TRIALS]:
@@ -102,12 +103,15 @@ def accepted(
     if stride > found[0].unit and fits(whole := Lengths(stride, found[0].least)):
         found.append(whole)
     if fits(longer := Lengths(found[0].unit, given)) and longer not in found:
-        found.append(longer)  # short sequences may be thinned out to a single row
+        found.append(longer)  # strides may reduce a short sequence to a single time step
     return found
 
 
 def _strides(module: nn.Module) -> int:
-    """The product of all strides, of the first axis: as many ticks become one row in a module of one path."""
+    """Return the product of all strides along the first axis.
+
+    In a module with a single path, this is the number of ticks that become one output time step.
+    """
     product = 1
     for part in module.modules():
         if isinstance(part, _STRIDED):
