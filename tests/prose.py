@@ -26,8 +26,8 @@ FOLDERS = {  # folder: most that is allowed; lower it when the folder is rewritt
     "engine/runnel": 5.0,
     "plugins": 5.0,
     "export": 5.0,
-    "export/runnel_export": 9.0,
-    "export/recipes": 8.0,
+    "export/runnel_export": 5.0,
+    "export/recipes": 5.0,
     "deploy": 5.0,
     "tests": 5.0,
 }

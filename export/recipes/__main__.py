@@ -64,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(recipe: measured.Recipe, out: Path, quick: bool) -> Sequence[measured.Table | measured.Passage]:
-    """Run it, with one thread of torch's: the sums of two are not those of one, bit for bit.
+    """Run the recipe with one torch thread: with two, sums differ in their last bits.
 
-    Networks so small gain little by a second one, and on a busy machine the two wait on each other.
+    A second thread helps such small networks little, and on a busy machine the two wait for each other.
     """
-    import torch  # not above: --help is for those without it, too
+    import torch  # imported here, so that --help also works without torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def measure(recipe: measured.Recipe, out: Path, quick: bool) -> Sequence[measure
 
 
 def recipe(name: str) -> measured.Recipe:
-    """The module of that name, imported only when it is wanted."""
+    """Import the recipe's module. Other recipes are not imported."""
     found: measured.Recipe = importlib.import_module(f"{name}.recipe")
     return found
 
@@ -90,7 +90,7 @@ def failed(name: str, why: str) -> int:
 
 
 def about(name: str) -> str:
-    """The first line of its README, without importing what it needs."""
+    """Return the first line of the recipe's README, without importing the recipe."""
     return (HERE / name / "README.md").read_text("utf-8").partition("\n")[0].lstrip("# ")
 
 

@@ -1,4 +1,4 @@
-"""What recipes have in common: what they measured and made, on the screen and in their READMEs."""
+"""Results of recipes, printed on the screen and written into their READMEs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Table:
-    """Figures as text: one list of cells a row."""
+    """A table of text: one list of cells for each row."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def __str__(self) -> str:
-        """For a terminal: columns aligned, the first to the left, figures to the right."""
+        """Text for a terminal: the first column is aligned to the left, the others to the right."""
         lines = [list(self.header), *map(list, self.rows)]
         widths = [max(len(line[k]) for line in lines) for k in range(len(self.header))]
         told = [
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text that a model made, shown as it is."""
+    """A text that a model generated, shown unchanged."""
 
     title: str
     text: str
@@ -54,20 +54,20 @@ class Passage:
         return f"{self.title}\n" + textwrap.indent(self.text, "  | ", lambda _: True)
 
     def markdown(self) -> str:
-        """Fenced by more backticks than the text has in a row."""
+        """The text in a fence of more backticks than any run of backticks in it."""
         fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", self.text))])
         return f"**{self.title}**\n\n{fence}text\n{self.text}\n{fence}"
 
 
 class Recipe(Protocol):
-    """What a recipe's module offers."""
+    """Interface of a recipe's module."""
 
     def run(self, out: Path, quick: bool, say: Say) -> Sequence[Table | Passage]:
-        """All of it, its files in `out`. `quick`: in seconds, with figures that say little."""
+        """Run the recipe and write its files to `out`. `quick`: in seconds, with meaningless figures."""
 
 
 def record(readme: Path, tables: Sequence[Table | Passage], seconds: float) -> None:
-    """Put the tables between the marks of the page, with what they were measured on and how long it took."""
+    """Write the tables between the marks of the page, with the machine, the versions and the duration."""
     machine = (
         f"{os.cpu_count()} processors, of which torch uses one; "
         f"torch {version('torch')}, Python {platform.python_version()}"

@@ -1,4 +1,4 @@
-"""From a PyTorch module to a certified ONNX step model."""
+"""Turn a PyTorch module into a certified ONNX step model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificate", "export", "load_weights", "verify"]
 
-# Loaded when first named: `verify` runs where torch is not installed (PEP 562).
+# Loaded on first use (PEP 562), so that `verify` also runs without torch.
 _HOMES = {
     "Certificate": "certify.certificate",
     "export": "exporter",
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is public. The modules behind it become attributes when they are imported, and are not."""
+    """List the public names. An imported private module is an attribute too, but is left out."""
     return sorted([*(name for name in globals() if name.startswith("__")), *__all__, *_MODULES])

@@ -1,4 +1,4 @@
-"""What `export` is given, checked before any work: each error names its argument."""
+"""Check the arguments of `export` before any work. Each error names its argument."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Example = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """Keyword arguments of `export`, as the user gave them; its docstring says what each means."""
+    """Keyword arguments of `export`, as the user gave them. Its docstring describes each."""
 
     time_axis: int | None
     batch_axis: int
@@ -48,7 +48,7 @@ class Request:
     """Arguments of `export` after all checks. `call` holds the axes, counted from the front."""
 
     path: Path
-    shown: Path  # of the probe
+    shown: Path  # the probe's file
     inputs: Mapping[str, Tensor]  # the example, by forward's parameters
     state: Mapping[str, Any] | None
     data: Mapping[str, Tensor] | None
@@ -88,7 +88,7 @@ def check_arguments(module: nn.Module, example: Example, path: Path, options: Op
 
 
 def check_module(module: Any) -> None:
-    """Raises ExportError for what is no plain `nn.Module`: the classes around one have it inside."""
+    """Raise ExportError for anything but a plain `nn.Module`. A wrapper's error names the inner module."""
     if isinstance(module, type) and issubclass(module, nn.Module):
         raise ExportError(f"module is the class {module.__name__}: give an instance, {module.__name__}(...)")
     if not isinstance(module, nn.Module):
@@ -107,14 +107,14 @@ def check_module(module: Any) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raises ExportError for a name that no file can have, and for a folder that is not there."""
+    """Raise ExportError if no file can have this name, or if its folder does not exist."""
     if path.suffix != ".onnx":
         raise ExportError(f"{str(path)!r}: a model file's name ends in .onnx")
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # too long, a NUL in it, a folder that is closed
+    except (OSError, ValueError) as error:  # too long, has a NUL, or the folder cannot be read
         reason = error.strerror if isinstance(error, OSError) else error
         raise ExportError(f"{str(path)!r}: not a place for a file: {reason}") from error
     if not path.parent.is_dir():
@@ -132,7 +132,7 @@ def check_options(
     tolerance: Any,
     seed: Any,
 ) -> None:
-    """Raises ExportError for a value of the wrong kind."""
+    """Raise ExportError for a value of the wrong kind."""
     for name, axis in (("time_axis", time_axis), ("batch_axis", batch_axis)):
         if not _whole(axis) and not (axis is None and name == "time_axis"):
             raise ExportError(f"{name}={axis!r}: the number of an axis" + ", or None" * (name == "time_axis"))
@@ -165,10 +165,13 @@ def check_example(inputs: Mapping[str, Tensor]) -> None:
 def counted_axes(
     inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int
 ) -> tuple[int | None, int]:
-    """(time, batch) axes counted from the front, where the inputs are of one rank; 0 and 0 is (0, 1)."""
+    """Return the (time, batch) axes counted from the front, if all inputs have one rank.
+
+    If both are 0, the batch axis becomes 1.
+    """
     ranks = {t.dim() for t in inputs.values()}
     if len(ranks) == 1 and (rank := ranks.pop()):
-        # (an axis beyond the rank stays as it is, to be refused as the user wrote it)
+        # An axis beyond the rank stays as it is, so that a later error shows what the user wrote.
         batch_axis = batch_axis + rank if -rank <= batch_axis < 0 else batch_axis
         if time_axis is not None:
             time_axis = time_axis + rank if -rank <= time_axis < 0 else time_axis
@@ -176,7 +179,7 @@ def counted_axes(
 
 
 def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
-    """By forward's parameter names; raises ExportError for anything but tensors."""
+    """Return the tensors by forward's parameter names. Raise ExportError for anything but tensors."""
     named = dict(example) if isinstance(example, Mapping) else {first_parameter(module): example}
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -190,7 +193,7 @@ def _named(module: nn.Module, example: Example, what: str) -> dict[str, Tensor]:
 
 
 def _instead(module: nn.Module, value: Any) -> str:
-    """What people give in a tensor's place, and what to give instead."""
+    """Return a hint: what to give instead of a value that is often given in place of a tensor."""
     if isinstance(value, np.ndarray):
         return ": torch.from_numpy(...)"
     if isinstance(value, Mapping):
@@ -208,7 +211,7 @@ def _instead(module: nn.Module, value: Any) -> str:
 def batch_size(
     inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int, what: str = "example"
 ) -> int:
-    """The batch size; raises ExportError for an input that lacks an axis, or has another batch size."""
+    """Return the batch size. Raise ExportError if an input lacks an axis or the batch sizes differ."""
     sizes, ticks = {}, {}
     for name, value in inputs.items():
         for axis, kind in ((batch_axis, "batch"), (time_axis, "time")):
@@ -231,7 +234,7 @@ def batch_size(
 def _check_layout(
     data: Mapping[str, Tensor], inputs: Mapping[str, Tensor], time_axis: int | None, batch_axis: int
 ) -> None:
-    """Real data must have the example's axes, and a time axis where the example of one step has none."""
+    """Raise ExportError unless the data has the example's axes, plus time if the example is one step."""
     for name in data.keys() & inputs.keys():
         wanted: list[str | int] = list(inputs[name].shape)
         wanted[batch_axis] = "batch"

@@ -1,4 +1,4 @@
-"""How the user's module is called, and what its results are called."""
+"""Call the user's module, and name its results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Leaf = TypeVar("_Leaf")
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of `export` that say how forward is called.
+    """The arguments of `export` that determine how forward is called.
 
-    `state` maps forward's parameters to initial values: tensors, or tuples of them, whose leaves are
-    named ``hx.0``, ``hx.1``; in the order of forward's parameters. `batch` is the example's batch size.
+    `state` maps forward's parameters, in their order, to initial values: tensors, or tuples of tensors.
+    The leaves of a tuple are named ``hx.0``, ``hx.1``. `batch` is the example's batch size.
     """
 
     time_axis: int | None
@@ -32,18 +32,18 @@ class Call:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The input's axes that a stream's array lacks or has in front: batch, and time where it has one."""
+        """The input's batch axis and, if it has one, its time axis. A stream's array has no batch axis."""
         return (self.batch_axis,) if self.time_axis is None else (self.batch_axis, self.time_axis)
 
     def initial(self) -> dict[str, Tensor]:
-        """Each leaf of the state, for a batch of one."""
+        """Return each leaf of the state, for a batch of one."""
         return {
             name: leaf.detach().narrow(self.state_axis(leaf), 0, 1)
             for name, leaf in _leaves(self.state, "", Tensor)
         }
 
     def state_axis(self, leaf: Tensor) -> int:
-        """A state's batch axis: (layers, batch, hidden) or (batch, hidden), else the one that fits."""
+        """Return a state's batch axis: (layers, batch, hidden), (batch, hidden), or the axis that fits."""
         usual = 1 if leaf.dim() == 3 else 0
         fitting = [axis for axis, size in enumerate(leaf.shape) if size == self.batch]
         if not fitting:
@@ -54,18 +54,18 @@ class Call:
         return {name: self.state_axis(leaf) for name, leaf in _leaves(self.state, "", Tensor)}
 
     def arguments(self, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The state as keyword arguments of forward. No tensor is given twice."""
+        """Return the state as keyword arguments of forward. No tensor occurs twice."""
         return {name: _rebuilt(value, name, leaves) for name, value in self.state.items()}
 
 
 def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What forward returned: outputs by name, next states by leaf name.
+    """Split what forward returned into outputs by name and next states by leaf name.
 
-    Outputs: ``y``; ``y0``, ``y1.0`` for tuples; keys for dicts. States: by name where forward gives a
-    dict, else by position after the outputs: see `pairing.pair`.
+    An output is named ``y``. In a tuple it is named ``y0`` or ``y1.0``, in a dict by its key. States are
+    found by name if forward returns a dict, otherwise by position after the outputs: see `pairing.pair`.
     """
     flat = list(named_leaves(returned, Tensor))
-    states = [name for name, _ in _leaves(call.state, "", Tensor)]  # (in the order of forward's parameters)
+    states = [name for name, _ in _leaves(call.state, "", Tensor)]  # in the order of forward's parameters
     found: dict[str, Tensor] = {}
     if states and isinstance(returned, Mapping):
         named = dict(flat)
@@ -89,7 +89,7 @@ def results(returned: Any, call: Call) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 def first_parameter(module: nn.Module) -> str:
-    """The name of forward's first parameter: what a lone example tensor is given to."""
+    """Return the name of forward's first parameter, which takes an example that is a single tensor."""
     for parameter in inspect.signature(module.forward).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             return parameter.name
@@ -97,7 +97,7 @@ def first_parameter(module: nn.Module) -> str:
 
 
 def named_leaves(returned: Any, kind: type[_Leaf]) -> Iterator[tuple[str, _Leaf]]:
-    """(name, result) of all that forward returned, states too; results are of this `kind`."""
+    """Yield (name, result) for every result of this `kind` that forward returned, states included."""
     if isinstance(returned, list | tuple):
         for i, item in enumerate(returned):
             yield from _leaves(item, f"y{i}", kind)
@@ -106,14 +106,14 @@ def named_leaves(returned: Any, kind: type[_Leaf]) -> Iterator[tuple[str, _Leaf]
 
 
 def output_names(returned: Any, names: Sequence[str]) -> list[str]:
-    """The outputs' names, from those of `named_leaves` without the states': a lone one is no ``y0``."""
+    """Return the outputs' names. `names`: from `named_leaves`, without states. A single ``y0`` is ``y``."""
     if len(names) == 1 and not isinstance(returned, Mapping) and "." not in names[0]:
         return ["y"]
     return list(names)
 
 
 def _leaves(value: Any, name: str, kind: type[_Leaf]) -> Iterator[tuple[str, _Leaf]]:
-    """(path, leaf) of nested dicts and tuples; anything else in them is no result."""
+    """Yield (path, leaf) of nested dicts and tuples. Values of other kinds are skipped."""
     if isinstance(value, kind):
         yield name, value
     elif isinstance(value, Mapping | list | tuple):

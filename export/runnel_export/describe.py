@@ -1,9 +1,9 @@
-"""What a graph costs: its operators, its stored numbers, the arithmetic of one step of one stream.
+"""Cost of a graph: its operators, its stored numbers, and the FLOPs of one step of one stream.
 
-FLOPs are counted from the graph with one stream and one tick: a multiply and an add are two; an
-elementwise operator is one an element, whatever the function; moving data is none. The recurrent
-layers follow the equations of the ONNX operators (https://onnx.ai/onnx/operators/): for each of the
-gates a product with the input, one with the state, and the elementwise work of joining them.
+FLOPs are counted from the graph, for one stream and one tick. A multiply and an add are two FLOPs. An
+elementwise operator is one FLOP per element, for any function. Moving data costs none. The recurrent
+layers follow the equations of the ONNX operators (https://onnx.ai/onnx/operators/): each gate has a
+product with the input, a product with the state, and elementwise work to join the two.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PER_ELEMENT = {"Softmax": 5, "LogSoftmax": 5, "LayerNormalization": 8, "Gelu": 
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
-    """Operators, parameters, bytes and FLOPs of a step model, as JSON values."""
+    """Return the operators, parameters, bytes and FLOPs of a step model, as JSON values."""
     ops = Counter(node.op_type for graph in _graphs(model.graph) for node in graph.node)
     return {
         "ops": dict(sorted(ops.items())),
@@ -48,19 +48,19 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def describe_file(data: bytes) -> dict[str, Any]:
-    """`describe` for the bytes of any ONNX file: one that was not exported here."""
+    """Call `describe` for the bytes of any ONNX file, also one that Runnel did not export."""
     return describe(onnx.load_model_from_string(data))
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """How many numbers the model stores: weights, biases and tables; not the integers of shapes."""
+    """Count the numbers that the model stores: weights, biases and tables, but not integers for shapes."""
     shapes = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
     stored = [t for graph in _graphs(model.graph) for t in (*graph.initializer, *_constants(graph))]
     return sum(math.prod(t.dims) for t in stored if t.data_type not in shapes)
 
 
 def flops(model: onnx.ModelProto) -> int | None:
-    """FLOPs of one tick of one stream; None where shapes cannot be inferred, or the graph branches."""
+    """Count the FLOPs of one tick of one stream. None if the graph branches or a shape is unknown."""
     if len(list(_graphs(model.graph))) > 1:
         return None
     known = _shapes(model)
@@ -71,7 +71,7 @@ def flops(model: onnx.ModelProto) -> int | None:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and the branches and bodies inside it, at any depth."""
+    """Yield a graph, and the branches and loop bodies inside it at any depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -86,7 +86,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Every value's shape with all free sizes, time and slots, set to one."""
+    """Return the shape of every value. All free sizes (time and slots) are set to one."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     for value in (*single.graph.input, *single.graph.output):
@@ -110,7 +110,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _flops(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """One node's FLOPs; KeyError where a shape that it needs is not known."""
+    """Return one node's FLOPs. Raise KeyError if a shape that they depend on is unknown."""
     if node.op_type in _FREE:
         return 0
     if node.op_type in _COUNTS:

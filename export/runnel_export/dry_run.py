@@ -1,4 +1,4 @@
-"""Forward, run once on the user's own example: what fails there is not the exporter's affair."""
+"""Run forward once on the user's example, so that a fault of the module or the example shows first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHOWN = 300  # characters of a foreign error message
 
 
 def rehearse(module: nn.Module, inputs: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Run a copy of `module` in eval mode; nothing of the module changes.
+    """Run a copy of `module` in eval mode. The module itself does not change.
 
-    Raises ExportError that names the arguments where forward lacks one or fails on them.
+    Raises ExportError, which names the arguments, if forward lacks one or fails on them.
     """
     name = type(module).__name__
     given = {**inputs, **state}
@@ -31,7 +31,7 @@ def rehearse(module: nn.Module, inputs: Mapping[str, Tensor], state: Mapping[str
             f"state={{{missing[0]!r}: tensor}} (--state {missing[0]}=1,1,5)"
         )
     other = copied(module)
-    # No tensor twice, and none of the caller's own: forward may write into what it is given.
+    # Pass a copy of each tensor: forward may write into its arguments.
     feed = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, given)
     try:
         with torch.no_grad():
@@ -44,20 +44,20 @@ def rehearse(module: nn.Module, inputs: Mapping[str, Tensor], state: Mapping[str
 
 
 def described(given: Mapping[str, Any]) -> str:
-    """``x: float32 (1, 50, 3), h: float32 (1, 1, 8)``."""
+    """Return dtypes and shapes as text: ``x: float32 (1, 50, 3), h: float32 (1, 1, 8)``."""
     return ", ".join(f"{n}: {str(t.dtype)[6:]} {tuple(t.shape)}" for n, t in _tensors(given))
 
 
 def without_batch(module: nn.Module, inputs: Mapping[str, Tensor]) -> str:
-    """What to do with an example that lacks a batch axis; "" where it has one, or it cannot be told.
+    """Return advice for an example without a batch axis; "" if it has one, or if that is uncertain.
 
-    With the axis put in front, or second for layers with batch_first=False, forward must run, also on two
-    rows and on one tick more.
+    The axis is added in front, or second for layers with batch_first=False. Forward must then run on the
+    example, on a batch of two, and on one more tick.
     """
     first = next((m for m in module.modules() if isinstance(m, nn.RNNBase)), None)
     time_first = first is not None and not first.batch_first
     batch, time = (1, 0) if time_first else (0, 1)
-    # (with three axes one of them is the batch, or forward takes it for one)
+    # If the example has three axes, one of them is the batch, or forward takes it for the batch.
     added = {name: value.unsqueeze(batch) for name, value in inputs.items() if value.dim() in (1, 2)}
     if len(added) < len(inputs):
         return ""
@@ -74,7 +74,7 @@ def without_batch(module: nn.Module, inputs: Mapping[str, Tensor]) -> str:
 
 
 def failure(module: nn.Module, given: Mapping[str, Any]) -> str:
-    """What a copy of the module raises on these arguments; "" where it runs."""
+    """Return the error of a copy of the module on these arguments; "" if it runs."""
     feed = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, dict(given))
     try:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def failure(module: nn.Module, given: Mapping[str, Any]) -> str:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy in eval mode. What a hook computes anew at each call (weight_norm) is copied as a value."""
+    """Return a copy in eval mode. Tensors that a hook computes at each call (weight_norm) become values."""
     computed = [
         v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf
     ]
@@ -98,12 +98,12 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def resample(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """The tensor with another size on one axis, from its own entries."""
+    """Return the tensor with another size on one axis. Its own entries are repeated or cut off."""
     return tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
 
 
 def first_line(error: Exception) -> str:
-    """An error of somebody else's code, in one line."""
+    """Return one line of text for an error that foreign code raised."""
     text = str(error).strip().split("\n")[0][:SHOWN]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

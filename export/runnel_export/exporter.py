@@ -1,4 +1,4 @@
-"""From a module to a certified model file: lift, prove, and only then write."""
+"""Export a module as a certified model file: lift it, prove the step model, then write the file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SHARED_SCALE = (
     "int8: what a stream gives depends a little on the ticks and on the streams that it is run with "
     "(the check 'isolated' says how much)"
 )
-_SHORT = 40  # characters of a file's name, so that what is put to it does not make it too long
+_SHORT = 40  # characters of a file's name in its scratch name, which must not become too long
 _LENGTH = (
     " On short sequences the two are equal: does what forward gives at a tick depend on the sequence's "
     "length, on how long ago it began (x[:, -64:], x[:, :512]), or does its state begin anew now and then?"
@@ -83,41 +83,44 @@ def export(
         module: any `nn.Module`; it is exported in eval mode and left as it was.
         example: (batch, time, ...) for forward's first parameter, or a dict by forward's parameter
             names. The data of the proof is drawn like it: its mean and spread, its range of integers.
-        path: the file to write. It is replaced only when everything is proved.
-        time_axis: of the inputs; None for a module that is one step already (a cell). 0 makes the
-            batch axis 1.
-        batch_axis: of the inputs.
+        path: the file to write. An existing file is replaced only after all checks have passed.
+        time_axis: time axis of the inputs. None for a module that is already one step (a cell). If it
+            is 0, the batch axis is 1.
+        batch_axis: batch axis of the inputs.
         state: for ``forward(x, h, c) -> (y, h, c)``: the initial states by parameter name, as forward
-            takes them (tensors, or tuples of them). Where forward returns a tuple, its last tensors are
-            the next states, in the order of forward's parameters, whatever the order of this dict; where
-            it returns a dict, they are found by name. Prefer the dict where two states have one shape:
-            the proof steps the module by the same pairing, and so cannot tell h from c.
-        framing: the module sees windows, (batch, time, window, ...), and the stream is samples.
-        blocks: for bidirectional layers: how many ticks are run together, and how many that follow them are
-            seen. The rows of a block come when those have come, at most ``blocks.latency`` ticks late. A
-            sequence of up to ``blocks.window`` ticks gives exactly what the module gives; of a longer one
-            the backward layers see less, and the check "lookahead" says what that changes.
-        rate: Hz of the stream's time axis: samples or ticks a second.
-        quantize: ``"int8"`` for 8-bit weights, where that is possible.
-        probe: ``"gates"`` to write, beside `path`, a second model, ``model.probe.onnx`` for ``model.onnx``:
-            it takes and gives the same, and gives besides, at each tick, the gates, the cell state and the
-            hidden state of each recurrent layer (see `runnel.probe`). It has a certificate of its own. What
-            is at `path` is what it is without.
-        tolerance: the largest error allowed, relative to the peak of each element of the output: 1e-4, or
-            0.1 for int8.
+            takes them (tensors, or tuples of them). If forward returns a tuple, its last tensors are the
+            next states, in the order of forward's parameters; the order of this dict does not matter. If
+            forward returns a dict, the next states are found by name. Return a dict if two states have
+            the same shape: the proof pairs the states in the same way, so it cannot notice that h and c
+            are swapped.
+        framing: for a module that sees windows, (batch, time, window, ...): how the stream's samples are
+            cut into windows.
+        blocks: for bidirectional layers: the ticks that are run together (a block), and the later ticks
+            that the block can see. The outputs of a block come when those later ticks have arrived, at
+            most ``blocks.latency`` ticks late. For a sequence of up to ``blocks.window`` ticks, the
+            outputs are exactly the module's. In a longer sequence the backward layers see fewer ticks;
+            the check "lookahead" measures the difference.
+        rate: samples or ticks per second (Hz) on the stream's time axis.
+        quantize: ``"int8"`` for 8-bit weights, if the operator allows them.
+        probe: ``"gates"`` to write a second model beside `path`: ``model.probe.onnx`` for ``model.onnx``.
+            The probe has the same inputs and outputs. Its further outputs are the gates, the cell state
+            and the hidden state of each recurrent layer at each tick (see `runnel.probe`). It has its own
+            certificate. The file at `path` is the same with and without a probe.
+        tolerance: the largest error allowed, relative to the peak of each element of the output. The
+            default is 1e-4, or 0.1 for int8.
         output_names: names for the outputs, in order.
-        data: real data in the example's layout, tried besides random data. For ``time_axis=None`` it
-            has a time axis after the batch's.
-        progress: by default one line with percent, on a terminal and in a notebook and nowhere else. False
-            for none; a function is called with each line of text instead.
-        seed: of the random data.
-        notes: what else the certificate is to say to whoever reads it.
+        data: real data in the example's layout, checked in addition to random data. With
+            ``time_axis=None`` it has a time axis after the batch axis.
+        progress: by default, one line with percent on a terminal or in a notebook, and nothing elsewhere.
+            False for nothing. A function is called with each line of text instead.
+        seed: seed of the random data.
+        notes: further notes for the readers of the certificate.
 
     Returns the certificate, which is also in the file.
 
-    Raises NotStreamableError for a module that needs all of the sequence, or absolute time; ExportError
-    for one that cannot be lifted, or whose step model differs by more than the tolerance, or for arguments
-    that do not fit. Then no file is left behind, and one that was at `path` is untouched.
+    Raises NotStreamableError if the module needs the whole sequence or absolute time. Raises ExportError
+    if the module cannot be lifted, if the step model differs by more than the tolerance, or if the
+    arguments do not fit. After an error no new file exists, and an existing file at `path` is unchanged.
     """
     options = Options(
         time_axis=time_axis,
@@ -143,7 +146,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a file is compared with: the original, as numbers."""
+    """Results of the original module, with which a file is compared."""
 
     reference: str
     sources: tuple[Source, ...]
@@ -154,7 +157,7 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Proof:
-    """What one file showed: the checks, the states alive, and where the states ended."""
+    """Result of proving one file: the checks, the states that are alive, and the last states."""
 
     checks: tuple[Check, ...]
     alive: tuple[str, ...]
@@ -213,7 +216,7 @@ def _prove_and_write(
     notes: Sequence[str],
     say: stages.Say,
 ) -> Certificate:
-    """Prove the model, its int8 form, its probe; give the files their names after all have passed."""
+    """Prove the model, its int8 form and its probe; rename the files after all have passed."""
     path, quantize = request.path, request.options.quantize
     with _scratch(path) as scratch, _scratch(request.shown) as second:
         made = _make_float32(scratch, request, lifted, spec, subject, say)
@@ -252,7 +255,7 @@ def _make_int8(scratch: Path, request: Request, full: _Made, subject: _Subject, 
     say(stages.PROVING_INT8)
     limits = INT8 if tolerance is None else replace(INT8, tolerance=tolerance)
     model, account = quantize_int8(full.model)
-    # FLOPs and parameters are the module's own, whatever their format.
+    # FLOPs and parameters are the module's own, in either format.
     graph = {**describe(full.model), "ops": describe(model)["ops"], "bytes": model.ByteSize()}
     spec = replace(full.spec, graph=graph)
     proof = _prove(scratch, model, spec, subject, limits, say)
@@ -270,7 +273,7 @@ def _make_probe(
     subject: _Subject,
     say: stages.Say,
 ) -> _Made:
-    """The probe, proved. `files`: the sealed model, and the probe's scratch."""
+    """Write and prove the probe. `files`: the sealed model, and the probe's scratch file."""
     scratch, second = files
     outputs = (*full.spec.outputs, *probed.outputs)
     spec = replace(full.spec, outputs=outputs, graph=describe(probed.model), probe=layers)
@@ -290,7 +293,7 @@ def _subject(
 ) -> _Subject:
     call, data, seed = request.call, request.data, request.options.seed
     original, single = (Original(module, spec, call, double, lifted.lengths) for double in (True, False))
-    # A one-step module's example has no time axis; data for it has one, after the batch's.
+    # The example of a one-step module has no time axis. Its data has one, after the batch axis.
     timed = replace(call, time_axis=call.batch_axis + 1 if call.time_axis is None else call.time_axis)
     chunks = _chunks(request.inputs, call, spec.framing)
     sources = tuple(source(t, np.concatenate([c[t.name] for c in chunks])) for t in spec.fed)
@@ -320,7 +323,7 @@ def _prove(
     """Write the model, load it as a user would, and run every check on it."""
     _write(scratch, container.seal(model.SerializeToString(), to_document(spec)))
     rng = np.random.default_rng(subject.seed)
-    with Engine.load(scratch, max_streams=64, trust=True) as engine:  # nothing vouches for it yet
+    with Engine.load(scratch, max_streams=64, trust=True) as engine:  # it has no certificate yet
         trials = subject.trials
         checks, alive = prove(
             engine, trials.random, trials.given, trials.long, rng, limits, say, trials.covered, trials.short
@@ -330,20 +333,20 @@ def _prove(
 
 
 def _shown(model: Path, probe: Path, subject: _Subject, limits: Limits) -> tuple[Check, ...]:
-    """A probe against the model that it goes with, and what it shows against what it gives."""
+    """Compare a probe with its model, and the gates that it shows with its own outputs."""
     trials = [*subject.trials.random, *subject.trials.given]
     with (
         Engine.load(model, max_streams=64) as one,
         Engine.load(probe, max_streams=64, trust=True) as other,
     ):
         ours, its = (Prover(engine, np.random.default_rng(subject.seed)) for engine in (one, other))
-        # Two graphs of one computation: onnxruntime may fuse them otherwise, and no more than that.
+        # Two graphs of one computation: they may differ only in how onnxruntime fuses the operators.
         close = replace(limits, tolerance=limits.tolerance / 10)
         return judge([same(ours, its, trials)], close) + judge([recomposed(its, trials)], limits)
 
 
 def _certificate(made: _Made, subject: _Subject, notes: Sequence[str]) -> Certificate:
-    """Certificate of a model that passed, without the file's hash."""
+    """Return the certificate of a model that passed, without the file's hash."""
     proof, spec = made.proof, made.spec
     return Certificate(
         errors=_output_errors(proof.checks, spec),
@@ -369,7 +372,7 @@ def _certificate(made: _Made, subject: _Subject, notes: Sequence[str]) -> Certif
 def _seal(
     scratch: Path, path: Path, model: onnx.ModelProto, spec: ModelSpec, certificate: Certificate
 ) -> Certificate:
-    """Write the file that is left behind, and verify its very bytes; the certificate, now with its hash."""
+    """Write the final file and verify its bytes. Return the certificate, now with the file's hash."""
     document = to_document(replace(spec, certificate=certificate.to_json()))
     sealed = container.seal(model.SerializeToString(), document)
     _write(scratch, sealed)
@@ -379,7 +382,7 @@ def _seal(
 
 
 def _drift(full: _Proof, small: _Proof) -> Check:
-    """For information: where the int8 model's states end, against the float32 model's."""
+    """Compare the last states of the int8 and the float32 model. For information only."""
     tally = Tally()
     for expected, got in zip(full.states, small.states, strict=True):
         for name, value in expected.items():
@@ -399,7 +402,7 @@ def _accept(path: Path, proof: _Proof, limits: Limits) -> None:
 
 
 def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]:
-    """Each output's largest error against the original; one copy against another is no such error."""
+    """Return each output's largest error against the original. Checks between two copies do not count."""
     found = totals(
         c for c in checks if c.tolerance is not None and c.name not in ("isolated", "same", "gates")
     )
@@ -411,7 +414,7 @@ def _output_errors(checks: Sequence[Check], spec: ModelSpec) -> dict[str, Error]
 
 
 def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]) -> None:
-    """Real data must be as the example is."""
+    """Raise ExportError unless one time step of the data has the example's names, dtypes and shapes."""
     wanted = {s.name: (s.dtype, s.shape) for s in sources}
     for chunk in chunks:
         found = {name: (array.dtype.name, array.shape[1:]) for name, array in chunk.items()}
@@ -420,21 +423,21 @@ def _check_data(chunks: Sequence[Mapping[str, Array]], sources: Sequence[Source]
 
 
 def _chunks(inputs: Mapping[str, Tensor], call: Call, framing: Framing | None) -> list[dict[str, Array]]:
-    """Each row of a batch as a stream's chunk: (T, ...) without a batch axis; samples, with framing."""
+    """Return each item of a batch as a stream's chunk, (T, ...). With framing, T counts samples."""
     rows: dict[str, Array] = {}
     for name, value in inputs.items():
         array = value.detach().cpu().movedim(call.axes, tuple(range(len(call.axes)))).numpy()
         if call.time_axis is None:
             array = array[:, None]
         if framing:
-            array = array[:, :, framing.context :]  # what each window has that the one before had not
+            array = array[:, :, framing.context :]  # the samples that are new in each window
             array = array.reshape(len(array), -1, *array.shape[3:])
         rows[name] = array
     return [{name: array[i] for name, array in rows.items()} for i in range(len(next(iter(rows.values()))))]
 
 
 def _usable(chunk: Mapping[str, Array]) -> bool:
-    """Whether the example itself is worth trying: more than one time step, and finite."""
+    """Whether the example can be used as data: more than one time step, and finite."""
     return all(len(a) > 1 and (a.dtype.kind != "f" or bool(np.isfinite(a).all())) for a in chunk.values())
 
 
@@ -443,12 +446,12 @@ def _usable(chunk: Mapping[str, Array]) -> bool:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A name beside `path` for what is not proved yet; nothing is left under it."""
+    """Yield a file name beside `path` for a model that is not proved yet. Remove the file on leaving."""
     scratch = path.with_name(f".{path.stem[:_SHORT]}-{secrets.token_hex(6)}.onnx")
     try:
         yield scratch
     finally:
-        if scratch.exists():  # a disk that is read-only refuses to take away even what is not there
+        if scratch.exists():  # on a read-only disk, unlink fails even for a file that does not exist
             scratch.unlink()
 
 
@@ -470,7 +473,7 @@ def _verify(scratch: Path, path: Path) -> None:
 
 
 def _rename(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Give what is proved its name: all of them, or none."""
+    """Rename the proved files to their final names: all of them, or none."""
     replaced: list[tuple[Path, bytes | None]] = []
     for scratch, path in pairs:
         try:

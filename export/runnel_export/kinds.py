@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes: said before torch is imported, and without running anything in it."""
+"""Recognise a file by its first bytes, before torch is imported and without running any code in it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from runnel.errors import UsageError
 
-_LOOK = 2**20  # bytes of a file, or of a pickle in it, that are read: an answer at once for any size
-_NAMED = 8  # modules that an error names
+_LOOK = 2**20  # bytes read of a file, or of a pickle in it, so that large files are recognised as fast
+_NAMED = 8  # modules listed in an error
 _FORM = "FILE.py:NAME or package.module:NAME"
 
 
 class Kind(Enum):
-    """What people give where Python code is wanted; the value is its name in an error."""
+    """Files that are often given in place of Python code. The value is the kind's name in an error."""
 
     TORCHSCRIPT = "a TorchScript file (torch.jit.save)"
     PROGRAM = "an exported program (torch.export.save)"
@@ -62,7 +62,7 @@ _HELP = {
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The kind of a file; None for any other, also one that cannot be read. Nothing in it is run."""
+    """Return the kind of a file; None if it is unknown or cannot be read. No code in it is run."""
     try:
         with path.open("rb") as file:
             head = file.read(_LOOK)
@@ -89,7 +89,7 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def explain_target(target: str) -> None:
-    """Raise UsageError if what `runnel export` is given cannot be a module's code; say what it is."""
+    """Raise UsageError if `target` cannot be a module's code. The error names what the file is."""
     place, colon, name = target.rpartition(":")
     whole = Path(target)
     file = whole if whole.exists() or not colon else Path(place)
@@ -119,7 +119,7 @@ def _quoted(file: Path) -> str:
 
 
 def _named_in(file: Path) -> str:
-    """Which modules are in a file of code that was given without a name; the code is not run."""
+    """Return a hint that lists the modules in a Python file. The code is not run."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, ValueError, SyntaxError):
@@ -156,7 +156,7 @@ def _archive(path: Path) -> Kind | None:
     return None
 
 
-_LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # the number that torch's older format begins with
+_LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # magic number of torch's older format
 
 
 def _pickled(head: bytes) -> Kind | None:
@@ -164,7 +164,7 @@ def _pickled(head: bytes) -> Kind | None:
         return Kind.PICKLE
     file = io.BytesIO(head)
     try:
-        for _ in range(3):  # the number, the protocol's version, the machine's sizes
+        for _ in range(3):  # the magic number, the protocol's version, the machine's sizes
             for _ in pickletools.genops(file):
                 pass
     except Exception:  # cut off
@@ -173,7 +173,7 @@ def _pickled(head: bytes) -> Kind | None:
 
 
 def _is_object(pickle: bytes) -> bool:
-    """Whether a pickle begins with a class of its own; a dict, or a tensor, does not."""
+    """Whether a pickle begins with a class. A pickled dict or tensor does not."""
     try:
         for op, argument, _ in pickletools.genops(io.BytesIO(pickle)):
             if op.name == "GLOBAL":
@@ -181,13 +181,13 @@ def _is_object(pickle: bytes) -> bool:
                 return not name.startswith("torch._utils ") and name != "collections OrderedDict"
             if op.name not in ("PROTO", "FRAME"):
                 return False
-    except Exception:  # cut off, or no pickle at all
+    except Exception:  # cut off, or not a pickle
         return False
     return False
 
 
 def _fits(head: bytes, path: Path) -> bool:
-    """Whether the first eight bytes are the length of a header that lies within the file."""
+    """Whether the first eight bytes give the length of a header that fits into the file."""
     return 2 <= int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 

@@ -1,6 +1,7 @@
-"""The lengths of sequences that a module takes: not every forward runs on any number of ticks.
+"""Find the sequence lengths that a module accepts, since not every forward runs on any number of ticks.
 
-A module with strides may want a multiple of them, one without padding as many ticks as its windows see.
+A module with strides may need a multiple of their product. A module without padding needs at least the
+ticks that its windows see.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch.utils import _pytree as pytree
 from .dry_run import copied, resample
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
-MOST = 2**18  # ticks that forward is tried on: 16 s of 16 kHz
-_TRIALS = 24  # runs of forward that fail, at most
+MOST = 2**18  # most ticks that forward is tried on: 16 s of 16 kHz
+_TRIALS = 24  # most candidates that are tried
 _STRIDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 
 
@@ -31,13 +32,13 @@ class Lengths:
     least: int = 1
 
     def up(self, ticks: int) -> int:
-        """The shortest such length of at least `ticks`."""
+        """Return the shortest accepted length of at least `ticks`."""
         return -(-max(ticks, self.least) // self.unit) * self.unit
 
     def times_a_prime(self, free: tuple[int, ...]) -> list[int]:
-        """Two lengths that are a prime number of units. `free`: primes to choose from.
+        """Return two lengths that are a prime number of units. `free`: primes to choose from.
 
-        Divided by 3 and by 4 they leave different rests, so that what depends on a rest differs too.
+        Divided by 3 and by 4 they leave different remainders. So what depends on a remainder differs too.
         """
         more = (p for p in range(free[-1] + 2, 2 * MOST) if all(p % d for d in range(2, math.isqrt(p) + 1)))
         primes = (p for p in itertools.chain(free, more) if p * self.unit >= self.least)
@@ -55,7 +56,7 @@ def accepted(
     state: Mapping[str, Any] | None,
     time_axes: Mapping[str, int],
 ) -> tuple[Lengths, list[Lengths]]:
-    """(the lengths that forward runs on, those to trace at, best first).
+    """Return the lengths that forward runs on, and those to trace at, best first.
 
     If forward runs on the example's length only, they are ANY and [ANY].
     """
@@ -79,7 +80,7 @@ def accepted(
         return True
 
     def fits(lengths: Lengths) -> bool:
-        # Neighbours too: lengths that are all prime could hide a condition on parity.
+        # Also try a length that is not prime: prime lengths alone could hide a condition on parity.
         ticks = [*lengths.times_a_prime(PRIMES), lengths.up(12 * lengths.unit)]
         return max(ticks) <= MOST and all(map(runs, ticks))
 
@@ -90,7 +91,7 @@ def accepted(
         *(u for u in (2, 4, 8, 16, 32, 64, 128, 256, 512) if u <= given),
     ]
     units += [u for u in range(3, min(given, 4096) + 1) if given % u == 0 and u not in units]
-    # First any number, then any from the example's on: a condition on multiples is the rarer one.
+    # Try any length first, then any length from the example's on. Modules that need multiples are rarer.
     wanted = [Lengths(), Lengths(1, given)]
     wanted += [Lengths(unit, least) for least in (1, given) for unit in units if unit > 1]
     for lengths in wanted[:_TRIALS]:
@@ -105,12 +106,12 @@ def accepted(
     if stride > found[0].unit and fits(whole := Lengths(stride, found[0].least)):
         found.append(whole)
     if fits(longer := Lengths(found[0].unit, given)) and longer not in found:
-        found.append(longer)  # short sequences may be thinned out to a single row
+        found.append(longer)  # strides may reduce a short sequence to a single row
     return takes, found
 
 
 def _first(true: Callable[[int], bool], end: int, unit: int) -> int:
-    """The first multiple of `unit` of which it is true, if it is true from there on; it is of `end`."""
+    """Return the first multiple of `unit` for which `true` holds. It holds for `end`."""
     low, high = 0, end // unit
     while high - low > 1:
         if true((middle := (low + high) // 2) * unit):
@@ -121,7 +122,10 @@ def _first(true: Callable[[int], bool], end: int, unit: int) -> int:
 
 
 def stride_of(module: nn.Module) -> int:
-    """The product of all strides, of the first axis: as many ticks become one row in a module of one path."""
+    """Return the product of all strides along the first axis.
+
+    In a module with a single path, as many ticks become one row.
+    """
     product = 1
     for part in module.modules():
         if isinstance(part, _STRIDED):

@@ -17,16 +17,17 @@ HELP = "are the returned states in the order of forward's parameters? return a d
 
 
 def parameter_order(module: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
-    """`named` in the order of forward's parameters; names that it has not come last."""
+    """Return `named` in the order of forward's parameters. Names that forward does not have come last."""
     order = list(inspect.signature(module.forward).parameters)
     return {n: named[n] for n in sorted(named, key=lambda n: order.index(n) if n in order else len(order))}
 
 
 def pair(states: Sequence[str], returned: Sequence[str]) -> tuple[dict[str, int], bool]:
-    """(index into `returned` of each state's next, whether names alone decided).
+    """Return (index into `returned` of each state's next value, whether names alone decided).
 
-    `states` are leaf names in parameter order (``h``, ``hx.0``), `returned` the last paths of a tuple, as
-    many (``1``, ``2.c``). A dict in it pairs by its keys: with all the states, or with one parameter's.
+    `states` are leaf names in parameter order (``h``, ``hx.0``). `returned` are the last paths of a tuple
+    (``1``, ``2.c``), of the same number. A dict in the tuple pairs by its keys, either all the states or
+    those of one parameter.
     """
     keys = [_below(path) for path in returned]
     if sorted(keys) == sorted(states):
@@ -48,7 +49,7 @@ def _below(path: str) -> str:
 
 
 def positions_note(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, str]) -> str | None:
-    """What a user must know where two states of one shape were told apart by position only."""
+    """Return the note for states of the same shape that were paired by position; None if there are none."""
     alike = [n for n, s in shapes.items() if list(shapes.values()).count(s) > 1]
     if not alike:
         return None

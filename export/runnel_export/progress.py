@@ -1,4 +1,4 @@
-"""How far an export is: one line, rewritten in place, on a terminal or in a notebook; elsewhere nothing."""
+"""Show the progress of an export: one line, rewritten in place, on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TextIO
 
 _BAR = 20  # characters
-_SOON = 2.0  # seconds before which no time left is shown: the export may be over by then
-_KNOWN = 0.25  # of the whole, before which too little has been seen to say how long the rest takes
+_SOON = 2.0  # seconds without an estimate of the time left: a short export is over by then
+_KNOWN = 0.25  # share of the whole that must be done before the time left can be estimated
 
 Say = Callable[[str], None]
 
@@ -20,7 +20,7 @@ PROVING, SEALING = "proving the float32 model", "verifying the file as it is wri
 PROVING_INT8 = "proving the int8 model"
 PROVING_PROBE, SEALING_PROBE = "proving the probe", "verifying the probe as it is written"
 
-# What a stage takes of a typical export, and how many lines it says meanwhile.
+# Stage: its share of the time of a typical export (relative), and how many lines it reports.
 _WEIGHTS = {
     LIFTING: (20, 1),
     RUNNING: (50, 4),
@@ -33,7 +33,7 @@ _WEIGHTS = {
 
 
 def stages(quantize: bool, probe: bool) -> list[str]:
-    """The stages of one export, in their order."""
+    """Return the stages of one export, in order."""
     return [
         LIFTING, RUNNING, PROVING, *([PROVING_INT8] if quantize else []), SEALING,
         *([PROVING_PROBE, SEALING_PROBE] if probe else []),
@@ -42,9 +42,9 @@ def stages(quantize: bool, probe: bool) -> list[str]:
 
 @contextmanager
 def shown(progress: Say | bool | None, plan: Sequence[str]) -> Iterator[Say]:
-    """Within it, what is given to the function is shown; afterwards nothing of it is left to see.
+    """Yield a function that shows a line of text. On leaving, the line is cleared.
 
-    `progress`: a function of one's own; False for none; None or True for a line, if there is a screen for it.
+    `progress`: a function to call; False for no output; None or True for a line, if there is a screen.
     """
     if callable(progress):
         yield progress
@@ -61,9 +61,9 @@ def shown(progress: Say | bool | None, plan: Sequence[str]) -> Iterator[Say]:
 
 
 def _screen() -> TextIO | None:
-    """Where a line can be rewritten and somebody sees it."""
+    """Return a stream on which a line can be rewritten and a user sees it; None if there is none."""
     if _in_notebook():
-        return sys.stdout  # (what goes to standard error has the colour of a fault there)
+        return sys.stdout  # a notebook shows standard error in the colour of an error
     return sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
 
 
@@ -73,7 +73,7 @@ def _in_notebook() -> bool:
 
 
 class Line:
-    """Percent, what is done now, and the time left as soon as that can be told."""
+    """One line: percent, the current stage and, once it can be estimated, the time left."""
 
     def __init__(
         self, plan: Sequence[str], stream: TextIO, clock: Callable[[], float] = time.monotonic
@@ -92,12 +92,12 @@ class Line:
         share = self.share
         full = int(share * _BAR)
         bar = f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}"
-        # What is cut off in a narrow terminal is the detail.
+        # The detail comes last, so that a narrow terminal cuts off the detail only.
         self._show(f"{bar}{self._left(share)}  {self._stage}{detail}")
 
     @property
     def share(self) -> float:
-        """What is done of the whole, by the typical weights of the stages."""
+        """Share of the whole that is done, by the typical weights of the stages."""
         if not self._stage:
             return 0.0
         before = sum(_WEIGHTS[stage][0] for stage in self._plan[: self._plan.index(self._stage)])
@@ -105,7 +105,7 @@ class Line:
         return (before + weight * min(self._said / lines, 1.0)) / self._total
 
     def close(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         self._show("")
 
     def _left(self, share: float) -> str:
@@ -115,7 +115,7 @@ class Line:
         return f", about {max(1, round(elapsed * (1 - share) / share))} s left"
 
     def _show(self, text: str) -> None:
-        # Spaces, since a notebook knows no escape sequence that clears a line. It must not wrap.
+        # Clear with spaces: a notebook has no escape sequence for it. The line must not wrap.
         text = text[: max(20, shutil.get_terminal_size().columns - 1)]
         self._stream.write(f"\r{text:{self._width}}" + ("" if text else "\r"))
         self._stream.flush()

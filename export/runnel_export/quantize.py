@@ -1,4 +1,4 @@
-"""int8 weights by onnxruntime's dynamic quantisation, and what stayed in float32."""
+"""Quantise weights to int8 by onnxruntime's dynamic quantisation, and report the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runnel.errors import ExportError
 # its integer convolution is slower than the float one at a stream's sizes.
 OPERATORS = ("LSTM", "MatMul", "Gather")
 
-# Where an operator's weights are among its inputs; what else is stored is biases, scales and shapes.
+# Positions of an operator's weights among its inputs. Its other stored inputs are biases, scales and shapes.
 _WEIGHTS = {
     "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "MatMul": (0, 1), "Gemm": (0, 1), "Gather": (0,),
     "Conv": (1,), "ConvTranspose": (1,),
@@ -27,16 +27,16 @@ _WEIGHTS = {
 
 
 def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model with int8 weights where that is possible, and a JSON account of what became what.
+    """Return the model with its weights in int8, if their operators allow it, and an account for JSON.
 
-    Inputs, outputs, states and their names, the IR and the opset stay as they are. The account has
-    ``int8`` and ``float32``: lists of {"node", "op", "weight", "bytes"} (bytes before), ``before`` and
-    ``after``: the graph's size in bytes. Raises ExportError where no weight can be quantised.
+    Inputs, outputs, states and their names, the IR version and the opset stay as they are. In the account,
+    ``int8`` and ``float32`` are lists of {"node", "op", "weight", "bytes"} (bytes before quantisation), and
+    ``before`` and ``after`` are the graph's sizes in bytes. Raises ExportError if no weight can be quantised.
     """
     with tempfile.TemporaryDirectory(prefix="runnel-int8-") as folder, _quiet():
         file = Path(folder) / "int8.onnx"
         source = onnx.ModelProto()
-        source.CopyFrom(model)  # it is changed in place
+        source.CopyFrom(model)  # quantize_dynamic changes its argument
         _unshare(source.graph)
         quantize_dynamic(source, file, op_types_to_quantize=list(OPERATORS), weight_type=QuantType.QInt8)
         small = onnx.load(file)
@@ -52,7 +52,7 @@ def quantize_int8(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
 
 
 def _unshare(graph: onnx.GraphProto) -> None:
-    """Give each LSTM weights of its own: onnxruntime 1.31 transposes them once for each node with them."""
+    """Copy weights that several LSTMs share: onnxruntime 1.31 transposes them in place for each node."""
     stored = {t.name: t for t in graph.initializer}
     seen: set[str] = set()
     for node in graph.node:

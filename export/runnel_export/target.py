@@ -1,4 +1,4 @@
-"""A module and its example from text: what `runnel export` is told on the command line."""
+"""Make a module and its example from the command-line arguments of `runnel export`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .dry_run import first_line
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]+)\](?:<(?P<below>\d+))?\Z")
 _STATE = re.compile(r"(?P<name>\w+)=(?P<shape>[\d,\s]+)\Z")
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
-_MOST = 2**26  # elements of an example
+_MOST = 2**26  # most elements of an example
 
 
 def load_module(target: str, kwargs: Mapping[str, Any], seed: int) -> nn.Module:
-    """The nn.Module that ``file.py:name`` or ``package.module:name`` names; runs that code.
+    """Return the nn.Module that ``file.py:name`` or ``package.module:name`` names. This runs that code.
 
-    `name` is a module, or a class or function that makes one from `kwargs`; with `seed` it has the same
-    weights each time. Raises UsageError.
+    `name` is a module, or a class or function that makes one from `kwargs`. The same `seed` gives the same
+    weights. Raises UsageError.
     """
     torch.manual_seed(seed)
     place, colon, name = target.rpartition(":")
@@ -71,8 +71,8 @@ def _check_arguments(make: Any, kwargs: Mapping[str, Any], target: str) -> None:
 
 @contextmanager
 def _users_code(what: str) -> Iterator[None]:
-    """Within it the user's code runs: what it raises is an error of theirs, with the line in their code."""
-    argv, sys.argv = sys.argv, [what.rpartition(":")[0] or what]  # (a script may read a command line)
+    """Run the user's code in this context. Its errors become UsageError, with the line in the user's code."""
+    argv, sys.argv = sys.argv, [what.rpartition(":")[0] or what]  # a script may read its command line
     try:
         yield
     except (RunnelError, KeyboardInterrupt):
@@ -95,7 +95,7 @@ def _users_code(what: str) -> Iterator[None]:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of the user's code that an error came through: ``nets.py, line 5``."""
+    """Return the last line of the user's code in an error's traceback, as ``nets.py, line 5``."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     ours = Path(__file__)
@@ -106,7 +106,7 @@ def _where(error: BaseException) -> str:
 
 
 def _guarded(place: str, name: str) -> str:
-    """What to say of a name that a file gives a value only when it is run as a program."""
+    """Return a hint for a name that is defined only when the file is run as a program."""
     try:
         tree = ast.parse(Path(place).read_bytes())
     except (OSError, ValueError, SyntaxError):
@@ -135,7 +135,7 @@ def _import(place: str) -> Any:
     file = Path(place)
     if not file.is_file():
         raise UsageError(f"{place}: no such file")
-    sys.path.insert(0, str(file.resolve().parent))  # what it imports from beside itself
+    sys.path.insert(0, str(file.resolve().parent))  # for its imports of files in the same folder
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None  # the suffix is .py
@@ -146,7 +146,7 @@ def _import(place: str) -> Any:
 
 
 def unloaded(module: nn.Module, target: str) -> list[str]:
-    """What to say of a module that no weights were loaded into; nothing where it has none."""
+    """Return the note for a module that has weights but loaded none; empty for a module without weights."""
     if not module.state_dict():
         return []
     name = target.rpartition(":")[2]
@@ -155,7 +155,7 @@ def unloaded(module: nn.Module, target: str) -> list[str]:
 
 
 def example(module: nn.Module, texts: Sequence[str]) -> Tensor | dict[str, Tensor]:
-    """Random tensors from ``x=float32[1,50,80]`` and the like; raises UsageError."""
+    """Make random tensors from texts such as ``x=float32[1,50,80]``. Raises UsageError."""
     if not texts:
         raise UsageError(
             f"say what forward{inspect.signature(module.forward)} takes: --input [NAME=]DTYPE[SHAPE], "
@@ -188,19 +188,19 @@ def _input(text: str) -> tuple[str, Tensor]:
     if not 1 <= below <= most:
         raise UsageError(f"--input {text!r}: {below} is no bound for {match['dtype']}: 1 to {most}")
     values = torch.randint(0, below, shape)
-    # The proof draws from the range that it finds here, so both ends must be in it.
+    # The proof draws its data from the range of the example, so the example must contain both ends.
     values.view(-1)[0], values.view(-1)[-1] = 0, below - 1
     return match["name"] or "", values.to(dtype)
 
 
 def _dtype_hint(word: str) -> str:
-    """``float`` and ``int`` are near to several: the first is the usual one."""
+    """Return a suggestion for a misspelt dtype. For ``float`` and ``int`` it is the usual size."""
     usual = next((known for known in _DTYPES if word and known.rstrip("0123456789") == word), word)
     return f" (did you mean {usual!r}?)" if usual != word else nearest(word, _DTYPES)
 
 
 def state(texts: Sequence[str]) -> dict[str, Tensor] | None:
-    """Explicit states, zeros at first, from ``h=1,1,32``; None for none."""
+    """Make explicit states of zeros from texts such as ``h=1,1,32``; None if there are none."""
     found = {}
     for text in texts:
         match = _STATE.match(text)
@@ -224,7 +224,7 @@ def _sizes(text: str, whole: str) -> list[int]:
 
 
 def data(path: Path) -> Tensor | dict[str, Tensor]:
-    """Arrays from a .npy or .npz file; raises UsageError."""
+    """Read arrays from a .npy or .npz file. Raises UsageError."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

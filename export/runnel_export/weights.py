@@ -1,8 +1,8 @@
-"""Weights from a file into a module: as `state_dict` gives them, or as a trainer's checkpoint holds them.
+"""Load weights from a file into a module: from a `state_dict`, or from a trainer's checkpoint.
 
-A checkpoint is dicts within dicts. Each dict with tensors in it is a place where the weights could be, once
-for each prefix of its keys. One place that has every weight of the module, in its shape, is taken. Several
-that differ are named, for the user to choose from.
+A checkpoint is dicts within dicts. Each dict that has tensors may hold the weights, under each prefix of its
+keys; a dict with one prefix is called a *place* here. If one place has every weight of the module, in the
+right shape, it is loaded. If several such places differ, the error lists them and the user chooses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from runnel.errors import UsageError, nearest
 
 from .kinds import Kind, kind_of
 
-_PICKLED = re.compile(r"GLOBAL (\S+)")  # in torch's refusal to load what is not plain tensors
-_DEEPEST = 8  # dicts within dicts: a trainer needs three
-_MOST = 10_000  # dicts that are looked at: an optimizer has one a weight
-_LISTED = 6  # places, and names of weights, that an error lists
+_PICKLED = re.compile(r"GLOBAL (\S+)")  # in torch's error for a file that has more than plain tensors
+_DEEPEST = 8  # levels of dicts within dicts: a trainer needs three
+_MOST = 10_000  # most dicts that are searched: an optimizer has one per weight
+_LISTED = 6  # most places, or names of weights, in an error
 
 _OUT = {
     Kind.TORCHSCRIPT: "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
@@ -34,20 +34,20 @@ _NOT_WEIGHTS = (Kind.ONNX, Kind.HDF5, Kind.TFLITE, Kind.GGUF, Kind.NOTEBOOK, Kin
 
 
 def load_weights(module: nn.Module, path: str | Path, key: str | None = None) -> list[str]:
-    """Load the weights in a file into `module`; what was chosen, for people to read.
+    """Load the weights in a file into `module`, and return notes for the user on what was chosen.
 
     Args:
-        module: its own weights are overwritten; after an error they are as before.
-        path: ``.safetensors``, or what ``torch.save`` wrote of tensors and dicts of them. A file with code
-            in it is refused, and nothing in it is run.
-        key: where in a checkpoint the weights are, such as ``"model_state_dict"`` or ``"state_dict.model"``;
-            needed only if several places have weights that fit and that differ.
+        module: its weights are overwritten. After an error they are as before.
+        path: a ``.safetensors`` file, or a ``torch.save`` file of tensors and dicts of tensors. A file with
+            code in it is refused, and the code is not run.
+        key: the position of the weights in a checkpoint, such as ``"model_state_dict"`` or
+            ``"state_dict.model"``. Needed only if several sets of weights in the file fit and differ.
 
-    Prefixes (``module.``, ``_orig_mod.``, ``model.``) are taken off. The list is empty where the file is the
-    module's own ``state_dict``.
+    Prefixes (``module.``, ``_orig_mod.``, ``model.``) are removed. The list of notes is empty if the file is
+    the module's own ``state_dict``.
 
-    Raises UsageError for a file that cannot be read, for weights that do not fit, and where it is not certain
-    which weights are meant.
+    Raises UsageError if the file cannot be read, if the weights do not fit, or if it is uncertain which
+    weights are meant.
     """
     path = Path(path)
     held = _read(path)
@@ -73,7 +73,7 @@ def load_weights(module: nn.Module, path: str | Path, key: str | None = None) ->
 
 
 def split_key(text: str) -> tuple[Path, str | None]:
-    """``FILE`` or ``FILE:KEY``, as a command line has it; a file's name may have a colon in it."""
+    """Split ``FILE`` or ``FILE:KEY`` from a command line. The file's name may contain a colon."""
     file, colon, key = text.rpartition(":")
     if colon and key and not Path(text).exists() and Path(file).exists():
         return Path(file), key
@@ -101,7 +101,7 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)  # never runs pickled code
     except ImportError:
         raise UsageError("a .safetensors file needs: pip install safetensors") from None
-    except Exception as error:  # each format's reader has errors of its own
+    except Exception as error:  # the reader of each format has its own errors
         held = _PICKLED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if held and kind is Kind.WEIGHTS:
             raise UsageError(
@@ -123,15 +123,15 @@ def _read(path: Path) -> Any:
 
 @dataclass
 class _Place:
-    """One dict of a file, by one prefix of its keys."""
+    """One dict of a file, with one prefix of its keys."""
 
     path: str  # keys from the file's top to the dict, joined by dots
     prefix: str  # with its last dot
     held: Mapping[Any, Any]
-    tensors: int  # under that prefix
-    values: dict[str, Tensor] = field(default_factory=dict)  # by the module's keys: found, in whatever shape
-    sources: dict[str, str] = field(default_factory=dict)  # module's key -> the file's
-    matching: int = 0  # of `values`, those of the module's shape
+    tensors: int  # number of tensors under the prefix
+    values: dict[str, Tensor] = field(default_factory=dict)  # by the module's keys, in any shape
+    sources: dict[str, str] = field(default_factory=dict)  # module's key -> the file's key
+    matching: int = 0  # number of `values` that have the module's shape
     torn: bool = False  # two of the file's keys stand for one weight, and differ
 
     @property
@@ -155,9 +155,9 @@ class _Place:
 
 
 def _places(held: Mapping[Any, Any], module: nn.Module) -> list[_Place]:
-    """Every place, those that match best first; among equals as they stand in the file."""
+    """Return every place, best match first. Equal matches keep the order of the file."""
     own = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
-    # `module` is a wrapper's name unless it is the module's own.
+    # A prefix `module` comes from a wrapper, unless the user's module has such a key.
     wrappers = {"_orig_mod"} | ({"module"} if not any("module" in k.split(".") for k in own) else set())
     wanted = {".".join(_bare(k.split("."), wrappers)): (k, v) for k, v in own.items()}
     found: list[_Place] = []
@@ -183,9 +183,9 @@ def _place(path: str, prefix: str, held: Mapping[Any, Any], keys: Sequence[str])
 
 
 def _dicts(held: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every dict that has tensors, with the keys that lead to it."""
+    """Yield every dict that has tensors, with the keys that lead to it."""
     waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", held, 0)]
-    for path, mapping, depth in waiting:  # (it grows meanwhile)
+    for path, mapping, depth in waiting:  # the list grows during the loop
         if any(isinstance(v, Tensor) for v in mapping.values()):
             yield path, mapping
         for key, value in mapping.items():
@@ -201,7 +201,7 @@ _Wanted = Mapping[str, tuple[str, Tensor]]
 
 
 def _hits(key: str, wrappers: set[str], wanted: _Wanted) -> Iterator[tuple[str, tuple[str, Tensor]]]:
-    """The module's weights that a key could stand for, each with the prefix that is then taken off."""
+    """Yield the module's weights that a key could stand for, each with the prefix to remove."""
     parts = key.split(".")
     for start in range(len(parts)):
         if parts[start] in wrappers:
@@ -219,7 +219,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _chosen(places: Sequence[_Place], module: nn.Module, path: Path) -> _Place:
-    """The one place that is meant; raises UsageError where that is not certain."""
+    """Return the place that is meant. Raise UsageError if that is uncertain."""
     size = _size(module)
     whole = [p for p in places if p.matching == size and not p.torn]
     if whole:
@@ -233,7 +233,7 @@ def _chosen(places: Sequence[_Place], module: nn.Module, path: Path) -> _Place:
         )
     partly = [p for p in places if p.matching] or list(places)
     if len(partly) == 1 or partly[0].matching > partly[1].matching:
-        return partly[0]  # (to be refused with what it lacks)
+        return partly[0]  # `_load` refuses it, and its error lists what is missing
     raise UsageError(f"{path}: no weights in it fit {type(module).__name__}. {_listing(places, module)}")
 
 
@@ -260,10 +260,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _load(module: nn.Module, place: _Place, path: Path) -> None:
-    """All of a place's values, or none; raises UsageError that names what does not fit."""
+    """Load all values of a place, or none. Raise UsageError that names what does not fit."""
     used = set(place.sources.values())
     values: dict[str, Any] = dict(place.values)
-    for key, value in place.held.items():  # what the module does not know, and its extra state
+    for key, value in place.held.items():  # keys that the module lacks, and its extra state
         if str(key).startswith(place.prefix) and str(key) not in used:
             values[str(key).removeprefix(place.prefix)] = value
     if place.torn:

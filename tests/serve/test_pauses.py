@@ -210,8 +210,8 @@ def stopped(pid: int) -> bool:
 def test_requests_sent_while_the_daemon_is_stopped_find_their_streams(tmp_path: Path) -> None:
     """On a machine of any load, since only requests sent while the daemon was seen to be stopped count.
 
-    The kernel chooses where the loop is stopped and which thread runs first after SIGCONT, so this test sees a
-    fault only at times. The tests in made-up time, above, always see it.
+    The kernel chooses where the loop is stopped and which thread runs first after SIGCONT, so this test sees
+    a fault only at times. The tests in made-up time, above, always see it.
     """
     path = tmp_path / "d.sock"
     idle = 4.0

@@ -1,7 +1,7 @@
-"""Faults planted into the test part, and who noticed.
+"""Plant faults into the test part, and count which pipelines notice them.
 
-Each trial is a stream of its own: all continue from one snapshot, taken where the test part begins, and run
-batched. An alarm that the same stream without the fault gives too is no merit, and does not count.
+Each trial is a separate stream. All trials continue from one snapshot, taken at the begin of the test part,
+and run in batches. An alarm that the stream without the fault also raises does not count.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from runnel.spec import Array
 
 from .series import YEAR, Series
 
-SIZE = 2.0  # ppm: of spikes and shifts
-STUCK = 13  # weeks in which a stuck sensor says the same
-NOTICED_WITHIN = 13  # weeks from a fault's begin
+SIZE = 2.0  # ppm: size of spikes and shifts
+STUCK = 13  # weeks in which a stuck sensor repeats one value
+NOTICED_WITHIN = 13  # weeks after the begin of a fault
 KINDS = (
     f"spike: {SIZE:g} ppm, one week",
     f"shift: {SIZE:g} ppm, for good",
@@ -35,7 +35,7 @@ class Fault:
     sign: int
 
     def planted(self, values: Array) -> Array:
-        """A copy of the test part with the fault in it."""
+        """Return a copy of the test part with the fault in it."""
         bad = values.copy()
         if self.kind.startswith("spike"):
             bad[self.at] += self.sign * SIZE
@@ -48,9 +48,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Watched:
-    """What one pipeline made of it."""
+    """Alarms of one pipeline on all trials."""
 
-    clean: Array  # (weeks,) bool: alarms of the test part as it is
+    clean: Array  # (weeks,) bool: alarms on the unchanged test part
     alarms: dict[Fault, Array]
 
     @property
@@ -58,7 +58,7 @@ class Watched:
         return begins(self.clean) / (len(self.clean) / YEAR)
 
     def of(self, kind: str) -> tuple[int, int, float | None, float]:
-        """(noticed, of how many, after how many weeks (the median), later alarms for each)."""
+        """Return (faults noticed, faults, median delay in weeks, mean number of later alarms per fault)."""
         delays: list[int] = []
         later = 0
         trials = [fault for fault in self.alarms if fault.kind == kind]
@@ -71,15 +71,18 @@ class Watched:
 
 
 def begins(alarms: Array) -> int:
-    """Alarms in a row are one."""
+    """Count the alarms. Alarms in consecutive weeks count as one."""
     return int((alarms & ~np.concatenate([[False], alarms[:-1]])).sum())
 
 
 def draw(series: Series, trials: int, seed: int) -> list[Fault]:
-    """So many of each kind, at any time of the test part but the last year: what follows is to be seen."""
+    """Draw `trials` faults of each kind, at random weeks before the last year of the test part.
+
+    The last year is left out so that the alarms after each fault can be seen.
+    """
     random = np.random.default_rng(seed)
     weeks = len(series.values) - series.test
-    # Without replacement: two trials that are the same one would count as two.
+    # Draw without replacement: otherwise two equal trials would count twice.
     return [
         Fault(kind, int(at), int(random.choice((-1, 1))))
         for kind in KINDS
@@ -88,7 +91,7 @@ def draw(series: Series, trials: int, seed: int) -> list[Fault]:
 
 
 def watched(pipeline: Path, series: Series, faults: list[Fault]) -> Watched:
-    """One stream up to the test part; from there on as many as there are faults, and one without."""
+    """Run one stream up to the test part, then one stream for each fault and one without a fault."""
     values = series.values.astype(np.float32)
     before, test = values[: series.test], values[series.test :]
     with Engine.load(pipeline, max_streams=len(faults) + 2) as engine:

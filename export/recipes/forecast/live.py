@@ -1,4 +1,4 @@
-"""This machine's own sensors, live, and a burst of load planted into them."""
+"""Watch this machine's own sensors live, and plant a burst of load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from runnel.errors import RunnelError
 from runnel.spec import Array
 
-GRACE = 30.0  # seconds beyond its time that the run may take to start and to end
+GRACE = 30.0  # further seconds that the run may take to start and to end
 MOST_CORES = 256
 
 _BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
@@ -27,16 +27,19 @@ _BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile ti
 @dataclass(frozen=True)
 class Plan:
     rate: float  # Hz
-    warm_up: int  # rows that are only learned
-    quiet: int  # rows from then to the burst
+    warm_up: int  # rows for learning only, without alarms
+    quiet: int  # rows between the warm-up and the burst
     burst: float  # seconds
-    seconds: float  # in all
+    seconds: float  # duration of the whole run
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What `runnel run` wrote, a row a tick: `time` (n,), seconds since 1970; `load`, percent, and `unusual`,
-    bool, (n, 2): processor and memory. The burst was from `begin` to `end`."""
+    """Output of `runnel run`, one row per tick.
+
+    `time` (n,): seconds since 1970. `load` (n, 2), percent, and `unusual` (n, 2), bool: processor and memory.
+    The burst was from `begin` to `end`.
+    """
 
     time: Array
     load: Array
@@ -47,25 +50,27 @@ class Seen:
 
     @property
     def during(self) -> Array:
-        """(n,) bool: ticks that hold some of the burst, whose load is that since the tick before; and one
-        more, since the busy loops begin and end a little late."""
+        """Return (n,) bool: the ticks that measure some of the burst, and one tick more.
+
+        A tick measures the load since the tick before. The busy loops start and end a little late.
+        """
         during: Array = (self.time > self.begin) & (self.time - 2 * self.tick < self.end)
         return during
 
     @property
     def delay(self) -> float | None:
-        """Seconds from the burst's begin to the first row that says so of the processor."""
+        """Seconds from the begin of the burst to the first row with an alarm for the processor."""
         at = self.time[self.during & self.unusual[:, 0]]
         return float(at[0] - self.begin) if len(at) else None
 
     @property
     def elsewhere(self) -> int:
-        """Rows outside of the burst that were said to be unusual."""
+        """Number of rows outside the burst that have an alarm."""
         return int(self.unusual[~self.during].any(axis=1).sum())
 
 
 def watch(pipeline: Path, plan: Plan) -> Seen:
-    """Run the pipeline as anybody would; when its statistics have settled, keep all processors busy."""
+    """Run the pipeline by `runnel run`. After its warm-up, keep all processors busy for a while."""
     command = [sys.executable, "-m", "runnel.cli.main", "run", str(pipeline)]
     command += ["-o", "jsonl:", "--quiet", "--for", f"{plan.seconds:g}s"]
     rows: list[dict[str, object]] = []
@@ -102,15 +107,15 @@ def watch(pipeline: Path, plan: Plan) -> Seen:
 
 
 def load(seconds: float) -> list[subprocess.Popen[bytes]]:
-    """As many busy loops as there are processors; each ends by itself."""
+    """Start one busy loop for each processor. Each ends by itself."""
     cores = min(os.cpu_count() or 1, MOST_CORES)
     command = [sys.executable, "-S", "-c", _BUSY, str(seconds)]
-    return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(cores)]  # mute on Ctrl-C
+    return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(cores)]  # silent on Ctrl-C
 
 
 @contextmanager
 def killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    """A run that never ends must not hold up the recipe."""
+    """Kill the process after `seconds`, so that a run that hangs does not block the recipe."""
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:

@@ -1,11 +1,12 @@
-"""The network: what changed in other years over the weeks to come, put right by a recurrent layer.
+"""The network: the mean change of other years over the same weeks, corrected by a recurrent layer.
 
-With d(l) = x[t] - x[t-l], the linear part begins as the mean change of the last years,
+With d(l) = x[t] - x[t-l], the linear part is initialised to the mean change of the last years,
 
     x[t] + 1/5 sum over k = 1 … 5 of d(52 k) - d(52 k - h),
 
-and is trained; a GRU (K. Cho et al., 2014), which begins as 0, adds what it makes of these differences over
-time. Only differences go into either, so that a level that no training has seen is none to be afraid of.
+and is trained. A GRU (K. Cho et al., 2014), whose output is 0 at first, adds a correction from these
+differences over time. Both parts see differences only, so that the network also works at a level that did not
+occur in training.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from .series import HORIZONS, YEAR, YEARS
 
 HIDDEN = 16
-GAIN, SHARE = 5.0, 0.2  # differences are small beside the level's deviation; so is what is to be put right
+GAIN, SHARE = 5.0, 0.2  # scale the GRU's input and output: both are small beside the level's deviation
 LAGS = tuple(
     sorted({0, 1, 2, 3} | {k * YEAR - h for k in range(1, YEARS + 1) for h in (0, *HORIZONS)})
 )  # weeks
@@ -24,9 +25,10 @@ NAMES = tuple(f"week_{h}" for h in HORIZONS)
 
 
 class Forecaster(nn.Module):
-    """(past (batch, weeks, lags), missing (batch, weeks)) -> each of `NAMES`, and the week itself.
+    """Map (past (batch, weeks, lags), missing (batch, weeks)) to a forecast for each of `NAMES` and the week.
 
-    Everything is normalized by the training part's mean and deviation. `missing`: 1 where a week was filled.
+    All values are normalized by the mean and deviation of the training part. `missing` is 1 for a week that
+    was filled.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,7 @@ class Forecaster(nn.Module):
             for row, h in zip(self.linear.weight, HORIZONS, strict=True):
                 for k in range(1, YEARS + 1):
                     row[LAGS.index(k * YEAR) - 1] += 1 / YEARS
-                    if k * YEAR > h:  # else it is the week itself, which differs from itself by 0
+                    if k * YEAR > h:  # otherwise the lag is 0, and so is the difference
                         row[LAGS.index(k * YEAR - h) - 1] -= 1 / YEARS
 
     def forward(self, past: Tensor, missing: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The forecasts beside what came, the alarms of one faulty stream, and the live run."""
+"""Draw the forecasts beside the measurements, the alarms of one faulty stream, and the live run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = (13, 52)  # weeks ahead
 
 
 def draw(path: Path, series: Series, made: Array, watched: dict[str, Watched], seen: Seen) -> None:
-    """Write a PNG. `made` (n, horizons), ppm. Of each kind of fault the first one is shown."""
+    """Write a PNG. `made` (n, horizons), ppm. The first fault of each kind is shown."""
     figure = Figure(figsize=(13, 10), constrained_layout=True)
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic(
@@ -51,7 +51,7 @@ def _forecasts(axes: Axes, series: Series, made: Array) -> None:
 
 
 def _alarms(axes: Axes, series: Series, watched: dict[str, Watched], fault: Fault) -> None:
-    """The weeks around a fault: what was measured, what was given instead, and a row of alarms a pipeline."""
+    """Draw the weeks around a fault: measurements, faulty values, and a line of alarms for each pipeline."""
     shown = slice(max(0, fault.at - 20), fault.at + 40)
     dates, values = series.dates[series.test :], series.values[series.test :]
     axes.plot(dates[shown], values[shown], color=_CAME, linewidth=3)

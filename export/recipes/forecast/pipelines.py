@@ -1,4 +1,4 @@
-"""The pipeline files: one that forecasts, two that watch with it, one without, and the machine's own."""
+"""The pipeline files: a forecast, two watchers with the model, one without, and the machine's own load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .training import Scale
 MODEL = "forecast.onnx"
 MEMORY, WARM_UP = 260, 104  # weeks: five years, two years
 THRESHOLD = 4.0  # deviations
-LEAST = 0.1  # ppm: the least deviation that is believed; the series is rounded to it
+LEAST = 0.1  # ppm: smallest deviation that is used; the series is rounded to 0.1
 
 _SERIES = """\
 [input.tensors]
@@ -29,7 +29,7 @@ mark = true
 
 
 def before(scale: Scale) -> str:
-    """From a number a week to what the network sees; training sees it by these very stages."""
+    """Stages before the model: one number a week becomes the network's input. Training uses them too."""
     return f"""{_SERIES}
 [[before]]
 use = "lags"                   # this week, and weeks before it
@@ -61,7 +61,7 @@ std = {scale.std}
 
 
 def watch(scale: Scale, horizon: int) -> str:
-    """An alarm where the forecast of `horizon` weeks ago was too far off."""
+    """Raise an alarm if the forecast from `horizon` weeks ago was too far off."""
     return f"""{forecast(scale)}
 [[after]]
 use = "forecast_error"
@@ -73,7 +73,7 @@ horizon = {horizon}
 
 
 def watch_change() -> str:
-    """Without a model: an alarm where the change since the week before is unusual."""
+    """Raise an alarm, without a model, if the change since the week before is unusual."""
     return f"""{_SERIES}
 [[after]]
 use = "difference"
@@ -94,7 +94,7 @@ floor = {LEAST}                    # ppm
 
 
 def host(rate: float, warm_up: int) -> str:
-    """The machine's own load, watched."""
+    """Watch the machine's own load."""
     return f"""\
 [input]
 rate = {rate:g}
@@ -122,14 +122,14 @@ def write(out: Path, name: str, text: str) -> Path:
 
 
 def features(out: Path, series: Series, scale: Scale) -> dict[str, Array]:
-    """What the stages before the model make of the whole series."""
+    """Return the network's input for the whole series, computed by the stages before the model."""
     with Engine.load(write(out, "features", before(scale))) as engine, engine.open() as stream:
         made: dict[str, Array] = stream.feed({"co2": series.values.astype(np.float32)})
     return made
 
 
 def streamed(pipeline: Path, series: Series) -> Array:
-    """What the pipeline foretells when it is given one week after the other: (n, horizons), ppm."""
+    """Return the pipeline's forecasts when it is fed week by week: (n, horizons), ppm."""
     with Engine.load(pipeline) as engine, engine.open() as stream:
         weeks = [stream.feed({"co2": week}) for week in series.values.astype(np.float32)[:, None]]
     return np.stack([np.concatenate([week[name] for week in weeks]) for name in NAMES], axis=1)

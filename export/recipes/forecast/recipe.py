@@ -1,4 +1,4 @@
-"""Train, certify, stream week by week, compare with what needs no model; then watch for faults, and live."""
+"""Train, certify, stream week by week, compare with forecasts without a model; detect faults; run live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .series import BASELINES, HORIZONS, Series
 from .training import Scale
 
 SEED = 0
-AGREE = 0.01  # ppm between the stream and torch; the series itself is rounded to 0.1
+AGREE = 0.01  # ppm: largest difference between the stream and torch; the series is rounded to 0.1
 NETWORK, CLASSICAL = "the network, streamed", "structural model, for comparison"
 WATCHES = {"against the forecast of last week": 1, "against that of 13 weeks ago": 13}
 PLAIN = "change since last week, no model"
@@ -29,7 +29,7 @@ PLAIN = "change since last week, no model"
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
     for name in ("statsmodels", "matplotlib", "psutil"):
         library(name, "its series, its picture and its sensors", "recipes")
-    from . import picture  # not before it is said what is missing
+    from . import picture  # imported late, so that a missing package is reported first
 
     say("[1/5] Weekly CO2 at Mauna Loa, through the stages before the model")
     data = series.co2()
@@ -66,7 +66,7 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
 
 
 def certify(network: Forecaster, features: dict[str, Array], out: Path, quick: bool, say: Say) -> None:
-    """Write the model file, proved on random data and on weeks of the series."""
+    """Write the model file, certified on random data and on weeks of the series."""
     weeks = slice(0, 150 if quick else 520)
     past, missing = (torch.from_numpy(features[name][weeks])[None] for name in ("co2", "co2.missing"))
     certificate = export(network, {"past": past, "missing": missing}, out / pipelines.MODEL, seed=SEED)
@@ -84,7 +84,7 @@ def watch(out: Path, data: Series, scale: Scale, planted: list[faults.Fault]) ->
 
 
 def compared(data: Series, made: Array, classical: Array) -> list[Table]:
-    """Two tables of the test part: root mean square error, and MASE."""
+    """Return two tables for the test part: root mean square error, and MASE."""
     rows = {
         **{name: series.made_by(baseline, data.held) for name, baseline in BASELINES.items()},
         NETWORK: made,
@@ -118,7 +118,7 @@ def noticed(watched: dict[str, Watched]) -> Table:
 
 
 def lived(seen: live.Seen) -> Table:
-    """One burst of load."""
+    """Return the table of the live run with one burst of load."""
     before = seen.load[~seen.during, 0]
     within = seen.load[seen.during, 0]
     delay = "not seen" if seen.delay is None else f"seen after {seen.delay:.1f} s"

@@ -1,4 +1,4 @@
-"""Carbon dioxide in the air at Mauna Loa, a number a week, and the forecasts that need no model.
+"""Carbon dioxide in the air at Mauna Loa, one number per week, and forecasts that need no model.
 
 The series comes with statsmodels (C. D. Keeling and T. P. Whorf, Scripps Institution of Oceanography: weekly
 averages of March 1958 to December 2001, in parts per million). Weeks without a measurement are NaN.
@@ -14,16 +14,17 @@ import numpy as np
 from runnel.spec import Array
 
 HORIZONS = (1, 4, 13, 26, 52)  # weeks ahead
-YEAR = 52  # weeks: the season's length, a day and a quarter short of the true one
-YEARS = 5  # whose change over the same weeks is averaged
-VALIDATE, TEST = "1984-01-01", "1992-01-01"  # training before the first, tests from the second on
+YEAR = 52  # weeks: length of the season; the true year is a day and a quarter longer
+YEARS = 5  # years whose change over the same weeks is averaged
+VALIDATE, TEST = "1984-01-01", "1992-01-01"  # training ends at the first, the test part starts at the second
 
 
 @dataclass(frozen=True)
 class Series:
-    """`dates` (n,) of weeks; `values` (n,) float64, ppm, NaN where nothing was measured.
+    """`dates` (n,) of weeks; `values` (n,) float64, ppm, NaN for a week without a measurement.
 
-    Weeks before `validate` train, those before `test` choose among what was trained, the rest judges.
+    Weeks before `validate` are the training part, weeks before `test` the validation part, the rest the test
+    part.
     """
 
     dates: Array
@@ -37,7 +38,7 @@ class Series:
 
     @property
     def held(self) -> Array:
-        """Gaps filled by the last number before them, as the pipeline's stage `impute` does."""
+        """Return the values with each gap filled by the last number before it, as the stage `impute` does."""
         newest = np.maximum.accumulate(np.where(np.isnan(self.values), 0, np.arange(len(self.values))))
         return self.values[newest]
 
@@ -52,27 +53,27 @@ def co2() -> Series:
 
 
 def earlier(held: Array, lag: int) -> Array:
-    """Of each week the value `lag` weeks before it; before the first week, the first."""
+    """Return, for each week, the value `lag` weeks before it; before the first week, the first value."""
     return np.concatenate([np.full(lag, held[0]), held[: len(held) - lag]])
 
 
 def persistence(held: Array, horizon: int) -> Array:
-    """It stays as it is."""
+    """Forecast the current value."""
     return held
 
 
 def seasonal(held: Array, horizon: int) -> Array:
-    """It will be what it was in that week a year ago (Hyndman and Athanasopoulos, Forecasting, 5.2)."""
+    """Forecast the value of that week a year ago (Hyndman and Athanasopoulos, Forecasting, 5.2)."""
     return earlier(held, YEAR - horizon)
 
 
 def seasonal_drift(held: Array, horizon: int) -> Array:
-    """The same, and as much more as there is now than a year ago."""
+    """Forecast the value of that week a year ago, plus the change since a year ago."""
     return seasonal(held, horizon) + held - earlier(held, YEAR)
 
 
 def mean_change(held: Array, horizon: int) -> Array:
-    """It will change as it did over the same weeks in the last five years, on average."""
+    """Forecast the mean change over the same weeks in the last five years."""
     changes = [earlier(held, k * YEAR - horizon) - earlier(held, k * YEAR) for k in range(1, YEARS + 1)]
     made: Array = held + np.mean(changes, axis=0)
     return made
@@ -88,14 +89,14 @@ BASELINES: Mapping[str, Callable[[Array, int], Array]] = {
 
 
 def made_by(baseline: Callable[[Array, int], Array], held: Array) -> Array:
-    """(n, horizons): what it foretells in each week."""
+    """Return the baseline's forecasts made in each week, (n, horizons)."""
     return np.stack([baseline(held, horizon) for horizon in HORIZONS], axis=1)
 
 
 def errors(series: Series, made: Array, first: int, end: int) -> list[Array]:
-    """For each horizon the errors in the weeks first … end-1 that were measured, in ppm.
+    """Return, for each horizon, the errors in ppm for the weeks first … end-1 that have a measurement.
 
-    `made` (n, horizons): row t was foretold in week t, for week t + horizon.
+    `made` (n, horizons): row t holds the forecasts made in week t, for week t + horizon.
     """
     weeks = np.arange(first, end)
     weeks = weeks[~np.isnan(series.values[weeks])]
@@ -107,7 +108,7 @@ def rmse(error: Array) -> float:
 
 
 def mase(error: Array, series: Series) -> float:
-    """The mean absolute error in units of the seasonal naive forecast's over the training part.
+    """Return the mean absolute error, divided by that of the seasonal naive forecast on the training part.
 
     R. J. Hyndman and A. B. Koehler, Another look at measures of forecast accuracy, 2006.
     """

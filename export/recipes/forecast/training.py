@@ -1,4 +1,4 @@
-"""Train the network on windows of the series, and keep it as it was when the years after liked it most."""
+"""Train the network on windows of the series, and keep the weights that are best on the validation part."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from runnel.spec import Array
 from .network import NAMES, Forecaster
 from .series import HORIZONS, YEAR, YEARS, Series, errors, rmse
 
-WINDOW = 4 * YEAR  # weeks in a row; of the first year, in which the state finds itself, nothing is asked
+WINDOW = 4 * YEAR  # consecutive weeks; the first year, which only warms up the state, has no loss
 BATCH = 16
 RATE = 3e-3
-LOOK_EVERY = 25  # rounds between two looks at the validation part
-HUBER = 0.5  # ppm: beyond it an error counts in proportion, so that a bad week does not steer
+LOOK_EVERY = 25  # rounds between two evaluations of the validation part
+HUBER = 0.5  # ppm: larger errors count linearly, so that one bad week does not dominate
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the stages `normalize` and `denormalize` are given: of the training part, in ppm."""
+    """Parameters of the stages `normalize` and `denormalize`: from the training part, in ppm."""
 
     mean: float
     std: float
@@ -37,7 +37,7 @@ def scale_of(series: Series) -> Scale:
 def train(
     series: Series, features: dict[str, Array], scale: Scale, rounds: int, seed: int, say: Say
 ) -> Forecaster:
-    """`features`: what the stages before the model make of the series, the whole of it."""
+    """Train the network. `features`: its input for the whole series, from the stages before the model."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     past, missing = (torch.from_numpy(features[name]) for name in ("co2", "co2.missing"))
@@ -68,7 +68,7 @@ def train(
 
 
 def targets(series: Series) -> Tensor:
-    """(n, horizons), ppm: what came, NaN where nothing was measured or the training part has ended."""
+    """Return the true values (n, horizons), ppm; NaN without a measurement or after the training part."""
     known = np.full((len(series.values), len(HORIZONS)), np.nan, np.float32)
     for k, h in enumerate(HORIZONS):
         known[: series.validate - h, k] = series.train[h:]
@@ -81,12 +81,12 @@ def huber(made: Tensor, target: Tensor) -> Tensor:
 
 
 def stacked(made: dict[str, Tensor]) -> Tensor:
-    """(…, horizons)."""
+    """Stack the outputs of all horizons: (…, horizons)."""
     return torch.stack([made[name] for name in NAMES], dim=-1)
 
 
 def whole(network: Forecaster, features: dict[str, Array], scale: Scale) -> Array:
-    """What the network itself foretells in each week, in float64: (n, horizons), ppm."""
+    """Return the forecasts that the module itself makes in each week, in float64: (n, horizons), ppm."""
     exact = copy.deepcopy(network).double().eval()
     with torch.no_grad():
         given = (torch.from_numpy(features[name]).double()[None] for name in ("co2", "co2.missing"))
@@ -95,6 +95,6 @@ def whole(network: Forecaster, features: dict[str, Array], scale: Scale) -> Arra
 
 
 def validation(network: Forecaster, series: Series, features: dict[str, Array], scale: Scale) -> float:
-    """Root mean square error in ppm over the validation part, the mean of all horizons."""
+    """Return the root mean square error in ppm on the validation part, as the mean of all horizons."""
     made = whole(network, features, scale)
     return float(np.mean([rmse(e) for e in errors(series, made, series.validate, series.test)]))

@@ -1,7 +1,7 @@
-"""What the classifier is held against: the commonest label, and a bag of words.
+"""Two baselines for the classifier: the commonest label, and a bag of words.
 
-A logistic regression on which words a text has, whatever their order: (D. R. Cox, "The regression analysis of
-binary sequences", 1958), with a penalty on the weights chosen on the validation texts.
+The bag of words is a logistic regression on the words that a text has, in any order (D. R. Cox, "The
+regression analysis of binary sequences", 1958). The penalty on its weights is chosen on the validation texts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ITERATIONS = 100
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """One weight for each word that a text has, however often and wherever, and one for all texts."""
+    """One weight for each word of a text, without its count or position, and a bias."""
 
     weights: np.ndarray
     bias: float
@@ -32,7 +32,7 @@ class BagOfWords:
         return float(self.weights[list(set(words))].sum()) + self.bias > 0
 
     def right(self, data: Numbered) -> float:
-        """The share of texts that it answers right."""
+        """Return the share of texts with a right answer."""
         found = [
             self.positive(words) == bool(label) for words, label in zip(data.words, data.labels, strict=True)
         ]
@@ -40,12 +40,12 @@ class BagOfWords:
 
 
 def commonest(data: Numbered) -> int:
-    """The label that most of the texts have."""
+    """Return the label that most texts have."""
     return int(np.bincount(data.labels).argmax())
 
 
 def regress(data: Numbered, validation: Numbered, words: int, say: Say) -> BagOfWords:
-    """The best on `validation` of one for each penalty."""
+    """Fit one model for each penalty, and return the best on `validation`."""
     found = []
     for penalty in PENALTIES:
         bag = fit(data, words, penalty)
@@ -56,7 +56,7 @@ def regress(data: Numbered, validation: Numbered, words: int, say: Say) -> BagOf
 
 
 def fit(data: Numbered, words: int, penalty: float) -> BagOfWords:
-    """The least mean cross-entropy plus penalty times the squared weights: one minimum, found by L-BFGS."""
+    """Minimise mean cross-entropy plus penalty times the squared weights, by L-BFGS. It has one minimum."""
     sets = [sorted(set(text)) for text in data.words]
     flat = torch.tensor([word for text in sets for word in text])
     starts = torch.tensor(np.cumsum([0, *map(len, sets[:-1])]))

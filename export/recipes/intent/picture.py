@@ -1,4 +1,4 @@
-"""Sentences, and how sure the model is of them after each of their words."""
+"""Draw sentences, and the model's probability after each word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INK, _GOOD, _BAD = "#22313f", "#2a9d8f", "#c8553d"
 
 
 def draw(path: Path, sentences: Sequence[Sequence[str]], answers: Sequence[Array]) -> None:
-    """Write a PNG: a row a sentence, its words below, P(positive) after each of them."""
+    """Write a PNG with a row for each sentence: P(positive) after each word, with the words below."""
     figure = Figure(figsize=(13, 2.3 * len(sentences)), layout="constrained")
     figure.suptitle("P(positive) after each word", x=0.01, ha="left", color=_INK)
     every = figure.subplots(len(sentences), 1, squeeze=False)[:, 0]

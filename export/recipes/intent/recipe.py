@@ -1,4 +1,4 @@
-"""Train, certify, stream, and count how often the answer is right the more words are heard."""
+"""Train, certify and stream a classifier, and count right answers by the number of words heard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .training import Numbered, numbered, probabilities, train
 
 _SEED = 0
 _EPOCHS = 4
-_QUICK = (3000, 200, 200)  # texts for training, validation, and to be tried
+_QUICK = (3000, 200, 200)  # texts for training, validation and test
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30)
-_AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
+_AGREE = 1e-4  # largest difference of two probabilities: float32 rounding stays far below
 
-# Made up for this, each with a turn in it or none; the first is the table's.
+# Invented examples, with and without a turn of sentiment. The table shows the first.
 SENTENCES = (
     "A charming little camera, and then it stopped working after a week. What a waste of money.",
     "The plot is thin and the jokes are stale, but the acting is superb and I loved it!",
@@ -87,20 +87,20 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
 
 
 def line(turn: Sequence[streaming.Heard], sentences: int) -> str:
-    """A turn as a line: each sentence stays in its column, which is empty once it has ended."""
+    """Return one turn as a line of text. Each sentence has its column, which is empty after its end."""
     cells = {heard.sentence: f"{heard.word:>10} {heard.positive:.2f}" for heard in turn}
     return f"  {''.join(cells.get(i, ' ' * 15) for i in range(sentences))}".rstrip()
 
 
 def _scattered(parts: texts.Split) -> tuple[list[texts.Text], ...]:
-    """Each part in another order, so that its first texts are of all kinds."""
+    """Shuffle each part, so that its first texts are of all kinds."""
     random = np.random.default_rng(_SEED)
     every = (parts.train, parts.validation, parts.held_out)
     return tuple([part[i] for i in random.permutation(len(part))] for part in every)
 
 
 def right(data: Numbered, heard: Sequence[Array], words: Sequence[int]) -> Array:
-    """Whether the answer was right after so many words of each text."""
+    """Whether the answer was right after the given number of words of each text."""
     said: Array = np.array([p[n - 1] > 0.5 for p, n in zip(heard, words, strict=True)])
     found: Array = said == np.array(data.labels, bool)
     return found
@@ -128,7 +128,7 @@ def by_share(data: Numbered, heard: Sequence[Array], bag: BagOfWords, guess: int
 
 
 def by_count(data: Numbered, heard: Sequence[Array], bag: BagOfWords) -> Table:
-    """After n words, of the texts that have more: those could still change the answer."""
+    """Return the table by number of words n. It counts the texts that have more words than n."""
     rows = []
     for count in _COUNTS:
         long = [i for i, text in enumerate(data.words) if len(text) > count]
@@ -195,6 +195,6 @@ def word_by_word(words: Sequence[str], answers: Sequence[float]) -> Table:
 
 
 def _bar(p: float) -> str:
-    """A mark between 0 and 1."""
+    """Return a bar of text with a mark at p, between 0 and 1."""
     at = min(20, int(p * 21))
     return "·" * at + "●" + "·" * (20 - at)

@@ -1,4 +1,4 @@
-"""The certified model behind its stages, as a file; and texts heard through it, word by word."""
+"""Write the pipeline of the certified model, and stream texts through it word by word."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _POSITIVE = LABELS.index("positive")
 
 
 def certify(model: Classifier, data: Numbered, path: Path) -> Certificate:
-    """Export it with its certificate; `data`: texts that the proof is made of, besides random words."""
+    """Export the model with its certificate. `data`: texts for the proof, in addition to random words."""
     texts = sorted(data.words, key=len)[-8:]
     shortest = len(texts[0])
     return export(model, torch.tensor([text[:shortest] for text in texts]), path, output_names=["scores"])
 
 
 def write_pipeline(out: Path, model: Path, vocabulary: Sequence[str]) -> Path:
-    """From text to the likelier label and its probability, each time that a word has ended."""
+    """Write a pipeline that gives the likelier label and its probability after each word of a text."""
     (out / "words.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
     path = out / "intent.toml"
     path.write_text(
@@ -47,18 +47,18 @@ def write_pipeline(out: Path, model: Path, vocabulary: Sequence[str]) -> Path:
 
 
 def chunk(words: Sequence[str]) -> dict[str, Array]:
-    """Words as a client sends them: a word has ended when the blank after it is in."""
+    """Return words as a client sends them. The blank after a word ends it."""
     text = "".join(f"{word} " for word in words)
     return {"text": np.frombuffer(text.encode(), np.uint8)}
 
 
 def positive(out: dict[str, Array]) -> Array:
-    """P(positive) from the likelier label and its probability, one a word."""
+    """Return P(positive) for each word, from the likelier label and its probability."""
     return np.where(out["label"] == _POSITIVE, out["score"], 1 - out["score"])
 
 
 def through_engine(pipeline: Path, texts: Sequence[Sequence[str]]) -> list[Array]:
-    """P(positive) after each word of each text, every text a stream of its own."""
+    """Return P(positive) after each word of each text. Each text is a separate stream."""
     found: list[Array] = []
     with Engine.load(pipeline, max_streams=_TOGETHER) as engine:
         for at in range(0, len(texts), _TOGETHER):
@@ -75,7 +75,7 @@ def through_engine(pipeline: Path, texts: Sequence[Sequence[str]]) -> list[Array
 
 @dataclass(frozen=True)
 class Heard:
-    """One answer of the daemon: to which sentence, after which word, how likely it is positive."""
+    """One answer of the daemon: the sentence, the word, and P(positive) after it."""
 
     sentence: int
     word: str
@@ -83,7 +83,7 @@ class Heard:
 
 
 def live(pipeline: Path, sentences: Sequence[Sequence[str]]) -> Iterator[list[Heard]]:
-    """A daemon as a process of its own, and sentences told to it a word each in turns: the turns' answers."""
+    """Feed sentences to a daemon process, one word of each sentence per turn. Yield each turn's answers."""
     with daemon(pipeline, "--log-level", "warning") as address, Client(address) as client:
         streams = [client.open(f"sentence-{i + 1}") for i in range(len(sentences))]
         for turn in range(max(map(len, sentences))):

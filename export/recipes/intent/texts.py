@@ -1,9 +1,10 @@
-"""Sentences that people rated: fetched, spelled as words, and split into those that are learnt and held out.
+"""Sentences that people rated: fetch them, spell them as words, and split them for training and testing.
 
 C. J. Hutto and E. E. Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media
-text", ICWSM 2014, had some 23,700 sentences (reviews of films and of products, newspapers' opinion pages,
-tweets) rated from -4, extremely negative, to 4, each by twenty people or so. Their package holds them in its
-source archive, under the MIT licence; pip fetches it, and nothing of it is in this project.
+text", ICWSM 2014. About 23,700 sentences (reviews of films and products, opinion pages of newspapers, tweets)
+were each rated from -4, extremely negative, to 4, by about twenty people. The sentences are in the source
+archive of the authors' package, under the MIT licence. pip fetches that archive; this project contains none
+of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from runnel.errors import RunnelError
 
 WANTED, ARCHIVE = "vaderSentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-KEPT = Path(__file__).parents[3] / "recipes-out" / "texts"  # ignored by git; made once, for all runs
+KEPT = Path(__file__).parents[3] / "recipes-out" / "texts"  # ignored by git; fetched once for all runs
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 KINDS = {
     "films": "movieReviewSnippets",
@@ -35,29 +36,29 @@ KINDS = {
     "opinion pages": "nytEditorialSnippets",
     "tweets": "tweets",
 }
-_WITHIN = 120  # seconds that pip may take
+_WITHIN = 120  # time-out of pip, seconds
 
 LABELS = ("negative", "positive")
-SURE = 0.5  # a mean rating nearer to 0 says neither
-_HELD_OUT, _VALIDATION = 0.15, 0.10  # of the texts
-_TWICE = 2  # a word met once in training would be learnt from that one text
+SURE = 0.5  # a text with a mean rating nearer to 0 has no label
+_HELD_OUT, _VALIDATION = 0.15, 0.10  # shares of the texts
+_TWICE = 2  # least occurrences of a word: a rarer word would be learnt from a single text
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[^\sa-z0-9]+")
 
 
 @dataclass(frozen=True)
 class Text:
-    """One sentence: its words, what people made of it, and where it is from."""
+    """One sentence: its words, the label from its ratings, and its origin."""
 
     words: tuple[str, ...]
-    label: int  # a place in LABELS
+    label: int  # index in LABELS
     kind: str
-    group: str  # sentences of one review or article are not shared out between learnt and held out
+    group: str  # review or article; all its sentences are in one part of the split
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts without a text or a review in common."""
+    """Three parts that share no text and no review."""
 
     train: list[Text]
     validation: list[Text]
@@ -65,11 +66,11 @@ class Split:
 
 
 def fetch(kept: Path = KEPT) -> Path:
-    """The archive, by pip and checked by its hash; from `kept` where it is there. Raises RunnelError."""
+    """Return the archive, from `kept` or fetched by pip. Its hash is checked. Raises RunnelError."""
     path = kept / ARCHIVE
     if not path.exists():
         kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept) as folder:  # another run may be fetching it too
+        with tempfile.TemporaryDirectory(dir=kept) as folder:  # another run may fetch it at the same time
             _download(Path(folder)).replace(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise RunnelError(f"{path} is not the archive that was expected: delete it, and it is fetched again")
@@ -95,7 +96,7 @@ def _download(folder: Path) -> Path:
 
 
 def read(archive: Path) -> list[Text]:
-    """Every text that people were of one mind about, without duplicates."""
+    """Return every text whose mean rating is clear, without duplicates."""
     found: dict[tuple[str, ...], Text] = {}
     for kind, name in KINDS.items():
         for line in _member(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").splitlines():
@@ -118,13 +119,13 @@ def _member(archive: Path, name: str) -> str:
 
 
 def spelled(text: str) -> tuple[str, ...]:
-    """Lower-case words, numbers, and signs that stand together: ("it", "doesn't", "work", ":(")."""
+    """Return lower-case words, numbers, and runs of signs: ("it", "doesn't", "work", ":(")."""
     plain = html.unescape(text).lower().replace("’", "'").replace("''", '"')
     return tuple(_WORD.findall(plain))
 
 
 def split(texts: Sequence[Text], seed: int = 0) -> Split:
-    """By whole reviews and articles, drawn at random."""
+    """Split the texts at random, by whole reviews and articles."""
     groups = sorted({text.group for text in texts})
     order = np.random.default_rng(seed).permutation(len(groups))
     place = {groups[g]: rank / len(groups) for rank, g in enumerate(order)}
@@ -141,6 +142,6 @@ def split(texts: Sequence[Text], seed: int = 0) -> Split:
 
 
 def vocabulary(texts: Sequence[Text]) -> list[str]:
-    """Words met at least twice, the most frequent first; all others are the one unknown behind them."""
+    """Return the words that occur at least twice, most frequent first. All others become the unknown word."""
     counted = Counter(word for text in texts for word in text.words)
     return [word for word, n in sorted(counted.items(), key=lambda item: (-item[1], item[0])) if n >= _TWICE]

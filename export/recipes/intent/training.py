@@ -1,4 +1,4 @@
-"""The classifier, and how it learns: many words in, one answer out."""
+"""The classifier and its training: many words in, one answer out."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .texts import LABELS, Text
 
 _WIDTH, _HIDDEN = 64, 64
 _DROPOUT = 0.5
-_FORGOTTEN = 0.2  # of the words in training become the unknown one, which is learnt by that
+_FORGOTTEN = 0.2  # share of the words in training that become the unknown word, so that it is learnt
 _BATCH, _RATE, _CLIP = 64, 2e-3, 1.0
-_EARLY = 0.5  # what the answers before the last word count in the loss
+_EARLY = 0.5  # weight in the loss of the answers before the last word
 
 
 class Classifier(nn.Module):
-    """(batch, time) int64 words -> (batch, 2) scores, heard all of them."""
+    """Map words (batch, time) int64 to scores (batch, 2) after the last word."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words + 1, _WIDTH)  # one more: the unknown word
+        self.embedding = nn.Embedding(words + 1, _WIDTH)  # one more, for the unknown word
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.dropout = nn.Dropout(_DROPOUT)
         self.gru = nn.GRU(_WIDTH, _HIDDEN, batch_first=True)
         self.out = nn.Linear(_HIDDEN, len(LABELS))
 
     def answers(self, word: Tensor) -> Tensor:
-        """(batch, time, 2): the scores after each word; for training, which asks for an early answer too."""
+        """Return the scores after each word, (batch, time, 2). Training also asks for early answers."""
         heard, _ = self.gru(self.dropout(self.embedding(word)))
         scores: Tensor = self.out(self.dropout(heard))
         return scores
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Numbered:
-    """Texts as a model takes them: the places of their words in the vocabulary, and their labels."""
+    """Texts as input of a model: the indices of their words in the vocabulary, and their labels."""
 
     words: list[list[int]]
     labels: list[int]
@@ -62,9 +62,9 @@ def numbered(texts: Sequence[Text], vocabulary: Sequence[str]) -> Numbered:
 def batches(
     data: Numbered, unknown: int, size: int, random: np.random.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(words (batch, time), lengths, labels) of texts of about one length each, filled up with `unknown`.
+    """Yield (words (batch, time), lengths, labels). Texts of similar length are padded with `unknown`.
 
-    In a random order where `random` is given.
+    The order is random if `random` is given.
     """
     jitter = np.zeros(len(data)) if random is None else random.random(len(data)) * 4
     order = sorted(range(len(data)), key=lambda i: len(data.words[i]) + jitter[i])
@@ -80,7 +80,7 @@ def batches(
 
 
 def train(data: Numbered, validation: Numbered, words: int, epochs: int, seed: int, say: Say) -> Classifier:
-    """A classifier as it was after the epoch that did best on `validation`, in eval mode."""
+    """Train a classifier. Return it in eval mode, as after the epoch that was best on `validation`."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     model = Classifier(words)
@@ -107,7 +107,7 @@ def train(data: Numbered, validation: Numbered, words: int, epochs: int, seed: i
 
 
 def loss_of(scores: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the answer after the last word, and at half its weight of those on the way there."""
+    """Return the cross-entropy of the answer after the last word, plus half that of the earlier answers."""
     batch, time, _ = scores.shape
     each = cross_entropy(scores.transpose(1, 2), labels[:, None].expand(batch, time), reduction="none")
     last = each[torch.arange(batch), lengths - 1].mean()
@@ -117,7 +117,7 @@ def loss_of(scores: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judged(model: Classifier, data: Numbered, unknown: int) -> tuple[float, float]:
-    """(mean cross-entropy, share right) of the answers after the last word."""
+    """Return (mean cross-entropy, share of right answers) after the last word."""
     model.eval()
     lost = right = 0.0
     for words, lengths, labels in batches(data, unknown, 256, None):
@@ -129,5 +129,5 @@ def judged(model: Classifier, data: Numbered, unknown: int) -> tuple[float, floa
 
 @torch.no_grad()
 def probabilities(model: Classifier, data: Numbered) -> list[np.ndarray]:
-    """P(positive) after each word of each text, by torch and all at once: what a stream must give too."""
+    """Return P(positive) after each word of each text, by torch in one call, to compare with a stream."""
     return [model.answers(torch.tensor([words]))[0].softmax(1)[:, 1].numpy() for words in data.words]

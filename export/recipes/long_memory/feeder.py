@@ -1,7 +1,7 @@
-"""A client that will not live to see the end: it feeds each stream its first ticks, and waits to be killed.
+"""A client that feeds the first ticks of each stream, and then waits to be killed.
 
-`python feeder.py ADDRESS`; a line of JSON on its input has, by stream's name, the symbols that it is to feed.
-A process of its own, since only a process can be killed; without torch, which it has no need of.
+`python feeder.py ADDRESS` reads one line of JSON from its input: the symbols to feed, by stream name. It is a
+separate process, since a thread cannot be killed. It does not import torch, which it does not need.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(address: str) -> None:
         for symbol in symbols:
             stream.feed(np.array([symbol]))
     print("fed", flush=True)
-    sys.stdin.read()  # until killed, or until who started it is gone
+    sys.stdin.read()  # until it is killed, or its parent process has ended
 
 
 if __name__ == "__main__":

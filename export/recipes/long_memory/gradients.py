@@ -1,4 +1,4 @@
-"""How much of the loss at the cue is felt where the tag was seen."""
+"""Measure the gradient of the loss at the cue with respect to the state behind the tag."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _COUNT = 64  # sequences
 
 
 def at_tag(network: Recall, distance: int, seed: int) -> tuple[float, float]:
-    """(‖∂L/∂s₁‖, ‖∂L/∂s₁‖ / ‖∂L/∂s₋₁‖), medians over sequences, in float64.
+    """Return (‖∂L/∂s₁‖, ‖∂L/∂s₁‖ / ‖∂L/∂s₋₁‖): medians over sequences, in float64.
 
-    L: the cross entropy at the cue; s₁: the layer's whole state (h, and c where there is one) behind the
-    tag, s₋₁: before the cue. A network that knows its answer has a small L, and so all gradients of it
-    are small; the ratio is free of that: what is left of a gradient on its way to the tag.
+    L is the cross entropy at the cue. s₁ is the layer's whole state (h, and c if there is one) behind the
+    tag, s₋₁ the state before the cue. A network that knows its answer has a small L, and so all its gradients
+    are small. The ratio does not depend on that: it is the share of the gradient that reaches the tag.
     """
     network = copy.deepcopy(network).double()
     symbols, tags = sequences(_COUNT, distance, torch.Generator().manual_seed(seed))
@@ -29,14 +29,14 @@ def at_tag(network: Recall, distance: int, seed: int) -> tuple[float, float]:
     output, _ = network.run(symbols[:, -1:], late)
     loss = nn.functional.cross_entropy(network.scores(output[:, -1]), tags, reduction="sum")
     ends = [*_parts(seen), *_parts(late)]
-    found = torch.autograd.grad(loss, ends)  # of a sum: each sequence's own
+    found = torch.autograd.grad(loss, ends)  # the loss is a sum, so each sequence gets its own gradient
     half = len(ends) // 2
     first, last = _norms(found[:half]), _norms(found[half:])
     return first.median().item(), (first / last).median().item()
 
 
 def _norms(parts: tuple[Tensor, ...]) -> Tensor:
-    """(batch,): over all of the state's parts, each (1, batch, hidden)."""
+    """Return the norms (batch,) over all parts of the state, each (1, batch, hidden)."""
     squares: Tensor = torch.cat(parts, -1)[0].square().sum(-1)
     return squares.sqrt()
 

@@ -1,4 +1,4 @@
-"""The four networks: an embedding, one recurrent layer, scores of the tags at each tick."""
+"""The four networks: an embedding, one recurrent layer, and scores of the tags at each tick."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIDDEN, EMBEDDED = 64, 16
 
 
 class Recall(nn.Module):
-    """Scores (batch, time, tags) of symbols (batch, time)."""
+    """Map symbols (batch, time) to scores (batch, time, tags)."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -36,20 +36,20 @@ class Recall(nn.Module):
         return scores
 
     def run(self, symbol: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """(the layer's output (batch, time, hidden), its last state), from a state or from zeros."""
+        """Run from `state` or zeros. Return (the layer's output (batch, time, hidden), its last state)."""
         output, state = self.layer(self.embedding(symbol), state)
         return output, state
 
 
 def _favour_memory(kind: str, layer: nn.Module) -> None:
-    """Begin with a long memory, each as the literature gives it: else the start would decide, not the cell.
+    """Initialise each cell for a long memory, so that the comparison is of the cells, not of their defaults.
 
-    Gates: a unit forgets at a rate of 1/t, t uniform up to the longest distance, by its bias alone: C. Tallec
-    and Y. Ollivier, "Can recurrent neural networks warp time?", 2018; a bias of 1, as of R. Jozefowicz and
-    others, "An empirical exploration of recurrent network architectures", 2015, would keep 0.73^50 = 2e-7 of
-    a tag after 50 ticks. An RNN has no gates: its matrix begins orthogonal, so that linearly nothing is lost:
-    A. M. Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
-    2014.
+    Gated cells: the bias of a unit makes it forget at a rate of 1/t, with t uniform up to the longest
+    distance (C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", 2018). With a bias of 1,
+    as in R. Jozefowicz et al., "An empirical exploration of recurrent network architectures", 2015, a cell
+    would keep 0.73^50 = 2e-7 of a tag after 50 ticks. RNN: it has no gates. Its matrix is orthogonal at
+    first, so that the linear part loses nothing (A. M. Saxe et al., "Exact solutions to the nonlinear
+    dynamics of learning in deep linear neural networks", 2014).
     """
     with torch.no_grad():
         recurrent, bias = layer.get_parameter("weight_hh_l0"), layer.get_parameter("bias_ih_l0")

@@ -1,4 +1,4 @@
-"""Success and gradient by distance, a line for each cell."""
+"""Draw success and gradient by distance, with a line for each cell."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from .task import CHANCE
 
-Lines = Mapping[str, Sequence[float]]  # by cell, a figure for each distance
+Lines = Mapping[str, Sequence[float]]  # by cell: a number for each distance
 _COLOURS = {"RNN": "#c0392b", "LSTM": "#2a9d8f", "GRU": "#22313f", "peephole": "#e9a13b"}
-# Lines that lie upon each other stay visible: the first is the widest.
+# The first line is the widest, so that lines on top of each other stay visible.
 _STYLES = {"RNN": (4.5, "-"), "LSTM": (3.5, "-"), "GRU": (2.2, "--"), "peephole": (1.2, "-")}
-_SMALLEST = 1e-30  # of a gradient that is drawn: below it is nothing, whatever the line does
+_SMALLEST = 1e-30  # smallest gradient that is drawn; smaller ones are practically zero
 
 
 def draw(path: Path, distances: Sequence[int], panels: Sequence[tuple[str, Lines, bool]]) -> None:
-    """Write a PNG: a panel for each (title, lines, whether a gradient's norm)."""
+    """Write a PNG with a panel for each (title, lines, whether the lines are norms of gradients)."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     for axes, (title, lines, norm) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for cell, values in lines.items():

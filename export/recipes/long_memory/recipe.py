@@ -1,4 +1,4 @@
-"""A tag seen once, recalled later: learnt by four cells, and streamed over connections that break."""
+"""Train four cells to recall a tag seen once, and stream them over connections that break."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .streaming import Streamed, streamed
 from .task import CHANCE, DISTANCES, mixed, sequences
 from .training import WINDOW, Trained, alone, grown, success
 
-Shares = Mapping[str, Sequence[float]]  # by cell, for each distance, as are these
-Apart = Mapping[str, Sequence[Sequence[Trained]]]  # and of each seed
+Shares = Mapping[str, Sequence[float]]  # by cell, for each distance
+Apart = Mapping[str, Sequence[Sequence[Trained]]]  # by cell, for each distance and seed
 Gradients = Mapping[str, Sequence[tuple[float, float]]]
 
 _SEED = 1994
-_TRAIN, _ASK, _NORM, _STREAM = range(4)  # each its own randomness: what is asked is drawn anew
-_LONGEST = 1000  # far beyond what anything is trained at
+_TRAIN, _ASK, _NORM, _STREAM = range(4)  # separate random sequences for training and each measurement
+_LONGEST = 1000  # distractors: far beyond every distance in training
 
 
 @dataclass(frozen=True)
 class Size:
     distances: tuple[int, ...]
-    alone: int  # updates at most
-    seeds: int  # of these; what an RNN learns depends on them
+    alone: int  # most updates at one distance alone
+    seeds: int  # number of seeds for these; the success of an RNN depends on the seed
     grown: int
-    asked: int  # fresh sequences, of each distance
-    streams: int  # of each distance
-    beyond: int  # a distance that nothing was trained at
+    asked: int  # fresh sequences for each distance
+    streams: int  # streams for each distance
+    beyond: int  # a distance that does not occur in training
 
 
 FULL = Size(DISTANCES, alone=500, seeds=3, grown=2000, asked=500, streams=8, beyond=_LONGEST)
@@ -46,7 +46,7 @@ QUICK = Size(DISTANCES[:3], alone=8, seeds=1, grown=40, asked=64, streams=1, bey
 
 
 def run(out: Path, quick: bool, say: Say) -> list[Table]:
-    """Train, measure, export, stream: five tables, `memory.png`, each cell's model file and weights."""
+    """Train, measure, export, stream. Make five tables, `memory.png`, and each cell's model and weights."""
     size = QUICK if quick else FULL
     distances = size.distances
     apart = {cell: _alone(cell, size, say) for cell in CELLS}
@@ -108,7 +108,7 @@ def _apart_table(size: Size, apart: Apart, recalled: Mapping[str, Sequence[Seque
 
 
 def _span(values: Sequence[float], form: str) -> str:
-    """From the lowest to the highest."""
+    """Return the range of values as text, from the lowest to the highest."""
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low} to {high}"
 
@@ -179,7 +179,7 @@ def _ask(trained: Trained, distance: int, size: Size) -> float:
 
 
 def _alone(cell: str, size: Size, say: Say) -> list[list[Trained]]:
-    """For each distance, one network of each seed."""
+    """Train one network for each distance and seed."""
     made = []
     for distance in size.distances:
         began = time.monotonic()
@@ -203,7 +203,7 @@ def _grown(cell: str, size: Size, say: Say) -> Trained:
 
 
 def _stream(out: Path, network: Recall, size: Size, say: Say) -> tuple[float, Streamed]:
-    """Export, certify, serve; the certified error, and what came of the streams."""
+    """Export, certify and serve. Return the certified error and the results of the streams."""
     model = out / f"{network.kind.lower()}.onnx"
     example, _ = sequences(4, 20, _random(_STREAM))
     certificate = export(network, example, model, output_names=["scores"])

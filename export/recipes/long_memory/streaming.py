@@ -1,4 +1,4 @@
-"""A trained network in a daemon, its streams fed tick by tick over connections that break."""
+"""Serve a trained network by a daemon, and feed streams tick by tick over connections that break."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from runnel_export.demo.daemon import daemon
 
 from .networks import Recall
 
-AGREE = 1e-4  # of the largest score: what the certificate allows
+AGREE = 1e-4  # largest difference, relative to the largest score; the certificate's tolerance
 _FEEDER = Path(__file__).with_name("feeder.py")
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What came of the sequences of one model."""
+    """Results of the streams of one model."""
 
     sequences: int
     ticks: int
     interruptions: int
-    same: int  # streams that named the tag that torch does: all of them, or it is an error
-    recalled: int  # streams that named their tag
-    error: float  # the largest difference of a score from torch's, relative to the largest score
+    same: int  # streams that named the same tag as torch: always all of them
+    recalled: int  # streams that named the right tag
+    error: float  # largest difference of a score from torch's, relative to the largest score
 
 
 def streamed(network: Recall, model: Path, sequences: Sequence[Tensor], seed: int) -> Streamed:
     """Feed each sequence to `runnel serve model` tick by tick, interrupted twice between tag and cue.
 
-    The first ticks come from a client process that is killed; the next from a client that resumes the
-    stream by name and leaves; the last, with the cue, from a third. Raises RunnelError where a stream
-    answers otherwise than the network does in torch, the whole sequence at once; or where it stands
-    elsewhere than it was fed to.
+    The first ticks come from a client process that is killed. The next ticks come from a client that resumes
+    the stream by name and leaves. The last ticks, with the cue, come from a third client. Raises RunnelError
+    if a stream's answer differs from that of torch, which gets the whole sequence at once, or if a resumed
+    stream is at the wrong tick.
     """
     random = np.random.default_rng(seed)
     rows = {f"{network.kind}-{i}": s.numpy() for i, s in enumerate(sequences)}
-    # Two places for each, behind the tag and before the cue.
+    # Two cuts in each sequence, behind the tag and before the cue.
     cuts = {name: sorted(random.choice(len(row) - 1, 2, replace=False) + 1) for name, row in rows.items()}
     scores: dict[str, list[Array]] = {name: [] for name in rows}
     with daemon(model, "--log-level", "warning") as address:
@@ -74,7 +74,7 @@ def streamed(network: Recall, model: Path, sequences: Sequence[Tensor], seed: in
 
 
 def _resume(client: Client, name: str, row: Array, begin: int, end: int) -> list[Array]:
-    """Take the stream over where it should stand, and feed it ticks begin to end; what each gave."""
+    """Resume the stream, which must be at tick `begin`, and feed it up to `end`. Return the outputs."""
     stream = client.resume(name)
     if stream.seq != begin:
         raise RunnelError(f"stream {name!r} stands at tick {stream.seq}, and was fed {begin}")
@@ -85,14 +85,14 @@ def _resume(client: Client, name: str, row: Array, begin: int, end: int) -> list
 
 
 def _whole(network: Recall, row: Array) -> Array:
-    """The scores (ticks, tags), by torch in one go."""
+    """Return the scores (ticks, tags), computed by torch in one call."""
     with torch.no_grad():
         scores: Array = network(torch.from_numpy(row)[None])[0].numpy()
     return scores
 
 
 def _feed_and_die(address: str, firsts: dict[str, Array]) -> None:
-    """A client process opens the streams and feeds them; then it is killed, its connection with it."""
+    """Open and feed the streams from a client process, then kill it, and its connection with it."""
     command = [sys.executable, str(_FEEDER), address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin

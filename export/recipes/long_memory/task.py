@@ -1,4 +1,4 @@
-"""The task: a tag, so many distractors, a cue; and at the cue the tag is to be named."""
+"""The task: a tag, then N distractors, then a cue, at which the network must name the tag."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DISTANCES = (5, 10, 20, 50, 100, 200)
 
 
 def sequences(count: int, distance: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(symbols (count, distance + 2) int64, tags (count,)): tag, `distance` distractors, cue."""
+    """Return (symbols (count, distance + 2) int64, tags (count,)): tag, `distance` distractors, cue."""
     tags = torch.randint(TAGS, (count,), generator=random)
     between = torch.randint(TAGS, CUE, (count, distance), generator=random)
     return torch.cat([tags[:, None], between, torch.full((count, 1), CUE)], 1), tags
 
 
 def mixed(each: int, distances: Sequence[int], random: torch.Generator) -> list[Tensor]:
-    """So many sequences of each distance, one by one: (ticks,) int64."""
+    """Return a list of `each` sequences for each distance: (ticks,) int64."""
     return [symbols for d in distances for symbols in sequences(each, d, random)[0]]

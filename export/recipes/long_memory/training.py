@@ -1,4 +1,4 @@
-"""Two ways to train: at one distance from the start, and over distances that grow, truncated."""
+"""Two ways to train: at one distance from the start, and over growing distances with a truncated gradient."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .networks import Recall
 from .task import sequences
 
 WINDOW = 50  # ticks that the gradient goes back, with `grown`
-CLIP = 1.0  # the largest norm of the gradient that a step takes
+CLIP = 1.0  # largest norm of the gradient of an update
 _BATCH, _RATE = 64, 3e-3
-_LEARNT = 0.99  # of the last sequences or so, recalled: then it is over
-_FURTHER = 0.95  # then the distance grows
+_LEARNT = 0.99  # share of recent sequences recalled at which training ends
+_FURTHER = 0.95  # share at which the distance grows
 _GROWTH = 1.25
-_MEMORY = 0.9  # of the running share: some ten batches
+_MEMORY = 0.9  # smoothing factor of the running share: about ten batches
 
 
 @dataclass(frozen=True)
 class Trained:
     network: Recall
     updates: int
-    clipped: int  # of the updates
-    reached: int  # the longest distance trained at
+    clipped: int  # updates whose gradient was clipped
+    reached: int  # longest distance in training
 
 
 def alone(network: Recall, distance: int, updates: int, random: torch.Generator) -> Trained:
-    """Train at one distance, the gradient going back all the way."""
+    """Train at one distance, with the gradient over the whole sequence."""
     steps, share = Steps(network, window=None), 0.0
     while steps.done < updates and share < _LEARNT:
         share = _MEMORY * share + (1 - _MEMORY) * steps.take(*sequences(_BATCH, distance, random))
@@ -37,9 +37,10 @@ def alone(network: Recall, distance: int, updates: int, random: torch.Generator)
 
 
 def grown(network: Recall, longest: int, updates: int, random: torch.Generator) -> Trained:
-    """Train at distances that grow as they are learnt, truncated: no gradient goes back past the window.
+    """Train at distances that grow as they are learnt. No gradient goes back beyond the window.
 
-    Every other batch has the longest distance so far; the rest any up to it, so that none is unlearnt.
+    Every second batch has the longest distance so far. The others have any shorter distance, so that none is
+    unlearnt.
     """
     steps, share, limit = Steps(network, WINDOW), 0.0, min(5.0, longest)
     while steps.done < updates and (limit < longest or share < _LEARNT):
@@ -52,7 +53,7 @@ def grown(network: Recall, longest: int, updates: int, random: torch.Generator) 
 
 
 class Steps:
-    """Updates of one network; with a window, the state is carried over the ticks before it, and detached."""
+    """Updates of one network. With a window, the state of the ticks before it is carried, but detached."""
 
     def __init__(self, network: Recall, window: int | None) -> None:
         self.network, self.window = network, window
@@ -60,7 +61,7 @@ class Steps:
         self._adam = torch.optim.Adam(network.parameters(), _RATE)
 
     def take(self, symbols: Tensor, tags: Tensor) -> float:
-        """One update; the share of the sequences that were recalled before it."""
+        """Make one update. Return the share of the sequences that were recalled before it."""
         state, ticks = None, symbols.shape[1]
         if self.window is not None and ticks > self.window:
             with torch.no_grad():
@@ -77,7 +78,7 @@ class Steps:
 
 
 def success(network: Recall, distance: int, count: int, random: torch.Generator) -> float:
-    """The share of fresh sequences recalled."""
+    """Return the share of fresh sequences that the network recalls."""
     symbols, tags = sequences(count, distance, random)
     with torch.no_grad():
         output, _ = network.run(symbols)
@@ -89,5 +90,5 @@ def _share(scores: Tensor, tags: Tensor) -> float:
 
 
 def _any_up_to(limit: float, random: torch.Generator) -> int:
-    """Short and long ones equally often, as orders of magnitude go."""
+    """Draw a distance up to `limit`, uniformly in its logarithm."""
     return round(math.exp(torch.rand(1, generator=random).item() * math.log(limit)))

@@ -1,4 +1,4 @@
-"""Two opinions of one sound: the same segments, or how far apart?"""
+"""Compare two results for one sound: are the segments the same, and how far are they apart?"""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .vendor import Found
 
 @dataclass(frozen=True)
 class Compared:
-    """Of one sound or several: counts of segments, and the largest differences."""
+    """Counts of segments and the largest differences, for one sound or several."""
 
     sounds: int = 0
     seconds: float = 0.0
-    unfilled: int = 0  # the vendor's, where the sounds' last windows are not filled up
+    unfilled: int = 0  # the vendor's segments if the last windows are not padded
     theirs: int = 0
     ours: int = 0
-    identical: int = 0  # of ours: start and end are the vendor's, to the sample
-    unmatched: int = 0  # in sounds where the two find different numbers of segments
-    samples: int = 0  # between starts, or ends, of segments that are paired
+    identical: int = 0  # segments of ours whose start and end equal the vendor's, to the sample
+    unmatched: int = 0  # segments in sounds for which the two numbers of segments differ
+    samples: int = 0  # largest difference between starts, or ends, of paired segments
     probability: float = 0.0
 
     def __add__(self, other: Compared) -> Compared:
@@ -70,7 +70,7 @@ CELLS = (
 
 
 def compare(ours: Found, theirs: Found, length: int) -> Compared:
-    """One sound of `length` samples at 16 kHz. Segments are paired in their order."""
+    """Compare the results for one sound of `length` samples at 16 kHz. Segments are paired in order."""
     if len(ours.probability) != len(theirs.probability):
         raise ValueError(
             f"{len(ours.probability)} windows of ours, {len(theirs.probability)} of the vendor's"

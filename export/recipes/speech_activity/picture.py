@@ -1,4 +1,4 @@
-"""One recording, with the vendor's segments and ours."""
+"""Draw one recording with the vendor's segments and ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _THRESHOLD = 0.5
 
 
 def draw(path: Path, title: str, samples: Array, ours: Found, theirs: Found) -> None:
-    """Write a PNG. `samples` (n,) at 16 kHz: their waveform, both opinions, and P(speech)."""
+    """Write a PNG with the waveform of `samples` (n,) at 16 kHz, both results, and P(speech)."""
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1.3, 3])
     times, low, high = envelope(samples, silero.RATE)

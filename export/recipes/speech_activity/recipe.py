@@ -1,4 +1,4 @@
-"""Silero VAD, exported again here, against its vendor's own segments; then live, for several microphones."""
+"""Export Silero VAD, compare it with the vendor's own segments, and run it live for several microphones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from . import picture, recordings, streaming
 from .comparing import CELLS, Compared, compare, total
 from .vendor import Found, Vendor
 
-_AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
-_QUICK = {"loudspeakers named": 1, "telephone prompts": 2}  # files of each set: longer than nine in ten
+_AGREE = 1e-4  # largest difference of two probabilities: float32 rounding stays far below
+_QUICK = {"loudspeakers named": 1, "telephone prompts": 2}  # files of each set, longer than 9 in 10 of it
 _SHOWN, _SPOKEN = "loudspeakers named, in a row", "telephone prompts"
 _MICROPHONES, _SECONDS = 8, 20.0
 _QUICK_MICROPHONES, _QUICK_SECONDS = 3, 2.0
@@ -35,7 +35,7 @@ _PROOFS = "Certificates: the exported steps with the network in PyTorch, on rand
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording at its own rate."""
+    """A recording at its own sampling rate."""
 
     samples: Array
     rate: int
@@ -45,13 +45,13 @@ class Sound:
 
     @property
     def length(self) -> int:
-        """In samples at 16 kHz."""
+        """Length in samples at 16 kHz."""
         return -(-len(self.samples) * silero.RATE // self.rate)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One training of the network: our certified model, and the vendor's graph that holds the same."""
+    """One training of the network: our certified model, and the vendor's graph with the same weights."""
 
     name: str
     model: Path
@@ -81,7 +81,7 @@ def run(out: Path, quick: bool, say: Say) -> list[Table]:
 
 
 def _sounds(files: Mapping[str, Sequence[Path]], quick: bool) -> dict[str, list[Sound]]:
-    """Each set's recordings; and all of them in a row, as one."""
+    """Return the recordings of each set, and for each set one sound that joins them all."""
     found = {}
     for name, paths in files.items():
         if quick:
@@ -98,7 +98,7 @@ def _sounds(files: Mapping[str, Sequence[Path]], quick: bool) -> dict[str, list[
 
 
 def _trainings(out: Path, folder: Path, say: Say) -> list[Weights]:
-    """Both that the vendor's package holds; each exported, and in a graph of the vendor's."""
+    """Return both trainings in the vendor's package, each exported and in a graph of the vendor's."""
     shipped = silero.SileroVAD().eval()
     shipped.load_state_dict(oracle.vendor_weights())
     tensors = silero.load()
@@ -118,7 +118,7 @@ def _trainings(out: Path, folder: Path, say: Say) -> list[Weights]:
 def _both(
     out: Path, weights: Weights, vendor: Vendor, sounds: Sequence[Sound]
 ) -> list[tuple[Found, Found, Compared]]:
-    """Streamed, the vendor's, and how they compare, of each sound; all of them are at one rate."""
+    """Return (ours, the vendor's, comparison) for each sound. All sounds have one rate."""
     rate = sounds[0].rate
     pipeline = streaming.write_pipeline(out / f"{weights.model.stem}_{rate}.toml", weights.model, rate)
     lengths = [sound.length for sound in sounds]
@@ -131,7 +131,7 @@ def _both(
 
 
 def _hold(what: str, compared: Compared) -> None:
-    """Raise RunnelError where the two are not the same but for rounding."""
+    """Raise RunnelError if the two differ by more than rounding."""
     if not (compared.within_a_window and compared.probability <= _AGREE):
         raise RunnelError(
             f"{what}: what was streamed differs from the vendor's: {compared}. "
@@ -142,7 +142,7 @@ def _hold(what: str, compared: Compared) -> None:
 def _live(
     out: Path, weights: Weights, vendor: Vendor, sounds: Sequence[Sound], quick: bool, say: Say
 ) -> Table:
-    """Microphones in real time, each with other recordings, over a socket of the daemon."""
+    """Run microphones in real time over the daemon's socket, each with other recordings."""
     count, seconds = (_QUICK_MICROPHONES, _QUICK_SECONDS) if quick else (_MICROPHONES, _SECONDS)
     rate = sounds[0].rate
     spoken = np.concatenate([sound.samples for sound in sounds])
@@ -169,7 +169,7 @@ def _live(
 
 
 def _tell(live: Microphones, say: Say) -> None:
-    """Each segment as it is found, until all microphones have ended."""
+    """Report each segment when it is found, until all microphones have ended."""
     playing = len(live.heard)
     while playing:
         found = live.found.get()
@@ -180,7 +180,7 @@ def _tell(live: Microphones, say: Say) -> None:
 
 
 def _found(mic: Heard, length: int) -> Found:
-    """What a microphone heard, as `streaming.joined` gives it."""
+    """Return the results of one microphone in the form of `streaming.joined`."""
     segments = [(round(s.start * mic.rate), round(s.end * mic.rate)) for s in mic.segments]
     windows = -(-length // silero.FRAMING.hop)
     return Found(segments, np.concatenate(mic.probability)[:windows])

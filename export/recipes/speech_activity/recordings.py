@@ -1,7 +1,8 @@
-"""Recorded human speech, from Debian packages: none of it is in the project.
+"""Recorded human speech from Debian packages. The project contains none of it.
 
-`tests/recordings.sh` unpacks them into .recordings where apt is. alsa-utils: a voice that names loudspeakers,
-and a noise, at 48 kHz. asterisk-core-sounds-en-wav: Allison Smith's prompts for telephones, at 8 kHz.
+If apt is installed, `tests/recordings.sh` unpacks the packages into .recordings. alsa-utils has a voice that
+names loudspeakers, and a noise, at 48 kHz. asterisk-core-sounds-en-wav has Allison Smith's telephone prompts,
+at 8 kHz.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from runnel.errors import RunnelError
 from runnel.spec import Array
 
 _ROOT = Path(__file__).parents[3]
-_PLACES = (_ROOT / ".recordings", Path("/"))  # the second: the packages are installed
-_WITHIN = 600.0  # seconds for apt, which may have to fetch its lists first
+_PLACES = (_ROOT / ".recordings", Path("/"))  # in the second if the packages are installed
+_WITHIN = 600.0  # time-out of apt, seconds; it may fetch its lists first
 _FOLDERS = {"loudspeakers named": "usr/share/sounds/alsa", "telephone prompts": "usr/share/asterisk/sounds"}
 
 
 def sets(say: Say) -> dict[str, list[Path]]:
-    """Every file of each set, fetched where they are not here. Raises RunnelError where they cannot be."""
+    """Return the files of each set, and fetch those that are missing. Raises RunnelError if that fails."""
     found = _found()
     if not all(found.values()):
         say("fetching recorded speech: tests/recordings.sh")
@@ -42,7 +43,7 @@ def sets(say: Say) -> dict[str, list[Path]]:
 
 
 def _found() -> dict[str, list[Path]]:
-    # What was unpacked by half is not taken for all of it.
+    # Skip a folder that was unpacked only in part.
     places = [place for place in _PLACES if place == Path("/") or (place / "complete").exists()]
     found: dict[str, list[Path]] = {}
     for name, folder in _FOLDERS.items():
@@ -52,13 +53,13 @@ def _found() -> dict[str, list[Path]]:
 
 
 def read(path: Path) -> tuple[Array, int]:
-    """((samples,) float32, rate in Hz)."""
+    """Return ((samples,) float32, rate in Hz)."""
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     return samples.mean(axis=1), rate
 
 
 def at_16k(samples: Array, rate: int) -> Array:
-    """Resampled by scipy, which shares nothing with the stage `resample`."""
+    """Resample by scipy, which shares no code with the stage `resample`."""
     from scipy.signal import resample_poly  # type: ignore[import-untyped]
 
     made: Array = resample_poly(samples, 16000, rate).astype(np.float32)

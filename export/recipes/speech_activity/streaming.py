@@ -1,4 +1,4 @@
-"""Our side: the re-export behind a pipeline, and sounds heard through it in pieces."""
+"""Our side: write the pipeline of the exported model, and stream sounds through it in pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runnel_export.demo import silero
 from .vendor import Found, Segment
 
 _TOGETHER = 32  # streams in a batch
-_PIECE = 4000  # samples that a stream is fed at a time
+_PIECE = 4000  # samples in a chunk
 
 
 def certify(module: silero.SileroVAD, path: Path) -> Certificate:
@@ -31,7 +31,7 @@ def certify(module: silero.SileroVAD, path: Path) -> Certificate:
 
 
 def write_pipeline(path: Path, model: Path, rate: int) -> Path:
-    """Sound at `rate` in, segments out; with the vendor's own settings, which are the stage's defaults."""
+    """Write a pipeline from sound at `rate` to segments. The stage's defaults are the vendor's settings."""
     before = "" if rate == silero.RATE else (
         f'[input]\nrate = {rate}\n\n[[before]]\nuse = "resample"\nrate = {silero.RATE}\n\n'
     )  # fmt: skip
@@ -44,7 +44,7 @@ def write_pipeline(path: Path, model: Path, rate: int) -> Path:
 
 
 def through_engine(pipeline: Path, sounds: Sequence[Array], lengths: Sequence[int]) -> list[Found]:
-    """Each sound a stream of its own, many in a batch, in pieces. `lengths`: at 16 kHz."""
+    """Stream each sound in pieces, many sounds in a batch. `lengths`: samples at 16 kHz."""
     found = []
     with Engine.load(pipeline, max_streams=_TOGETHER) as engine:
         for at in range(0, len(sounds), _TOGETHER):
@@ -66,9 +66,9 @@ def through_engine(pipeline: Path, sounds: Sequence[Array], lengths: Sequence[in
 
 
 def joined(outs: Sequence[dict[str, Array]], length: int) -> Found:
-    """What came of one sound of so many samples at 16 kHz.
+    """Join the outputs for one sound. `length`: samples at 16 kHz.
 
-    The stream ends with a whole window, filled up with zeros. The flush's rows after it have segments only.
+    The last window of the stream is padded with zeros. The further rows of the flush have segments only.
     """
     every = {name: np.concatenate([out[name] for out in outs]) for name in outs[0]}
     pairs = zip(every["start"].tolist(), every["end"].tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""The vendor's segments by the vendor's code: silero-vad's `get_speech_timestamps` and ONNX wrapper."""
+"""The vendor's side: segments from silero-vad's own `get_speech_timestamps` and ONNX wrapper."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Segment = tuple[int, int]  # start and end, in samples at 16 kHz
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in one sound."""
+    """Segments and probabilities of one sound."""
 
     segments: list[Segment]
-    probability: Array  # (windows,) of speech
-    unfilled: int = 0  # segments, where the sound ends within the last window and not with it
+    probability: Array  # (windows,): probability of speech
+    unfilled: int = 0  # number of segments if the last window is not padded with zeros
 
 
 class _Again:
-    """A model that says what was said before; it is the same, since the vendor fills its last window too."""
+    """A model that repeats earlier probabilities, which hold because the vendor pads its last window too."""
 
     def __init__(self, probability: list[float]) -> None:
         self._said = iter(probability)
@@ -40,18 +40,18 @@ class _Again:
 
 
 class Vendor:
-    """The vendor's code around one of its graphs, in a file."""
+    """The vendor's code with one of its graphs, from a file."""
 
     def __init__(self, graph: Path) -> None:
         from silero_vad.utils_vad import OnnxWrapper
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a file for 16 kHz takes 16 kHz
+            warnings.simplefilter("ignore")  # the vendor warns that this file is for 16 kHz only
             self._model: Any = OnnxWrapper(str(graph), force_onnx_cpu=True)
         self._probability: list[float] = []
 
     def hear(self, samples: Array) -> Found:
-        """(samples,) float32 at 16 kHz; they are filled up with zeros to whole windows, as a stream is."""
+        """Run (samples,) float32 at 16 kHz, padded with zeros to whole windows as in a stream."""
         from silero_vad import get_speech_timestamps
 
         self._probability = []
@@ -61,7 +61,7 @@ class Vendor:
         unfilled = get_speech_timestamps(torch.from_numpy(samples), _Again(self._probability))
         return Found([(s["start"], s["end"]) for s in found], probability, len(unfilled))
 
-    # What the vendor's code asks of a model; on the way its probabilities are kept.
+    # The vendor's code calls these methods of a model. They also record its probabilities.
 
     def reset_states(self) -> None:
         self._model.reset_states()

@@ -1,16 +1,16 @@
-"""What others need for a character of the test part: counts of n-grams, and compressors.
+"""Baselines in bits per character of the test part: counts of n-grams, and compressors.
 
-An n-gram model foretells a character from the n - 1 before it, by how often each followed them in the
-training part. Counts of all lengths are interpolated as I. Witten and T. Bell did (The Zero-Frequency
-Problem, 1991; so written by S. Chen and J. Goodman, An Empirical Study of Smoothing Techniques for Language
-Modeling, 1998):
+An n-gram model predicts a character from the n - 1 characters before it, by the counts of what followed them
+in the training part. Counts of all lengths are interpolated by the method of I. Witten and T. Bell (The
+Zero-Frequency Problem, 1991), in the notation of S. Chen and J. Goodman (An Empirical Study of Smoothing
+Techniques for Language Modeling, 1998):
 
     p_n(c | h) = (count(h c) + kinds(h) p_{n-1}(c | h without its first)) / (count(h) + kinds(h))
 
 with kinds(h) the number of different characters seen after h, and p_0 = 1/256.
 
-A compressor needs the bits by which its output for the training part grows when the test part is put behind
-it. It goes on learning while it reads that, and so has what the others have not.
+For a compressor, the bits are the growth of its output when the test part is appended to the training part.
+It continues to learn while it reads the test part, which the other models do not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _XZ: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET
 
 
 def _deflate(text: bytes, before: bytes) -> int:
-    """Bytes that the text takes after another: its format sees the last 32 KiB, and takes those as given."""
+    """Return the compressed bytes of `text` after `before`. The format uses the last 32 KiB of `before`."""
     made = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, before[-(1 << 15) :])
     return len(made.compress(text) + made.flush())
 
@@ -47,7 +47,7 @@ def _xz(text: bytes) -> bytes:
 
 
 def compressed(name: str, train: bytes, test: bytes) -> float:
-    """Bits per character of the test part, the training part given."""
+    """Return the bits per character of the test part, given the training part."""
     return 8 * COMPRESSORS[name](test, train) / len(test)
 
 
@@ -57,7 +57,7 @@ class NGrams:
     def __init__(self, text: bytes, longest: int) -> None:
         self.longest = longest
         text = BEGIN * longest + text
-        self._followed: list[dict[bytes, Counter[int]]] = []  # by length of what is before; then by that
+        self._followed: list[dict[bytes, Counter[int]]] = []  # by length of the history, then by history
         for before in range(longest):
             counts: dict[bytes, Counter[int]] = {}
             for end in range(longest, len(text)):
@@ -65,7 +65,7 @@ class NGrams:
             self._followed.append(counts)
 
     def probabilities(self, code: int, history: bytes) -> list[float]:
-        """Of this byte after this history (its last bytes count), by 1-grams, 2-grams … the longest."""
+        """Return the probabilities of byte `code` after `history`, by 1-grams, 2-grams … the longest."""
         p, found = 1 / BYTES, []
         for before, counts in enumerate(self._followed):
             followed = counts.get(history[len(history) - before :])
@@ -75,7 +75,7 @@ class NGrams:
         return found
 
     def bits_per_character(self, text: bytes) -> list[float]:
-        """By 1-grams, 2-grams … the longest."""
+        """Return the bits per character by 1-grams, 2-grams … the longest."""
         read = BEGIN * self.longest + text
         p = [
             self.probabilities(read[at], read[at - self.longest + 1 : at])

@@ -1,9 +1,9 @@
-"""The text: what Python's own help knows of the language, cut into what is learnt from and what is foretold.
+"""The text: Python's own help pages, split for training, validation and test.
 
-`pydoc_data.topics` holds the pages that `help("for")` and the like show, in English with code in between. Two
-things are done to them. Pages quote one another, whole sections of them; a paragraph that has come before is
-left out, else the test would ask for what was learnt by heart. And the few typographic characters (curly
-quotes, dashes) are written as typewriters do, so that one byte is one character.
+`pydoc_data.topics` holds the pages that `help("for")` and the like show: English, with code in between. Two
+things are changed. First, pages quote whole sections of one another. A paragraph that occurred before is left
+out; otherwise the test part would contain text from the training part. Second, the few typographic characters
+(curly quotes, dashes) are replaced by ASCII, so that one byte is one character.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pydoc_data.topics import topics
 
 from runnel.errors import RunnelError
 
-PARTS = (0.8, 0.1, 0.1)  # to train on, to choose by, to measure on: in this order, each in one piece
-LEAST = 100_000  # characters; Python 3.11 has 373,000: with far fewer it is another text than this is about
-BEGIN = b"\n"  # what is read before the first character: a line's end, as if one had just been
+PARTS = (0.8, 0.1, 0.1)  # training, validation and test: in this order, each in one piece
+LEAST = 100_000  # characters; Python 3.11 has 373,000, and a far shorter text is not this text
+BEGIN = b"\n"  # read before the first character, as if a line had just ended
 
 _TYPEWRITTEN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\N{NO-BREAK SPACE}": " "}
@@ -33,11 +33,11 @@ class Corpus:
     test: bytes
     pages: int
     written: int  # characters of the pages
-    kept: int  # of them, without what repeats
+    kept: int  # characters without repeated paragraphs
 
 
 def load() -> Corpus:
-    """The text of the Python that runs this. Raises RunnelError where it is no such text."""
+    """Load the text of the running Python. Raises RunnelError if it is not the expected kind of text."""
     pages = [topics[name] for name in sorted(topics)]
     text = "\n\n".join(without_repeats(pages)).translate(_TYPEWRITTEN).encode("ascii", "replace")
     if len(text) < LEAST:
@@ -57,9 +57,9 @@ def load() -> Corpus:
 
 
 def without_repeats(pages: list[str]) -> list[str]:
-    """The paragraphs of all pages in order, each only where it stands first."""
+    """Return the paragraphs of all pages in order, each only at its first occurrence."""
     paragraphs = (part.rstrip() for page in pages for part in _BLANK_LINES.split(page.strip("\n")))
-    first: dict[str, str] = {}  # by what it says, however far it is indented
+    first: dict[str, str] = {}  # by the paragraph's text without its indentation
     for paragraph in paragraphs:
         first.setdefault(paragraph.strip(), paragraph)
     first.pop("", None)

@@ -1,10 +1,9 @@
-"""What the gates do as a text is read: their activation by the kind of the character that was just read.
+"""Activation of the gates while a text is read, by the kind of the last character.
 
-The probe of the model (`export(..., probe="gates")`) gives each layer's input, forget and output gate at each
-character, as outputs of a stream like any other. Whether a difference is more than chance is said in standard
-errors, by the jackknife over pieces of the text: characters that follow one another are not independent
-draws, and pieces of a thousand nearly are (H. Künsch, The Jackknife and the Bootstrap for General Stationary
-Observations, 1989).
+The model's probe (`export(..., probe="gates")`) gives each layer's input, forget and output gate at each
+character, as outputs of an ordinary stream. Differences are given in standard errors, by the jackknife over
+pieces of the text: neighbouring characters are not independent, but pieces of a thousand characters nearly
+are (H. Künsch, The Jackknife and the Bootstrap for General Stationary Observations, 1989).
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from .generation import codes, pieces
 
 LETTERS = {"i": "input", "f": "forget", "o": "output"}
 ALL = "all characters"
-BLOCKS = 40  # of the text, for the jackknife
+BLOCKS = 40  # pieces of the text, for the jackknife
 
 
 def kinds(text: bytes) -> dict[str, Array]:
-    """By kind, which characters are of it: bool (T,). Each is of one kind, and of `ALL`."""
+    """Return a mask (T,), bool, for each kind of character. Each character has one kind, and is in `ALL`."""
     now, before = codes(text), codes(BEGIN + text[:-1])
     letter, was_letter = (np.isin(c, codes(string.ascii_letters.encode())) for c in (now, before))
     space, was_space = (c == ord(" ") for c in (now, before))
@@ -55,18 +54,18 @@ def kinds(text: bytes) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one gate of one layer."""
+    """Statistics of one gate of one layer."""
 
     layer: str
     letter: str
-    mean: Array  # over its units, float64 (T,)
-    # By half of the text, by kind as `kinds` has them, by unit: sums of activations, and of their squares.
+    mean: Array  # mean over the units, float64 (T,)
+    # By half of the text, by kind (in the order of `kinds`), by unit: sums of activations and of squares.
     sums: Array
     squares: Array
 
 
 def watch(model: Path, text: bytes, say: Say) -> list[Seen]:
-    """Read the text by the engine, through the model's probe. Raises ModelError for a file that is none."""
+    """Read the text through the model's probe, by the engine. Raises ModelError if `model` is no probe."""
     probe = _probe(model)
     of_kind = np.stack(list(kinds(text).values())).astype(np.float64)  # (kinds, T)
     halves = np.stack([np.arange(len(text)) < len(text) // 2, np.arange(len(text)) >= len(text) // 2])
@@ -103,9 +102,9 @@ def _probe(model: Path) -> Probe:
 
 
 def difference(values: Array, chosen: Array, blocks: int = BLOCKS) -> tuple[float, float]:
-    """The mean of the chosen values less that of all, and its standard error (jackknife over blocks).
+    """Return the mean of the chosen values minus the mean of all, and its standard error (jackknife).
 
-    The error is nan where all that are chosen are in one block, or none is.
+    The error is nan if all chosen values are in one block, or if none is chosen.
     """
     cuts = np.linspace(0, len(values), blocks + 1).astype(int)[:-1]
     total, count = np.add.reduceat(values, cuts), np.diff(np.append(cuts, len(values)))
@@ -120,7 +119,7 @@ def difference(values: Array, chosen: Array, blocks: int = BLOCKS) -> tuple[floa
 
 
 def averages(seen: Sequence[Seen], text: bytes) -> Table:
-    """Mean activation by layer and kind; in brackets the difference from all, in standard errors."""
+    """Return the mean activation by layer and kind, with the difference from all in standard errors."""
     gates = _by_layer(seen)
     rows = []
     for layer, by_letter in gates.items():
@@ -138,12 +137,12 @@ def averages(seen: Sequence[Seen], text: bytes) -> Table:
 
 
 def draw(pipeline: Path, text: bytes, path: Path) -> None:
-    """`runnel plot` of a few words: each gate of each unit, over the characters."""
+    """Draw a few words by `runnel plot`: each gate of each unit, over the characters."""
     given = path.with_suffix(".txt")
     given.write_bytes(text)
     words = ["plot", pipeline, given, "--show", ",".join(LETTERS), "-o", path, "--quiet"]
     status = main([str(word) for word in words])
-    if status == 130:  # Ctrl-C: it is this recipe's as well
+    if status == 130:  # Ctrl-C in the child process stops the recipe too
         raise KeyboardInterrupt
     if status:
         raise RunnelError(f"runnel {' '.join(map(str, words))} ended with status {status}: see above")
@@ -165,7 +164,7 @@ def _cell(values: Array, chosen: Array, everything: bool) -> str:
 
 
 def tellers(seen: Sequence[Seen], text: bytes) -> Table:
-    """For each kind the gate of one unit whose mean differs most: chosen on one half, told of the other."""
+    """Return, for each kind, the unit's gate that differs most: chosen on one half, shown on the other."""
     rows = []
     for number, (kind, chosen) in enumerate(kinds(text).items()):
         half = len(text) // 2
@@ -173,7 +172,7 @@ def tellers(seen: Sequence[Seen], text: bytes) -> Table:
         if kind == ALL or min(counts) < 2:
             continue
         found = [_told(one, number, counts, [half, len(text) - half]) for one in seen]
-        # of every gate and unit, how far its means are apart on the first half
+        # For every gate and unit: the difference of its means on the first half.
         apart = np.stack([np.abs(at[0] - elsewhere[0]) for at, elsewhere, _ in found])
         best, unit = divmod(int(apart.argmax()), apart.shape[1])
         at, elsewhere, deviation = (value[1, unit] for value in found[best])
@@ -189,7 +188,7 @@ def tellers(seen: Sequence[Seen], text: bytes) -> Table:
 
 
 def _told(one: Seen, kind: int, counts: Sequence[int], lengths: Sequence[int]) -> tuple[Array, Array, Array]:
-    """By half and unit: the mean of the kind, that of the rest, and the standard deviation within both."""
+    """Return, by half and unit: the kind's mean, the mean of the rest, and the pooled standard deviation."""
     n = np.array(counts, np.float64)[:, None]
     rest = np.array(lengths, np.float64)[:, None] - n
     at, elsewhere = one.sums[:, kind] / n, (one.sums[:, 0] - one.sums[:, kind]) / rest

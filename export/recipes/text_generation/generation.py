@@ -1,4 +1,4 @@
-"""The trained model as a stream: foretelling a text, and writing one, in three ways that must agree."""
+"""The trained model as a stream: predict a text, and generate one in three ways that must agree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .corpus import BEGIN
 
 MODEL = "text.onnx"
 PIPELINE = """\
-# A text generator: {model} foretells the next byte, and is fed with what was drawn of that.
+# A text generator: {model} gives scores for the next byte; the byte drawn from them is its next input.
 #
 #   runnel run {name} prompt.txt --generate 500 -o txt:
 #   runnel serve {name} --bind ipc:///run/runnel/runnel.sock
@@ -45,24 +45,24 @@ temperature = {temperature}
 seed = {seed}
 
 [[after]]
-use = "cast"                   # what is fed back must be what comes in: a byte
+use = "cast"                   # the value that is fed back must be like the input: a byte
 of = "token"
 to = "uint8"
 
 [feedback]
-byte = {{ output = "token", initial = {initial} }}    # a line's end, as if one had just been read
+byte = {{ output = "token", initial = {initial} }}    # a line's end, as if a line had just ended
 
 [[sink]]
 use = "txt"
 """
-_CHUNKS = (1, 2, 5, 30, 200, 1000)  # ticks, in turn: however a text is cut, it is the same text
+_CHUNKS = (1, 2, 5, 30, 200, 1000)  # ticks of the chunks, in turn: the cuts must not matter
 _WITHIN = 60.0  # seconds for a process to start and to end
 _TOLD_EVERY = 10.0  # seconds
 _WORD = re.compile(rb"[A-Za-z]{2,}")
 
 
 def write_pipeline(folder: Path, name: str, temperature: float, seed: int) -> Path:
-    """A pipeline file beside the model."""
+    """Write a pipeline file beside the model."""
     path = folder / name
     text = PIPELINE.format(name=name, model=MODEL, temperature=temperature, seed=seed, initial=BEGIN[0])
     path.write_text(text, "utf-8")
@@ -74,7 +74,7 @@ def codes(text: bytes, dtype: str = "uint8") -> Array:
 
 
 def pieces(text: bytes, say: Say = lambda _: None) -> Iterator[tuple[int, bytes]]:
-    """The text in pieces of unlike lengths, each with where it begins."""
+    """Yield (begin, piece) for the text in pieces of different lengths."""
     at = turn = 0
     told = time.monotonic()
     while at < len(text):
@@ -87,7 +87,7 @@ def pieces(text: bytes, say: Say = lambda _: None) -> Iterator[tuple[int, bytes]
 
 
 def bits_per_character(model: Path, text: bytes, say: Say) -> float:
-    """Of the whole text, each character foretold from all before it, by the engine, from a live stream."""
+    """Return the bits per character of the text: a live stream predicts each from all before it."""
     read, total = BEGIN + text[:-1], 0.0
     with Engine.load(model, max_streams=1) as engine, engine.open() as stream:
         for at, piece in pieces(read, say):
@@ -99,17 +99,17 @@ def bits_per_character(model: Path, text: bytes, say: Say) -> float:
     return total / math.log(2) / len(text)
 
 
-# Writing
+# Generation
 
 
 def by_engine(pipeline: Path, prompt: bytes, count: int) -> bytes:
-    """The prompt, and so many characters after it."""
+    """Return the prompt and `count` generated characters, by the engine in this process."""
     with Engine.load(pipeline, max_streams=1) as engine, engine.open() as stream:
         return _goes_on(stream, prompt, count)
 
 
 def by_command(pipeline: Path, prompt: bytes, count: int) -> bytes:
-    """The same from `runnel run`, a process of its own, by files."""
+    """Return the prompt and `count` generated characters, by a process of `runnel run` with files."""
     given, made = pipeline.with_name("prompt.txt"), pipeline.with_name("generated.txt")
     given.write_bytes(prompt)
     words = ["run", pipeline, given, "--generate", count - 1, "-o", made, "--quiet"]
@@ -120,13 +120,13 @@ def by_command(pipeline: Path, prompt: bytes, count: int) -> bytes:
 
 
 def by_daemon(pipeline: Path, prompt: bytes, count: int) -> bytes:
-    """The same from `runnel serve`, a process of its own, over its socket."""
+    """Return the prompt and `count` generated characters, by a process of `runnel serve` over its socket."""
     with daemon(pipeline, "--log-level", "warning") as address, Client(address) as client:
         return _goes_on(client.open(), prompt, count)
 
 
 def _goes_on(stream: Stream | RemoteStream, prompt: bytes, count: int) -> bytes:
-    """What is drawn after the prompt's last character is the first that is new."""
+    """Feed the prompt, then generate. The first new character is drawn after the prompt's last one."""
     first = stream.feed(codes(prompt))["token"][-1:]
     steps = [min(MAX_STEPS, count - begin) for begin in range(1, count, MAX_STEPS)]
     rest = [stream.generate(some)["token"] for some in steps]
@@ -140,18 +140,18 @@ def _command(*words: object) -> list[str]:
     return [sys.executable, "-m", "runnel.cli.main", *map(str, words)]
 
 
-# What was written
+# Statistics of generated text
 
 
 def known_words(text: bytes, train: bytes) -> float:
-    """The share of the words (two letters at least) that occur in the training part."""
+    """Return the share of words (of at least two letters) that occur in the training part."""
     known = set(_WORD.findall(train))
     words = _WORD.findall(text)
     return sum(word in known for word in words) / max(1, len(words))
 
 
 def longest_copy(text: bytes, train: bytes) -> int:
-    """Characters of the longest piece that stands in the training part as it is."""
+    """Return the length of the longest piece that also occurs in the training part, in characters."""
     longest = 0
     for at in range(len(text)):
         while at + longest < len(text) and text[at : at + longest + 1] in train:

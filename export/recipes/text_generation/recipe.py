@@ -1,4 +1,4 @@
-"""The recipe: train, certify, stream, generate in three ways, and look at the gates."""
+"""Train, certify and stream a text model, generate text in three ways, and look at the gates."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from . import baselines, corpus, gates, generation, training
 from .corpus import Corpus
 from .training import Text
 
-LONGEST = 6  # of the n-grams: longer ones foretell no better
+LONGEST = 6  # longest n-grams: longer ones predict no better
 PROMPT = b"The "
 TEMPERATURE = 0.7
 OTHERS = (0.5, 1.0)
-WRITTEN = 3000  # characters, at each
-SHOWN = 700  # of the first, in the README
+WRITTEN = 3000  # characters generated at each temperature
+SHOWN = 700  # characters of the first text in the README
 QUICK_TRAIN, QUICK_TEST, QUICK_WRITTEN = 60_000, 4000, 1100
-DRAWN = slice(3012, 3192)  # of the test part, in the picture: two sentences, their line ends and indents
+DRAWN = slice(3012, 3192)  # part of the test part in the picture: two sentences, with line ends and indents
 SEED = 7
-SAME = 1e-3  # bits per character, between torch and the engine
+SAME = 1e-3  # largest difference between torch and the engine, bits per character
 
 
 def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
-    """All of it; `quick`: a small model, hardly trained, and the beginning of each part of the text."""
+    """Run the recipe. `quick`: use a small model, little training, and the first characters of each part."""
     library("matplotlib", "pictures of gates", "recipes")
     text, count = corpus.load(), WRITTEN
     if quick:
@@ -67,7 +67,7 @@ def run(out: Path, quick: bool, say: Say) -> list[Table | Passage]:
 
 
 def certify(model: Text, text: Corpus, path: Path, say: Say) -> Certificate:
-    """The step model and its probe, proved on any bytes and on the text."""
+    """Export the step model and its probe, certified on random bytes and on the text."""
     random = torch.Generator().manual_seed(SEED)
     example = torch.randint(training.BYTES, (1, 100), generator=random)
     return export(
@@ -99,7 +99,7 @@ def _about(model: Text, text: Corpus, certificate: Certificate) -> Table:
 
 
 def _foretold(model: Text, train: bytes, test: bytes, path: Path, say: Say) -> Table:
-    """Bits per character, of all who try. Raises RunnelError where the stream is not the model."""
+    """Return the bits per character of all models. Raises RunnelError if the stream differs from torch."""
     grams = baselines.NGrams(train, LONGEST).bits_per_character(test)
     figures = {f"{n}-grams": bits for n, bits in enumerate(grams, 1)}
     figures |= {name: baselines.compressed(name, train, test) for name in baselines.COMPRESSORS}
@@ -118,7 +118,7 @@ def _foretold(model: Text, train: bytes, test: bytes, path: Path, say: Say) -> T
 
 
 def _ways(out: Path, count: int) -> tuple[Table, dict[float, bytes]]:
-    """One seed, three ways, and the text. Raises RunnelError where they write different ones."""
+    """Generate with one seed in three ways. Raises RunnelError if the texts differ."""
     pipeline = generation.write_pipeline(out, "text.toml", TEMPERATURE, SEED)
     texts = {name: way(pipeline, PROMPT, count) for name, way in generation.WAYS.items()}
     first = next(iter(texts.values()))
@@ -134,7 +134,7 @@ def _ways(out: Path, count: int) -> tuple[Table, dict[float, bytes]]:
 
 
 def _otherwise(out: Path, count: int) -> dict[float, bytes]:
-    """The same seed at other temperatures."""
+    """Generate with the same seed at the other temperatures."""
     texts = {}
     for temperature in OTHERS:
         pipeline = generation.write_pipeline(out, f"text-{temperature}.toml", temperature, SEED)
@@ -144,7 +144,7 @@ def _otherwise(out: Path, count: int) -> dict[float, bytes]:
 
 
 def _beside(texts: dict[float, bytes], train: bytes, human: bytes) -> Table:
-    """What was written, and what people wrote: how much of it is in the training part."""
+    """Compare generated and human text: how much of each occurs in the training part."""
     named = {f"the model, at temperature {t}": texts[t] for t in sorted(texts)}
     named["the beginning of the test part"] = human
     return Table(

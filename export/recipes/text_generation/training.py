@@ -1,11 +1,11 @@
-"""The model, and how it is trained: truncated back-propagation through time, the state carried on.
+"""The model, and its training by truncated back-propagation through time.
 
-The text is cut into as many rows as a batch has, which are read side by side, a piece of each at a time; the
-state goes on from piece to piece, the gradient does not (R. Williams, J. Peng, An Efficient Gradient-Based
+The text is cut into as many rows as the batch has. All rows are read side by side, piece by piece. The state
+is carried from piece to piece, but the gradient is not (R. Williams, J. Peng, An Efficient Gradient-Based
 Algorithm for On-Line Training of Recurrent Network Trajectories, 1990). Gradients are clipped by their norm
-(R. Pascanu, T. Mikolov, Y. Bengio, On the Difficulty of Training Recurrent Neural Networks, 2013), dropout is
-on what goes from layer to layer alone (W. Zaremba, I. Sutskever, O. Vinyals, Recurrent Neural Network
-Regularization, 2014). Each pass begins elsewhere in the text, so that its pieces are never cut alike.
+(R. Pascanu, T. Mikolov, Y. Bengio, On the Difficulty of Training Recurrent Neural Networks, 2013). Dropout
+applies only between layers (W. Zaremba, I. Sutskever, O. Vinyals, Recurrent Neural Network Regularization,
+2014). Each pass starts at another point of the text, so that the cuts between pieces differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ State = tuple[Tensor, Tensor]
 
 
 class Text(nn.Module):
-    """Scores of the byte that follows, after each byte."""
+    """Scores of the next byte, after each byte."""
 
     def __init__(self, embedded: int, hidden: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -37,31 +37,31 @@ class Text(nn.Module):
         self.out = nn.Linear(hidden, BYTES)
 
     def forward(self, byte: Tensor) -> Tensor:
-        """(batch, time) int64 -> (batch, time, 256)."""
+        """Map (batch, time) int64 to scores (batch, time, 256)."""
         return self.read(byte, None)[0]
 
     def read(self, byte: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The same from a state on; and the state after it."""
+        """Run from a state. Return (scores, the state after them)."""
         seen, after = self.lstm(self.embedding(byte), state)
         return self.out(self.drop(seen)), after
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and for how long."""
+    """Sizes of the model and of its training."""
 
     embedded: int = 64
     hidden: int = 256
     layers: int = 2
     dropout: float = 0.25
     rows: int = 32
-    ticks: int = 64  # of a piece: how far the gradient goes back
-    pieces: int = 2800  # in all
-    rate: float = 4e-3  # Adam's, at its highest
-    rising: int = 100  # pieces until it is
-    norm: float = 1.0  # of the gradient, at most
-    looks: int = 14  # times that the validation part is measured
-    read: int = 10**9  # characters of the validation part that are, at most
+    ticks: int = 64  # length of a piece: how far the gradient goes back
+    pieces: int = 2800  # number of updates
+    rate: float = 4e-3  # highest learning rate of Adam
+    rising: int = 100  # pieces until the rate is highest
+    norm: float = 1.0  # largest norm of the gradient
+    looks: int = 14  # number of evaluations on the validation part
+    read: int = 10**9  # most characters of the validation part in an evaluation
     seed: int = 1
 
 
@@ -71,7 +71,7 @@ QUICK = Plan(
 
 
 def train(text: Corpus, plan: Plan, say: Say) -> Text:
-    """The model as it was when it foretold the validation part best; on the CPU, in eval mode."""
+    """Train a model. Return it as it was best on the validation part, on the CPU, in eval mode."""
     torch.manual_seed(plan.seed)
     random = np.random.default_rng(plan.seed)
     model = Text(plan.embedded, plan.hidden, plan.layers, plan.dropout)
@@ -109,7 +109,7 @@ def train(text: Corpus, plan: Plan, say: Say) -> Text:
 
 
 def bits_per_character(model: Text, text: bytes) -> float:
-    """Of the whole text, each character foretold from all before it, by torch. The model's mode stays."""
+    """Return the bits per character of the text by torch. The model's mode does not change."""
     was = model.training
     model.eval()
     read = codes(BEGIN + text)[None]
@@ -120,19 +120,19 @@ def bits_per_character(model: Text, text: bytes) -> float:
 
 
 def codes(text: bytes) -> Tensor:
-    """int64 (T,)."""
+    """Return the bytes as int64 (T,)."""
     return torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
 
 
 def _rows(text: bytes, count: int, begin: int) -> Tensor:
-    """(count, time): the text from `begin` on, around its end, in `count` pieces of one length."""
+    """Return (count, time): the text from `begin` on, wrapped at its end, cut into `count` equal rows."""
     turned = codes(text).roll(-begin)
     length = len(turned) // count
     return turned[: count * length].view(count, length)
 
 
 def _share(done: int, plan: Plan) -> float:
-    """Of the highest rate: up in a line, down in a cosine (I. Loshchilov, F. Hutter, SGDR, 2017)."""
+    """Return the share of the highest rate: linear, then a cosine (I. Loshchilov, F. Hutter, SGDR, 2017)."""
     return min(1.0, (done + 1) / plan.rising) * 0.5 * (1 + math.cos(math.pi * done / plan.pieces))
 
 

@@ -4,7 +4,7 @@ A bidirectional layer's backward pass begins anew for each block of N ticks, R t
 (or at the sequence's end), as Zhang et al. (2016, https://arxiv.org/abs/1510.08983) have it. Block k of the
 result is what the module gives at its ticks when it is run on the sequence's first (k + 1) N + R ticks, with
 one thing kept from the blocks before: for their ticks a layer's backward pass gives again what it gave then.
-So whatever follows a bidirectional layer, a second one or a convolution, sees of the past what a stream has.
+So a layer behind a bidirectional one, a second one or a convolution, sees of the past what a stream has.
 
 Nothing of the exporter is used here, and no state is carried: each block runs all of the past again.
 """
@@ -33,7 +33,7 @@ _Key = tuple[int, int, int]  # a layer, which of its calls within one forward, a
 
 
 class Bounded:
-    """A copy of a module; `module` is to be called on what `windows` gives, in that order."""
+    """A copy of a module; call `module` on what `windows` gives, in that order."""
 
     def __init__(self, module: nn.Module, blocks: Blocks) -> None:
         self.module, self.blocks = copied(module), blocks

@@ -94,7 +94,7 @@ class Certificate:
     Attributes:
         errors: per output, the largest error of the file, stepped by the engine, against the original.
         tolerance: the relative error that was allowed.
-        reference: the dtype that the original was run in, ``float64`` where the module can be doubled.
+        reference: the dtype that the original was run in, ``float64`` if the module can be doubled.
         checks: what was compared, in the order in which it was done.
         alive: the states that were shown to change and to matter.
         seed, streams, ticks: of the random data.

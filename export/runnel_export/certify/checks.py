@@ -61,7 +61,7 @@ class Prover:
     # The checks
 
     def stepped(self, trials: Sequence[Trial], name: str, about: str) -> Finding:
-        """One tick at a time, each stream alone; its last states too, where the trial has them."""
+        """One tick at a time, each stream alone; its last states too, if the trial has them."""
         tally = Tally()
         for trial in trials:
             with self._opened(trial) as stream:
@@ -228,7 +228,7 @@ class Prover:
         return self.engine.restore(snapshots.encode(replace(snapshot, stages=tuple(changed))))
 
     def _opened(self, trial: Trial) -> Stream:
-        """A new stream, started from the trial's own state where it has one."""
+        """A new stream, started from the trial's own state if it has one."""
         stream = self.engine.open()
         if trial.start is None:
             return stream
@@ -247,7 +247,7 @@ class Prover:
             return counted and any(not np.array_equal(now[n], then[n]) for n in now if n != name)
 
     def _counted(self, position: Array, ticks: int) -> bool:
-        """Whether the counter of a model that takes steps is right after so many ticks."""
+        """Whether the counter of a model that takes steps is right after `ticks` ticks."""
         steps = self.model.steps
         assert steps is not None
         return int(position) == ticks // steps.ticks * steps.ticks

@@ -19,7 +19,7 @@ _ROUNDING = 4.0  # how many times the module's own float32 rounding another orde
 class Measured:
     """One output's figures for each element of a time step: the largest over ticks and streams.
 
-    `rounding` is how far the original's own float32 is from the reference, where that is known.
+    `rounding` is how far the original's own float32 is from the reference, if that is known.
     """
 
     absolute: Array

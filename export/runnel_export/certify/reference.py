@@ -1,7 +1,7 @@
 """The oracle of a certificate: the user's module, run whole, as it was written.
 
 Nothing here knows how state was lifted. A stream's reference is the module on that stream's sequence
-alone (a batch of one), in float64 where the module can be doubled; an output without a time axis is
+alone (a batch of one), in float64 if the module can be doubled; an output without a time axis is
 run on every prefix, since what it gives at tick t is what the module gives on x[: t + 1].
 """
 
@@ -55,7 +55,7 @@ class Original:
     ) -> None:
         """`lengths`: the sequences that forward takes.
 
-        Raises ExportError where the module cannot be copied, or not be run on a batch of one.
+        Raises ExportError if the module cannot be copied, or not be run on a batch of one.
         """
         self.lengths = lengths
         step = max(lengths.unit, spec.steps.ticks if spec.steps else 1)

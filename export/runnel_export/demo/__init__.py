@@ -1,1 +1,1 @@
-"""The main job, end to end, on a trained model: what `runnel demo` runs."""
+"""`runnel demo`: export, certify, serve and stream a trained model."""

@@ -1,4 +1,4 @@
-"""A daemon of one's own: `runnel serve` as a process, for as long as it is wanted."""
+"""Run `runnel serve` as a child process."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 from runnel import Client
 from runnel.errors import RunnelError
 
-_START_WITHIN = 30.0  # seconds to come up: a machine that trains meanwhile is slow
+_START_WITHIN = 30.0  # seconds to start; the machine may be busy with training
 _STOP_WITHIN = 10.0  # seconds to answer what has arrived
 
 
 @contextmanager
 def daemon(pipeline: Path, *flags: str) -> Iterator[str]:
-    """Within it the pipeline is served, at the address given; `flags` are put to the command.
+    """Serve the pipeline in this context, and yield the daemon's address. `flags`: further arguments.
 
-    On leaving it is told to stop. Raises RunnelError where it does not come up, or does not end cleanly.
+    On leaving, the daemon is stopped. Raises RunnelError if it does not start, or does not stop cleanly.
     """
-    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:  # a socket's path has 107 bytes at most
+    with tempfile.TemporaryDirectory(prefix="runnel-") as folder:  # a socket's path has at most 107 bytes
         address = f"ipc://{folder}/d.sock"
         with _served(pipeline, address, flags):
             yield address

@@ -1,4 +1,4 @@
-"""The files that the demo and the README use: the vendor's model and a clip, from installed packages."""
+"""Files of the demo and the README, taken from installed packages: the vendor's model and a sound clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEECH = "speech.wav"
 
 
 def vendor_file(name: str) -> Path:
-    """A file among the data of the installed package silero-vad; UsageError if it is not installed."""
+    """Return a data file of the package silero-vad. Raises UsageError if it is not installed."""
     try:
         path = Path(str(distribution("silero-vad").locate_file(f"silero_vad/data/{name}")))
     except PackageNotFoundError:
@@ -31,17 +31,17 @@ def vendor_file(name: str) -> Path:
 
 
 def clip() -> tuple[Array, int]:
-    """Twelve seconds at 16 kHz that espeak-ng spoke for this project, with a little noise."""
+    """Return (samples, rate) of the clip: 12 s at 16 kHz, spoken by espeak-ng, with a little noise."""
     with (files("runnel_export.demo") / "clip.ogg").open("rb") as file:
         samples, rate = soundfile.read(file, dtype="float32")
     return samples, rate
 
 
 def put(folder: Path) -> list[tuple[Path, str]]:
-    """Write Silero's own model and the clip into `folder`; each path with what the file is.
+    """Write Silero's own model and the clip into `folder`. Return each path with a description.
 
-    Nothing is overwritten. Raises UsageError, with nothing written, if a file of one of these names is there
-    and is another.
+    No file is overwritten. If another file has one of these names, UsageError is raised and no file is
+    written.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}: make it first")

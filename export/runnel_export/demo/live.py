@@ -1,7 +1,7 @@
-"""Live microphones, played from a recording: each is a client of the daemon with a stream of its own.
+"""Simulate live microphones from a recording. Each is a client of the daemon with its own stream.
 
-A microphone's clock does not wait: chunk k is due at start + (k + 1) * hop / rate, when its last sample
-would have been heard. Latency is counted from then, so a stall shows in every chunk behind it.
+A microphone's clock does not wait. Chunk k is due at start + (k + 1) * hop / rate, when its last sample
+would have been recorded. Latency is counted from then, so a stall shows in every chunk behind it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Segment:
 
 @dataclass
 class Heard:
-    """What one microphone got back, chunk by chunk."""
+    """Replies to one microphone, chunk by chunk."""
 
     name: str
     rate: float
     probability: list[Array] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    latency: list[float] = field(default_factory=list)  # seconds from when a chunk was due
+    latency: list[float] = field(default_factory=list)  # seconds since the chunk was due
     error: RunnelError | None = None
 
     def take(self, out: dict[str, Array]) -> list[Segment]:
-        """Keep a reply; the segments that it completes."""
+        """Store a reply. Return the segments that it completes."""
         self.probability.append(out["probability"])
         found = [
             Segment(self.name, start / self.rate, end / self.rate)
@@ -53,17 +53,17 @@ class Heard:
 
 
 class Microphones:
-    """Microphones at `rate` Hz, one thread each: each has sounds of its own, all of the same length."""
+    """Microphones at `rate` Hz, one thread each. Each plays its own sound; all sounds have one length."""
 
     def __init__(self, address: str, sounds: Sequence[Array], rate: int, hop: int, model_rate: float) -> None:
         self.address, self.sounds, self.rate, self.hop = address, sounds, rate, hop
         self.heard = [Heard(f"mic-{i + 1}", model_rate) for i in range(len(sounds))]
-        self.found: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()  # None: one has ended
+        self.found: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()  # None: a microphone has ended
         self._stop = threading.Event()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Start them all; on leaving, stop them and wait."""
+        """Start all microphones. On leaving, stop them and wait."""
         threads = [
             threading.Thread(target=self._play, args=(heard, samples), name=heard.name)
             for heard, samples in zip(self.heard, self.sounds, strict=True)
@@ -100,11 +100,11 @@ class Microphones:
 
     @property
     def steps(self) -> int:
-        """Replies so far, of all microphones."""
+        """Number of replies so far, of all microphones."""
         return sum(len(h.latency) for h in self.heard)
 
     def percentiles(self) -> tuple[float, float]:
-        """(p50, p99) of the latency so far, in milliseconds; zeros before the first reply."""
+        """Return (p50, p99) of the latency so far, in ms; zeros before the first reply."""
         values = [value for h in self.heard for value in list(h.latency)]
         if not values:
             return 0.0, 0.0

@@ -1,8 +1,8 @@
-"""The vendor's own ONNX graph in a hand-written loop: what our re-export is held against.
+"""Run the vendor's ONNX graph in a hand-written loop, to compare with our export.
 
-The package silero-vad ships weights as safetensors and graphs as ONNX, and in its versions 6.2.1 to 6.2.3
-the two hold different trainings of one network. So the graph is run twice: with the safetensors' weights
-put in the place of its own, which must give our numbers, and as it was shipped, for comparison.
+The package silero-vad ships weights as safetensors and graphs as ONNX. In its versions 6.2.1 to 6.2.3 the
+two come from different trainings of one network. So the graph is run twice: with the weights of the
+safetensors file, which must give our numbers, and with its own weights, for comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runnel.spec import Array
 from .files import vendor_file
 from .silero import FRAMING, RATE, SileroVAD
 
-GRAPH = "silero_vad_16k_op15.onnx"  # of the vendor's files, the one whose weights are plain initializers
+GRAPH = "silero_vad_16k_op15.onnx"  # the vendor's file that has its weights as plain initializers
 _NAMES = {
     "stft_conv": "model.stft.forward_basis_buffer",
     "conv1": "model.encoder.0.reparam_conv",
@@ -33,7 +33,7 @@ _NAMES = {
 
 
 def _vendor_name(name: str) -> str:
-    """The initializer in the vendor's graph that holds what our module calls `name`."""
+    """Return the vendor's name of the initializer for our module's weight `name`."""
     layer, part = name.split(".")
     if layer == "stft_conv":
         return _NAMES[layer]
@@ -41,14 +41,14 @@ def _vendor_name(name: str) -> str:
 
 
 def vendor_weights() -> dict[str, Tensor]:
-    """The weights inside the vendor's graph, as `SileroVAD.load_state_dict` takes them."""
+    """Return the weights in the vendor's graph, for `SileroVAD.load_state_dict`."""
     held = {t.name: numpy_helper.to_array(t) for t in onnx.load(vendor_file(GRAPH)).graph.initializer}
     shapes = {name: value.shape for name, value in SileroVAD().state_dict().items()}
     return {n: torch.tensor(held[_vendor_name(n)]).reshape(shape) for n, shape in shapes.items()}
 
 
 def vendor_graph(module: SileroVAD | None = None) -> bytes:
-    """The vendor's graph, as it was shipped or holding the weights of `module`."""
+    """Return the vendor's graph, with its own weights or with those of `module`."""
     model = onnx.load(vendor_file(GRAPH))
     if module is not None:
         held = {t.name: t for t in model.graph.initializer}
@@ -63,7 +63,7 @@ def vendor_graph(module: SileroVAD | None = None) -> bytes:
 
 
 def probabilities(graph: bytes, samples: Array) -> Array:
-    """(samples,) float32 at 16 kHz -> (windows,) float32, the last window filled up with zeros."""
+    """Run (samples,) float32 at 16 kHz to (windows,) float32. The last window is padded with zeros."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

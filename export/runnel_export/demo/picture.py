@@ -1,4 +1,4 @@
-"""One look at what was heard: waveform, probability of speech, segments."""
+"""Draw the demo's result: waveform, probability of speech, segments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runnel.spec import Array
 from .live import Segment
 
 _INK, _SIGNAL, _SPEECH = "#22313f", "#7f8c8d", "#2a9d8f"
-_COLUMNS = 3000  # of the waveform's envelope: more than the picture has pixels
+_COLUMNS = 3000  # points of the waveform's envelope: more than the picture has pixels
 
 
 def draw(
     path: Path, samples: Array, rate: float, probability: Array, hop_seconds: float,
     segments: Sequence[Segment], threshold: float, title: str,
 ) -> None:  # fmt: skip
-    """Write a PNG. `samples` (n,) at `rate` Hz; `probability` (steps,), one each `hop_seconds`."""
+    """Write a PNG. `samples` (n,) at `rate` Hz; `probability` (steps,), one every `hop_seconds`."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
@@ -54,7 +54,7 @@ def draw(
 
 
 def envelope(samples: Array, rate: float) -> tuple[Array, Array, Array]:
-    """(times in s, lowest, highest) of at most 3000 columns of the waveform."""
+    """Return (times in s, lowest, highest) for at most 3000 columns of the waveform."""
     width = max(1, -(-len(samples) // _COLUMNS))
     padded = np.concatenate([samples, np.full(-len(samples) % width, samples[-1], samples.dtype)])
     columns = padded.reshape(-1, width)

@@ -1,4 +1,4 @@
-"""The demo's six steps, told as they happen."""
+"""Run the six steps of the demo and print their results."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .oracle import probabilities, vendor_graph
 
 _THRESHOLD = 0.5
 _STATUS_EVERY = 2.0  # seconds
-_AGREE = 1e-4  # of a probability: float32 rounding, through a state, stays far below
+_AGREE = 1e-4  # largest difference of two probabilities: float32 rounding stays far below
 
 
 def show(source: Path | None, out: Path, microphones: int, seconds: float, quiet: bool = False) -> int:
-    """Run the demo; 0 when every step did what it should. `quiet`: print nothing.
+    """Run the demo. Return 0 if every step succeeded. `quiet`: print nothing.
 
-    Raises errors of the tree.
+    Raises errors of `runnel.errors`.
     """
     if quiet:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -64,7 +64,7 @@ def _show(source: Path | None, out: Path, microphones: int, seconds: float, *fla
     _step(4, "Start the daemon")
     with daemon(pipeline, *flags) as address:
         _step(5, f"{microphones} live microphones, {len(samples) / rate:.1f} s of {title}, in real time")
-        # Each begins elsewhere in the sound: a mix-up of two streams could not stay hidden.
+        # Each microphone starts at another point of the sound, so that mixed-up streams are noticed.
         sounds = [np.roll(samples, -i * len(samples) // microphones) for i in range(microphones)]
         live = Microphones(address, sounds, rate, _hop(rate), silero.RATE)
         with live.listening():
@@ -94,7 +94,7 @@ def _step(number: int, text: str) -> None:
 
 
 def _sound(source: Path | None, seconds: float) -> tuple[Array, int, str]:
-    """(samples (n,) float32, rate in Hz, name) of the user's file or of the clip made with espeak-ng."""
+    """Return (samples (n,) float32, rate in Hz, name) of the user's file, or of the demo clip."""
     if source is None:
         samples, rate = clip()
         return samples[: int(seconds * rate)], rate, "the demo clip"
@@ -110,12 +110,12 @@ def _sound(source: Path | None, seconds: float) -> tuple[Array, int, str]:
 
 
 def _hop(rate: int) -> int:
-    """Samples that a microphone sends at a time: 32 ms."""
+    """Return the number of samples in a microphone's chunk: 32 ms."""
     return max(1, round(rate * silero.FRAMING.hop / silero.RATE))
 
 
 def _pipeline(out: Path, model: Path, rate: int) -> Path:
-    """A pipeline file around the model: resampling where the sound needs it, segments after it."""
+    """Write a pipeline file: resampling if the sound needs it, the model, and segments of speech."""
     before = "" if rate == silero.RATE else (
         f"[input]\nrate = {rate}\n\n[[before]]\nuse = \"resample\"\nrate = {silero.RATE}\n\n"
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _pipeline(out: Path, model: Path, rate: int) -> Path:
 
 
 def _compare(module: silero.SileroVAD, model: Path, samples: Array, rate: int) -> None:
-    """Our step model and the vendor's graph on the same sound."""
+    """Compare our step model with the vendor's graph on the same sound."""
     if rate != silero.RATE:  # the vendor's graph takes 16 kHz only
         samples = clip()[0]
     with Engine.load(model) as engine, engine.open() as stream:
@@ -146,7 +146,7 @@ def _compare(module: silero.SileroVAD, model: Path, samples: Array, rate: int) -
 
 
 def _compare_alone(pipeline: Path, live: Microphones) -> None:
-    """What each microphone got from the daemon, against its sound alone in this process."""
+    """Compare each microphone's replies from the daemon with its sound run alone in this process."""
     worst, differ = 0.0, []
     with Engine.load(pipeline, max_streams=1) as engine:
         for heard, samples in zip(live.heard, live.sounds, strict=True):
@@ -166,8 +166,8 @@ def _compare_alone(pipeline: Path, live: Microphones) -> None:
 
 
 def _watch(live: Microphones) -> None:
-    """Print segments as they are found, and now and then how it goes, until all have ended."""
-    began = told = time.monotonic()
+    """Print each segment when it is found, and a status line every few seconds, until all have ended."""
+    began = reported = time.monotonic()
     playing = len(live.heard)
     while playing:
         try:
@@ -182,8 +182,8 @@ def _watch(live: Microphones) -> None:
             else:
                 playing -= 1
         now = time.monotonic()
-        if now - told >= _STATUS_EVERY:
-            told = now
+        if now - reported >= _STATUS_EVERY:
+            reported = now
             p50, p99 = live.percentiles()
             print(
                 f"      {now - began:5.1f} s  {live.steps / (now - began):5.0f} steps/s  "

@@ -1,8 +1,9 @@
-"""Silero VAD as a PyTorch module, with the weights that its own package ships.
+"""Silero VAD as a PyTorch module, with the weights of its own package.
 
-The vendor publishes the network as ONNX and TorchScript files and its weights as safetensors. Here it is
-written as ordinary PyTorch: per window a short-time Fourier magnitude by convolution and four
-convolutions, an `nn.LSTM` over the windows, and a probability for each. Nothing in it knows of streams.
+The vendor publishes the network as ONNX and TorchScript files, and its weights as safetensors. Here the
+network is ordinary PyTorch code. Each window passes a short-time Fourier magnitude (by convolution) and four
+convolutions; an `nn.LSTM` runs over the windows; each window gets a probability. The code has no streaming
+in it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .files import vendor_file
 
 RATE = 16000  # Hz
 FRAMING = Framing(window=576, hop=512)  # 64 samples of context before each 32 ms
-_BINS = 129  # of a Fourier transform over 256 samples
+_BINS = 129  # bins of a Fourier transform over 256 samples
 
 
 class SileroVAD(nn.Module):
@@ -47,10 +48,10 @@ class SileroVAD(nn.Module):
 
 
 def _convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A convolution of width 3 over (n, positions, channels), as one product of matrices.
+    """Compute a convolution of width 3 over (n, positions, channels) as one product of matrices.
 
-    Over the one to four positions of a window this runs several times as fast in batches as
-    onnxruntime's convolution does, and gives the same.
+    A window has one to four positions. In batches, this is several times as fast there as onnxruntime's
+    convolution, with the same result.
     """
     x = functional.pad(x, (0, 0, 1, 1))
     stop, stride = x.shape[1] - 2, conv.stride[0]
@@ -59,7 +60,7 @@ def _convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
 
 
 def load() -> SileroVAD:
-    """The module with its trained weights, in eval mode."""
+    """Return the module with its trained weights, in eval mode."""
     from safetensors.torch import load_file
 
     weights = load_file(vendor_file("silero_vad_16k.safetensors"))
@@ -79,5 +80,5 @@ def load() -> SileroVAD:
 
 
 def example() -> Tensor:
-    """Windows of quiet noise: (2, 16, 576)."""
+    """Return windows of quiet noise, (2, 16, 576)."""
     return torch.randn(2, 16, FRAMING.window, generator=torch.Generator().manual_seed(0)) * 0.1

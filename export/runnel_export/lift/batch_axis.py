@@ -48,7 +48,7 @@ def _goes_on(module: nn.Module, inputs: Mapping[str, Tensor], state: dict[str, A
     try:
         with torch.no_grad():
             _, after = results(copy.deepcopy(module).eval()(**inputs, **state), call)
-    except Exception:  # whatever fails is the wrong axis, or is told later with the arguments as given
+    except Exception:  # the wrong axis, or another error, which comes again later with the arguments as given
         return False
     before = pytree.tree_leaves(state)
     return sorted(tuple(t.shape) for t in before) == sorted(tuple(t.shape) for t in after.values())

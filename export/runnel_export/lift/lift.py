@@ -29,8 +29,9 @@ from .ops.along_time import aligned, delayed, from_the_first, length
 from .ops.sequence import feature_slice, rounded, select
 from .paddings import Padded, paddings
 from .probe import Probed, show
+from .rows import Rows, check_rows, rows_seen
 from .timing import ENDLESS, PLAIN, TICKS, Length, Timing
-from .trace import Prepared, Trace, UntraceableError, prepare, rows_given, trace
+from .trace import Prepared, Trace, UntraceableError, prepare, trace
 from .values import BATCH, HIDDEN, MERGED, TIME, Axis, Carry, Given, Stack, Value
 from .writer import LengthError, ShortTraceError
 
@@ -90,12 +91,12 @@ def lift(
 
         try:
             lifted = attempt((0, 1))
-            rows = _rows_seen(module, sized) if lifted.spec.steps and not lifted.at_end else {}
+            rows = rows_seen(module, sized) if lifted.spec.steps and not lifted.at_end else {}
             try:
-                _check_rows(module, rows, lifted)
+                check_rows(module, rows, lifted.rows)
             except LengthError:  # perhaps what looked like a constant is not one
                 lifted = attempt((0, 1), rows=rows)
-                _check_rows(module, rows, lifted)
+                check_rows(module, rows, lifted.rows)
             return lifted
         except ExportError as error:
             if first is not None:
@@ -164,10 +165,6 @@ def _twice(
     return replace(lifted, lengths=replace(takes, least=least), notes=(*lifted.notes, note))
 
 
-Rows = Mapping[int, set[int]]
-_LENGTHS = 6  # that follow each other, on which forward is run: strides of 2 and 3, and both
-
-
 class _StepsError(Exception):
     """The translation depends on where the sequence begins or ends: it is made again, with a clock."""
 
@@ -190,28 +187,6 @@ def _steps_after(timing: Timing, ticks: int, rows: int) -> int:
         steps = -(-(timing.length(total) + timing.delay) // rows)
         after = max(after, steps - -(-total // ticks))
     return after
-
-
-def _rows_seen(module: nn.Module, prepared: Prepared) -> Rows:
-    """The sizes of the axes of what forward returns, by the number of ticks; none if it fails."""
-    unit, first = prepared.takes.unit, max(t for _, t in prepared.sizes)
-    lengths = [first + i * unit for i in range(_LENGTHS)]
-    return dict(zip(lengths, rows_given(module, prepared, lengths), strict=True))
-
-
-def _check_rows(module: nn.Module, seen: Rows, lifted: Lifted) -> None:
-    """Raise if forward gives another number of rows than the step model at some length.
-
-    Two traced lengths do not show all: of two branches, the shorter one may be another at another length.
-    """
-    for ticks, given in seen.items():
-        if given and lifted.rows(ticks) not in given:
-            raise LengthError(
-                f"{type(module).__name__}: the number of rows that it makes does not follow from strides and "
-                f"paddings (of {ticks} ticks, {lifted.rows(ticks)} rows were expected). Are branches cut to "
-                "the shorter one, and which one that is changes with the length? What would help: cut to "
-                "x.shape[1], or by constants"
-            )
 
 
 def time_axes(traced: Trace) -> dict[str, int | None]:

@@ -46,7 +46,7 @@ def _is_padding(target: Any) -> bool:
 
 @dataclass(frozen=True)
 class Padded:
-    """`widths`: of each padding of a trace, by the number of ticks; empty where they cannot be told.
+    """`widths`: the widths of each padding of a trace, by the number of ticks; empty if they are not known.
 
     `least`: shorter sequences are padded in another way than the trace's, if they are at all.
     """

@@ -28,7 +28,7 @@ from runnel.errors import ExportError, NotStreamableError, RunnelError, nearest
 
 from ..arguments import counted_axes
 from ..call import named_leaves, output_names
-from ..dry_run import copied, first_line, rehearse, resample
+from ..dry_run import first_line, rehearse, resample
 from ..lengths import ANY, PRIMES, Lengths, accepted
 from ..nn.marks import lifting
 from ..pairing import pair, parameter_order, positions_note
@@ -208,20 +208,6 @@ def _feed(prepared: Prepared, batch: int, ticks: int) -> dict[str, Any]:
 def feed_at(module: nn.Module, prepared: Prepared, ticks: int, batch: int) -> dict[str, Any]:
     """Arguments of forward for `batch` sequences of so many ticks."""
     return _ordered(module, _feed(prepared, batch, ticks))
-
-
-def rows_given(module: nn.Module, prepared: Prepared, lengths: Sequence[int]) -> Iterator[set[int]]:
-    """The sizes of all axes of what forward returns for a sequence of each length; none if it fails."""
-    other = copied(module)
-    for ticks in lengths:
-        try:
-            with torch.no_grad():
-                returned = other(**feed_at(module, prepared, ticks, prepared.sizes[0][0]))
-        except Exception:  # the user's code raises of every kind
-            yield set()
-            continue
-        leaves = pytree.tree_leaves(returned)
-        yield {size for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape}
 
 
 def _placeholders(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor], list[str]]:

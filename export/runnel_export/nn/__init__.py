@@ -1,4 +1,4 @@
-"""Trainable recurrent layers that torch lacks, in torch's own manner; each exports as a stream."""
+"""Trainable recurrent layers that torch lacks, with interfaces like torch's. Each can be streamed."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ __all__ = [
     "linear_scan",
 ]
 
-# Loaded when first named: torch takes a second, and not everyone who looks here wants it (PEP 562).
+# Loaded on first use (PEP 562), because importing torch takes a second.
 _HOMES = {
     "CoupledLSTM": "coupled",
     "GRU": "gru",

@@ -1,4 +1,4 @@
-"""Causal self-attention over the last W ticks: a memory of bounded size, beside a recurrent layer's."""
+"""Causal self-attention over the last W ticks: a memory of bounded size."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ class WindowAttention(nn.Module):
         s_{t,j} = q_t · k_{t−j} / √d + p_j        j = 0 … W − 1, as far as tick t − j exists
         y_t     = Σ_j softmax_j(s_{t,j}) v_{t−j}
 
-    and the heads side by side go through one more matrix: the attention of A. Vaswani et al., "Attention is
-    all you need", 2017, https://arxiv.org/abs/1706.03762, within a band as in I. Beltagy et al.,
-    "Longformer", 2020, https://arxiv.org/abs/2004.05150, section 3.1, causal.
+    The joined heads go through one more matrix. This is the attention of A. Vaswani et al., "Attention is
+    all you need", 2017, https://arxiv.org/abs/1706.03762, limited to a causal band as in I. Beltagy et al.,
+    "Longformer", 2020, https://arxiv.org/abs/2004.05150, section 3.1.
 
-    *Positions*: a stream has no beginning to count from, so there is no position of a tick, only the distance
-    j between two. p_j is learned, one number a head and distance, zero at first (a bias by distance: C.
-    Raffel et al., 2020, https://arxiv.org/abs/1910.10683, section 2.1; here without buckets, W being small).
+    *Positions*: a stream has no beginning to count from, so a tick has no position; only the distance j
+    between two ticks is known. p_j is learned: one number for each head and distance, zero at first. It is
+    the bias by distance of C. Raffel et al., 2020, https://arxiv.org/abs/1910.10683, section 2.1, without
+    buckets, because W is small.
 
     Args:
         embed_dim: features of x and y; a multiple of `num_heads`.
-        num_heads: as of torch.nn.MultiheadAttention.
-        window: W, the own tick included; 1 at least.
-        bias: whether the four products have one.
+        num_heads: as for torch.nn.MultiheadAttention.
+        window: W, which counts the tick itself; at least 1.
+        bias: whether the four products have a bias.
 
-    Shapes: x and y (batch, time, embed_dim); state: the keys, values and a one of each of the last W − 1
-    ticks, (batch, W − 1, 2 · embed_dim + 1), zeros where a tick did not exist; None to begin. Batch first.
+    Shapes: x and y (batch, time, embed_dim), batch first. The state is (batch, W − 1, 2 · embed_dim + 1): the
+    key, the value and a 1 for each of the last W − 1 ticks, and zeros for ticks that did not exist. None
+    starts a new sequence.
 
-    Parameters: ``query``, ``key_value`` and ``out`` are torch.nn.Linear, initialised as such; ``distance`` is
-    (num_heads, W), the own tick's last. With it zero and W no less than the sequence's length, the result is
-    that of torch.nn.MultiheadAttention under a causal mask.
+    Parameters: ``query``, ``key_value`` and ``out`` are torch.nn.Linear, with its initialisation.
+    ``distance`` is (num_heads, W); the entry for the tick itself is the last. If ``distance`` is zero and W
+    is at least the sequence's length, the result equals torch.nn.MultiheadAttention with a causal mask.
 
-    As a stream its state are the same rows, shifted by each tick. In training each tick has its window in
-    memory, W times x: W is meant to be tens, hundreds at most.
+    A stream keeps the same state and shifts it by one at each tick. In training, the windows of all ticks are
+    in memory, W times the size of x, so W should be tens, at most hundreds.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, window: int, bias: bool = True) -> None:
@@ -52,12 +54,12 @@ class WindowAttention(nn.Module):
         self.distance = nn.Parameter(torch.zeros(num_heads, window))
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(output, last state)."""
+        """Return (output, last state)."""
         if x.dim() != 3 or x.shape[2] != self.embed_dim:
             raise ValueError(f"WindowAttention takes (batch, time, {self.embed_dim}), not {tuple(x.shape)}")
         batch, ticks, width = x.shape
         past, heads = self.window - 1, self.num_heads
-        # The one says that a row is a tick's: before the first there are zeros, which are none.
+        # The 1 marks a tick that exists. Before the first tick, the state is zeros.
         rows = torch.cat([self.key_value(x), x.new_ones(batch, ticks, 1)], 2)
         rows = pad(rows, (0, 0, past, 0)) if state is None else torch.cat([state, rows], 1)
         windows = rows.unfold(1, self.window, 1)  # (batch, time, 2 · width + 1, window)

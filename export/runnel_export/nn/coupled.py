@@ -11,7 +11,7 @@ from .recurrent import Gated, States
 
 
 class CoupledLSTM(Gated):
-    """An LSTM whose input gate is what its forget gate leaves: i = 1 − f.
+    """An LSTM whose input gate is one minus its forget gate: i = 1 − f.
 
     With a = W x_t + b_W + R h_{t-1} + b_R, in three parts::
 
@@ -19,22 +19,24 @@ class CoupledLSTM(Gated):
         c_t = f_t ⊙ c_{t-1} + (1 − f_t) ⊙ g_t
         h_t = o_t ⊙ tanh(c_t)
 
-    K. Greff et al., "LSTM: a search space odyssey", 2017 (its CIFG, here without peepholes). There the
-    input gate is kept and f = 1 − i; since 1 − σ(a) = σ(−a), that is this layer with a_f's weights negated.
+    K. Greff et al., "LSTM: a search space odyssey", 2017 (there called CIFG; here without peepholes). The
+    paper computes the input gate and sets f = 1 − i. Since 1 − σ(a) = σ(−a), that is this layer with the
+    weights of a_f negated.
 
     Args:
-        input_size, hidden_size, num_layers, bias: as of torch.nn.LSTM.
+        input_size, hidden_size, num_layers, bias: as for torch.nn.LSTM.
 
     Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: a tuple (h, c), each
-    (num_layers, batch, hidden_size). Batch first, always.
+    (num_layers, batch, hidden_size). Always batch first.
 
-    Parameters: as of torch.nn.LSTM, with three gates in the order f, g, o; all begin uniform within
-    ±1/√hidden.
+    Parameters: as for torch.nn.LSTM, with three gates in the order f, g, o. All are initialised uniformly
+    within ±1/√hidden.
 
-    Exported as one ONNX LSTM with ``input_forget=1``. ONNX does not say which gate is then computed from
-    which; onnxruntime keeps i and takes f = 1 − i. The file's i has the weights of a_f negated and f has
-    them as they are, so that either reading is right, and so would be a runtime that couples nothing.
-    onnxruntime runs ``input_forget`` on the CPU only: on CUDA it takes that node to the CPU.
+    The layer is exported as one ONNX LSTM with ``input_forget=1``. ONNX does not define which of the two
+    gates is then computed from the other; onnxruntime computes i and sets f = 1 − i. In the file, i has the
+    negated weights of a_f, and f has the weights of a_f. Both readings then give the right result, and so
+    does a runtime that ignores ``input_forget``. onnxruntime runs ``input_forget`` on the CPU only: on CUDA
+    it moves that node to the CPU.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""GRU in each of its published forms."""
+"""The GRU in each of its published forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recurrent import Gated, States
 
 
 class GRU(Gated):
-    """A gated recurrent unit, in the form that you name; torch.nn.GRU is one of the four.
+    """A gated recurrent unit in one of four forms. torch.nn.GRU is one of them.
 
     With r_t = σ(W_r x_t + R_r h_{t-1} + b_r) and z_t = σ(W_z x_t + R_z h_{t-1} + b_z)::
 
@@ -23,29 +23,31 @@ class GRU(Gated):
         update="takes":  h_t = (1 − z_t) ⊙ h_{t-1} + z_t ⊙ n_t
         update="keeps":  h_t = z_t ⊙ h_{t-1} + (1 − z_t) ⊙ n_t
 
-    *Where the reset gate is applied.* Before the product with R_n: K. Cho et al., "Learning phrase
-    representations using RNN encoder-decoder", EMNLP 2014, equation 8, and most of the literature; ONNX's
-    ``linear_before_reset=0``. After it: torch.nn.GRU, cuDNN, and the first version of Cho's paper on arXiv
-    (v1); ONNX's ``linear_before_reset=1``. These are different functions, and weights trained for one do
-    not serve the other.
+    *Position of the reset gate.* ``"before"`` the product with R_n: K. Cho et al., "Learning phrase
+    representations using RNN encoder-decoder", EMNLP 2014, equation 8, and most of the literature; in ONNX,
+    ``linear_before_reset=0``. ``"after"`` the product: torch.nn.GRU, cuDNN, and the first version of Cho's
+    paper on arXiv (v1); in ONNX, ``linear_before_reset=1``. The two are different functions: weights that
+    were trained for one are wrong for the other.
 
-    *What the update gate means.* z is how much is taken: J. Chung et al., "Empirical evaluation of gated
-    recurrent neural networks", 2014. z is how much is kept: Cho 2014, equation 7, torch and
-    ONNX. These are one function, with the weights of z negated: 1 − σ(a) = σ(−a).
+    *Meaning of the update gate z.* ``"takes"``, z is the share of the new value: J. Chung et al., "Empirical
+    evaluation of gated recurrent neural networks", 2014. ``"keeps"``, z is the share of the old value: Cho
+    2014, equation 7, torch and ONNX. The two are the same function with the weights of z negated, since
+    1 − σ(a) = σ(−a).
 
     Args:
-        input_size, hidden_size, num_layers, bias: as of torch.nn.GRU.
-        reset: where the reset gate is applied.
-        update: what the update gate means.
+        input_size, hidden_size, num_layers, bias: as for torch.nn.GRU.
+        reset: position of the reset gate.
+        update: meaning of the update gate.
 
     Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: h, (num_layers, batch,
-    hidden_size). Batch first, always.
+    hidden_size). Always batch first.
 
-    Parameters: those of torch.nn.GRU, gates in its order (r, z, n), all uniform within ±1/√hidden. With
-    ``reset="after", update="keeps"`` it is torch.nn.GRU, and takes its weights.
+    Parameters: those of torch.nn.GRU, with the gates in its order (r, z, n). All are initialised uniformly
+    within ±1/√hidden. With ``reset="after", update="keeps"`` the layer equals torch.nn.GRU and can load its
+    weights.
 
-    Exported as one ONNX GRU. onnxruntime runs ``reset="before"`` on the CPU only: on CUDA it takes that
-    node to the CPU.
+    The layer is exported as one ONNX GRU. onnxruntime runs ``reset="before"`` on the CPU only: on CUDA it
+    moves that node to the CPU.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class GRU(Gated):
         self.reset_parameters()
 
     def prepare(self, layer: int, x: Tensor) -> Tensor:
-        return linear(x, self.of(layer, "weight_ih"), self.biases(layer)[0])  # (the other is R's own: see n)
+        return linear(x, self.of(layer, "weight_ih"), self.biases(layer)[0])  # `tick` adds R's bias
 
     def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
         (h,) = state
@@ -81,7 +83,7 @@ class GRU(Gated):
 
     def operator(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
         weights = self.weights(layer)
-        if self.update == "takes":  # ONNX's z is how much is kept
+        if self.update == "takes":  # in ONNX, z is the share of the old value
             size = self.hidden_size
             weights = [torch.cat([w[:size], -w[size : 2 * size], w[2 * size :]]) for w in weights]
         kind = "gru" + " before" * (self.reset == "before") + " takes" * (self.update == "takes")

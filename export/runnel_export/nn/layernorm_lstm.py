@@ -1,4 +1,4 @@
-"""LSTM with layer normalisation."""
+"""The LSTM with layer normalisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .recurrent import Gated, States
 
 
 class LayerNormLSTM(Gated):
-    """An LSTM that normalises what comes from the input, what comes from the state, and the cell state.
+    """An LSTM that normalises the input's part, the state's part, and the cell state.
 
     With LN(v; γ, β) = γ ⊙ (v − mean v) / √(var v + eps) + β, over all four gates together::
 
@@ -18,24 +18,25 @@ class LayerNormLSTM(Gated):
         c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g)
         h_t = σ(o) ⊙ tanh(LN(c_t; γ_c, β_c))
 
-    J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016, its supplement; the bias that
-    is written there beside the two β adds nothing to them and is left out. ONNX has no such operator: it is
-    exported as single operations, and the step model takes exactly one tick a call.
+    J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016, supplement. The paper has a further
+    bias beside the two β; it changes nothing and is left out. ONNX has no such operator. The layer is
+    exported as single operations, and the step model takes exactly one tick per call.
 
-    Untrained, several layers of it can be chaotic: each normalisation makes small differences large, so
-    that float32 is not float64 for long. The exporter then compares only as far as the module's own float32
-    goes, and may want a larger ``tolerance=``.
+    Several untrained layers can be chaotic: each normalisation enlarges small differences, so that float32
+    soon departs from float64. The exporter then compares only as far as the module's own float32 follows its
+    float64, and may need a larger ``tolerance=``.
 
     Args:
-        input_size, hidden_size, num_layers: as of torch.nn.LSTM.
-        eps: put to each variance.
+        input_size, hidden_size, num_layers: as for torch.nn.LSTM.
+        eps: added to each variance.
 
     Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: a tuple (h, c), each
-    (num_layers, batch, hidden_size). Batch first, always.
+    (num_layers, batch, hidden_size). Always batch first.
 
-    Parameters: ``weight_ih_lk`` and ``weight_hh_lk`` as of torch.nn.LSTM, gates in its order (i, f, g, o),
-    uniform within ±1/√hidden; ``gain_ih_lk``, ``gain_hh_lk`` (4 · hidden), ``gain_c_lk`` (hidden): ones;
-    ``shift_ih_lk``, ``shift_hh_lk``, ``shift_c_lk``, as wide: zeros.
+    Parameters of layer k: ``weight_ih_lk`` and ``weight_hh_lk`` as for torch.nn.LSTM, with the gates in its
+    order (i, f, g, o), initialised uniformly within ±1/√hidden; ``gain_ih_lk`` and ``gain_hh_lk``
+    (4 · hidden) and ``gain_c_lk`` (hidden), initialised to one; ``shift_ih_lk``, ``shift_hh_lk`` and
+    ``shift_c_lk``, of the same sizes, initialised to zero.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, eps: float = 1e-5) -> None:

@@ -1,12 +1,16 @@
-"""What a layer of `runnel_export.nn` tells the exporter: this is a recurrence, and here is one tick of it.
+"""Mark the recurrence of a `runnel_export.nn` layer in a trace, so that the exporter finds one tick of it.
 
-A Python loop over time is unrolled by torch.export, and in what comes out nothing says any more which
-tick repeats the last one. So while a module is being lifted, such a layer does not loop. It either names
-the ONNX operator that computes it (`layer`), or runs its tick once, between marks: `tick` takes a tick of
-the sequence, `before` is a state as that tick finds it, and `over` makes of the tick's output and of its
-next states a sequence and the last states. What a value is called, for a probe, says `shown`. They are
-operators of torch without a kernel: they exist in a trace only, and `ops.marked` says what they become. Every
-other exporter, and torch itself, sees the loop.
+torch.export unrolls a Python loop over time, and its graph does not show that each tick repeats the one
+before. So while a module is being lifted, such a layer does not loop. Either it names the ONNX operator that
+computes it (`layer`), or it runs its tick once, between marks:
+
+- `tick` takes one tick out of the sequence;
+- `before` is a state before that tick;
+- `over` turns the tick's output and next states into a sequence and the last states;
+- `shown` names a value for a probe.
+
+The marks are torch operators without a kernel, so they exist in a trace only; `lift/ops/marked.py` translates
+them. Outside the lifting, torch and other exporters see the loop.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ import torch
 from torch import Tensor, library
 
 NAMESPACE = "runnel::"
-# The lengths of sequences that are run over by one tick written once; empty where nothing is being lifted.
+# Lengths of the sequences whose loop is replaced by one marked tick. Empty while nothing is being lifted.
 _LENGTHS: ContextVar[tuple[int, ...]] = ContextVar("_LENGTHS", default=())
 
 
-# What each one's result looks like; that is all there is to know of it in a trace.
+# The shape of each operator's result, which is all that a trace needs.
 
 
 def _ticked(x: Tensor) -> Tensor:
@@ -81,9 +85,9 @@ for _name, _schema, _shape in (
 
 @contextmanager
 def lifting(batch: int, ticks: int | None) -> Iterator[None]:
-    """Within: layers make marks. The stream's sequences have `ticks`; None where each call is one step.
+    """Make layers emit marks in this context. `ticks`: length of the sequences; None if a call is one step.
 
-    A sequence as long as the `batch` is one whose axes were exchanged: marked too, so that it is refused.
+    A sequence as long as the `batch` has its axes exchanged. It gets marks too, so that it is refused later.
     """
     token = _LENGTHS.set((1, batch) if ticks is None else (1, batch, ticks))
     try:
@@ -93,28 +97,28 @@ def lifting(batch: int, ticks: int | None) -> Iterator[None]:
 
 
 def lifted() -> bool:
-    """Whether a module is being lifted, so that a layer may say which operator it is."""
+    """Whether a module is being lifted, so that a layer may name its ONNX operator."""
     return bool(_lengths())
 
 
 def written_once(x: Tensor) -> bool:
-    """Whether one tick, between marks, is to stand for all of (batch, time, ...)."""
+    """Whether one marked tick replaces the loop over (batch, time, ...)."""
     return x.shape[1] in _lengths()
 
 
 def _lengths() -> tuple[int, ...]:
-    # torch.compile cannot read a context variable, and what it makes is never what is being lifted.
+    # torch.compile cannot read a context variable, and a compiled module is never the one being lifted.
     return () if torch.compiler.is_dynamo_compiling() else _LENGTHS.get()
 
 
 def tick(x: Tensor) -> Tensor:
-    """(batch, ...): one tick of (batch, time, ...)."""
+    """Return one tick, (batch, ...), of a sequence, (batch, time, ...)."""
     out: Tensor = torch.ops.runnel.tick(x)
     return out
 
 
 def before(start: Tensor, x: Tensor, name: str) -> Tensor:
-    """A state (batch, width) as a tick of x (batch, time, ...) finds it, which is `start` at the first."""
+    """Return a state (batch, width) before a tick of x (batch, time, ...). Before the first it is `start`."""
     out: Tensor = torch.ops.runnel.before(start, x, name)
     return out
 
@@ -127,17 +131,17 @@ def over(
     names: Sequence[str],
     number: int,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(what every tick gave, the last states): y (batch, ...) becomes (batch, time, ...).
+    """Return (the outputs of all ticks, the last states): y (batch, ...) becomes (batch, time, ...).
 
-    `before`: the states that the tick found; `after`: as it left them; `names`: what they are called.
-    `number`: which layer of its module it is.
+    `before`, `after`: the states before and after the tick. `names`: the names of the states.
+    `number`: the layer's number in its module.
     """
     out, *ends = torch.ops.runnel.over(y, list(before), list(after), ticks, list(names), number)
     return out, tuple(ends)
 
 
 def shown(letter: str, value: Tensor) -> Tensor:
-    """The value itself; a probe shows it under this letter: see `Recurrent.show`."""
+    """Return the value unchanged. A probe shows it under this letter: see `Recurrent.show`."""
     if not lifted():
         return value
     out: Tensor = torch.ops.runnel.shown(value, letter)
@@ -152,10 +156,10 @@ def layer(
     number: int,
     peephole: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(output, final states) of a layer that is one ONNX operator; see `ops.marked` for the kinds.
+    """Return (output, final states) of a layer that is one ONNX operator; for the kinds see `ops.marked`.
 
-    `weights` are W, R and their biases, if any, with the gates in torch's order; `peephole` (3, hidden)
-    has the rows i, f, o. `number`: which layer of its module it is.
+    `weights`: W, R and their biases, if any, with the gates in torch's order. `peephole`: (3, hidden), with
+    the rows i, f, o. `number`: the layer's number in its module.
     """
     y, *ends = torch.ops.runnel.layer(kind, x, list(start), list(weights), peephole, number)
     return y, tuple(ends)

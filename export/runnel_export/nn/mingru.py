@@ -1,4 +1,4 @@
-"""minGRU: a GRU whose gates do not see the past, so that training does not wait for it."""
+"""minGRU: a GRU whose gates do not depend on the state, so that training needs no loop over time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class MinGRU(nn.Module):
         h_t = (1 − z_t) ⊙ h_{t-1} + z_t ⊙ n_t
 
     L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?", 2024,
-    https://arxiv.org/abs/2410.01201, section 3.1. (h is an average of the n's, so that it needs no bounds,
-    nor the paper's variant in logarithms, which is for half precision.) Since neither gate sees h, all ticks
-    are computed together in training: see `linear_scan`. One layer is a moving average whose weights the
-    input chooses; what it cannot do, a second layer can.
+    https://arxiv.org/abs/2410.01201, section 3.1. h is an average of the values n, so it stays within their
+    range; the paper's variant in logarithms, for half precision, is not needed. Since z and n do not depend
+    on h, training computes all ticks together: see `linear_scan`. One layer is a moving average whose weights
+    depend on the input; a second layer adds what one cannot represent.
 
     Args:
-        input_size, hidden_size, num_layers, bias: as of torch.nn.GRU.
+        input_size, hidden_size, num_layers, bias: as for torch.nn.GRU.
 
     Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: h, (num_layers, batch,
-    hidden_size), zeros where None is given. Batch first, always.
+    hidden_size), or None for zeros. Always batch first.
 
-    Parameters: of layer k ``weight_lk`` (2 · hidden, features), of z and then of n, and ``bias_lk``
-    (2 · hidden); all uniform within ±1/√features, as of torch.nn.Linear.
+    Parameters of layer k: ``weight_lk`` (2 · hidden, features), first for z and then for n, and ``bias_lk``
+    (2 · hidden). All are initialised uniformly within ±1/√features, as in torch.nn.Linear.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True) -> None:
@@ -51,7 +51,7 @@ class MinGRU(nn.Module):
             nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(output, last state)."""
+        """Return (output, last state)."""
         if x.dim() != 3:
             raise ValueError(f"MinGRU takes (batch, time, features), not {tuple(x.shape)}")
         if state is None:

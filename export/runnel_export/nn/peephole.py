@@ -1,4 +1,4 @@
-"""LSTM whose gates see the cell state."""
+"""The LSTM with peepholes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recurrent import Gated, States
 
 
 class PeepholeLSTM(Gated):
-    """An LSTM with peepholes: the gates also see the cell state, o the new one.
+    """An LSTM with peepholes: i and f also see the old cell state, and o the new one.
 
     With a = W x_t + b_W + R h_{t-1} + b_R, in four parts::
 
@@ -21,25 +21,27 @@ class PeepholeLSTM(Gated):
         c_t = f_t ⊙ c_{t-1} + i_t ⊙ g_t
         o_t = σ(a_o + P_o c_t)            h_t = o_t ⊙ tanh(c_t)
 
-    ``form="diagonal"``: each P is a diagonal, so each cell is seen by its own gates alone. F. A. Gers and
+    ``form="diagonal"``: each P is a diagonal, so a cell is seen by its own gates only. F. A. Gers and
     J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000; this form and its backward pass are
-    the "vanilla LSTM" of K. Greff et al., "LSTM: a search space odyssey", 2017. Exported as one ONNX LSTM
-    with its input ``P``, which onnxruntime runs on the CPU only: on CUDA it takes that node to the CPU.
+    the "vanilla LSTM" of K. Greff et al., "LSTM: a search space odyssey", 2017. The layer is exported as one
+    ONNX LSTM with its input ``P``. onnxruntime runs that on the CPU only: on CUDA it moves the node to the
+    CPU.
 
-    ``form="full"``: each P is a matrix, so f_t = σ(W_f · [c_{t-1}, h_{t-1}, x_t] + b_f) and so on, as it is
-    drawn by C. Olah, "Understanding LSTM networks", 2015. ONNX has no such operator: it is exported as
-    single operations, and the step model takes exactly one tick a call.
+    ``form="full"``: each P is a matrix, so f_t = σ(W_f · [c_{t-1}, h_{t-1}, x_t] + b_f) and so on, as in the
+    drawing by C. Olah, "Understanding LSTM networks", 2015. ONNX has no such operator. The layer is exported
+    as single operations, and the step model takes exactly one tick per call.
 
     Args:
-        input_size, hidden_size, num_layers, bias: as of torch.nn.LSTM.
-        form: of the peepholes.
+        input_size, hidden_size, num_layers, bias: as for torch.nn.LSTM.
+        form: form of the peepholes.
 
     Shapes: x (batch, time, input_size), y (batch, time, hidden_size); state: a tuple (h, c), each
-    (num_layers, batch, hidden_size). Batch first, always.
+    (num_layers, batch, hidden_size). Always batch first.
 
-    Parameters: those of torch.nn.LSTM, gates in its order (i, f, g, o), and ``weight_ch_lk``: the peepholes
-    of i, f and o, (3, hidden) or, in full, (3 · hidden, hidden). All begin uniform within ±1/√hidden. With
-    ``weight_ch_lk`` zero it is torch.nn.LSTM, whose weights load with ``strict=False``.
+    Parameters of layer k: those of torch.nn.LSTM, with the gates in its order (i, f, g, o), and
+    ``weight_ch_lk``: the peepholes of i, f and o, (3, hidden) or, for ``"full"``, (3 · hidden, hidden). All
+    are initialised uniformly within ±1/√hidden. If ``weight_ch_lk`` is zero, the layer equals torch.nn.LSTM,
+    whose weights load with ``strict=False``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A recurrent layer written as one tick of it: what the layers here have in common, and yours may have."""
+"""Base classes of recurrent layers that are written as one tick, for the layers here and for yours."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ States = tuple[Tensor, ...]
 
 
 class Recurrent(nn.Module):
-    """Layers of one recurrence, each tick of which is given by `tick`; streams without further ado.
+    """Base class: layers of one recurrence, defined by one `tick`. Such a layer can be streamed.
 
-    A subclass says how wide its states are and writes `tick`, with torch's ordinary operations; in training
-    they run in a loop over time, and the exporter writes them once. What needs no state (the product with
-    the input) belongs in `prepare`, which sees the whole sequence at once. For a recurrence of your own::
+    A subclass declares the widths of its states and defines `tick` with torch's ordinary operations. In
+    training, `tick` runs in a loop over time; the exporter writes it once. Work that needs no state, such as
+    the product with the input, belongs in `prepare`, which gets the whole sequence at once. An example::
 
         class Leaky(Recurrent):
             def __init__(self, size: int) -> None:
@@ -34,14 +34,15 @@ class Recurrent(nn.Module):
                 h = 0.9 * h + 0.1 * torch.tanh(self.mix(torch.cat([x, h], -1)))
                 return h, (h,)
 
-    With ``export(..., probe="gates")`` its states are shown at each tick, and what `tick` gives to `show`.
+    With ``export(..., probe="gates")``, the probe shows the states and the values passed to `show` at each
+    tick.
 
-    Shapes: x is (batch, time, features): batch first, and never unbatched. A state is (num_layers, batch,
-    width), as torch's are; `forward` takes and gives one where the layer has one state, else a tuple.
+    Shapes: x is (batch, time, features): always batched, batch first. A state is (num_layers, batch, width),
+    as in torch. `forward` takes and returns a tensor if the layer has one state, and a tuple otherwise.
     """
 
     def __init__(self, states: Mapping[str, int], num_layers: int = 1) -> None:
-        """`states`: their widths by name, in the order in which `tick` takes and gives them."""
+        """`states`: widths by name, in the order in which `tick` takes and returns the states."""
         super().__init__()
         if num_layers < 1 or not states or min(states.values()) < 1:
             raise ValueError(
@@ -51,29 +52,32 @@ class Recurrent(nn.Module):
         self.widths = dict(states)
 
     def prepare(self, layer: int, x: Tensor) -> Tensor:
-        """(batch, time, …): what `tick` is to be given of each tick, from (batch, time, features)."""
+        """Return what `tick` receives of each tick, (batch, time, …), from x (batch, time, features)."""
         return x
 
     def tick(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States]:
-        """(output, next states) of one tick: x (batch, …), states (batch, width)."""
+        """Return (output, next states) of one tick: x (batch, …), states (batch, width)."""
         raise NotImplementedError
 
     def show(self, letter: str, value: Tensor) -> Tensor:
-        """`value`, (batch, width) of float32, as it is; a probe shows it under this letter.
+        """Return `value`, (batch, width) float32, unchanged. A probe shows it under this letter.
 
-        Of the letters in `runnel.probe.MEANING`: ``i = self.show("i", torch.sigmoid(i))``. Go on with what
-        it gives: nothing is known of a value that nothing is made of.
+        The letter is one of `runnel.probe.MEANING`: ``i = self.show("i", torch.sigmoid(i))``. Continue with
+        the returned value: if nothing depends on it, the trace does not contain it.
         """
         if letter not in MEANING:
             raise ValueError(f"show({letter!r}, …): one of {', '.join(MEANING)}")
         return marks.shown(letter, value)
 
     def operator(self, layer: int, x: Tensor, state: States) -> tuple[Tensor, States] | None:
-        """While being lifted: the layer as one ONNX operator, by `marks.layer`; None: `tick`, written out."""
+        """Return the layer as one ONNX operator by `marks.layer`, or None if `tick` should be written out.
+
+        Called only while the module is being lifted.
+        """
         return None
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """(output, last state); `state`: where to begin, zeros if None."""
+        """Return (output, last state). `state`: the initial state, or None for zeros."""
         if x.dim() != 3:
             raise ValueError(f"{type(self).__name__} takes (batch, time, features), not {tuple(x.shape)}")
         starts = self._starts(x, state)
@@ -85,7 +89,7 @@ class Recurrent(nn.Module):
         return x, last if len(last) > 1 else last[0]
 
     def _starts(self, x: Tensor, state: Any) -> States:
-        """Each state, (num_layers, batch, width)."""
+        """Return each initial state, (num_layers, batch, width)."""
         shapes = [(self.num_layers, x.shape[0], width) for width in self.widths.values()]
         if state is None:
             return tuple(x.new_zeros(shape) for shape in shapes)
@@ -122,11 +126,12 @@ class Recurrent(nn.Module):
 
 
 class Gated(Recurrent):
-    """What torch's own recurrent layers have: W and R of so many gates, two biases, torch's names and init.
+    """Base class with the parameters of torch's recurrent layers: W, R and two biases for all gates.
 
     Parameters of layer k: ``weight_ih_lk`` (gates · hidden, features), ``weight_hh_lk`` (gates · hidden,
-    hidden) and, with `bias`, ``bias_ih_lk`` and ``bias_hh_lk`` (gates · hidden); all uniform within
-    ±1/√hidden, as in torch. A second bias adds nothing, but weights can be exchanged with torch's layers.
+    hidden) and, with `bias`, ``bias_ih_lk`` and ``bias_hh_lk`` (gates · hidden). All are initialised
+    uniformly within ±1/√hidden, as in torch. The second bias has no effect of its own. It is there so that
+    weights can be exchanged with torch's layers.
     """
 
     def __init__(
@@ -149,20 +154,20 @@ class Gated(Recurrent):
                 self.add(layer, "bias_hh", gates * hidden_size)
 
     def add(self, layer: int, name: str, *shape: int) -> None:
-        """A parameter of a layer, ``NAME_lLAYER``, not initialised yet."""
+        """Add an uninitialised parameter ``NAME_lLAYER`` to a layer."""
         self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
 
     def of(self, layer: int, name: str) -> Tensor:
-        """A layer's parameter."""
+        """Return a layer's parameter."""
         found: Tensor = getattr(self, f"{name}_l{layer}")
         return found
 
     def biases(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """The input's and the state's; None where there are none."""
+        """Return the input's and the state's bias, or (None, None)."""
         return (self.of(layer, "bias_ih"), self.of(layer, "bias_hh")) if self.bias else (None, None)
 
     def weights(self, layer: int) -> list[Tensor]:
-        """W, R and the biases there are, in torch's order."""
+        """Return W, R and the biases, if any, in torch's order."""
         biases = [b for b in self.biases(layer) if b is not None]
         return [self.of(layer, "weight_ih"), self.of(layer, "weight_hh"), *biases]
 
@@ -172,7 +177,7 @@ class Gated(Recurrent):
             nn.init.uniform_(parameter, -bound, bound)
 
     def prepare(self, layer: int, x: Tensor) -> Tensor:
-        """W x + b_W + b_R for all ticks at once: the one product that does not wait for the last tick."""
+        """Return W x + b_W + b_R for all ticks at once, since this product does not need the state."""
         mine, states = self.biases(layer)
         bias = None if mine is None or states is None else mine + states
         return nn.functional.linear(x, self.of(layer, "weight_ih"), bias)

@@ -9,15 +9,15 @@ from torch import Tensor, library
 
 
 def linear_scan(a: Tensor, b: Tensor, start: Tensor, layer: int = 0) -> Tensor:
-    """h with h_t = a_t ⊙ h_{t-1} + b_t and h_{-1} = `start`: what minGRU, and any gated average, is made of.
+    """Return h with h_t = a_t ⊙ h_{t-1} + b_t and h_{-1} = `start`, as in minGRU and other gated averages.
 
-    Shapes: a, b and h (batch, time, width); start (batch, width). Differentiable once, in all three. As a
-    stream its state is h; `layer` is the number in that state's name. |a| should not be above 1, or h grows.
+    Shapes: a, b and h (batch, time, width); start (batch, width). Differentiable once, in all three. In a
+    stream, h is the state; `layer` is the number in the state's name. If |a| is above 1, h grows.
 
-    The composition of two ticks is a tick again, (a, b) then (a', b') being (a'a, a'b + b'), so ticks are
-    composed by doubling (W. D. Hillis and G. L. Steele, "Data parallel algorithms", CACM 29, 1986): few
-    operations on whole tensors instead of one on each tick. The gradient is the same recurrence from the
-    last tick to the first.
+    Two ticks in a row have the form of one tick: (a, b) and then (a', b') give (a'a, a'b + b'). So the number
+    of composed ticks is doubled again and again (W. D. Hillis and G. L. Steele, "Data parallel algorithms",
+    CACM 29, 1986). That needs few operations on whole tensors, instead of one operation for each tick. The
+    gradient is the same recurrence, from the last tick to the first.
     """
     if a.dim() != 3 or a.shape != b.shape or start.shape != (a.shape[0], a.shape[2]):
         raise ValueError(
@@ -29,17 +29,17 @@ def linear_scan(a: Tensor, b: Tensor, start: Tensor, layer: int = 0) -> Tensor:
 
 
 def _doubled(a: Tensor, b: Tensor) -> Tensor:
-    """h with h_{-1} = 0."""
+    """Return h for h_{-1} = 0."""
     ahead, ticks = 1, a.shape[1]
     while ahead < ticks:
-        # Tick t now stands for itself and up to `ahead` - 1 ticks before it.
+        # Entry t now composes tick t and up to `ahead` - 1 ticks before it.
         b = torch.cat([b[:, :ahead], b[:, ahead:] + a[:, ahead:] * b[:, :-ahead]], 1)
         a = torch.cat([a[:, :ahead], a[:, ahead:] * a[:, :-ahead]], 1)
         ahead *= 2
     return b
 
 
-# One operation of its own, so that the exporter sees a recurrence, and not what it takes to do it at once.
+# A custom operator, so that the exporter sees the recurrence and not the doubling.
 @library.custom_op("runnel::linear_scan", mutates_args=())
 def _linear_scan(a: Tensor, b: Tensor, start: Tensor, layer: int) -> Tensor:
     first = b[:, :1] + a[:, :1] * start.unsqueeze(1)
@@ -57,7 +57,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) 
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    """G_t = g_t + a_{t+1} ⊙ G_{t+1} is the gradient of b_t; of a_t it is G_t ⊙ h_{t-1}."""
+    """The gradient of b_t is G_t = g_t + a_{t+1} ⊙ G_{t+1}. The gradient of a_t is G_t ⊙ h_{t-1}."""
     a, start, h = ctx.saved_tensors
     later = torch.cat([torch.zeros_like(a[:, :1]), a[:, 1:].flip(1)], 1)
     of_b = _doubled(later, grad.flip(1)).flip(1)

@@ -104,7 +104,8 @@ def _always(low: Lowering, dim: int, size: int, rows: int) -> bool:
     node = low.twin.get(low.at)
     if node is None or not isinstance(node.args[0], Node):
         return False
-    return node.meta["val"].shape[dim] == rows and node.args[0].meta["val"].shape[dim] != size
+    before, after = node.args[0].meta["val"].shape[dim], node.meta["val"].shape[dim]
+    return bool(after == rows and before != size)
 
 
 def _last_rows(low: Lowering, v: Value, dim: int, rows: int) -> Value:
